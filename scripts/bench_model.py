@@ -1,0 +1,246 @@
+"""Times VGGT-1B with random weights and prints where time and memory go.
+
+One JSON line per case: device, versions, shapes, median and spread of the repeats, peak memory.
+Every case runs in a process of its own, so that its peak is its own.
+
+    python scripts/bench_model.py --frames 10 50 100 200 --out docs/benchmarks/model_h100.jsonl
+
+Where the official package `vggt` can be imported, `--official` measures its aggregator in the same
+run: PyTorch, bfloat16 autocast, scaled_dot_product_attention as it chooses.
+"""
+
+import argparse
+import functools
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+PARTS = ("aggregator", "model", "first_call", "official")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--frames", type=int, nargs="+", default=[10, 50, 100, 200])
+    parser.add_argument("--model-frames", type=int, nargs="+", default=[10, 100, 200])
+    parser.add_argument("--size", type=int, nargs=2, default=[518, 518], help="height width")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--official", action="store_true", help="also time the package vggt")
+    parser.add_argument("--profile", action="store_true", help="also sum kernel times by kind")
+    parser.add_argument("--out", type=pathlib.Path, help="file to append JSON lines to")
+    parser.add_argument("--case", help=argparse.SUPPRESS)  # JSON: the child process's one case
+    args = parser.parse_args()
+    if args.case:
+        print(json.dumps(run_case(**json.loads(args.case))))
+        return
+
+    common = {"size": args.size, "repeats": args.repeats}
+    cases = [{"part": "aggregator", "frames": n} for n in args.frames]
+    cases += [{"part": "model", "frames": n} for n in args.model_frames]
+    if args.official:
+        cases += [{"part": "official", "frames": n} for n in args.frames]
+    for case in cases:
+        profile = args.profile and case["part"] in ("aggregator", "model")
+        report(run_child({**case, **common, "profile": profile}, {}), args.out)
+    with tempfile.TemporaryDirectory() as cache:
+        for state in ("cold", "warm"):
+            case = {"part": "first_call", "frames": args.model_frames[0], "cache": state}
+            report(run_child({**case, **common}, {"JAX_COMPILATION_CACHE_DIR": cache}), args.out)
+
+
+def run_child(case: dict, env: dict) -> dict:
+    command = [sys.executable, __file__, "--case", json.dumps(case)]
+    result = subprocess.run(command, env=os.environ | env, stdout=subprocess.PIPE, text=True)
+    if result.returncode:
+        return {**case, "error": f"exit code {result.returncode}"}
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def report(line: dict, out: pathlib.Path | None):
+    print(json.dumps(line), flush=True)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with out.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def run_case(part: str, **case) -> dict:
+    run = {
+        "aggregator": run_ours,
+        "model": run_ours,
+        "first_call": run_first_call,
+        "official": run_official,
+    }[part]
+    return {"part": part, **run(part=part, **case)}
+
+
+def make_inputs(frames: int, size: list[int]):
+    """A random VGGT-1B whose product kernels are stored in bfloat16, and random images."""
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    import vggt_jax
+    from vggt_jax.checkpoint import with_dtype
+
+    config = vggt_jax.VGGTConfig.vggt_1b()
+    make = lambda: with_dtype(vggt_jax.VGGT(config, rngs=nnx.Rngs(0)), jnp.bfloat16)
+    model = jax.jit(make)()
+    images = jax.random.randint(jax.random.key(1), (1, frames, *size, 3), 0, 256).astype(jnp.uint8)
+    return jax.block_until_ready((model, images))
+
+
+def aggregate(model, images):
+    patch_tokens = model.encode(images)
+    return model.aggregate(patch_tokens, model.layout(images))
+
+
+def whole(model, images):
+    return model(images)
+
+
+def run_ours(part, frames, size, repeats, profile=False):
+    import jax
+
+    model, images = make_inputs(frames, size)
+    fn = jax.jit({"aggregator": aggregate, "model": whole}[part])
+    start = time.perf_counter()
+    compiled = fn.lower(model, images).compile()
+    compile_s = time.perf_counter() - start
+    call = lambda: jax.block_until_ready(compiled(model, images))
+    result = {
+        **describe_jax(),
+        "frames": frames,
+        "size": size,
+        "dtype": "bfloat16",
+        "compile_s": round(compile_s, 1),
+        **time_calls(call, repeats),
+        "peak_gib": gib(jax.devices()[0].memory_stats()["peak_bytes_in_use"]),
+        "weights_gib": gib(sum(x.nbytes for x in jax.tree.leaves(model))),
+        "xla_temporaries_gib": gib(compiled.memory_analysis().temp_size_in_bytes),
+        "xla_outputs_gib": gib(compiled.memory_analysis().output_size_in_bytes),
+    }
+    if profile:
+        result["kernel_ms"] = profile_kernels(call)
+    return result
+
+
+def run_first_call(part, frames, size, repeats, cache):
+    """What a user waits for at the first call, compilation included; then once more."""
+    import jax
+
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    model, images = make_inputs(frames, size)
+    fn = jax.jit(whole)
+    times = []
+    for _ in range(2):
+        start = time.perf_counter()
+        jax.block_until_ready(fn(model, images))
+        times.append(time.perf_counter() - start)
+    return {
+        **describe_jax(),
+        "frames": frames,
+        "size": size,
+        "compile_cache": cache,
+        "first_call_s": round(times[0], 2),
+        "second_call_s": round(times[1], 3),
+    }
+
+
+def run_official(part, frames, size, repeats, profile=False):
+    import torch
+    from vggt.models.aggregator import Aggregator
+
+    torch.manual_seed(0)
+    model = Aggregator(img_size=518).cuda().eval()
+    images = torch.rand(1, frames, 3, *size, device="cuda")
+
+    @torch.no_grad()
+    @torch.autocast("cuda", dtype=torch.bfloat16)
+    def call():
+        model(images)
+        torch.cuda.synchronize()
+
+    timing = time_calls(call, repeats)
+    return {
+        "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "frames": frames,
+        "size": size,
+        "dtype": "bfloat16",
+        **timing,
+        "peak_gib": gib(torch.cuda.max_memory_allocated()),
+    }
+
+
+def time_calls(call, repeats: int) -> dict:
+    call()
+    call()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        times.append(1e3 * (time.perf_counter() - start))
+    return {"ms": round(statistics.median(times), 1), "spread_ms": round(max(times) - min(times), 1)}
+
+
+def profile_kernels(call) -> dict:
+    """Milliseconds of one call by kind of kernel, from the profiler's trace."""
+    import gzip
+
+    import jax
+
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            call()
+        path = next(pathlib.Path(folder).rglob("*.trace.json.gz"))
+        events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    gpus = {e["pid"] for e in events if e.get("name") == "process_name" and "GPU" in str(e["args"])}
+    streams = {
+        (e["pid"], e["tid"])
+        for e in events
+        if e.get("name") == "thread_name" and e["pid"] in gpus and "Stream" in str(e["args"])
+    }
+    totals, names = {}, {}
+    for event in events:
+        if event.get("ph") != "X" or (event["pid"], event["tid"]) not in streams:
+            continue
+        kind = kind_of_kernel(event["name"])
+        totals[kind] = totals.get(kind, 0) + event["dur"] / 1e3
+        names[event["name"]] = names.get(event["name"], 0) + event["dur"] / 1e3
+    if path_out := os.environ.get("BENCH_KERNELS_OUT"):
+        top = sorted(names.items(), key=lambda item: -item[1])[:60]
+        pathlib.Path(path_out).write_text(json.dumps(top, indent=1))
+    return {kind: round(ms, 1) for kind, ms in sorted(totals.items(), key=lambda item: -item[1])}
+
+
+def kind_of_kernel(name: str) -> str:
+    lower = name.lower()
+    for kind, marks in (
+        ("attention", ("sdpa", "flash", "fmha", "fprop_sm90_flash")),
+        ("convolution", ("conv", "fprop", "implicit")),
+        ("matrix product", ("gemm", "nvjet", "cutlass", "cublas", "dot")),
+        ("copy", ("copy", "memcpy", "memset")),
+    ):
+        if any(mark in lower for mark in marks):
+            return kind
+    return "elementwise and reductions"
+
+
+@functools.cache
+def describe_jax() -> dict:
+    import jax
+
+    return {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
+
+
+def gib(num_bytes: int) -> float:
+    return round(num_bytes / 2**30, 2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Dense attention: the function with its two implementations, and the layer around it."""
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from vggt_jax.layers.chunking import map_chunks
+from vggt_jax.layers.linear import Linear
+from vggt_jax.layers.norm import LayerNorm
+from vggt_jax.layers.precision import Precision
+from vggt_jax.layers.rope import apply_rope
+
+Implementation = Literal["cudnn", "xla"]
+
+# Scores of one chunk of queries in `xla`, in bytes.
+_MAX_SCORE_BYTES = 256 * 2**20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dense:
+    """Every token attends to every token.
+
+    `implementation`: "cudnn" (NVIDIA GPUs, bfloat16 or float16), "xla" (any device, bounded
+    memory), or None to choose by device and type. A name means that one or an error.
+    """
+
+    implementation: Implementation | None = None
+
+    def __post_init__(self):
+        if self.implementation not in (None, "cudnn", "xla"):
+            raise ValueError(f"{self.implementation=} is unknown; use 'cudnn', 'xla' or None")
+
+
+def dense_attention(
+    q: Float[Array, "b t n h"],
+    k: Float[Array, "b kv n h"],
+    v: Float[Array, "b kv n h"],
+    *,
+    kv_lengths: Int[Array, " b"] | None = None,
+    precision: jax.lax.Precision = jax.lax.Precision.HIGHEST,
+    implementation: Implementation | None = None,
+) -> Float[Array, "b t n h"]:
+    """Softmax attention with scores scaled by `1 / sqrt(h)`, softmax and sums in float32.
+
+    Args:
+        kv_lengths: how many of the leading keys of each batch row count; None for all.
+        precision: of float32 products; bfloat16 and float16 products accumulate in float32.
+        implementation: see `Dense`.
+
+    Raises:
+        NotImplementedError: the implementation named cannot run these arrays on this device.
+    """
+    cudnn_fits = (
+        jax.default_backend() == "gpu"
+        and q.dtype in (jnp.bfloat16, jnp.float16)
+        and q.shape[-1] <= 128
+        and q.shape[-1] % 8 == 0
+    )
+    if implementation == "cudnn" and not cudnn_fits:
+        raise NotImplementedError(
+            f"cudnn attention needs an NVIDIA GPU, bfloat16 or float16 and a head dim that is a "
+            f"multiple of 8 up to 128, not {jax.default_backend()=}, {q.dtype.name}, "
+            f"head_dim={q.shape[-1]}; use implementation='xla' or None"
+        )
+    if implementation == "cudnn" or (implementation is None and cudnn_fits):
+        return jax.nn.dot_product_attention(
+            q, k, v, key_value_seq_lengths=kv_lengths, implementation="cudnn"
+        )
+    b, _, n, _ = q.shape
+    bytes_per_query = 4 * b * n * k.shape[1]
+    return map_chunks(
+        lambda queries: _attend(queries, k, v, kv_lengths, precision),
+        q,
+        axis=1,
+        max_chunk=_MAX_SCORE_BYTES // bytes_per_query,
+    )
+
+
+def _attend(q, k, v, kv_lengths, precision):
+    scores = jnp.einsum(
+        "btnh,bknh->bntk", q, k, precision=precision, preferred_element_type=jnp.float32
+    )
+    scores *= q.shape[-1] ** -0.5
+    if kv_lengths is not None:
+        valid = jnp.arange(k.shape[1]) < kv_lengths[:, None]
+        scores = jnp.where(valid[:, None, None, :], scores, -jnp.inf)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum(
+        "bntk,bknh->btnh", weights, v, precision=precision, preferred_element_type=jnp.float32
+    ).astype(v.dtype)
+
+
+class Rope(NamedTuple):
+    """Tables of `rope_tables` for the tokens of a frame."""
+
+    cos: Float[Array, "p h"]
+    sin: Float[Array, "p h"]
+
+
+class Attention(nnx.Module):
+    """Projections around attention: to queries, keys and values, and back.
+
+    Attention itself lies between `project` and `output`, because only the caller knows which
+    tokens see each other (those of a frame, or all of a scene) and by which kernel.
+    """
+
+    def __init__(self, dim: int, num_heads: int, *, qk_norm: bool, rngs: nnx.Rngs):
+        self.num_heads = num_heads
+        self.qkv = Linear(dim, 3 * dim, rngs=rngs)
+        self.q_norm = LayerNorm(dim // num_heads) if qk_norm else None
+        self.k_norm = LayerNorm(dim // num_heads) if qk_norm else None
+        self.proj = Linear(dim, dim, rngs=rngs)
+
+    def project(
+        self, x: Float[Array, "*b p c"], rope: Rope | None, precision: Precision
+    ) -> tuple[Float[Array, "*b p n h"], Float[Array, "*b p n h"], Float[Array, "*b p n h"]]:
+        """Queries and keys, normalised and turned in float32, and values; all in the compute type."""
+        qkv = self.qkv(x, precision)
+        qkv = qkv.reshape(*x.shape[:-1], 3, self.num_heads, x.shape[-1] // self.num_heads)
+        q, k, v = qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if rope is not None:
+            q, k = apply_rope(q, *rope), apply_rope(k, *rope)
+        return q.astype(v.dtype), k.astype(v.dtype), v
+
+    def output(self, attended: Float[Array, "*b n h"], precision: Precision) -> Float[Array, "*b c"]:
+        """Joins the heads and projects them."""
+        return self.proj(attended.reshape(*attended.shape[:-2], -1), precision)

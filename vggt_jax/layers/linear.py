@@ -1,0 +1,91 @@
+"""Layers that multiply by a kernel: linear, convolution, and upsampling by a whole factor."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from vggt_jax.layers.precision import Precision
+
+_INIT_STD = 0.02  # dinov2's init_weights_vit_timm (official file: vggt/layers/vision_transformer.py)
+
+
+def _kernel(rngs: nnx.Rngs, *shape: int) -> nnx.Param:
+    return nnx.Param(_INIT_STD * jax.random.truncated_normal(rngs.params(), -2.0, 2.0, shape))
+
+
+class Linear(nnx.Module):
+    """`x @ kernel + bias`, in the compute type."""
+
+    def __init__(self, in_dim: int, out_dim: int, *, rngs: nnx.Rngs):
+        self.kernel = _kernel(rngs, in_dim, out_dim)
+        self.bias = nnx.Param(jnp.zeros(out_dim))
+
+    def __call__(self, x: Float[Array, "*b i"], precision: Precision) -> Float[Array, "*b o"]:
+        return apply_linear(x, self.kernel[...], self.bias[...], precision)
+
+
+def apply_linear(
+    x: Float[Array, "*b i"],
+    kernel: Float[Array, "i o"],
+    bias: Float[Array, " o"],
+    precision: Precision,
+) -> Float[Array, "*b o"]:
+    """`x @ kernel + bias`: operands and result in the compute type, sums in float32."""
+    dtype = precision.compute_dtype
+    y = jnp.einsum(
+        "...i,io->...o", x.astype(dtype), kernel.astype(dtype), precision=precision.matmul
+    )
+    return y + bias.astype(dtype)
+
+
+class Conv(nnx.Module):
+    """2D convolution, channels last, `kernel [kh kw i o]`, zero padding that keeps the size."""
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        kernel_size: int = 3,
+        *,
+        stride: int = 1,
+        use_bias: bool = True,
+        rngs: nnx.Rngs,
+    ):
+        self.stride = stride
+        self.kernel = _kernel(rngs, kernel_size, kernel_size, in_dim, out_dim)
+        self.bias = nnx.Param(jnp.zeros(out_dim)) if use_bias else None
+
+    def __call__(
+        self, x: Float[Array, "b h w i"], precision: Precision
+    ) -> Float[Array, "b h2 w2 o"]:
+        dtype, kernel = precision.compute_dtype, self.kernel[...]
+        padding = kernel.shape[0] // 2
+        y = jax.lax.conv_general_dilated(
+            x.astype(dtype),
+            kernel.astype(dtype),
+            window_strides=(self.stride, self.stride),
+            padding=((padding, padding), (padding, padding)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            precision=precision.matmul,
+        )
+        return y if self.bias is None else y + self.bias[...].astype(dtype)
+
+
+class Upsample(nnx.Module):
+    """Transposed convolution whose kernel is as large as its stride: every pixel becomes a tile."""
+
+    def __init__(self, in_dim: int, out_dim: int, factor: int, *, rngs: nnx.Rngs):
+        self.kernel = _kernel(rngs, in_dim, factor, factor, out_dim)
+        self.bias = nnx.Param(jnp.zeros(out_dim))
+
+    def __call__(
+        self, x: Float[Array, "b h w i"], precision: Precision
+    ) -> Float[Array, "b h2 w2 o"]:
+        dtype, kernel = precision.compute_dtype, self.kernel[...]
+        _, factor, _, out_dim = kernel.shape
+        y = jnp.einsum(
+            "bhwi,ixyo->bhxwyo", x.astype(dtype), kernel.astype(dtype), precision=precision.matmul
+        )
+        b, height, _, width, _, _ = y.shape
+        return y.reshape(b, height * factor, width * factor, out_dim) + self.bias[...].astype(dtype)

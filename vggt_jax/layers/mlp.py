@@ -1,0 +1,19 @@
+"""The two-layer perceptron of transformer blocks."""
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from vggt_jax.layers.linear import Linear
+from vggt_jax.layers.precision import Precision
+
+
+class Mlp(nnx.Module):
+    """Linear, exact (erf) GELU, linear."""
+
+    def __init__(self, dim: int, hidden_dim: int, out_dim: int | None = None, *, rngs: nnx.Rngs):
+        self.fc1 = Linear(dim, hidden_dim, rngs=rngs)
+        self.fc2 = Linear(hidden_dim, dim if out_dim is None else out_dim, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "*b d"], precision: Precision) -> Float[Array, "*b o"]:
+        return self.fc2(jax.nn.gelu(self.fc1(x, precision), approximate=False), precision)

@@ -1,0 +1,26 @@
+"""Layer normalisation."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation over the last axis, in and to float32."""
+
+    def __init__(self, dim: int, *, eps: float = 1e-5):
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones(dim))
+        self.bias = nnx.Param(jnp.zeros(dim))
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        return normalize(x, eps=self.eps) * self.scale[...] + self.bias[...]
+
+
+def normalize(x: Float[Array, "*b d"], *, eps: float) -> Float[Array, "*b d"]:
+    """Zero mean and unit variance over the last axis, in and to float32."""
+    x = x.astype(jnp.float32)
+    x = x - jnp.mean(x, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(variance + eps)

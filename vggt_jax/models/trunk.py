@@ -1,0 +1,150 @@
+"""The trunk: blocks that alternate between attention within a frame and over all frames."""
+
+import dataclasses
+from collections.abc import Collection
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from vggt_jax.layers.attention import Dense, Rope, dense_attention
+from vggt_jax.layers.block import Block, stack_modules
+from vggt_jax.layers.chunking import map_chunks
+from vggt_jax.layers.precision import Precision
+from vggt_jax.layers.rope import rope_tables
+from vggt_jax.models.token_layout import TokenLayout
+
+# Tokens of one chunk of what runs frame by frame: far above what fills a GPU's matrix units,
+# while the widest temporary, the MLP's hidden layer, stays at 256 MiB for VGGT-1B in bfloat16.
+_TOKENS_PER_CHUNK = 32768
+
+
+def frames_per_chunk(num_scenes: int, tokens_per_frame: int) -> int:
+    """How many frames of each scene make a chunk of what runs frame by frame."""
+    return max(1, _TOKENS_PER_CHUNK // (num_scenes * tokens_per_frame))
+
+
+def make_trunk_blocks(
+    dim: int,
+    num_heads: int,
+    mlp_ratio: float,
+    depth: int,
+    *,
+    norm_eps: float,
+    layer_scale: float,
+    rngs: nnx.Rngs,
+) -> Block:
+    """`depth` stacked blocks with normalised queries and keys."""
+    make = lambda rngs: Block(
+        dim,
+        num_heads,
+        mlp_ratio,
+        norm_eps=norm_eps,
+        layer_scale=layer_scale,
+        qk_norm=True,
+        rngs=rngs,
+    )
+    return stack_modules(make, depth, rngs)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrunkOutput:
+    """What the heads read. `c2` is twice the trunk's width: frame-wise, then global output.
+
+    Attributes:
+        kept: tokens after the layers in `layers`, in the compute type. One array, because heads
+            read a few frames of it at a time and nothing is to copy it whole.
+        layers: the layers kept, ascending; the last one always among them.
+        first_tokens: the first token of every frame after the last layer, float32.
+    """
+
+    kept: Float[Array, "b s l p c2"]
+    layers: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    first_tokens: Float[Array, "b s c2"]
+
+    def tap(self, layer: int) -> Float[Array, "b s p c2"]:
+        """Tokens after one of the layers kept."""
+        return self.kept[:, :, self.layers.index(layer)]
+
+
+def run_trunk(
+    frame_blocks: Block,
+    global_blocks: Block,
+    tokens: Float[Array, "b s p c"],
+    *,
+    layout: TokenLayout,
+    taps: Collection[int],
+    attention: Dense,
+    num_frames: Int[Array, " b"] | None,
+    precision: Precision,
+) -> TrunkOutput:
+    """Runs pairs of a frame and a global block and keeps the output of the tapped pairs only.
+
+    Args:
+        frame_blocks, global_blocks: stacked blocks of equal number.
+        tokens: float32.
+        taps: layers (pairs) to keep.
+        num_frames: valid leading frames of each scene, the others are hidden from them.
+    """
+    b, s, p, c = tokens.shape
+    num_heads = frame_blocks.attn.num_heads
+    depth = frame_blocks.ls1.shape[0]
+    rope = Rope(*rope_tables(layout.positions(), c // num_heads))
+    kv_lengths = None if num_frames is None else num_frames * p
+    chunk = frames_per_chunk(b, p)
+
+    def frame_layer(block: Block, x):
+        def run(x):
+            q, k, v = (y.reshape(-1, *y.shape[2:]) for y in block.before(x, rope, precision))
+            attended = dense_attention(
+                q, k, v, precision=precision.matmul, implementation=attention.implementation
+            )
+            return block.after(x, attended.reshape(*x.shape[:3], num_heads, -1), precision)
+
+        return map_chunks(run, x, axis=1, max_chunk=chunk)
+
+    def global_layer(block: Block, x):
+        q, k, v = map_chunks(
+            lambda x: block.before(x, rope, precision), x, axis=1, max_chunk=chunk
+        )
+        scene = lambda y: y.reshape(b, s * p, *y.shape[3:])
+        attended = dense_attention(
+            scene(q),
+            scene(k),
+            scene(v),
+            kv_lengths=kv_lengths,
+            precision=precision.matmul,
+            implementation=attention.implementation,
+        ).reshape(q.shape)
+        return map_chunks(
+            lambda xs: block.after(*xs, precision), (x, attended), axis=1, max_chunk=chunk
+        )
+
+    # A layer writes to the place of the next tap, which is overwritten until that tap has written:
+    # one buffer, updated in place, without branches. Layers after the last tap need a place too.
+    layers = sorted(set(taps) | {depth - 1})
+    place_of_layer = np.searchsorted(layers, np.arange(depth))
+    kept = jnp.zeros((b, s, len(layers), p, 2 * c), precision.compute_dtype)
+
+    def layer(carry, inputs):
+        x, kept = carry
+        frame_block, global_block, place = inputs
+        with jax.named_scope("trunk/frame"):
+            x_frame = frame_layer(frame_block, x)
+        with jax.named_scope("trunk/global"):
+            x = global_layer(global_block, x_frame)
+        with jax.named_scope("trunk/keep"):
+            for offset, y in ((0, x_frame), (c, x)):
+                kept = jax.lax.dynamic_update_slice(
+                    kept, y.astype(kept.dtype)[:, :, None], (0, 0, place, 0, offset)
+                )
+        first = jnp.concatenate([x_frame[:, :, 0], x[:, :, 0]], axis=-1)
+        return (x, kept), first
+
+    (_, kept), firsts = jax.lax.scan(
+        layer, (tokens, kept), (frame_blocks, global_blocks, jnp.asarray(place_of_layer))
+    )
+    return TrunkOutput(kept=kept, layers=tuple(layers), first_tokens=firsts[-1])

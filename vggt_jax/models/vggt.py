@@ -1,0 +1,220 @@
+"""VGGT: Visual Geometry Grounded Transformer (arXiv:2503.11651)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, UInt8
+
+from vggt_jax.config import VGGTConfig
+from vggt_jax.heads.camera import CameraHead
+from vggt_jax.heads.dpt import DPT, activate
+from vggt_jax.heads.track import TrackHead
+from vggt_jax.layers.attention import Dense
+from vggt_jax.layers.chunking import map_chunks
+from vggt_jax.layers.precision import Precision
+from vggt_jax.layers.vit import VisionTransformer
+from vggt_jax.models.token_layout import TokenLayout
+from vggt_jax.models.trunk import TrunkOutput, frames_per_chunk, make_trunk_blocks, run_trunk
+from vggt_jax.outputs import VGGTOutput
+
+
+class VGGT(nnx.Module):
+    """VGGT with random parameters; `vggt_jax.load_model` reads trained ones.
+
+    Use it as an immutable pytree: pass it to functions under `jax.jit` as an argument.
+    """
+
+    def __init__(self, config: VGGTConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        dim = config.embed_dim
+        # Small at first, so that all frames start alike (official: vggt/models/aggregator.py).
+        normal = lambda *shape: nnx.Param(1e-6 * jax.random.normal(rngs.params(), shape))
+        self.camera_token = normal(2, 1, dim)
+        self.register_token = normal(2, config.num_register_tokens, dim)
+        self.encoder = VisionTransformer(
+            img_size=config.img_size,
+            patch_size=config.patch_size,
+            dim=dim,
+            depth=config.vit_depth,
+            num_heads=config.vit_num_heads,
+            mlp_ratio=config.mlp_ratio,
+            num_register_tokens=config.num_register_tokens,
+            rngs=rngs,
+        )
+        self.frame_blocks, self.global_blocks = (
+            make_trunk_blocks(
+                dim,
+                config.num_heads,
+                config.mlp_ratio,
+                config.depth,
+                norm_eps=1e-5,
+                layer_scale=0.01,
+                rngs=rngs,
+            )
+            for _ in range(2)
+        )
+        camera = lambda: CameraHead(
+            2 * dim,
+            depth=config.camera_trunk_depth,
+            num_heads=config.camera_num_heads,
+            mlp_ratio=config.mlp_ratio,
+            num_iterations=config.camera_iters,
+            rngs=rngs,
+        )
+        dpt = lambda out_dim: DPT(
+            2 * dim,
+            patch_size=config.patch_size,
+            features=config.dpt_features,
+            out_channels=config.dpt_out_channels,
+            layers=config.dpt_layers,
+            out_dim=out_dim,
+            rngs=rngs,
+        )
+        track = lambda: TrackHead(
+            2 * dim,
+            patch_size=config.patch_size,
+            out_channels=config.dpt_out_channels,
+            layers=config.dpt_layers,
+            features=config.track_features,
+            hidden_dim=config.track_hidden_size,
+            num_heads=config.track_num_heads,
+            num_virtual_tracks=config.track_num_virtual_tracks,
+            corr_levels=config.track_corr_levels,
+            corr_radius=config.track_corr_radius,
+            depth=config.track_depth,
+            num_iterations=config.track_iters,
+            rngs=rngs,
+        )
+        self.camera_head = camera() if config.enable_camera else None
+        self.depth_head = dpt(2) if config.enable_depth else None
+        self.point_head = dpt(4) if config.enable_point else None
+        self.track_head = track() if config.enable_track else None
+
+    def __call__(
+        self,
+        images: Float[Array, "b s height width 3"] | UInt8[Array, "b s height width 3"],
+        *,
+        query_points: Float[Array, "b m 2"] | None = None,
+        attention: Dense = Dense(),
+        num_frames: Int[Array, " b"] | None = None,
+        compute_dtype: DTypeLike | None = None,
+    ) -> VGGTOutput:
+        """Predicts cameras, depth, points and, if asked for, tracks.
+
+        Args:
+            images: RGB, float in [0, 1] or uint8; sides are multiples of the patch size. The first
+                frame's camera is the world.
+            query_points: pixels `(x, y)` of the first frame to follow through all frames.
+            attention: how the tokens of all frames attend to each other.
+            num_frames: how many leading frames of each scene count; the others are padding, which
+                changes no output of the valid frames. None: all.
+            compute_dtype: of matrix products. `float32` runs at the highest precision; `bfloat16`
+                accumulates in float32, and heads run in float32; None is bfloat16 on a GPU.
+
+        Raises:
+            ValueError: shapes or types do not fit; tracks are asked of a model without track head.
+        """
+        if query_points is not None and self.track_head is None:
+            raise ValueError("query_points were given, but this model has no track head")
+        precision = Precision.from_compute_dtype(compute_dtype)
+        layout = self.layout(images)
+        patch_tokens = self.encode(images, attention=attention, compute_dtype=compute_dtype)
+        trunk = self.aggregate(
+            patch_tokens,
+            layout,
+            attention=attention,
+            num_frames=num_frames,
+            compute_dtype=compute_dtype,
+        )
+        outputs = {}
+        if self.camera_head is not None:
+            with jax.named_scope("camera_head"):
+                encodings = self.camera_head(trunk.first_tokens, precision.heads, num_frames)
+            outputs |= {"pose_enc": encodings[-1], "pose_enc_list": encodings}
+        if self.depth_head is not None:
+            with jax.named_scope("depth_head"):
+                depth, conf = activate(self.depth_head(trunk, layout, precision.heads), "exp")
+            outputs |= {"depth": depth, "depth_conf": conf}
+        if self.point_head is not None:
+            with jax.named_scope("point_head"):
+                points, conf = activate(self.point_head(trunk, layout, precision.heads), "inv_log")
+            outputs |= {"world_points": points, "world_points_conf": conf}
+        if query_points is not None:
+            with jax.named_scope("track_head"):
+                track, vis, conf = self.track_head(
+                    trunk, layout, query_points, precision.heads, num_frames
+                )
+            outputs |= {"track": track, "vis": vis, "conf": conf}
+        return VGGTOutput(**outputs)
+
+    def layout(self, images: Array) -> TokenLayout:
+        """Where the tokens of these images lie.
+
+        Raises:
+            ValueError: images are no `[b s height width 3]` of fitting sides and type.
+        """
+        if images.ndim != 5 or images.shape[-1] != 3:
+            raise ValueError(
+                f"images must be [scene, frame, height, width, 3], channels last, not {images.shape}"
+            )
+        if images.dtype != jnp.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
+            raise ValueError(f"images must be uint8 or float in [0, 1], not {images.dtype}")
+        return TokenLayout.for_images(
+            *images.shape[2:4], self.config.patch_size, self.config.num_special_tokens
+        )
+
+    def encode(
+        self,
+        images: Float[Array, "b s height width 3"] | UInt8[Array, "b s height width 3"],
+        *,
+        attention: Dense = Dense(),
+        compute_dtype: DTypeLike | None = None,
+    ) -> Float[Array, "b s p c"]:
+        """Encodes every frame by itself: normalised tokens of its patches, float32."""
+        precision = Precision.from_compute_dtype(compute_dtype)
+        layout = self.layout(images)
+        b, s = images.shape[:2]
+
+        def run(images):
+            if images.dtype == jnp.uint8:
+                images = images.astype(jnp.float32) / 255
+            flat = images.astype(jnp.float32).reshape(-1, *images.shape[2:])
+            tokens = self.encoder(flat, attention, precision)
+            return tokens.reshape(b, -1, *tokens.shape[1:])
+
+        with jax.named_scope("encoder"):
+            max_chunk = frames_per_chunk(b, layout.tokens_per_frame)
+            return map_chunks(run, images, axis=1, max_chunk=max_chunk)
+
+    def aggregate(
+        self,
+        patch_tokens: Float[Array, "b s p c"],
+        layout: TokenLayout,
+        *,
+        attention: Dense = Dense(),
+        num_frames: Int[Array, " b"] | None = None,
+        taps: tuple[int, ...] | None = None,
+        compute_dtype: DTypeLike | None = None,
+    ) -> TrunkOutput:
+        """Adds the special tokens and runs the trunk.
+
+        Args:
+            taps: layers to keep; None for those that the heads read.
+        """
+        b, s = patch_tokens.shape[:2]
+        # Index 0 is for the first frame, 1 for all others.
+        special = jnp.concatenate([self.camera_token[...], self.register_token[...]], axis=1)
+        first_or_other = jnp.minimum(jnp.arange(s), 1)
+        special = jnp.broadcast_to(special[first_or_other], (b, s, *special.shape[1:]))
+        tokens = jnp.concatenate([special.astype(jnp.float32), patch_tokens], axis=2)
+        return run_trunk(
+            self.frame_blocks,
+            self.global_blocks,
+            tokens,
+            layout=layout,
+            taps=self.config.dpt_layers if taps is None else taps,
+            attention=attention,
+            num_frames=num_frames,
+            precision=Precision.from_compute_dtype(compute_dtype),
+        )
