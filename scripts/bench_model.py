@@ -25,8 +25,8 @@ PARTS = ("aggregator", "model", "first_call", "official")
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--frames", type=int, nargs="+", default=[10, 50, 100, 200])
-    parser.add_argument("--model-frames", type=int, nargs="+", default=[10, 100, 200])
+    parser.add_argument("--frames", type=int, nargs="*", default=[10, 50, 100, 200])
+    parser.add_argument("--model-frames", type=int, nargs="*", default=[10, 100, 200])
     parser.add_argument("--size", type=int, nargs=2, default=[518, 518], help="height width")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--official", action="store_true", help="also time the package vggt")
@@ -179,9 +179,8 @@ def run_official(part, frames, size, repeats, profile=False):
 
 def time_calls(call, repeats: int) -> dict:
     call()
-    call()
     times = []
-    for _ in range(repeats):
+    while len(times) < repeats and (len(times) < 2 or sum(times) < 20e3):
         start = time.perf_counter()
         call()
         times.append(1e3 * (time.perf_counter() - start))
@@ -221,14 +220,15 @@ def profile_kernels(call) -> dict:
 def kind_of_kernel(name: str) -> str:
     lower = name.lower()
     for kind, marks in (
+        ("matrix product", ("gemm", "nvjet", "cublas")),
         ("attention", ("sdpa", "flash", "fmha", "fprop_sm90_flash")),
-        ("convolution", ("conv", "fprop", "implicit")),
-        ("matrix product", ("gemm", "nvjet", "cutlass", "cublas", "dot")),
+        ("elementwise and reductions", ("fusion", "reduce", "softmax")),
+        ("convolution", ("conv", "fprop", "implicit", "cutlass", "cudnn")),
         ("copy", ("copy", "memcpy", "memset")),
     ):
         if any(mark in lower for mark in marks):
             return kind
-    return "elementwise and reductions"
+    return "other"
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from vggt_jax.heads.dpt import DPT
 from vggt_jax.heads.update_former import UpdateFormer
 from vggt_jax.layers.chunking import map_chunks
 from vggt_jax.layers.linear import Linear
-from vggt_jax.layers.mlp import Mlp
+from vggt_jax.layers.mlp import Mlp, gelu
 from vggt_jax.layers.norm import LayerNorm
 from vggt_jax.layers.precision import Precision
 from vggt_jax.models.token_layout import TokenLayout
@@ -174,7 +174,7 @@ class Tracker(nnx.Module):
             delta = self.updateformer(tokens, precision, num_frames).swapaxes(1, 2)
             coords = (coords + delta[..., :2]).at[:, 0].set(start)
             update = self.ffeat_updater(self.ffeat_norm(delta[..., 2:]), precision)
-            track_features += jax.nn.gelu(update, approximate=False)
+            track_features += gelu(update)
             return (coords, track_features), None
 
         repeat = lambda x: jnp.broadcast_to(x[:, None], (b, s, *x.shape[1:]))

@@ -1,6 +1,7 @@
 """Dense attention: the function with its two implementations, and the layer around it."""
 
 import dataclasses
+import functools
 from typing import Literal, NamedTuple
 
 import jax
@@ -15,6 +16,11 @@ from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.rope import apply_rope
 
 Implementation = Literal["cudnn", "xla"]
+
+# cuDNN's forward kernel on an H100 loses a tenth of its rate when the number of keys is no multiple
+# of this (docs/performance.md); splitting pays once attention dwarfs the merge.
+_CUDNN_KEY_TILE = 128
+_MIN_KEYS_TO_SPLIT = 8192
 
 # Scores of one chunk of queries in `xla`, in bytes.
 _MAX_SCORE_BYTES = 256 * 2**20
@@ -67,9 +73,10 @@ def dense_attention(
             f"head_dim={q.shape[-1]}; use implementation='xla' or None"
         )
     if implementation == "cudnn" or (implementation is None and cudnn_fits):
-        return jax.nn.dot_product_attention(
-            q, k, v, key_value_seq_lengths=kv_lengths, implementation="cudnn"
-        )
+        tail = k.shape[1] % _CUDNN_KEY_TILE
+        if kv_lengths is None and tail and k.shape[1] >= _MIN_KEYS_TO_SPLIT:
+            return _cudnn_in_two_parts(q, k, v)
+        return _cudnn(q, k, v, key_value_seq_lengths=kv_lengths)
     b, _, n, _ = q.shape
     bytes_per_query = 4 * b * n * k.shape[1]
     return map_chunks(
@@ -78,6 +85,32 @@ def dense_attention(
         axis=1,
         max_chunk=_MAX_SCORE_BYTES // bytes_per_query,
     )
+
+
+_cudnn = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
+
+
+@jax.custom_vjp
+def _cudnn_in_two_parts(q, k, v):
+    """cuDNN attention over whole tiles of keys and over the rest, merged by their normalisers."""
+    split = k.shape[1] - k.shape[1] % _CUDNN_KEY_TILE
+    main, main_lse = _cudnn(q, k[:, :split], v[:, :split], return_residual=True)
+    rest, rest_lse = _cudnn(q, k[:, split:], v[:, split:], return_residual=True)
+    weight = jax.nn.sigmoid(rest_lse - main_lse)[..., None]  # [b, t, n, 1], float32
+    main, rest = main.astype(jnp.float32), rest.astype(jnp.float32)
+    return (main + weight * (rest - main)).astype(q.dtype)
+
+
+def _two_parts_forward(q, k, v):
+    return _cudnn_in_two_parts(q, k, v), (q, k, v)
+
+
+def _two_parts_backward(residuals, gradient):
+    # The normalisers carry no gradient of their own, so the whole attention is differentiated.
+    return jax.vjp(_cudnn, *residuals)[1](gradient)
+
+
+_cudnn_in_two_parts.defvjp(_two_parts_forward, _two_parts_backward)
 
 
 def _attend(q, k, v, kv_lengths, precision):

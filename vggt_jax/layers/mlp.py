@@ -1,6 +1,8 @@
 """The two-layer perceptron of transformer blocks."""
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -16,4 +18,13 @@ class Mlp(nnx.Module):
         self.fc2 = Linear(hidden_dim, dim if out_dim is None else out_dim, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*b d"], precision: Precision) -> Float[Array, "*b o"]:
-        return self.fc2(jax.nn.gelu(self.fc1(x, precision), approximate=False), precision)
+        return self.fc2(gelu(self.fc1(x, precision)), precision)
+
+
+def gelu(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """Exact GELU, computed in float32.
+
+    `jax.nn.gelu(approximate=False)` goes through `erfc`, which costs twice the time on a GPU.
+    """
+    wide = x.astype(jnp.float32)
+    return (0.5 * wide * (1 + jax.lax.erf(wide * np.float32(0.5**0.5)))).astype(x.dtype)
