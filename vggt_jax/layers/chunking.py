@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 
 def map_chunks(
@@ -22,22 +22,58 @@ def map_chunks(
         max_chunk: the largest size of a piece.
     """
     size = jax.tree.leaves(xs)[0].shape[axis]
-    num_chunks = -(-size // max(1, max_chunk))
-    if num_chunks <= 1:
+    chunk, starts = _cut(size, max_chunk)
+    if chunk == size:
         return fn(xs)
-    chunk = -(-size // num_chunks)
-
-    def piece(start):
-        return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, chunk, axis), xs)
 
     def step(outputs, start):
-        results = fn(piece(start))
+        results = fn(_piece(xs, start, chunk, axis))
         write = lambda out, y: jax.lax.dynamic_update_slice_in_dim(out, y, start, axis)
         return jax.tree.map(write, outputs, results), None
 
-    shapes = jax.eval_shape(lambda: fn(piece(0)))
+    shapes = jax.eval_shape(lambda: fn(_piece(xs, 0, chunk, axis)))
     outputs = jax.tree.map(
         lambda y: jnp.zeros((*y.shape[:axis], size, *y.shape[axis + 1 :]), y.dtype), shapes
     )
-    starts = jnp.minimum(jnp.arange(num_chunks) * chunk, size - chunk)
     return jax.lax.scan(step, outputs, starts)[0]
+
+
+def update_chunks(
+    fn: Callable[..., Array], x: Array, *others: Array, axis: int, max_chunk: int
+) -> Array:
+    """Equals `fn(x, *others)`, where the result replaces `x` in place, as in a residual stream.
+
+    Unlike `map_chunks` this needs no second array of the size of `x`.
+
+    Args:
+        fn: treats slices along `axis` independently; its result is shaped like its first argument.
+        x, others: arrays that agree in size along `axis`.
+        axis, max_chunk: as for `map_chunks`.
+    """
+    size = x.shape[axis]
+    chunk, starts = _cut(size, max_chunk)
+    if chunk == size:
+        return fn(x, *others)
+
+    def step(x, start_and_first_new):
+        start, first_new = start_and_first_new
+        piece = _piece(x, start, chunk, axis)
+        result = fn(piece, *_piece(others, start, chunk, axis))
+        if size % chunk:  # the last piece begins with slices that are replaced already
+            shape = [chunk if d == axis else 1 for d in range(x.ndim)]
+            is_new = (start + jnp.arange(chunk) >= first_new).reshape(shape)
+            result = jnp.where(is_new, result, piece)
+        return jax.lax.dynamic_update_slice_in_dim(x, result, start, axis), None
+
+    return jax.lax.scan(step, x, (starts, chunk * jnp.arange(len(starts))))[0]
+
+
+def _cut(size: int, max_chunk: int):
+    """Size of the pieces and where they start; the last one reaches back to be as long."""
+    num_chunks = -(-size // max(1, max_chunk))
+    chunk = -(-size // num_chunks)
+    return chunk, jnp.minimum(chunk * jnp.arange(num_chunks), size - chunk)
+
+
+def _piece(xs, start, chunk: int, axis: int):
+    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, chunk, axis), xs)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from vggt_jax.layers.attention import Dense, Rope, dense_attention
 from vggt_jax.layers.block import Block, stack_modules
-from vggt_jax.layers.chunking import map_chunks
+from vggt_jax.layers.chunking import update_chunks
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.rope import rope_tables
 from vggt_jax.models.token_layout import TokenLayout
@@ -105,12 +105,10 @@ def run_trunk(
             )
             return block.after(x, attended.reshape(*x.shape[:3], num_heads, -1), precision)
 
-        return map_chunks(run, x, axis=1, max_chunk=chunk)
+        return update_chunks(run, x, axis=1, max_chunk=chunk)
 
     def global_layer(block: Block, x):
-        q, k, v = map_chunks(
-            lambda x: block.before(x, rope, precision), x, axis=1, max_chunk=chunk
-        )
+        q, k, v = block.before(x, rope, precision)
         scene = lambda y: y.reshape(b, s * p, *y.shape[3:])
         attended = dense_attention(
             scene(q),
@@ -120,9 +118,8 @@ def run_trunk(
             precision=precision.matmul,
             implementation=attention.implementation,
         ).reshape(q.shape)
-        return map_chunks(
-            lambda xs: block.after(*xs, precision), (x, attended), axis=1, max_chunk=chunk
-        )
+        after = lambda x, attended: block.after(x, attended, precision)
+        return update_chunks(after, x, attended, axis=1, max_chunk=chunk)
 
     # A layer writes to the place of the next tap, which is overwritten until that tap has written:
     # one buffer, updated in place, without branches. Layers after the last tap need a place too.
@@ -130,20 +127,24 @@ def run_trunk(
     place_of_layer = np.searchsorted(layers, np.arange(depth))
     kept = jnp.zeros((b, s, len(layers), p, 2 * c), precision.compute_dtype)
 
+    def keep(kept, x, place, offset):
+        with jax.named_scope("trunk/keep"):
+            x = x.astype(kept.dtype)[:, :, None]
+            return jax.lax.dynamic_update_slice(kept, x, (0, 0, place, 0, offset))
+
     def layer(carry, inputs):
         x, kept = carry
         frame_block, global_block, place = inputs
         with jax.named_scope("trunk/frame"):
-            x_frame = frame_layer(frame_block, x)
+            x = frame_layer(frame_block, x)
+        kept = keep(kept, x, place, 0)
+        first_of_frame = x[:, :, 0]
+        # The stream is updated in place from here on, so what reads it comes before.
+        x, kept, first_of_frame = jax.lax.optimization_barrier((x, kept, first_of_frame))
         with jax.named_scope("trunk/global"):
-            x = global_layer(global_block, x_frame)
-        with jax.named_scope("trunk/keep"):
-            for offset, y in ((0, x_frame), (c, x)):
-                kept = jax.lax.dynamic_update_slice(
-                    kept, y.astype(kept.dtype)[:, :, None], (0, 0, place, 0, offset)
-                )
-        first = jnp.concatenate([x_frame[:, :, 0], x[:, :, 0]], axis=-1)
-        return (x, kept), first
+            x = global_layer(global_block, x)
+        kept = keep(kept, x, place, c)
+        return (x, kept), jnp.concatenate([first_of_frame, x[:, :, 0]], axis=-1)
 
     (_, kept), firsts = jax.lax.scan(
         layer, (tokens, kept), (frame_blocks, global_blocks, jnp.asarray(place_of_layer))

@@ -1,0 +1,138 @@
+"""Key rules of common PyTorch modules, from which the tables of whole models are made.
+
+Names are relative; `under` puts a list of rules under a prefix. Layouts, official to ours:
+Linear [out, in] to [in, out]; Conv2d [out, in, kh, kw] to [kh, kw, in, out]; ConvTranspose2d
+[in, out, kh, kw] to [in, kh, kw, out]; LayerNorm and GroupNorm(1) weight to scale.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+
+import numpy as np
+
+from convert.rules import Rule, Shape, Transform, keep
+
+Rules = list[Rule]
+
+
+def first(x: np.ndarray) -> np.ndarray:
+    """Drops a leading axis of size one, the batch axis of official tokens."""
+    return x[0]
+
+
+def linear_kernel(x: np.ndarray) -> np.ndarray:
+    """Linear weight [out, in], or 1x1 Conv2d weight [out, in, 1, 1], to [in, out]."""
+    return x.reshape(x.shape[:2]).T
+
+
+def conv_kernel(x: np.ndarray) -> np.ndarray:
+    """Conv2d weight [out, in, kh, kw] to [kh, kw, in, out]."""
+    return x.transpose(2, 3, 1, 0)
+
+
+def upsample_kernel(x: np.ndarray) -> np.ndarray:
+    """ConvTranspose2d weight [in, out, kh, kw] to [in, kh, kw, out]."""
+    return x.transpose(0, 2, 3, 1)
+
+
+def under(
+    official: str, native: str, rules: Sequence[Rule], *, layers: int | None = None, bfloat16=False
+) -> Rules:
+    """Puts rules under a prefix on both sides.
+
+    Args:
+        official: prefix of the official keys; holds `{layer}` for the modules of a stack.
+        native: prefix of our names.
+        rules: rules relative to these prefixes.
+        layers: number of modules in the stack.
+        bfloat16: whether `dtype="bfloat16"` stores the kernels among them in bfloat16.
+    """
+    return [
+        dataclasses.replace(
+            rule,
+            official=f"{official}.{rule.official}",
+            native=f"{native}.{rule.native}",
+            layers=rule.layers if layers is None else layers,
+            bfloat16=rule.bfloat16 or (bfloat16 and rule.native.endswith("kernel")),
+        )
+        for rule in rules
+    ]
+
+
+def parameter(
+    name: str, shape: Shape, native: str | None = None, transform: Transform = keep
+) -> Rules:
+    """A bare parameter of this official shape."""
+    return [Rule(official=name, shape=shape, native=native or name, transform=transform)]
+
+
+def norm(name: str, dim: int) -> Rules:
+    """LayerNorm or GroupNorm(1) over `dim` channels."""
+    return [
+        *parameter(f"{name}.weight", (dim,), f"{name}.scale"),
+        *parameter(f"{name}.bias", (dim,)),
+    ]
+
+
+def _affine(
+    name: str, native: str | None, kernel: Shape, transform: Transform, bias: int | None
+) -> Rules:
+    native = native or name
+    rules = parameter(f"{name}.weight", kernel, f"{native}.kernel", transform)
+    if bias is not None:
+        rules += parameter(f"{name}.bias", (bias,), f"{native}.bias")
+    return rules
+
+
+def linear(name: str, in_dim: int, out_dim: int, native: str | None = None) -> Rules:
+    """Linear with bias."""
+    return _affine(name, native, (out_dim, in_dim), linear_kernel, out_dim)
+
+
+def pointwise(name: str, in_dim: int, out_dim: int, native: str | None = None) -> Rules:
+    """1x1 Conv2d with bias, which is a Linear of ours."""
+    return _affine(name, native, (out_dim, in_dim, 1, 1), linear_kernel, out_dim)
+
+
+def conv(
+    name: str, in_dim: int, out_dim: int, size: int, native: str | None = None, *, bias: bool = True
+) -> Rules:
+    """Conv2d with a square kernel."""
+    kernel = (out_dim, in_dim, size, size)
+    return _affine(name, native, kernel, conv_kernel, out_dim if bias else None)
+
+
+def upsample(name: str, dim: int, size: int, native: str | None = None) -> Rules:
+    """ConvTranspose2d with bias, as many channels in as out, and a kernel as wide as its stride."""
+    return _affine(name, native, (dim, dim, size, size), upsample_kernel, dim)
+
+
+def mlp(in_dim: int, hidden_dim: int, out_dim: int) -> Rules:
+    """Two Linear layers, fc1 and fc2."""
+    return [*linear("fc1", in_dim, hidden_dim), *linear("fc2", hidden_dim, out_dim)]
+
+
+def block(dim: int, hidden_dim: int, *, qk_norm_dim: int | None = None) -> Rules:
+    """Transformer block with LayerScale, and q/k norm where its head dimension is given."""
+    return [
+        *norm("norm1", dim),
+        *linear("attn.qkv", dim, 3 * dim),
+        *(norm("attn.q_norm", qk_norm_dim) if qk_norm_dim else []),
+        *(norm("attn.k_norm", qk_norm_dim) if qk_norm_dim else []),
+        *linear("attn.proj", dim, dim),
+        *parameter("ls1.gamma", (dim,), "ls1"),
+        *norm("norm2", dim),
+        *under("mlp", "mlp", mlp(dim, hidden_dim, dim)),
+        *parameter("ls2.gamma", (dim,), "ls2"),
+    ]
+
+
+def multihead_attention(name: str, dim: int) -> Rules:
+    """torch.nn.MultiheadAttention, whose q, k and v projections are one parameter."""
+    return [
+        *parameter(
+            f"{name}.in_proj_weight", (3 * dim, dim), f"{name}.in_proj.kernel", linear_kernel
+        ),
+        *parameter(f"{name}.in_proj_bias", (3 * dim,), f"{name}.in_proj.bias"),
+        *linear(f"{name}.out_proj", dim, dim),
+    ]

@@ -1,0 +1,234 @@
+"""Our checkpoint on disk, its one home: a folder with an Orbax checkpoint, or a single file.
+
+A folder holds `config.json` (format, version, model, configuration, checksum), `arrays/` (an Orbax
+checkpoint, a flat mapping from parameter name to array) and, after a conversion, `report.json`. A
+`.safetensors` file holds the same documents in its metadata.
+"""
+
+from collections.abc import Mapping
+import hashlib
+import json
+import os
+from pathlib import Path
+import shutil
+from typing import Any
+
+import numpy as np
+
+from convert.atomic import written_whole
+from convert.errors import CheckpointError, first_line
+from convert.orbax_arrays import read_arrays, write_arrays
+from convert.safetensors_file import read_safetensors, write_safetensors
+
+FORMAT = "vggt-jax"
+"""What `config.json` names as its format."""
+VERSION = 1
+"""Version of the format, raised when older code cannot read it any more."""
+
+Params = dict[str, np.ndarray]
+Document = dict[str, Any]
+
+_CONFIG, _REPORT, _ARRAYS = "config.json", "report.json", "arrays"
+_EMPTY, _FILES = "empty_parameters", "files"  # fields of config.json for reading a folder
+_FIELDS = {"version": int, "model": str, "config": dict, "checksum": str}
+
+
+def checksum(params: Mapping[str, np.ndarray]) -> str:
+    """Returns the SHA-256 over the parameters in the order of their names.
+
+    It covers name, type, shape and bytes (C order, little endian) of each.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(params):
+        array = np.ascontiguousarray(params[name])
+        digest.update(f"{name} {array.dtype.name} {list(params[name].shape)}\n".encode())
+        digest.update(array.reshape(-1).view(np.uint8))
+    return f"sha256:{digest.hexdigest()}"
+
+
+def is_native(path: str | os.PathLike) -> bool:
+    """Returns whether a path names itself one of our checkpoints, complete or damaged."""
+    path = Path(path)
+    try:
+        if path.is_dir():
+            return _read_json(path / _CONFIG).get("format") == FORMAT
+        return path.suffix == ".safetensors" and FORMAT in read_safetensors(path)[1]
+    except CheckpointError:
+        return False
+
+
+def read(path: str | os.PathLike, *, verify: bool = False) -> tuple[Params, Document]:
+    """Reads one of our checkpoints.
+
+    Args:
+        path: the folder or `.safetensors` file.
+        verify: whether to recompute the checksum, which reads every byte once more.
+
+    Returns:
+        Parameters by name (of a file memory-mapped and read-only), and the document with `format`,
+        `version`, `model`, `config` and `checksum`.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, incomplete, damaged, of a newer version, or
+            `verify` finds other values than were written.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such checkpoint")
+    if path.is_dir():
+        params, document = _read_folder(path)
+    else:
+        params, metadata = read_safetensors(path)
+        if FORMAT not in metadata:
+            raise CheckpointError(
+                f"{path}: not a checkpoint of {FORMAT}; convert it with convert/from_torch.py"
+            )
+        document = _checked(_parse(metadata[FORMAT], path), path)
+    if verify and (found := checksum(params)) != document["checksum"]:
+        raise CheckpointError(
+            f"{path}: damaged: its checksum is {found}, not {document['checksum']} as written; "
+            "copy or convert it again"
+        )
+    return params, document
+
+
+def check_destination(destination: str | os.PathLike, *, overwrite: bool = False) -> None:
+    """Checks that a checkpoint can be written there, before the work that leads to it.
+
+    Raises:
+        CheckpointError: the destination exists (and is no checkpoint of ours or `overwrite` is
+            false), or its folder cannot be written.
+    """
+    destination = Path(destination)
+    empty_folder = destination.is_dir() and not any(destination.iterdir())
+    if os.path.lexists(destination) and not empty_folder:
+        if not is_native(destination):
+            raise CheckpointError(
+                f"{destination}: exists and is not a checkpoint of {FORMAT}; choose another path"
+            )
+        if not overwrite:
+            raise CheckpointError(
+                f"{destination}: exists; choose another path, or replace it with --overwrite"
+            )
+    folder = _existing_folder(destination)
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise CheckpointError(
+            f"{destination}: cannot be written, {folder} is not a writable folder; choose another "
+            "path"
+        )
+
+
+def _existing_folder(path: Path) -> Path:
+    """Returns the nearest thing that exists above a path."""
+    return next(folder for folder in path.absolute().parents if folder.exists())
+
+
+def write(
+    destination: str | os.PathLike,
+    params: Mapping[str, np.ndarray],
+    config_document: Mapping[str, Any],
+    *,
+    report: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Writes one of our checkpoints, whole or not at all.
+
+    It is written beside its destination and renamed at the end, so a failure leaves what was there.
+
+    Args:
+        destination: a folder to make, or a path that ends in `.safetensors`.
+        params: parameters by name.
+        config_document: `model` and `config`; also `checksum`, where it is known already.
+        report: JSON-ready report to keep with the checkpoint.
+        overwrite: whether to replace a checkpoint of ours that exists.
+
+    Raises:
+        CheckpointError: the destination cannot be written, or exists.
+    """
+    destination = Path(destination)
+    check_destination(destination, overwrite=overwrite)
+    params = {name: np.ascontiguousarray(x).reshape(np.shape(x)) for name, x in params.items()}
+    document = {"format": FORMAT, "version": VERSION, **config_document}
+    document.setdefault("checksum", checksum(params))
+    documents = {_CONFIG: _checked(document, destination)}
+    if report is not None:
+        documents[_REPORT] = dict(report)
+    needed = sum(x.nbytes for x in params.values())
+    free = shutil.disk_usage(_existing_folder(destination)).free
+    if free < needed:
+        raise CheckpointError(
+            f"{destination}: needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; make room "
+            "or choose another path"
+        )
+    write_into = _write_file if destination.suffix == ".safetensors" else _write_folder
+    try:
+        with written_whole(destination) as partial:
+            write_into(partial, params, documents)
+    except (OSError, ValueError) as error:  # ValueError comes from TensorStore
+        raise CheckpointError(f"{destination}: cannot be written ({first_line(error)})") from error
+
+
+def _write_file(path: Path, params: Params, documents: Mapping[str, Document]) -> None:
+    metadata = {FORMAT: json.dumps(documents[_CONFIG])}
+    if _REPORT in documents:
+        metadata["report"] = json.dumps(documents[_REPORT])
+    write_safetensors(path, params, metadata)
+
+
+def _write_folder(path: Path, params: Params, documents: Mapping[str, Document]) -> None:
+    path.mkdir()
+    write_arrays(path / _ARRAYS, {name: x for name, x in params.items() if x.size})
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    folder_fields = {
+        # Orbax takes no arrays without elements; a model without register tokens has one.
+        _EMPTY: {name: [x.dtype.name, x.shape] for name, x in params.items() if not x.size},
+        _FILES: {file.relative_to(path).as_posix(): file.stat().st_size for file in files},
+    }
+    for name, document in documents.items():
+        fields = document | folder_fields if name == _CONFIG else document
+        (path / name).write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
+
+
+def _read_folder(path: Path) -> tuple[Params, Document]:
+    document = _checked(_read_json(path / _CONFIG), path)
+    for name, size in document.pop(_FILES, {}).items():
+        found = (path / name).stat().st_size if (path / name).is_file() else 0
+        if found != size:
+            raise CheckpointError(
+                f"{path}: incomplete, {name} has {found} of {size} bytes; copy or convert it again"
+            )
+    params = read_arrays(path / _ARRAYS)
+    for name, (dtype, shape) in document.pop(_EMPTY, {}).items():
+        params[name] = np.empty(shape, dtype)
+    return params, document
+
+
+def _read_json(path: Path) -> Document:
+    try:
+        return _parse(path.read_bytes(), path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _parse(text: str | bytes, path: Path) -> Document:
+    try:
+        document = json.loads(text)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: damaged, not a JSON document ({error})") from error
+    return document if isinstance(document, dict) else {}
+
+
+def _checked(document: Document, path: Path) -> Document:
+    if document.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: format={document.get('format')!r}, expected {FORMAT!r}")
+    for field, kind in _FIELDS.items():
+        if not isinstance(document.get(field), kind):
+            raise CheckpointError(
+                f"{path}: {field}={document.get(field)!r} must be {kind.__name__}"
+            )
+    if document["version"] > VERSION:
+        raise CheckpointError(
+            f"{path}: written in version {document['version']} of the format, this is version "
+            f"{VERSION}; update {FORMAT}"
+        )
+    return document

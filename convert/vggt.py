@@ -1,0 +1,257 @@
+"""VGGT: its configuration, its table of key rules, and how a checkpoint of it is recognised.
+
+Names and shapes are those of the official modules (vggt/models/vggt.py, vggt/models/aggregator.py,
+vggt/heads/) in the released checkpoint facebook/VGGT-1B.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from convert.errors import CheckpointError
+from convert.modules import (
+    Rules,
+    block,
+    conv,
+    first,
+    linear,
+    mlp,
+    multihead_attention,
+    norm,
+    parameter,
+    pointwise,
+    under,
+    upsample,
+)
+from convert.rules import Shape, expand
+from convert.rules import native_shapes as _native_shapes
+from convert.vggt_config import HEADS, Config, complete_config
+
+MODEL = "vggt"
+"""Name of the model in our checkpoints."""
+
+_POSE_DIM = 9  # translation 3, quaternion 4, field of view 2 (vggt/heads/camera_head.py)
+_DPT_MIDDLE_DIM = 32  # head_features_2 (vggt/heads/dpt_head.py)
+_TRACK_MLP_RATIO = 4  # vggt/heads/track_modules/base_track_predictor.py
+_COORDINATES = 2  # x and y, beside the features that the tracker updates
+
+# Share of the trunk tensors of a released model by which a checkpoint is taken for it.
+_ENOUGH = 0.9
+
+# Keys by which other models are told from VGGT, the most particular first.
+_OTHER_MODELS = {
+    "inter_frame_blocks.": "VGGT-Omega",
+    "pose_inject_blk.": "Pi3X",
+    "point_decoder.": "Pi3",
+}
+
+
+def rules(config: Config) -> Rules:
+    """Returns the table of key rules of a complete configuration."""
+    c = config
+    table = _aggregator(c)
+    if c["enable_camera"]:
+        table += under("camera_head", "camera_head", _camera_head(c))
+    if c["enable_depth"]:
+        table += under("depth_head", "depth_head", _dense_head(c, out_dim=2))
+    if c["enable_point"]:
+        table += under("point_head", "point_head", _dense_head(c, out_dim=4))
+    if c["enable_track"]:
+        features = _dpt(c, c["track_features"], c["track_features"])
+        table += under("track_head.feature_extractor", "track_head.feature_extractor", features)
+        table += under("track_head.tracker", "track_head.tracker", _tracker(c))
+    return table
+
+
+def unused(config: Config) -> dict[str, str]:
+    """Returns the prefixes of official keys that a model has no parameter for, with the reason."""
+    reasons = {
+        "aggregator.patch_embed.mask_token": "masked-image training only, unused at inference"
+    }
+    for field, head in HEADS.items():
+        if not config[field]:
+            reasons[f"{head}."] = f"the configuration says {field}=false"
+    return reasons
+
+
+def native_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
+    """Returns the shape of every parameter of a model, by name, without allocating any.
+
+    Args:
+        config: fields of a configuration; absent ones are as released.
+
+    Raises:
+        CheckpointError: the configuration is not a valid one.
+    """
+    return _native_shapes(rules(complete_config(config, "configuration")))
+
+
+def recognise(shapes: Mapping[str, Shape], source: str) -> tuple[Config, str]:
+    """Finds the released model that official keys and shapes belong to.
+
+    Heads that are absent altogether are left out of the model. Single keys may be wrong: applying
+    the rules tells them.
+
+    Args:
+        shapes: shape by official key.
+        source: name of the checkpoint, for messages.
+
+    Returns:
+        Its complete configuration, and its name.
+
+    Raises:
+        CheckpointError: this is no VGGT, or not one of the released size.
+    """
+    require_vggt(shapes, source)
+    absent = {
+        field: head
+        for field, head in HEADS.items()
+        if not any(key.startswith(f"{head}.") for key in shapes)
+    }
+    config = complete_config(dict.fromkeys(absent, False), source)
+    expected = {key: slot.rule.shape for key, slot in expand(_aggregator(config)).items()}
+    fitting = sum(shapes.get(key) == shape for key, shape in expected.items())
+    if fitting < _ENOUGH * len(expected):
+        raise CheckpointError(
+            f"{source}: a VGGT, but not of the released size: {fitting} of the {len(expected)} "
+            "trunk tensors of VGGT-1B are there with its shapes; describe the size with "
+            "--config FILE.json"
+        )
+    return config, "VGGT-1B" + (f" without {', '.join(absent.values())}" if absent else "")
+
+
+def require_vggt(keys: Iterable[str], source: str) -> None:
+    """Checks that official keys are those of a VGGT, whatever its size.
+
+    Raises:
+        CheckpointError: they are not; the message says what they look like.
+    """
+    keys = list(keys)
+    for mark, model in _OTHER_MODELS.items():
+        if any(mark in key for key in keys):
+            raise CheckpointError(
+                f"{source}: looks like {model} (it has keys {mark}*), which cannot be converted; "
+                "give a VGGT checkpoint such as facebook/VGGT-1B"
+            )
+    if not any(key.startswith("aggregator.") for key in keys):
+        found = ", ".join(sorted({key.partition(".")[0] for key in keys})[:8]) or "none"
+        raise CheckpointError(
+            f"{source}: not a VGGT checkpoint: no key begins with aggregator. "
+            f"(its keys begin with: {found}); give one such as facebook/VGGT-1B"
+        )
+
+
+def _aggregator(c: Config) -> Rules:
+    dim, registers = c["embed_dim"], c["num_register_tokens"]
+    hidden_dim = int(dim * c["mlp_ratio"])
+    positions = 1 + (c["img_size"] // c["patch_size"]) ** 2
+    trunk_block = block(dim, hidden_dim, qk_norm_dim=dim // c["num_heads"])
+    encoder = [
+        *parameter("cls_token", (1, 1, dim), transform=first),
+        *parameter("register_tokens", (1, registers, dim), transform=first),
+        *parameter("pos_embed", (1, positions, dim), transform=first),
+        *conv("patch_embed.proj", 3, dim, c["patch_size"], "patch_embed"),
+        *under("blocks.{layer}", "blocks", block(dim, hidden_dim), layers=c["vit_depth"]),
+        *norm("norm", dim),
+    ]
+    return [
+        *parameter("aggregator.camera_token", (1, 2, 1, dim), "camera_token", first),
+        *parameter("aggregator.register_token", (1, 2, registers, dim), "register_token", first),
+        *under("aggregator.patch_embed", "encoder", encoder, bfloat16=True),
+        *_trunk_stack("frame_blocks", trunk_block, c["depth"]),
+        *_trunk_stack("global_blocks", trunk_block, c["depth"]),
+    ]
+
+
+def _trunk_stack(name: str, blocks: Rules, depth: int) -> Rules:
+    return under(f"aggregator.{name}.{{layer}}", name, blocks, layers=depth, bfloat16=True)
+
+
+def _camera_head(c: Config) -> Rules:
+    dim = 2 * c["embed_dim"]
+    trunk = block(dim, int(dim * c["mlp_ratio"]))
+    return [
+        *parameter("empty_pose_tokens", (1, 1, _POSE_DIM), transform=lambda x: x[0, 0]),
+        *under("trunk.{layer}", "trunk", trunk, layers=c["camera_trunk_depth"]),
+        *norm("token_norm", dim),
+        *norm("trunk_norm", dim),
+        *linear("embed_pose", _POSE_DIM, dim),
+        *linear("poseLN_modulation.1", dim, 3 * dim, "modulation"),
+        *under("pose_branch", "pose_branch", mlp(dim, dim // 2, _POSE_DIM)),
+    ]
+
+
+def _dpt(c: Config, features: int, out_dim: int) -> Rules:
+    """The DPT feature pyramid and fusion, up to and including output_conv1."""
+    dim, channels = 2 * c["embed_dim"], c["dpt_out_channels"]
+    table = norm("norm", dim)
+    for i, width in enumerate(channels):
+        table += pointwise(f"projects.{i}", dim, width)
+    table += upsample("resize_layers.0", channels[0], 4, "resize_0")
+    table += upsample("resize_layers.1", channels[1], 2, "resize_1")
+    table += conv("resize_layers.3", channels[3], channels[3], 3, "resize_3")
+    for i, width in enumerate(channels, start=1):
+        table += conv(f"scratch.layer{i}_rn", width, features, 3, f"layer{i}_rn", bias=False)
+        table += pointwise(
+            f"scratch.refinenet{i}.out_conv", features, features, f"refinenet{i}.out_conv"
+        )
+        for unit in (1, 2) if i < 4 else (2,):  # the coarsest level has nothing to fuse with
+            table += under(
+                f"scratch.refinenet{i}.resConfUnit{unit}",
+                f"refinenet{i}.res_conf_unit{unit}",
+                [*conv("conv1", features, features, 3), *conv("conv2", features, features, 3)],
+            )
+    return table + conv("scratch.output_conv1", features, out_dim, 3, "output_conv1")
+
+
+def _dense_head(c: Config, out_dim: int) -> Rules:
+    features = c["dpt_features"]
+    middle = "scratch.output_conv2"
+    return [
+        *_dpt(c, features, features // 2),
+        *conv(f"{middle}.0", features // 2, _DPT_MIDDLE_DIM, 3, "output_conv2_0"),
+        *pointwise(f"{middle}.2", _DPT_MIDDLE_DIM, out_dim, "output_conv2_2"),
+    ]
+
+
+def _tracker(c: Config) -> Rules:
+    dim, hidden_dim = c["track_features"], c["track_hidden_size"]
+    token_dim = 3 * dim + 2 * _COORDINATES
+    correlations = c["track_corr_levels"] * (2 * c["track_corr_radius"] + 1) ** 2
+    block_mlp = under("mlp", "mlp", mlp(hidden_dim, _TRACK_MLP_RATIO * hidden_dim, hidden_dim))
+    norms = [*norm("norm1", hidden_dim), *norm("norm2", hidden_dim)]
+    self_block = [*norms, *multihead_attention("attn", hidden_dim), *block_mlp]
+    cross_block = [
+        *norms,
+        *norm("norm_context", hidden_dim),
+        *multihead_attention("cross_attn", hidden_dim),
+        *block_mlp,
+    ]
+    update_former = [
+        *parameter(
+            "virual_tracks",  # spelt like this in the official checkpoint
+            (1, c["track_num_virtual_tracks"], 1, hidden_dim),
+            "virtual_tracks",
+            lambda x: x[0, :, 0],
+        ),
+        *norm("input_norm", token_dim),
+        *linear("input_transform", token_dim, hidden_dim),
+        *norm("output_norm", hidden_dim),
+        *linear("flow_head", hidden_dim, dim + _COORDINATES),
+    ]
+    for name, rules_of_block in {
+        "time_blocks": self_block,
+        "space_virtual_blocks": self_block,
+        "space_point2virtual_blocks": cross_block,
+        "space_virtual2point_blocks": cross_block,
+    }.items():
+        update_former += under(f"{name}.{{layer}}", name, rules_of_block, layers=c["track_depth"])
+    return [
+        *parameter("query_ref_token", (1, 2, token_dim), transform=first),
+        *under("corr_mlp", "corr_mlp", mlp(correlations, hidden_dim, dim)),
+        *under("updateformer", "updateformer", update_former),
+        *norm("fmap_norm", dim),
+        *norm("ffeat_norm", dim),
+        *linear("ffeat_updater.0", dim, dim, "ffeat_updater"),
+        *linear("vis_predictor.0", dim, 1, "vis_predictor"),
+        *linear("conf_predictor.0", dim, 1, "conf_predictor"),
+    ]

@@ -1,0 +1,125 @@
+"""The configuration of a VGGT: its fields, their released values, and what they must satisfy."""
+
+from collections.abc import Mapping
+import json
+import os
+from typing import Any
+
+from convert.errors import CheckpointError
+
+Config = dict[str, Any]
+
+RELEASED: Config = {
+    "img_size": 518,
+    "patch_size": 14,
+    "embed_dim": 1024,
+    "num_heads": 16,
+    "depth": 24,
+    "vit_depth": 24,
+    "vit_num_heads": 16,
+    "mlp_ratio": 4.0,
+    "num_register_tokens": 4,
+    "camera_trunk_depth": 4,
+    "camera_num_heads": 16,
+    "camera_iters": 4,
+    "dpt_features": 256,
+    "dpt_out_channels": [256, 512, 1024, 1024],
+    "dpt_layers": [4, 11, 17, 23],
+    "track_features": 128,
+    "track_hidden_size": 384,
+    "track_num_heads": 8,
+    "track_num_virtual_tracks": 64,
+    "track_corr_levels": 7,
+    "track_corr_radius": 4,
+    "track_depth": 6,
+    "track_iters": 4,
+    "enable_camera": True,
+    "enable_depth": True,
+    "enable_point": True,
+    "enable_track": True,
+}
+"""The released VGGT-1B, which is also the default of every field of a configuration."""
+
+HEADS = {
+    "enable_camera": "camera_head",
+    "enable_depth": "depth_head",
+    "enable_point": "point_head",
+    "enable_track": "track_head",
+}
+"""The official name of each head, by the field that says whether the model has it."""
+
+
+def read_config(path: str | os.PathLike) -> Config:
+    """Reads a configuration from a JSON file; absent fields are as released.
+
+    Raises:
+        CheckpointError: the file is not a JSON object, or `complete_config` refuses its fields.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            fields = json.load(file)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not a JSON configuration ({error})") from error
+    if not isinstance(fields, dict):
+        raise CheckpointError(f"{path}: not a JSON configuration, which is an object of fields")
+    return complete_config(fields, str(path))
+
+
+def complete_config(fields: Mapping[str, Any], origin: str) -> Config:
+    """Returns a configuration with every field, absent ones as released.
+
+    Args:
+        fields: the fields of a JSON document.
+        origin: where they come from, for messages.
+
+    Raises:
+        CheckpointError: a field is unknown, has a wrong type or does not fit the others.
+    """
+    if unknown := sorted(set(fields) - set(RELEASED)):
+        raise CheckpointError(
+            f"{origin}: unknown field {', '.join(unknown)}; known are {', '.join(RELEASED)}"
+        )
+    config = {}
+    for name, value in (RELEASED | dict(fields)).items():
+        if wanted := _unmet_type(name, value):
+            raise CheckpointError(f"{origin}: {name}={value!r} must be {wanted}")
+        config[name] = list(value) if isinstance(RELEASED[name], list) else value
+    for name, divisor in (
+        ("img_size", "patch_size"),
+        ("embed_dim", "num_heads"),
+        ("embed_dim", "vit_num_heads"),
+        ("track_hidden_size", "track_num_heads"),
+    ):
+        if config[name] % config[divisor]:
+            raise CheckpointError(
+                f"{origin}: {name}={config[name]} must be a multiple of {divisor}={config[divisor]}"
+            )
+    if max(config["dpt_layers"]) >= config["depth"]:
+        raise CheckpointError(
+            f"{origin}: dpt_layers={config['dpt_layers']} must be below depth={config['depth']}"
+        )
+    return config
+
+
+def _unmet_type(name: str, value: Any) -> str | None:
+    """Returns what the value of a field must be, or None where it is that."""
+    least = 0 if name in ("num_register_tokens", "dpt_layers") else 1
+
+    def is_count(x: Any) -> bool:
+        return isinstance(x, int) and not isinstance(x, bool) and x >= least
+
+    match RELEASED[name]:
+        case bool():
+            return None if isinstance(value, bool) else "true or false"
+        case int():
+            return None if is_count(value) else f"an integer of at least {least}"
+        case float():
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            return None if number and 0 < value < float("inf") else "a positive number"
+        case list():
+            right = (
+                isinstance(value, list | tuple) and len(value) == 4 and all(map(is_count, value))
+            )
+            return None if right else f"a list of 4 integers of at least {least}"

@@ -1,0 +1,12 @@
+"""Results as files: point clouds, cameras, pictures, arrays. Plain numpy in, whole files out.
+
+Every file is written under another name beside its place and moved there when complete, so that an
+interrupted run leaves no half of a file. What cannot be written raises `InputError`.
+"""
+
+from vggt_jax.export.cameras import write_cameras as write_cameras
+from vggt_jax.export.npz import write_predictions as write_predictions
+from vggt_jax.export.pictures import write_depth_pictures as write_depth_pictures
+from vggt_jax.export.pictures import write_overview as write_overview
+from vggt_jax.export.ply import select_points as select_points
+from vggt_jax.export.ply import write_point_cloud as write_point_cloud
