@@ -82,15 +82,13 @@ def make_inputs(frames: int, size: list[int]):
     """A random VGGT-1B whose product kernels are stored in bfloat16, and random images."""
     import jax
     import jax.numpy as jnp
-    from flax import nnx
+    from random_model import random_model
 
     import vggt_jax
     from vggt_jax.checkpoint import with_dtype
 
-    config = vggt_jax.VGGTConfig.vggt_1b()
-    make = lambda: with_dtype(vggt_jax.VGGT(config, rngs=nnx.Rngs(0)), jnp.bfloat16)
-    model = jax.jit(make)()
-    images = jax.random.randint(jax.random.key(1), (1, frames, *size, 3), 0, 256).astype(jnp.uint8)
+    model = with_dtype(random_model(vggt_jax.VGGTConfig.vggt_1b()), jnp.bfloat16)
+    images = jax.random.randint(jax.random.key(1), (1, frames, *size, 3), 0, 256, jnp.uint8)
     return jax.block_until_ready((model, images))
 
 

@@ -1,12 +1,118 @@
 """Models from and to checkpoints."""
 
+import hashlib
+import json
+import os
+import pathlib
+import warnings
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+import convert
+from convert.errors import CheckpointError
+from convert.sources import find_checkpoint
+from convert.vggt_config import read_config
+from vggt_jax.config import VGGTConfig
+from vggt_jax.models.vggt import VGGT
+
 # Modules whose matrix products run in the compute type, bfloat16 on a GPU; heads run in float32.
 _COMPUTE_TYPE_MODULES = ("encoder.", "frame_blocks.", "global_blocks.")
+
+# Smaller official files are converted anew each time, which takes less than a second.
+_CACHE_FROM_BYTES = 256 * 2**20
+
+_MODELS = {"vggt": (VGGT, VGGTConfig)}
+
+
+def load_model(
+    source: str | os.PathLike,
+    *,
+    dtype: DTypeLike | None = None,
+    config: VGGTConfig | str | os.PathLike | None = None,
+) -> VGGT:
+    """Loads a model onto the default device.
+
+    Args:
+        source: a checkpoint of ours (a folder, or a `.safetensors` file); an official
+            `.safetensors`, `.pt` or `.pth` file; or a name on huggingface.co such as
+            `"facebook/VGGT-1B"`. What is not ours is converted on the way, and the result is kept
+            under `cache_folder()` if it is large.
+        dtype: type to store the kernels of encoder and trunk in (see `with_dtype`); None as stored.
+        config: of an official checkpoint that is not of a released size, as an object or a JSON
+            file; None takes the JSON file of the same name beside it.
+
+    Raises:
+        convert.CheckpointError: the checkpoint is missing, damaged or of another model, or does not
+            fit its configuration; every problem is listed.
+    """
+    if isinstance(config, VGGTConfig):
+        config = config.to_dict()
+    if convert.is_native(source):
+        if config is not None:
+            raise CheckpointError(f"{source}: holds its own configuration; leave out config")
+        params, document = convert.read(source)
+        name, config = document["model"], document["config"]
+    else:
+        params, name, config = _load_official(source, config)
+    if name not in _MODELS:
+        raise CheckpointError(f"{source}: model {name!r} is unknown; known are {sorted(_MODELS)}")
+    model_class, config_class = _MODELS[name]
+    config = config_class.from_dict(config)
+    model = jax.eval_shape(lambda: model_class(config, rngs=nnx.Rngs(0)))
+    model = with_parameters(model, params, source=str(source))
+    return model if dtype is None else with_dtype(model, dtype)
+
+
+def save_model(model: VGGT, destination: str | os.PathLike, *, overwrite: bool = False) -> None:
+    """Writes a model as a checkpoint of ours, whole or not at all.
+
+    Args:
+        destination: a folder to make, or a path that ends in `.safetensors`.
+        overwrite: whether to replace a checkpoint of ours that exists.
+
+    Raises:
+        convert.CheckpointError: the destination cannot be written, or exists.
+    """
+    params = {name: np.asarray(x) for name, x in named_parameters(model).items()}
+    document = {"model": "vggt", "config": model.config.to_dict()}
+    convert.write(destination, params, document, overwrite=overwrite)
+
+
+def named_parameters(model: nnx.Module) -> dict[str, jax.Array]:
+    """The parameters of a model by their dotted names, as checkpoints hold them."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(model)
+    return {_name(path): leaf for path, leaf in leaves}
+
+
+def with_parameters(
+    model: nnx.Module, params: dict[str, np.ndarray], *, source: str = "parameters"
+) -> nnx.Module:
+    """The model with these parameters, on the default device.
+
+    Args:
+        model: may be abstract, as `jax.eval_shape` makes it.
+        source: what messages call the parameters.
+
+    Raises:
+        convert.CheckpointError: names or shapes differ from the model's; all of them are listed.
+    """
+    shapes = {name: leaf.shape for name, leaf in named_parameters(model).items()}
+    problems = [f"missing: {name} {shape}" for name, shape in shapes.items() if name not in params]
+    problems += [f"unknown: {name} {x.shape}" for name, x in params.items() if name not in shapes]
+    problems += [
+        f"wrong shape: {name} {params[name].shape}, the model has {shape}"
+        for name, shape in shapes.items()
+        if name in params and params[name].shape != shape
+    ]
+    if problems:
+        summary = f"{source}: {len(problems)} parameters do not fit the configuration"
+        raise CheckpointError("\n  ".join([summary, *problems]))
+    put = lambda path, _: jnp.asarray(params[_name(path)])
+    return jax.tree_util.tree_map_with_path(put, model)
 
 
 def with_dtype(model: nnx.Module, dtype: DTypeLike) -> nnx.Module:
@@ -23,13 +129,50 @@ def with_dtype(model: nnx.Module, dtype: DTypeLike) -> nnx.Module:
         raise ValueError(f"dtype={dtype.name} is not supported (float32, bfloat16)")
 
     def cast(path, leaf):
-        name = parameter_name(path)
+        name = _name(path)
         in_compute_type = name.startswith(_COMPUTE_TYPE_MODULES) and name.endswith(".kernel")
         return leaf.astype(dtype) if in_compute_type else leaf
 
     return jax.tree_util.tree_map_with_path(cast, model)
 
 
-def parameter_name(path: tuple) -> str:
-    """The dotted name of a parameter from its path in the model's pytree."""
+def cache_folder() -> pathlib.Path:
+    """Where converted checkpoints and compiled programs are kept.
+
+    The environment variable VGGT_JAX_CACHE, or `vggt_jax` in XDG_CACHE_HOME or `~/.cache`.
+    """
+    if folder := os.environ.get("VGGT_JAX_CACHE"):
+        return pathlib.Path(folder)
+    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(base) / "vggt_jax"
+
+
+def _load_official(source, config) -> tuple[dict[str, np.ndarray], str, dict]:
+    path, name = find_checkpoint(source)
+    stat = path.stat()
+    if stat.st_size < _CACHE_FROM_BYTES:
+        params, config, report = convert.load_official(source, config)
+        return params, report.model, config
+    beside = path.with_suffix(".json")
+    if config is None and beside.is_file():
+        config = beside
+    if isinstance(config, str | os.PathLike):
+        config = read_config(config)
+    key = json.dumps([str(path.resolve()), stat.st_size, stat.st_mtime_ns, config])
+    stem = name.replace(os.sep, "--")[-80:]
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    cached = cache_folder() / "checkpoints" / f"{stem}-{digest}.safetensors"
+    if not cached.exists():
+        params, config, report = convert.load_official(source, config)
+        document = {"model": report.model, "config": config, "checksum": report.checksum}
+        try:
+            convert.write(cached, params, document)
+        except CheckpointError as error:
+            warnings.warn(f"the converted checkpoint is not kept: {error}", stacklevel=3)
+        return params, report.model, config
+    params, document = convert.read(cached)
+    return params, document["model"], document["config"]
+
+
+def _name(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")

@@ -3,7 +3,11 @@
 import dataclasses
 
 import jax
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from vggt_jax import geometry
+from vggt_jax.preprocess import FrameTransform
 
 
 @jax.tree_util.register_dataclass
@@ -33,3 +37,67 @@ class VGGTOutput:
     track: Float[Array, "b s m 2"] | None = None
     vis: Float[Array, "b s m"] | None = None
     conf: Float[Array, "b s m"] | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Reconstruction:
+    """A scene: cameras, depth, points and tracks of its frames, the same for every model.
+
+    The world is the first camera. Cameras follow OpenCV: x right, y down, z forward. Lengths are
+    in one arbitrary unit per scene. Pixels are those of the model's frames: `transforms` lead back
+    to the photographs. Arrays have a leading scene axis if the images had one. What a model has no
+    head for is None.
+
+    Attributes:
+        images: the frames, as the model saw them.
+        camera_from_world: `[R | t]`, `point_camera = R @ point_world + t`.
+        intrinsics: in pixels; the image spans [0, width] x [0, height].
+        depth: along the viewing axis (z, not along the ray).
+        depth_confidence, world_points_confidence: see `confidence_kind`.
+        world_points: where each pixel's point lies, as a head of its own predicts it; see
+            `points_from_depth` for the alternative.
+        tracks: pixels `(x, y)` of the query points in every frame; may leave the image.
+        track_visibility, track_confidence: in [0, 1].
+        confidence_kind: "one_plus_exp": above 1 and not bounded, so that thresholds are best
+            percentiles.
+        names: of the frames; empty where images were arrays.
+        transforms: to the pixels of the photographs, one per frame; empty where nobody resized.
+    """
+
+    images: Float[Array, "*b s height width 3"] | UInt8[Array, "*b s height width 3"]
+    camera_from_world: Float[Array, "*b s 3 4"] | None = None
+    intrinsics: Float[Array, "*b s 3 3"] | None = None
+    depth: Float[Array, "*b s height width"] | None = None
+    depth_confidence: Float[Array, "*b s height width"] | None = None
+    world_points: Float[Array, "*b s height width 3"] | None = None
+    world_points_confidence: Float[Array, "*b s height width"] | None = None
+    tracks: Float[Array, "*b s m 2"] | None = None
+    track_visibility: Float[Array, "*b s m"] | None = None
+    track_confidence: Float[Array, "*b s m"] | None = None
+    confidence_kind: str = dataclasses.field(default="one_plus_exp", metadata={"static": True})
+    names: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
+    transforms: tuple[FrameTransform, ...] = dataclasses.field(
+        default=(), metadata={"static": True}
+    )
+
+    def points_from_depth(self) -> Float[Array, "*b s height width 3"]:
+        """World points by unprojecting depth with the cameras, which are predicted more accurately.
+
+        Raises:
+            ValueError: the model predicts no depth or no cameras.
+        """
+        if self.depth is None or self.camera_from_world is None:
+            raise ValueError("points from depth need a model with a depth and a camera head")
+        return geometry.unproject_depth(self.depth, self.camera_from_world, self.intrinsics)
+
+    def tracks_in_photographs(self) -> np.ndarray:
+        """Tracks `[s m 2]` in the pixels of the original photographs.
+
+        Raises:
+            ValueError: there are no tracks, or the images were arrays.
+        """
+        if self.tracks is None or not self.transforms:
+            raise ValueError("there are no tracks of photographs: give infer files and query_points")
+        pairs = zip(self.transforms, self.tracks, strict=True)
+        return np.stack([transform.pixels_to_original(track) for transform, track in pairs])

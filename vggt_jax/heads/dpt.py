@@ -22,7 +22,7 @@ _POSITION_OMEGA = 100.0  # official file: vggt/heads/utils.py, position_grid_to_
 
 # Pixels that are decoded at a time. The largest temporaries hold `features / 2` channels of every
 # pixel in float32: 512 MiB each for the released sizes.
-_PIXELS_PER_CHUNK = 4 * 518 * 518
+PIXELS_PER_CHUNK = 4 * 518 * 518
 
 
 class ResidualConvUnit(nnx.Module):
@@ -111,7 +111,7 @@ class DPT(nnx.Module):
             lambda kept: self._decode(kept, trunk.layers, layout, precision),
             trunk.kept,
             axis=1,
-            max_chunk=_PIXELS_PER_CHUNK // pixels,
+            max_chunk=PIXELS_PER_CHUNK // pixels,
         )
 
     def _decode(self, kept, kept_layers, layout, precision):

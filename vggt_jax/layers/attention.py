@@ -23,7 +23,7 @@ _CUDNN_KEY_TILE = 128
 _MIN_KEYS_TO_SPLIT = 8192
 
 # Scores of one chunk of queries in `xla`, in bytes.
-_MAX_SCORE_BYTES = 256 * 2**20
+MAX_SCORE_BYTES = 256 * 2**20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ def dense_attention(
         lambda queries: _attend(queries, k, v, kv_lengths, precision),
         q,
         axis=1,
-        max_chunk=_MAX_SCORE_BYTES // bytes_per_query,
+        max_chunk=MAX_SCORE_BYTES // bytes_per_query,
     )
 
 

@@ -1,0 +1,103 @@
+"""The command `vggt-jax`."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from convert.errors import CheckpointError
+from vggt_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Infer:
+    """Reconstruct the scene of photographs into files.
+
+    Writes predictions.npz (all arrays), points.ply (coloured point cloud), cameras.json,
+    overview.png and depth/*.png.
+    """
+
+    images: tyro.conf.Positional[tuple[Path, ...]]
+    """A folder, or image files in the order to use."""
+    model: str
+    """Checkpoint: ours, an official .safetensors or .pt, or a hub name such as facebook/VGGT-1B."""
+    out: Path
+    """Folder to write."""
+    mode: Literal["crop", "pad"] | None = None
+    """How photographs come to size: crop keeps the width and cuts tall ones, pad keeps everything
+    and fills with white. Needed only if their shapes differ; otherwise crop."""
+    size: int | None = None
+    """Side in pixels to resize to, a multiple of the patch size; by default the model's own."""
+    query_points: tuple[str, ...] = ()
+    """Points x,y of the first photograph, in its own pixels, to track through all."""
+    points: Literal["depth", "head"] = "depth"
+    """Make the point cloud from depth and cameras, or from the model's point head."""
+    confidence_percentile: float = 25.0
+    """Leave out this percentage of the points, the least confident."""
+    max_points: int = 2_000_000
+    """Most points in the cloud."""
+    compute_dtype: Literal["float32", "bfloat16"] | None = None
+    """Of matrix products; by default bfloat16 on a GPU and float32 elsewhere."""
+    config: Path | None = None
+    """JSON configuration of an official checkpoint that is not of a released size."""
+    allow_single_image: bool = False
+    """Reconstruct a single photograph, which the models were not trained for."""
+    memory_check: bool = True
+    """Refuse to start if the estimate exceeds the free memory."""
+    overwrite: bool = False
+    """Replace the results of an earlier run in the output folder."""
+
+    def run(self) -> None:
+        from vggt_jax.reconstruct_files import reconstruct_files
+
+        reconstruct_files(**vars(self))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Convert:
+    """Convert an official PyTorch checkpoint into ours."""
+
+    source: tyro.conf.Positional[str]
+    """.safetensors, .pt or .pth file, a folder that holds one, or a hub name."""
+    destination: tyro.conf.Positional[Path]
+    """Folder to make, or FILE.safetensors."""
+    config: Path | None = None
+    """JSON configuration; without it the file beside SOURCE, or the released size."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """bfloat16 stores the kernels of encoder and trunk in bfloat16; without it, as stored."""
+    ignore: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Leave out the keys that begin like this; may be repeated."""
+    overwrite: bool = False
+    """Replace DESTINATION if it is a checkpoint of ours."""
+
+    def run(self) -> None:
+        from convert.from_torch import convert
+
+        print(convert(**vars(self)))
+
+
+Command = (
+    Annotated[Infer, tyro.conf.subcommand("infer")]
+    | Annotated[Convert, tyro.conf.subcommand("convert")]
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code: 0, or 2 where the input is at fault."""
+    command = tyro.cli(Command, args=argv, prog="vggt-jax", description=__doc__)
+    try:
+        command.run()
+    except (InputError, CheckpointError) as error:
+        print(f"vggt-jax: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("vggt-jax: interrupted, nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,208 @@
+"""From images to a reconstruction."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Float, Int, UInt8
+
+from vggt_jax import geometry
+from vggt_jax.checkpoint import load_model
+from vggt_jax.errors import InputError
+from vggt_jax.layers.attention import Dense
+from vggt_jax.models.vggt import VGGT
+from vggt_jax.outputs import Reconstruction
+from vggt_jax.preprocess import Frames, load_images
+
+
+def reconstruct(
+    model: VGGT,
+    images: Float[Array, "*b s height width 3"] | UInt8[Array, "*b s height width 3"],
+    *,
+    query_points: Float[Array, "*b m 2"] | None = None,
+    attention: Dense = Dense(),
+    num_frames: Int[Array, "*b"] | None = None,
+    compute_dtype: DTypeLike | None = None,
+) -> Reconstruction:
+    """Reconstructs scenes: a pure function, for `jax.jit`, `jax.grad` and pipelines.
+
+    Args:
+        model: as `load_model` returns it.
+        images: frames of one scene, or of several of the same size with a leading scene axis; RGB,
+            float in [0, 1] or uint8, sides multiples of the patch size.
+        query_points: pixels `(x, y)` of the first frame to follow through all frames.
+        attention, num_frames, compute_dtype: see `VGGT.__call__`; `num_frames` has the scene axis
+            if the images do.
+
+    Raises:
+        ValueError: shapes or types do not fit.
+    """
+    if images.ndim not in (4, 5):
+        raise ValueError(
+            "images must be [frame, height, width, 3] or [scene, frame, height, width, 3], "
+            f"not {images.shape}"
+        )
+    one_scene = images.ndim == 4
+    add_scene = lambda x: None if x is None else jnp.asarray(x)[None] if one_scene else x
+    output = model(
+        add_scene(images),
+        query_points=add_scene(query_points),
+        attention=attention,
+        num_frames=add_scene(num_frames),
+        compute_dtype=compute_dtype,
+    )
+    cameras = (None, None)
+    if output.pose_enc is not None:
+        cameras = geometry.camera_from_pose_encoding(output.pose_enc, images.shape[-3:-1])
+    fields = dict(
+        camera_from_world=cameras[0],
+        intrinsics=cameras[1],
+        depth=None if output.depth is None else output.depth[..., 0],
+        depth_confidence=output.depth_conf,
+        world_points=output.world_points,
+        world_points_confidence=output.world_points_conf,
+        tracks=output.track,
+        track_visibility=output.vis,
+        track_confidence=output.conf,
+    )
+    if one_scene:
+        fields = jax.tree.map(lambda x: x[0], fields)
+    return Reconstruction(images=images, **fields)
+
+
+_reconstruct = jax.jit(reconstruct, static_argnames=("attention", "compute_dtype"))
+
+
+def infer(
+    images: Any,
+    *,
+    model: VGGT | str | os.PathLike,
+    query_points: ArrayLike | None = None,
+    attention: Dense = Dense(),
+    mode: Literal["crop", "pad"] | None = None,
+    size: int | tuple[int, int] | None = None,
+    compute_dtype: DTypeLike | None = None,
+    pad_frames: bool = True,
+    progress: bool = False,
+) -> Reconstruction:
+    """Reconstructs the scene that photographs show.
+
+    Args:
+        images: a folder, a list of paths, PIL images or arrays; or one array [s height width 3].
+            See `load_images`.
+        model: a model, or what `load_model` takes; load it once if you call this often.
+        query_points: [m 2] pixels `(x, y)` of the first frame, after resizing, to follow through
+            all frames; `Frames.transforms` lead there from a photograph.
+        attention: how the tokens of all frames attend to each other.
+        mode, size: how photographs are resized, see `load_images`; `size` None is the model's own
+            (518 for VGGT-1B).
+        compute_dtype: of matrix products; None is bfloat16 on a GPU and float32 elsewhere.
+        pad_frames: whether to pad the frames to one of few numbers, at most a sixteenth more, so that
+            scenes of similar length share a compiled program. Padding changes no result.
+        progress: whether to show a progress bar while photographs are read.
+
+    Returns:
+        The reconstruction, in NumPy arrays without scene axis.
+
+    Raises:
+        InputError: photographs cannot be used, or a query point lies outside the first frame.
+        convert.CheckpointError: the model cannot be loaded.
+    """
+    if isinstance(model, str | os.PathLike):
+        model = load_model(model)
+    frames = read_frames(images, model=model, mode=mode, size=size, progress=progress)
+    inputs = model_inputs(frames, query_points=query_points, pad_frames=pad_frames)
+    result = _reconstruct(model, **inputs, attention=attention, compute_dtype=compute_dtype)
+    return cut_to_frames(result, frames)
+
+
+def read_frames(
+    images: Any,
+    *,
+    model: VGGT,
+    mode: Literal["crop", "pad"] | None = None,
+    size: int | tuple[int, int] | None = None,
+    progress: bool = False,
+) -> Frames:
+    """The first step of `infer`: frames in the sizes of this model."""
+    config = model.config
+    if size is None and hasattr(images, "ndim"):
+        size = tuple(images.shape[1:3]) if images.ndim == 4 else config.img_size
+    return load_images(
+        images,
+        mode=mode,
+        size=config.img_size if size is None else size,
+        patch_size=config.patch_size,
+        progress=progress,
+    )
+
+
+def model_inputs(
+    frames: Frames, *, query_points: ArrayLike | None = None, pad_frames: bool = True
+) -> dict[str, Any]:
+    """The second step of `infer`: the arguments of `reconstruct`.
+
+    Raises:
+        InputError: a query point lies outside the first frame or is not a number.
+    """
+    images = frames.images
+    num_frames = len(images)
+    padded = bucket(num_frames) if pad_frames else num_frames
+    inputs: dict[str, Any] = {"images": images}
+    if padded > num_frames:
+        inputs["images"] = np.pad(images, ((0, padded - num_frames), (0, 0), (0, 0), (0, 0)))
+        inputs["num_frames"] = np.int32(num_frames)
+    if query_points is not None:
+        inputs["query_points"] = _checked_query_points(query_points, images.shape[1:3])
+    return inputs
+
+
+def compile_reconstruct(
+    model: VGGT,
+    inputs: dict[str, Any],
+    *,
+    attention: Dense = Dense(),
+    compute_dtype: DTypeLike | None = None,
+) -> jax.stages.Compiled:
+    """`reconstruct`, compiled for these `model_inputs`; call it as `compiled(model, **inputs)`."""
+    return _reconstruct.lower(
+        model, **inputs, attention=attention, compute_dtype=compute_dtype
+    ).compile()
+
+
+def cut_to_frames(result: Reconstruction, frames: Frames) -> Reconstruction:
+    """The last step of `infer`: NumPy arrays of the valid frames, with names and transforms."""
+    num_frames = len(frames.images)
+    per_frame = jax.tree.map(lambda x: np.asarray(x)[:num_frames], result)
+    return dataclasses.replace(
+        per_frame, images=frames.images, names=frames.names, transforms=frames.transforms
+    )
+
+
+def bucket(num_frames: int) -> int:
+    """The number of frames that `infer` pads to: sixteen steps to each doubling.
+
+    Up to 32 frames nothing is padded; 33 become 34, 99 become 100, 1000 become 1024.
+    """
+    step = 2 ** max(0, num_frames.bit_length() - 5)
+    return -(-num_frames // step) * step
+
+
+def _checked_query_points(points: ArrayLike | Sequence, size: tuple[int, int]) -> np.ndarray:
+    points = np.asarray(points, np.float32)
+    height, width = size
+    if points.ndim != 2 or points.shape[1] != 2 or not len(points):
+        raise InputError(f"query points must be [m 2], pixels (x, y), not {points.shape}")
+    inside = (points >= 0).all(1) & (points[:, 0] <= width - 1) & (points[:, 1] <= height - 1)
+    if not inside.all():
+        first = points[~inside][0]
+        raise InputError(
+            f"query point ({first[0]:g}, {first[1]:g}) lies outside the first frame, which is "
+            f"{width} wide and {height} high; {(~inside).sum()} of {len(points)} points do"
+        )
+    return points

@@ -1,0 +1,138 @@
+"""How much memory a reconstruction takes, before it starts."""
+
+import dataclasses
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vggt_jax.config import VGGTConfig
+from vggt_jax.heads import dpt
+from vggt_jax.layers import attention
+from vggt_jax.layers.precision import Precision
+from vggt_jax.models import trunk
+from vggt_jax.models.token_layout import TokenLayout
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MemoryEstimate:
+    """Bytes on the device at the peak of a forward pass of one scene.
+
+    Attributes:
+        weights: parameters.
+        images: the frames.
+        outputs: maps of depth, points and their confidences.
+        kept_tokens: tokens of the layers that the heads read.
+        trunk: temporaries while the trunk runs.
+        heads: temporaries while a dense head runs; not at the same time as the trunk's.
+        tracks: feature maps of the tracker, if points are tracked.
+    """
+
+    weights: int
+    images: int
+    outputs: int
+    kept_tokens: int
+    trunk: int
+    heads: int
+    tracks: int
+
+    @property
+    def total(self) -> int:
+        common = self.weights + self.images + self.outputs + self.kept_tokens
+        return common + max(self.trunk, self.heads, self.tracks)
+
+    def __str__(self) -> str:
+        parts = (
+            f"{name.replace('_', ' ')} {gib(value)}"
+            for name, value in dataclasses.asdict(self).items()
+            if value
+        )
+        return f"{gib(self.total)} GiB ({', '.join(parts)})"
+
+
+def estimate_memory(
+    config: VGGTConfig,
+    *,
+    weights: int,
+    num_frames: int,
+    height: int,
+    width: int,
+    num_query_points: int = 0,
+    image_bytes: int = 1,
+    compute_dtype: jnp.dtype | None = None,
+) -> MemoryEstimate:
+    """Estimates the peak of a forward pass from the arrays that are alive together.
+
+    The terms mirror `models/trunk.py` and `heads/`; docs/performance.md sets the estimate beside
+    measured peaks.
+
+    Args:
+        weights: bytes of the parameters.
+        image_bytes: bytes of a colour value: 1 for uint8, 4 for float32.
+        compute_dtype: as for `reconstruct`.
+    """
+    layout = TokenLayout.for_images(height, width, config.patch_size, config.num_special_tokens)
+    wide = Precision.from_compute_dtype(compute_dtype).compute_dtype.itemsize
+    tokens = num_frames * layout.tokens_per_frame
+    dim = config.embed_dim
+    stream = 4 * tokens * dim
+
+    layers = len(set(config.dpt_layers) | {config.depth - 1})
+    # Normalised tokens and joint projection beside the separate queries, keys and values.
+    before_attention = (1 + 3 + 3) * wide * tokens * dim
+    during_attention = (3 + 2) * wide * tokens * dim
+    if wide == 4:
+        during_attention += 2 * attention.MAX_SCORE_BYTES
+    chunk = min(num_frames, trunk.frames_per_chunk(1, layout.tokens_per_frame))
+    chunk_tokens = chunk * layout.tokens_per_frame
+    after_attention = wide * dim * (tokens + 2 * config.mlp_ratio * chunk_tokens)
+
+    pixels = height * width
+    heads = 0
+    if config.enable_depth or config.enable_point:
+        decoded = min(num_frames, max(1, dpt.PIXELS_PER_CHUNK // pixels)) * pixels
+        heads = int(3.5 * 4 * decoded * config.dpt_features / 2)
+    tracks = 0
+    if num_query_points:
+        features = 4 * num_frames * (pixels // 4) * config.track_features
+        hidden = 4 * num_frames * config.track_hidden_size
+        tracks = int(2.34 * features) + 6 * hidden * (
+            num_query_points + config.track_num_virtual_tracks
+        )
+    values = 2 * config.enable_depth + 4 * config.enable_point
+    return MemoryEstimate(
+        weights=weights,
+        images=image_bytes * 3 * num_frames * pixels,
+        outputs=4 * values * num_frames * pixels,
+        kept_tokens=wide * layers * tokens * 2 * dim,
+        trunk=int(stream + max(before_attention, during_attention, after_attention)),
+        heads=heads,
+        tracks=tracks,
+    )
+
+
+def weight_bytes(model) -> int:
+    """Bytes of a model's parameters."""
+    return sum(leaf.size * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(model))
+
+
+def available_memory() -> int | None:
+    """Free bytes of the default device, None where it does not tell."""
+    device = jax.devices()[0]
+    stats = device.memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    if device.platform != "cpu":
+        return None
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            fields = dict(line.split(":") for line in file)
+        return 1024 * int(fields["MemAvailable"].split()[0])
+    except (OSError, KeyError, ValueError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def gib(num_bytes: int) -> str:
+    """Bytes as GiB with two significant places, without the unit."""
+    return f"{num_bytes / 2**30:.2f}" if num_bytes < 10 * 2**30 else f"{num_bytes / 2**30:.1f}"
