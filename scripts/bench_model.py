@@ -1,16 +1,21 @@
-"""Times VGGT-1B with random weights and prints where time and memory go.
+"""Times VGGT-1B with random weights and tells where time and memory go.
+
+    python scripts/bench_model.py --out docs/benchmarks/model_h100.jsonl
 
 One JSON line per case: device, versions, shapes, median and spread of the repeats, peak memory.
-Every case runs in a process of its own, so that its peak is its own.
+Every case runs in a process of its own, so that its peak is its own. Parts:
 
-    python scripts/bench_model.py --frames 10 50 100 200 --out docs/benchmarks/model_h100.jsonl
-
-Where the official package `vggt` can be imported, `--official` measures its aggregator in the same
-run: PyTorch, bfloat16 autocast, scaled_dot_product_attention as it chooses.
+- `attention`: cuDNN's attention as it is, and as `layers/attention.py` calls it, on random tokens.
+- `aggregator`: encoder and 48 blocks.
+- `model`: the aggregator and the camera, depth and point heads. Compiled in one process and timed in
+  the next, because compiling tries out kernels in memory of its own.
+- `first_call`: what a user waits for at the first call of the model, with a cold and a warm cache of
+  compiled programs.
+- `official`: the aggregator of the official package, where `vggt` can be imported: PyTorch, bfloat16
+  autocast, scaled_dot_product_attention as it chooses.
 """
 
 import argparse
-import functools
 import json
 import os
 import pathlib
@@ -20,36 +25,44 @@ import sys
 import tempfile
 import time
 
-PARTS = ("aggregator", "model", "first_call", "official")
+FRAMES = {
+    "attention": [50, 100, 200],
+    "aggregator": [10, 50, 100, 200],
+    "model": [200],
+    "first_call": [10],
+    "official": [10, 50, 100, 200],
+}
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--frames", type=int, nargs="*", default=[10, 50, 100, 200])
-    parser.add_argument("--model-frames", type=int, nargs="*", default=[10, 100, 200])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--parts", nargs="+", choices=FRAMES, default=list(FRAMES)[:-1])
+    parser.add_argument("--frames", type=int, nargs="+", help="instead of each part's own")
     parser.add_argument("--size", type=int, nargs=2, default=[518, 518], help="height width")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--official", action="store_true", help="also time the package vggt")
-    parser.add_argument("--profile", action="store_true", help="also sum kernel times by kind")
+    parser.add_argument("--profile", type=int, nargs="*", default=[], metavar="FRAMES",
+                        help="numbers of frames of which to sum kernel times by kind")  # fmt: skip
     parser.add_argument("--out", type=pathlib.Path, help="file to append JSON lines to")
     parser.add_argument("--case", help=argparse.SUPPRESS)  # JSON: the child process's one case
     args = parser.parse_args()
     if args.case:
         print(json.dumps(run_case(**json.loads(args.case))))
         return
-
-    common = {"size": args.size, "repeats": args.repeats}
-    cases = [{"part": "aggregator", "frames": n} for n in args.frames]
-    cases += [{"part": "model", "frames": n} for n in args.model_frames]
-    if args.official:
-        cases += [{"part": "official", "frames": n} for n in args.frames]
-    for case in cases:
-        profile = args.profile and case["part"] in ("aggregator", "model")
-        report(run_child({**case, **common, "profile": profile}, {}), args.out)
-    with tempfile.TemporaryDirectory() as cache:
-        for state in ("cold", "warm"):
-            case = {"part": "first_call", "frames": args.model_frames[0], "cache": state}
-            report(run_child({**case, **common}, {"JAX_COMPILATION_CACHE_DIR": cache}), args.out)
+    for part in args.parts:
+        for frames in args.frames or FRAMES[part]:
+            case = {"part": part, "frames": frames, "size": args.size, "repeats": args.repeats}
+            with tempfile.TemporaryDirectory() as cache:
+                env = {"JAX_COMPILATION_CACHE_DIR": cache}
+                if part == "first_call":
+                    for state in ("cold", "warm"):
+                        report(run_child({**case, "cache": state}, env), args.out)
+                    continue
+                profile = frames in args.profile and part in ("aggregator", "model")
+                if part == "model":
+                    run_child({**case, "compile_only": True}, env)
+                report(run_child({**case, "profile": True} if profile else case, env), args.out)
 
 
 def run_child(case: dict, env: dict) -> dict:
@@ -70,6 +83,7 @@ def report(line: dict, out: pathlib.Path | None):
 
 def run_case(part: str, **case) -> dict:
     run = {
+        "attention": run_attention,
         "aggregator": run_ours,
         "model": run_ours,
         "first_call": run_first_call,
@@ -101,7 +115,28 @@ def whole(model, images):
     return model(images)
 
 
-def run_ours(part, frames, size, repeats, profile=False):
+def run_attention(part, frames, size, repeats):
+    import jax
+    import jax.numpy as jnp
+
+    from vggt_jax.layers.attention import dense_attention
+
+    tokens = frames * (size[0] // 14 * (size[1] // 14) + 5)
+    keys = jax.random.split(jax.random.key(0), 3)
+    q, k, v = (jax.random.normal(key, (1, tokens, 16, 64)).astype(jnp.bfloat16) for key in keys)
+    plain = lambda q, k, v: jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+    result = {**describe_jax(), "frames": frames, "tokens": tokens}
+    operations = 4 * tokens**2 * 16 * 64
+    # Timed twice in turn, since the rate of long runs falls as the GPU warms up.
+    for name, attend in [("cudnn", plain), ("ours", dense_attention)] * 2:
+        attend = jax.jit(attend)
+        timing = time_calls(lambda: jax.block_until_ready(attend(q, k, v)), repeats)
+        rate = operations / timing["ms"] / 1e9
+        result.setdefault(name, []).append({**timing, "tflops": round(rate)})
+    return result
+
+
+def run_ours(part, frames, size, repeats, profile=False, compile_only=False):
     import jax
 
     model, images = make_inputs(frames, size)
@@ -109,22 +144,36 @@ def run_ours(part, frames, size, repeats, profile=False):
     start = time.perf_counter()
     compiled = fn.lower(model, images).compile()
     compile_s = time.perf_counter() - start
+    if compile_only:
+        return {"compile_s": compile_s}
     call = lambda: jax.block_until_ready(compiled(model, images))
+    timing = time_calls(call, repeats)
+    analysis = compiled.memory_analysis()
     result = {
         **describe_jax(),
         "frames": frames,
         "size": size,
         "dtype": "bfloat16",
         "compile_s": round(compile_s, 1),
-        **time_calls(call, repeats),
+        **timing,
         "peak_gib": gib(jax.devices()[0].memory_stats()["peak_bytes_in_use"]),
         "weights_gib": gib(sum(x.nbytes for x in jax.tree.leaves(model))),
-        "xla_temporaries_gib": gib(compiled.memory_analysis().temp_size_in_bytes),
-        "xla_outputs_gib": gib(compiled.memory_analysis().output_size_in_bytes),
+        "temporaries_gib": gib(analysis.temp_size_in_bytes),
+        "outputs_gib": gib(analysis.output_size_in_bytes),
+        "estimate_gib": gib(estimate(model, frames, size)) if part == "model" else None,
     }
     if profile:
         result["kernel_ms"] = profile_kernels(call)
     return result
+
+
+def estimate(model, frames, size):
+    from vggt_jax.memory import estimate_memory, weight_bytes
+
+    height, width = size
+    return estimate_memory(
+        model.config, weights=weight_bytes(model), num_frames=frames, height=height, width=width
+    ).total
 
 
 def run_first_call(part, frames, size, repeats, cache):
@@ -202,16 +251,12 @@ def profile_kernels(call) -> dict:
         for e in events
         if e.get("name") == "thread_name" and e["pid"] in gpus and "Stream" in str(e["args"])
     }
-    totals, names = {}, {}
+    totals = {}
     for event in events:
         if event.get("ph") != "X" or (event["pid"], event["tid"]) not in streams:
             continue
         kind = kind_of_kernel(event["name"])
         totals[kind] = totals.get(kind, 0) + event["dur"] / 1e3
-        names[event["name"]] = names.get(event["name"], 0) + event["dur"] / 1e3
-    if path_out := os.environ.get("BENCH_KERNELS_OUT"):
-        top = sorted(names.items(), key=lambda item: -item[1])[:60]
-        pathlib.Path(path_out).write_text(json.dumps(top, indent=1))
     return {kind: round(ms, 1) for kind, ms in sorted(totals.items(), key=lambda item: -item[1])}
 
 
@@ -229,7 +274,6 @@ def kind_of_kernel(name: str) -> str:
     return "other"
 
 
-@functools.cache
 def describe_jax() -> dict:
     import jax
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from typing import Literal, NamedTuple
 
 import jax
@@ -18,9 +19,11 @@ from vggt_jax.layers.rope import apply_rope
 Implementation = Literal["cudnn", "xla"]
 
 # cuDNN's forward kernel on an H100 loses a tenth of its rate when the number of keys is no multiple
-# of this (docs/performance.md); splitting pays once attention dwarfs the merge.
+# of its tile, and 6 % when keys and values of a head outgrow the L2 cache; cutting the keys pays once
+# attention dwarfs the merge (docs/performance.md has the measurements).
 _CUDNN_KEY_TILE = 128
-_MIN_KEYS_TO_SPLIT = 8192
+_MAX_KEYS_IN_PART = 544 * _CUDNN_KEY_TILE
+_MIN_KEYS_TO_CUT = 8192
 
 # Scores of one chunk of queries in `xla`, in bytes.
 MAX_SCORE_BYTES = 256 * 2**20
@@ -73,9 +76,8 @@ def dense_attention(
             f"head_dim={q.shape[-1]}; use implementation='xla' or None"
         )
     if implementation == "cudnn" or (implementation is None and cudnn_fits):
-        tail = k.shape[1] % _CUDNN_KEY_TILE
-        if kv_lengths is None and tail and k.shape[1] >= _MIN_KEYS_TO_SPLIT:
-            return _cudnn_in_two_parts(q, k, v)
+        if kv_lengths is None and k.shape[1] >= _MIN_KEYS_TO_CUT:
+            return _cudnn_in_parts(q, k, v)
         return _cudnn(q, k, v, key_value_seq_lengths=kv_lengths)
     b, _, n, _ = q.shape
     bytes_per_query = 4 * b * n * k.shape[1]
@@ -91,26 +93,42 @@ _cudnn = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
 
 
 @jax.custom_vjp
-def _cudnn_in_two_parts(q, k, v):
-    """cuDNN attention over whole tiles of keys and over the rest, merged by their normalisers."""
-    split = k.shape[1] - k.shape[1] % _CUDNN_KEY_TILE
-    main, main_lse = _cudnn(q, k[:, :split], v[:, :split], return_residual=True)
-    rest, rest_lse = _cudnn(q, k[:, split:], v[:, split:], return_residual=True)
-    weight = jax.nn.sigmoid(rest_lse - main_lse)[..., None]  # [b, t, n, 1], float32
-    main, rest = main.astype(jnp.float32), rest.astype(jnp.float32)
-    return (main + weight * (rest - main)).astype(q.dtype)
+def _cudnn_in_parts(q, k, v):
+    """cuDNN attention over parts of the keys, merged by their log-sum-exps.
+
+    All parts are whole tiles, except for what remains at the end.
+    """
+    out, lse = None, None
+    for start, stop in itertools.pairwise(_cut_keys(k.shape[1])):
+        part, part_lse = _cudnn(q, k[:, start:stop], v[:, start:stop], return_residual=True)
+        if out is None:
+            out, lse = part, part_lse
+            continue
+        weight = jax.nn.sigmoid(part_lse - lse)[..., None]  # [b, t, n, 1], float32
+        wide, part = out.astype(jnp.float32), part.astype(jnp.float32)
+        out = (wide + weight * (part - wide)).astype(q.dtype)
+        lse = jnp.logaddexp(lse, part_lse)
+    return out
 
 
-def _two_parts_forward(q, k, v):
-    return _cudnn_in_two_parts(q, k, v), (q, k, v)
+def _cut_keys(num_keys: int) -> list[int]:
+    """Where parts of the keys begin and end."""
+    tiles = num_keys // _CUDNN_KEY_TILE
+    num_parts = -(-tiles * _CUDNN_KEY_TILE // _MAX_KEYS_IN_PART)
+    cuts = [_CUDNN_KEY_TILE * (tiles * i // num_parts) for i in range(num_parts + 1)]
+    return cuts if cuts[-1] == num_keys else [*cuts, num_keys]
 
 
-def _two_parts_backward(residuals, gradient):
-    # The normalisers carry no gradient of their own, so the whole attention is differentiated.
+def _parts_forward(q, k, v):
+    return _cudnn_in_parts(q, k, v), (q, k, v)
+
+
+def _parts_backward(residuals, gradient):
+    # The log-sum-exps carry no gradient of their own, so the whole attention is differentiated.
     return jax.vjp(_cudnn, *residuals)[1](gradient)
 
 
-_cudnn_in_two_parts.defvjp(_two_parts_forward, _two_parts_backward)
+_cudnn_in_parts.defvjp(_parts_forward, _parts_backward)
 
 
 def _attend(q, k, v, kv_lengths, precision):
