@@ -198,7 +198,8 @@ def _checked_query_points(points: ArrayLike | Sequence, size: tuple[int, int]) -
     height, width = size
     if points.ndim != 2 or points.shape[1] != 2 or not len(points):
         raise InputError(f"query points must be [m 2], pixels (x, y), not {points.shape}")
-    inside = (points >= 0).all(1) & (points[:, 0] <= width - 1) & (points[:, 1] <= height - 1)
+    # Integers are pixel centres: the image reaches half a pixel beyond the first and the last.
+    inside = (points >= -0.5).all(1) & (points <= (width - 0.5, height - 0.5)).all(1)
     if not inside.all():
         first = points[~inside][0]
         raise InputError(

@@ -83,7 +83,8 @@ def estimate_memory(
     before_attention = (1 + 3 + 3) * wide * tokens * dim
     during_attention = (3 + 2) * wide * tokens * dim
     if wide == 4:
-        during_attention += 2 * attention.MAX_SCORE_BYTES
+        scores = 4 * config.num_heads * tokens**2
+        during_attention += 2 * min(scores, attention.MAX_SCORE_BYTES)
     chunk = min(num_frames, trunk.frames_per_chunk(1, layout.tokens_per_frame))
     chunk_tokens = chunk * layout.tokens_per_frame
     after_attention = wide * dim * (tokens + 2 * config.mlp_ratio * chunk_tokens)

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
@@ -89,7 +90,8 @@ class Reconstruction:
         """
         if self.depth is None or self.camera_from_world is None:
             raise ValueError("points from depth need a model with a depth and a camera head")
-        return geometry.unproject_depth(self.depth, self.camera_from_world, self.intrinsics)
+        arrays = (self.depth, self.camera_from_world, self.intrinsics)
+        return geometry.unproject_depth(*map(jnp.asarray, arrays))
 
     def tracks_in_photographs(self) -> np.ndarray:
         """Tracks `[s m 2]` in the pixels of the original photographs.

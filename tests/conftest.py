@@ -1,0 +1,180 @@
+"""Shared by all tests: checks of annotations, toy models, golden arrays, markers."""
+
+import functools
+import os
+from pathlib import Path
+
+import jaxtyping
+
+# Every call of these packages is checked against its annotations, shapes included. This comes
+# before they are imported. (`vggt_jax.config` stays out: beartype needs `typing.Self` explained.)
+CHECKED_PACKAGES = ("vggt_jax.geometry", "vggt_jax.heads", "vggt_jax.models")
+jaxtyping.install_import_hook(CHECKED_PACKAGES, "beartype.beartype")
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from flax import nnx  # noqa: E402
+
+from vggt_jax import VGGT, VGGTConfig, geometry, load_model  # noqa: E402
+from vggt_jax.checkpoint import named_parameters, with_parameters  # noqa: E402
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and jax.default_backend() != "gpu":
+        pytest.skip("no GPU")
+    if item.get_closest_marker("weights") and not os.environ.get("VGGT_JAX_WEIGHTS"):
+        pytest.skip("VGGT_JAX_WEIGHTS does not name released weights")
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Turns the checks of annotations off, to meet the errors that users meet."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.fixture(scope="session")
+def relative_error():
+    """The norm of the difference over the norm of what is expected, in float64."""
+
+    def error(value, expected):
+        value, expected = np.asarray(value, np.float64), np.asarray(expected, np.float64)
+        assert value.shape == expected.shape
+        return np.linalg.norm(value - expected) / np.linalg.norm(expected)
+
+    return error
+
+
+@pytest.fixture(scope="session")
+def golden_folder():
+    """Where the checkpoints, arrays and photographs of the tests lie."""
+    return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """The arrays of a file in tests/golden by name, `images` with channels last."""
+
+    @functools.cache
+    def read(name):
+        with np.load(GOLDEN / f"{name}.npz") as file:
+            arrays = {key: file[key] for key in file}
+        if "images" in arrays:
+            arrays["images"] = np.moveaxis(arrays["images"], 2, -1)
+        return arrays
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def load_toy():
+    """A toy model by name, with fields of its configuration changed."""
+
+    @functools.cache
+    def load(name, **changes):
+        path = GOLDEN / f"{name}.safetensors"
+        config = VGGTConfig.from_json(path.with_suffix(".json"))
+        return load_model(path, config=VGGTConfig.from_dict(config.to_dict() | changes))
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def run_toy(load_toy, golden):
+    """All arrays of a golden case, under the golden's names, as the project computes them."""
+
+    def run(toy, inputs, *, compute_dtype=jnp.float32):
+        model, arrays = load_toy(toy), golden(f"{toy}.{inputs}")
+        height, width = arrays["images"].shape[2:4]
+        # 70 pixels and fewer are too small for the seven correlation levels of one toy.
+        query_points = arrays["query_points"] if "track" in arrays else None
+
+        def compute(model, images, query_points):
+            output = model(images, query_points=query_points, compute_dtype=compute_dtype)
+            patch_tokens = model.encode(images, compute_dtype=compute_dtype)
+            taps = tuple(range(model.config.depth))
+            layout = model.layout(images)
+            trunk = model.aggregate(patch_tokens, layout, taps=taps, compute_dtype=compute_dtype)
+            extrinsic, intrinsic = geometry.camera_from_pose_encoding(
+                output.pose_enc, (height, width)
+            )
+            found = {"patch_tokens": patch_tokens, "extrinsic": extrinsic, "intrinsic": intrinsic}
+            found |= {f"aggregated_{i}": trunk.tap(i) for i in taps}
+            found |= {f"pose_enc_{i}": x for i, x in enumerate(output.pose_enc_list)}
+            names = "pose_enc depth depth_conf world_points world_points_conf track vis conf"
+            return found | {name: getattr(output, name) for name in names.split()}
+
+        found = jax.jit(compute)(model, arrays["images"], query_points)
+        return {name: np.asarray(x, np.float32) for name, x in found.items() if x is not None}
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def parity_results(run_toy):
+    """`run_toy` in float32, computed once per case."""
+    return functools.cache(run_toy)
+
+
+TINY = VGGTConfig(
+    img_size=28,
+    embed_dim=16,
+    num_heads=2,
+    depth=2,
+    vit_depth=1,
+    vit_num_heads=4,
+    mlp_ratio=3.0,
+    num_register_tokens=2,
+    camera_trunk_depth=1,
+    camera_num_heads=2,
+    camera_iters=2,
+    dpt_features=8,
+    dpt_out_channels=(4, 8, 12, 16),
+    dpt_layers=(0, 0, 1, 1),
+    track_features=8,
+    track_hidden_size=12,
+    track_num_heads=3,
+    track_num_virtual_tracks=5,
+    track_corr_levels=4,
+    track_corr_radius=1,
+    track_depth=1,
+    track_iters=2,
+)
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """A model that compiles in seconds, with parameters as large as trained ones.
+
+    A fresh model would hardly do: its LayerScale of 0.01 hides most of what happens.
+    """
+
+    @functools.cache
+    def make(**changes):
+        config = VGGTConfig.from_dict(TINY.to_dict() | changes)
+        model = jax.eval_shape(lambda: VGGT(config, rngs=nnx.Rngs(0)))
+        return with_parameters(model, random_parameters(model))
+
+    return make
+
+
+def random_parameters(model, seed=0):
+    """Values of size one for every parameter, but the tracker's steps short: it is chaotic."""
+    rng = np.random.default_rng(seed)
+    params = {}
+    for name, leaf in sorted(named_parameters(model).items()):
+        draw = rng.normal(size=leaf.shape)
+        last = name.rpartition(".")[2]
+        if last == "kernel":
+            value = draw / np.prod(leaf.shape[:-1] if leaf.ndim == 4 else leaf.shape[-2]) ** 0.5
+        elif last == "bias":
+            value = 0.1 * draw
+        else:  # scales of norms and layers, tokens, tables
+            value = (last in ("scale", "ls1", "ls2")) + 0.3 * draw
+        if "flow_head" in name:
+            value[..., :2] *= 0.01
+        params[name] = value.astype(np.float32)
+    return params

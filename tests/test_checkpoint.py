@@ -1,0 +1,119 @@
+"""Models from and to checkpoints: what is read, cast, kept and refused."""
+
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import vggt_jax
+from vggt_jax import CheckpointError, checkpoint
+
+
+def test_saved_model_is_loaded_again_as_it_was(tmp_path, tiny):
+    model = tiny()
+    for destination in (tmp_path / "folder", tmp_path / "file.safetensors"):
+        vggt_jax.save_model(model, destination)
+        loaded = vggt_jax.load_model(destination)
+        assert loaded.config == model.config
+        saved, found = map(checkpoint.named_parameters, (model, loaded))
+        assert saved.keys() == found.keys()
+        for name, values in saved.items():
+            np.testing.assert_array_equal(found[name], values, err_msg=name)
+
+
+def test_save_refuses_to_replace(tmp_path, tiny):
+    vggt_jax.save_model(tiny(), tmp_path / "model")
+    with pytest.raises(CheckpointError, match="exists"):
+        vggt_jax.save_model(tiny(), tmp_path / "model")
+    vggt_jax.save_model(tiny(num_register_tokens=3), tmp_path / "model", overwrite=True)
+    assert vggt_jax.load_model(tmp_path / "model").config.num_register_tokens == 3
+
+
+def test_bfloat16_is_for_product_kernels_of_encoder_and_trunk(tiny):
+    cast = checkpoint.named_parameters(checkpoint.with_dtype(tiny(), jnp.bfloat16))
+    for name, values in cast.items():
+        expected = name.endswith(".kernel") and not name.startswith(
+            ("camera_head", "depth_head", "point_head", "track_head")
+        )
+        assert (values.dtype == jnp.bfloat16) == expected, name
+    with pytest.raises(ValueError, match="float16 is not supported"):
+        checkpoint.with_dtype(tiny(), jnp.float16)
+
+
+def test_conversion_and_loading_agree_on_what_becomes_bfloat16(golden_folder):
+    source = golden_folder / "vggt_toy.safetensors"
+    loaded = checkpoint.named_parameters(vggt_jax.load_model(source, dtype="bfloat16"))
+    converted, _, _ = checkpoint.convert.load_official(source, dtype="bfloat16")
+    assert {name: x.dtype.name for name, x in loaded.items()} == {
+        name: x.dtype.name for name, x in converted.items()
+    }
+
+
+def test_bfloat16_storage_changes_nothing_under_bfloat16_products(tiny):
+    images = np.random.default_rng(1).random((3, 42, 56, 3), np.float32)
+    run = jax.jit(lambda model: vggt_jax.reconstruct(model, images, compute_dtype=jnp.bfloat16))
+    stored_wide, stored_narrow = run(tiny()), run(checkpoint.with_dtype(tiny(), jnp.bfloat16))
+    jax.tree.map(np.testing.assert_array_equal, stored_wide, stored_narrow)
+
+
+def test_parameters_that_do_not_fit_are_all_listed(tiny):
+    model = tiny()
+    params = {name: np.asarray(x) for name, x in checkpoint.named_parameters(model).items()}
+    del params["encoder.norm.scale"]
+    params["camera_token"] = params["camera_token"][:, :, :5]
+    params["surprise"] = np.zeros(3)
+    with pytest.raises(CheckpointError) as error:
+        checkpoint.with_parameters(model, params, source="here")
+    message = str(error.value)
+    assert message.startswith("here: 3 parameters do not fit")
+    for part in ("missing: encoder.norm.scale (16,)", "camera_token (2, 1, 5)", "surprise (3,)"):
+        assert part in message
+
+
+def test_large_official_checkpoints_are_kept_converted(
+    tmp_path, golden_folder, monkeypatch, capsys
+):
+    monkeypatch.setattr(checkpoint, "_CACHE_FROM_BYTES", 1)
+    monkeypatch.setenv("VGGT_JAX_CACHE", str(tmp_path / "cache"))
+    source = tmp_path / "toy.safetensors"
+    tensors = load_file(golden_folder / "vggt_toy.safetensors")
+    save_file(tensors, source)
+    config = golden_folder / "vggt_toy.json"
+    first = vggt_jax.load_model(source, config=config)
+    kept = list((tmp_path / "cache" / "checkpoints").iterdir())
+    assert len(kept) == 1
+
+    def never(*args, **kwargs):
+        raise AssertionError("converted again")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint.convert, "load_official", never)
+        second = vggt_jax.load_model(source, config=config)
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+    # Another file under the same name is another checkpoint.
+    tensors["aggregator.camera_token"] += 1
+    save_file(tensors, source)
+    os.utime(source, ns=(1, 1))
+    third = vggt_jax.load_model(source, config=config)
+    np.testing.assert_allclose(third.camera_token[...], first.camera_token[...] + 1, atol=1e-6)
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, golden_folder, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr(checkpoint, "_CACHE_FROM_BYTES", 1)
+    monkeypatch.setenv("VGGT_JAX_CACHE", str(tmp_path / "file"))
+    with pytest.warns(UserWarning, match="is not kept"):
+        model = vggt_jax.load_model(golden_folder / "vggt_toy.safetensors")
+    assert model.config.embed_dim == 64
+
+
+def test_load_errors_name_the_file(tmp_path, tiny, golden_folder):
+    with pytest.raises(CheckpointError, match="nothing.safetensors: no such file"):
+        vggt_jax.load_model(tmp_path / "nothing.safetensors")
+    vggt_jax.save_model(tiny(), tmp_path / "model")
+    with pytest.raises(CheckpointError, match="holds its own configuration"):
+        vggt_jax.load_model(tmp_path / "model", config=golden_folder / "vggt_toy.json")

@@ -1,0 +1,205 @@
+"""The command line: what it writes, and one line with exit code 2 for input that it cannot use."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import trimesh
+from PIL import Image
+
+from vggt_jax import cli, memory
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory, tiny):
+    import vggt_jax
+
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    vggt_jax.save_model(tiny(), path)
+    return path
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    rng = np.random.default_rng(5)
+    for i in range(3):
+        Image.fromarray(rng.integers(0, 256, (96, 160, 3), np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+def run(*args):
+    return cli.main([str(arg) for arg in args])
+
+
+def refused(capsys, *args):
+    """The message of a command that must end with exit code 2, on one line."""
+    assert run(*args) == 2
+    error = capsys.readouterr().err
+    lines = [line for line in error.splitlines() if line.startswith("vggt-jax: error: ")]
+    assert len(lines) == 1 and "Traceback" not in error
+    return lines[0]
+
+
+def test_infer_writes_everything(tmp_path, photographs, checkpoint, capsys):
+    out = tmp_path / "new" / "out"
+    args = ["infer", photographs, "--model", checkpoint, "--out", out, "--size", 140]
+    assert run(*args, "--query-points", "20,30", "159,95") == 0
+    assert {path.name for path in out.iterdir()} == {
+        "predictions.npz", "cameras.json", "points.ply", "overview.png", "depth",
+    }  # fmt: skip
+    assert len(list((out / "depth").iterdir())) == 3
+    assert not list(tmp_path.glob("**/.vggt-jax*"))
+
+    arrays = np.load(out / "predictions.npz")
+    assert arrays["depth"].shape == (3, 84, 140) and arrays["images"].dtype == np.uint8
+    np.testing.assert_allclose(arrays["tracks_in_photographs"][0], [[20, 30], [159, 95]], atol=1e-3)
+    cameras = json.loads((out / "cameras.json").read_text())["frames"]
+    assert [frame["name"] for frame in cameras] == ["0.png", "1.png", "2.png"]
+    np.testing.assert_allclose(
+        [frame["camera_from_world"] for frame in cameras], arrays["camera_from_world"], rtol=1e-6
+    )
+    cloud = trimesh.load(out / "points.ply")
+    assert len(cloud.vertices) == pytest.approx(0.75 * 3 * 84 * 140, rel=0.01)
+    printed = capsys.readouterr()
+    assert "memory: about" in printed.err
+    for part in ("3 frames of 140x84", "compiling", "reconstructing 3 frames", " s"):
+        assert part in printed.out
+
+
+def test_infer_keeps_earlier_results_unless_told(tmp_path, photographs, checkpoint, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    args = ["infer", photographs, "--model", checkpoint, "--out", out]
+    assert "is not empty" in refused(capsys, *args)
+    assert [path.name for path in out.iterdir()] == ["notes.txt"]
+    assert run(*args, "--overwrite") == 0
+    assert (out / "notes.txt").read_text() == "mine"
+    (out / "depth" / "stale_depth.png").write_text("of a longer scene")
+    assert run(*args, "--overwrite", "--points", "head") == 0
+    assert len(list((out / "depth").iterdir())) == 3
+
+
+def change_nothing(folder):
+    return folder
+
+
+def empty(folder):
+    for path in folder.iterdir():
+        path.unlink()
+    return folder
+
+
+def one_is_text(folder):
+    (folder / "1.jpg").write_text("not a picture")
+    return folder
+
+
+def one_is_truncated(folder):
+    data = (folder / "1.png").read_bytes()
+    (folder / "1.png").write_bytes(data[: len(data) // 2])
+    return folder
+
+
+def another_shape(folder):
+    Image.new("RGB", (160, 60)).save(folder / "9.png")
+    return folder
+
+
+def only_one(folder):
+    return folder / "0.png"
+
+
+def missing(folder):
+    return folder / "nowhere"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "options", "parts"),
+    [
+        (empty, [], ["photographs", "no images"]),
+        (missing, [], ["nowhere"]),
+        (one_is_text, [], ["1.jpg"]),
+        (one_is_truncated, [], ["1.png"]),
+        (only_one, [], ["0.png", "--allow-single-image"]),
+        (another_shape, [], ["9.png", "mode"]),
+        (change_nothing, ["--size", "100"], ["100", "multiple of 14", "98"]),
+        (change_nothing, ["--query-points", "160,5"], ["outside"]),
+        (change_nothing, ["--query-points", "5;6"], ["'5;6'", "x,y"]),
+        (change_nothing, ["--confidence-percentile", "100"], ["100", "[0, 100)"]),
+        (change_nothing, ["--max-points", "0"], ["at least 1"]),
+        (change_nothing, ["--out", "/proc/nowhere/out"], ["/proc/nowhere/out", "cannot be written"]),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    tmp_path, photographs, checkpoint, capsys, spoil, options, parts
+):
+    out = tmp_path / "out"
+    source = spoil(photographs)
+    args = ["infer", source, "--model", checkpoint, "--out", out, "--size", 140, *options]
+    message = refused(capsys, *args)
+    for part in parts:
+        assert part in message
+    assert not out.exists() and not list(tmp_path.glob("**/.vggt-jax*"))
+
+
+def test_no_images_at_all(checkpoint, tmp_path, capsys):
+    assert "image" in refused(capsys, "infer", "--model", checkpoint, "--out", tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["missing", "truncated", "no checkpoint", "pi3"])
+def test_a_model_that_cannot_be_used(tmp_path, photographs, checkpoint, capsys, kind):
+    model = tmp_path / "model.safetensors"
+    if kind == "truncated":
+        shutil.copytree(checkpoint, tmp_path / "copy")
+        model = tmp_path / "copy"
+        largest = max(model.rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
+        largest.write_bytes(largest.read_bytes()[:-5])
+    elif kind == "no checkpoint":
+        model.write_text("a text")
+    elif kind == "pi3":
+        from safetensors.numpy import save_file
+
+        save_file({"decoder.0.norm1.weight": np.zeros(3, np.float32)}, model)
+    out = tmp_path / "out"
+    message = refused(capsys, "infer", photographs, "--model", model, "--out", out)
+    assert str(model) in message and not out.exists()
+
+
+def test_too_little_memory_names_what_fits(tmp_path, photographs, checkpoint, capsys, monkeypatch):
+    monkeypatch.setattr(memory, "available_memory", lambda: 1000)
+    args = ["infer", photographs, "--model", checkpoint, "--out", tmp_path / "out"]
+    message = refused(capsys, *args)
+    assert "3 frames of 28x14" in message and "frames fit" in message and "--size" in message
+    assert run(*args, "--no-memory-check") == 0
+
+
+def test_single_image_on_request(tmp_path, photographs, checkpoint):
+    args = ["infer", photographs / "0.png", "--model", checkpoint, "--out", tmp_path / "out"]
+    assert run(*args, "--allow-single-image") == 0
+    assert np.load(tmp_path / "out" / "predictions.npz")["depth"].shape == (1, 14, 28)
+
+
+def test_modes_for_mixed_shapes(tmp_path, photographs, checkpoint):
+    another_shape(photographs)
+    args = ["infer", photographs, "--model", checkpoint, "--mode", "pad", "--out", tmp_path / "out"]
+    assert run(*args) == 0
+    arrays = np.load(tmp_path / "out" / "predictions.npz")
+    assert arrays["depth"].shape == (4, 28, 28) and not arrays["valid"].all()
+
+
+def test_convert_then_infer(tmp_path, photographs, golden_folder, capsys):
+    source, converted = golden_folder / "vggt_late.safetensors", tmp_path / "late"
+    assert run("convert", source, converted) == 0
+    assert "keys" in capsys.readouterr().out
+    assert "exists" in refused(capsys, "convert", source, converted)
+    assert run("infer", photographs, "--model", converted, "--out", tmp_path / "out") == 0
+
+
+def test_unknown_options_end_with_exit_code_2(photographs, checkpoint):
+    with pytest.raises(SystemExit) as stop:
+        run("infer", photographs, "--model", checkpoint, "--out", "x", "--nonsense", 3)
+    assert stop.value.code == 2

@@ -1,0 +1,141 @@
+"""From images to a reconstruction: `infer` and `reconstruct`."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import vggt_jax
+from vggt_jax import InputError, geometry, inference
+
+RNG = np.random.default_rng(3)
+
+
+def random_frames(s, height, width):
+    return RNG.integers(0, 256, (s, height, width, 3), np.uint8)
+
+
+def test_infer_gives_the_values_of_the_official_code(load_toy, golden, relative_error):
+    arrays = golden("vggt_odd.n5_84x112")
+    recon = vggt_jax.infer(
+        arrays["images"][0], model=load_toy("vggt_odd"), query_points=arrays["query_points"][0]
+    )
+    pairs = {
+        "camera_from_world": "extrinsic",
+        "intrinsics": "intrinsic",
+        "depth_confidence": "depth_conf",
+        "world_points": "world_points",
+        "world_points_confidence": "world_points_conf",
+    }
+    for ours, official in pairs.items():
+        assert relative_error(getattr(recon, ours), arrays[official][0]) <= 2e-5, ours
+    assert relative_error(recon.depth, arrays["depth"][0, ..., 0]) <= 2e-5
+    for ours, official in (("tracks", "track"), ("track_visibility", "vis")):
+        assert relative_error(getattr(recon, ours), arrays[official][0]) <= 2e-4, ours
+    assert relative_error(recon.track_confidence, arrays["conf"][0]) <= 2e-4
+    assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(recon))
+
+
+def test_padding_to_a_bucket_changes_nothing(tiny, monkeypatch):
+    model, images = tiny(), random_frames(5, 112, 126)
+    query_points = [[3.0, 4.0], [100.5, 90.25], [125.0, 0.0]]
+    exact = vggt_jax.infer(images, model=model, query_points=query_points, pad_frames=False)
+    monkeypatch.setattr(inference, "bucket", lambda num_frames: num_frames + 3)
+    padded = vggt_jax.infer(images, model=model, query_points=query_points)
+    for name in vars(exact):
+        if isinstance(getattr(exact, name), np.ndarray):
+            np.testing.assert_allclose(
+                getattr(padded, name), getattr(exact, name), rtol=2e-4, atol=2e-5, err_msg=name
+            )
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "expected"), [(1, 1), (17, 17), (32, 32), (33, 34), (99, 100), (1000, 1024)]
+)
+def test_buckets_are_few_and_close(num_frames, expected):
+    assert inference.bucket(num_frames) == expected
+
+
+def test_buckets_never_add_more_than_a_sixteenth():
+    sizes = np.arange(1, 3000)
+    padded = np.array([inference.bucket(int(n)) for n in sizes])
+    assert (padded >= sizes).all() and (padded - sizes <= sizes / 16).all()
+    assert len(np.unique(padded[(sizes > 1024) & (sizes <= 2048)])) == 16
+
+
+def test_reconstruct_takes_one_scene_or_several(tiny):
+    model = tiny()
+    scenes = np.stack([random_frames(3, 28, 42) for _ in range(2)])
+    run = jax.jit(vggt_jax.reconstruct)
+    batch = run(model, scenes)
+    assert batch.depth.shape == (2, 3, 28, 42)
+    for i, scene in enumerate(scenes):
+        single = run(model, scene)
+        for name in ("camera_from_world", "intrinsics", "depth", "world_points"):
+            np.testing.assert_allclose(
+                getattr(batch, name)[i], getattr(single, name), rtol=1e-4, atol=1e-5, err_msg=name
+            )
+    with pytest.raises(ValueError, match=r"must be \[frame, height, width, 3\]"):
+        vggt_jax.reconstruct(model, scenes[0, 0])
+
+
+def test_photographs_lead_back_to_their_own_pixels(tmp_path, tiny):
+    for i, frame in enumerate(random_frames(2, 300, 500)):
+        Image.fromarray(frame).save(tmp_path / f"{i}.png")
+    # 300 x 500 become 84 x 140, a scale of 0.28 both ways.
+    points_original = np.array([[99.5, 49.5], [400.0, 250.0]])
+    frames = vggt_jax.load_images(tmp_path, size=140)
+    query_points = frames.transforms[0].pixels_to_model(points_original)
+    np.testing.assert_allclose(query_points[0], [27.5, 13.5])
+    recon = vggt_jax.infer(tmp_path, model=tiny(), size=140, query_points=query_points)
+    assert recon.names == ("0.png", "1.png")
+    assert recon.images.shape == (2, 84, 140, 3)
+    np.testing.assert_allclose(recon.tracks_in_photographs()[0], points_original, atol=1e-4)
+    arrays = map(jnp.asarray, (recon.depth, recon.camera_from_world, recon.intrinsics))
+    unprojected = geometry.unproject_depth(*arrays)
+    np.testing.assert_array_equal(recon.points_from_depth(), unprojected)
+
+
+def test_size_is_the_models_own_unless_given(tmp_path, tiny):
+    paths = []
+    for i, frame in enumerate(random_frames(2, 100, 200)):
+        Image.fromarray(frame).save(tmp_path / f"{i}.png")
+        paths.append(tmp_path / f"{i}.png")
+    model = tiny(img_size=56)
+    assert inference.read_frames(paths, model=model).images.shape == (2, 28, 56, 3)
+    assert inference.read_frames(paths, model=model, size=112).images.shape == (2, 56, 112, 3)
+
+
+def test_model_may_be_a_path(tmp_path, tiny):
+    vggt_jax.save_model(tiny(), tmp_path / "model")
+    images = random_frames(2, 28, 28)
+    by_path = vggt_jax.infer(images, model=tmp_path / "model")
+    by_object = vggt_jax.infer(images, model=tiny())
+    np.testing.assert_array_equal(by_path.depth, by_object.depth)
+
+
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [
+        ([[10.0, 12.0], [126.0, 5.0]], r"\(126, 5\) lies outside .* 126 wide and 112 high; 1 of 2"),
+        ([[-0.75, 5.0]], "lies outside"),
+        ([[float("nan"), 5.0]], "lies outside"),
+        ([5.0, 6.0], r"must be \[m 2\]"),
+        (np.zeros((0, 2)), r"must be \[m 2\]"),
+    ],
+)
+def test_query_points_outside_the_first_frame_are_refused(tiny, points, message):
+    with pytest.raises(InputError, match=message):
+        vggt_jax.infer(random_frames(2, 112, 126), model=tiny(), query_points=points)
+
+
+def test_heads_that_are_missing_leave_none(tiny):
+    model = tiny(enable_camera=False, enable_point=False, enable_track=False)
+    recon = vggt_jax.infer(random_frames(2, 28, 28), model=model)
+    assert recon.camera_from_world is None and recon.world_points is None
+    assert recon.depth.shape == (2, 28, 28)
+    with pytest.raises(ValueError, match="camera head"):
+        recon.points_from_depth()
+    with pytest.raises(ValueError, match="no tracks"):
+        recon.tracks_in_photographs()

@@ -1,0 +1,51 @@
+"""The estimate of memory, against what the compiler plans."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import vggt_jax
+from vggt_jax import memory
+
+
+@pytest.mark.parametrize(("num_frames", "height", "width"), [(6, 196, 252), (19, 140, 112)])
+def test_estimate_is_near_what_the_compiler_plans(tiny, num_frames, height, width):
+    model = tiny(embed_dim=192, num_heads=6, dpt_features=32, enable_track=False)
+    images = jax.ShapeDtypeStruct((1, num_frames, height, width, 3), jnp.uint8)
+    run = jax.jit(lambda model, images: model(images, compute_dtype=jnp.float32))
+    plan = run.lower(model, images).compile().memory_analysis()
+    planned = (
+        plan.temp_size_in_bytes + plan.argument_size_in_bytes + plan.output_size_in_bytes
+    )
+    estimate = memory.estimate_memory(
+        model.config,
+        weights=memory.weight_bytes(model),
+        num_frames=num_frames,
+        height=height,
+        width=width,
+        compute_dtype=jnp.float32,
+    ).total
+    assert planned / 2 < estimate < planned * 2
+
+
+def test_estimate_grows_with_frames_and_tracks():
+    config = vggt_jax.VGGTConfig.vggt_1b()
+    make = lambda frames, points: memory.estimate_memory(
+        config,
+        weights=5_000_000_000,
+        num_frames=frames,
+        height=518,
+        width=518,
+        num_query_points=points,
+        compute_dtype=jnp.bfloat16,
+    )
+    few, many, tracked = make(10, 0), make(200, 0), make(200, 100)
+    assert few.total < many.total < tracked.total
+    assert many.kept_tokens == 2 * 4 * 200 * 1374 * 2 * 1024
+    assert many.outputs == 4 * 6 * 200 * 518 * 518
+    assert "GiB (weights 4.66" in str(few)
+
+
+def test_available_memory_is_that_of_the_device():
+    free = memory.available_memory()
+    assert free is None or 2**20 < free < 2**50
