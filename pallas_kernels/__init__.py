@@ -1,0 +1,1 @@
+"""Block-sparse attention for JAX in Pallas kernels, usable without VGGT."""
