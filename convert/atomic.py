@@ -1,11 +1,11 @@
 """Writing a file or folder whole or not at all."""
 
-from collections.abc import Iterator
 import contextlib
 import os
-from pathlib import Path
 import shutil
 import uuid
+from collections.abc import Iterator
+from pathlib import Path
 
 
 @contextlib.contextmanager

@@ -4,8 +4,8 @@ python convert/from_torch.py SOURCE DESTINATION [--config FILE.json] [--dtype fl
 """
 
 if __name__ == "__main__":  # run as a script: import from the repository, not from this folder
-    from pathlib import Path
     import sys
+    from pathlib import Path
 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     from convert.from_torch import main
@@ -13,13 +13,13 @@ if __name__ == "__main__":  # run as a script: import from the repository, not f
     sys.exit(main())
 
 import argparse
-from collections import Counter
-from collections.abc import Mapping, Sequence
 import dataclasses
 import os
-from pathlib import Path
 import sys
 import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np

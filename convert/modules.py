@@ -5,8 +5,8 @@ Linear [out, in] to [in, out]; Conv2d [out, in, kh, kw] to [kh, kw, in, out]; Co
 [in, out, kh, kw] to [in, kh, kw, out]; LayerNorm and GroupNorm(1) weight to scale.
 """
 
-from collections.abc import Sequence
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 

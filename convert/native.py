@@ -5,12 +5,12 @@ checkpoint, a flat mapping from parameter name to array) and, after a conversion
 `.safetensors` file holds the same documents in its metadata.
 """
 
-from collections.abc import Mapping
 import hashlib
 import json
 import os
-from pathlib import Path
 import shutil
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np

@@ -1,8 +1,8 @@
 """Arrays by name as an Orbax checkpoint, without a second copy of them in memory."""
 
-from collections.abc import Iterator, Mapping
 import contextlib
 import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 

@@ -1,8 +1,8 @@
 """The engine of a conversion: a table of key rules, matched against a checkpoint and applied."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import ml_dtypes
 import numpy as np

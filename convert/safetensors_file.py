@@ -4,11 +4,11 @@ The library checks files. Their arrays are read and written here, because it cop
 versions of it copy all of them at once and cannot read bfloat16 into NumPy.
 """
 
-from collections.abc import Mapping
 import json
 import os
-from pathlib import Path
 import struct
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes

@@ -1,12 +1,12 @@
 """Official checkpoints: where they are, and their tensors as memory-mapped NumPy arrays."""
 
-from collections.abc import Mapping
 import os
-from pathlib import Path
 import pickle
 import re
-from typing import Any
 import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np

@@ -1,8 +1,8 @@
 """The configuration of a VGGT: its fields, their released values, and what they must satisfy."""
 
-from collections.abc import Mapping
 import json
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from convert.errors import CheckpointError

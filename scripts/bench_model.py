@@ -231,7 +231,10 @@ def time_calls(call, repeats: int) -> dict:
         start = time.perf_counter()
         call()
         times.append(1e3 * (time.perf_counter() - start))
-    return {"ms": round(statistics.median(times), 1), "spread_ms": round(max(times) - min(times), 1)}
+    return {
+        "ms": round(statistics.median(times), 1),
+        "spread_ms": round(max(times) - min(times), 1),
+    }
 
 
 def profile_kernels(call) -> dict:

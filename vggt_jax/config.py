@@ -82,7 +82,9 @@ class VGGTConfig:
                     f"{multiple} * {heads} = {multiple * getattr(self, heads)}"
                 )
         if (2 * self.embed_dim) % self.camera_num_heads:
-            raise ValueError(f"{2 * self.embed_dim=} must be a multiple of {self.camera_num_heads=}")
+            raise ValueError(
+                f"{2 * self.embed_dim=} must be a multiple of {self.camera_num_heads=}"
+            )
         if self.dpt_features % 4 or any(channels % 4 for channels in self.dpt_out_channels):
             raise ValueError(
                 f"{self.dpt_features=} and {self.dpt_out_channels=} must be multiples of 4: "

@@ -100,6 +100,8 @@ class Reconstruction:
             ValueError: there are no tracks, or the images were arrays.
         """
         if self.tracks is None or not self.transforms:
-            raise ValueError("there are no tracks of photographs: give infer files and query_points")
+            raise ValueError(
+                "there are no tracks of photographs: give infer files and query_points"
+            )
         pairs = zip(self.transforms, self.tracks, strict=True)
         return np.stack([transform.pixels_to_original(track) for transform, track in pairs])

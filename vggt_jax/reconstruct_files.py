@@ -20,7 +20,6 @@ from vggt_jax import export, inference, memory
 from vggt_jax.checkpoint import cache_folder, load_model
 from vggt_jax.errors import InputError
 from vggt_jax.layers.precision import Precision
-from vggt_jax.models.vggt import VGGT
 from vggt_jax.outputs import Reconstruction
 from vggt_jax.preprocess import Frames
 
@@ -57,9 +56,9 @@ def reconstruct_files(
     with _output_folder(out, overwrite=overwrite) as folder:
         with steps("loading the model"):
             # Products in bfloat16 round their operands anyway, so kernels need no more.
-            precision = Precision.from_compute_dtype(compute_dtype)
-            network = load_model(model, config=config)
-            network = _store_kernels(network, precision)
+            computed_in = Precision.from_compute_dtype(compute_dtype).compute_dtype
+            stored_in = jnp.bfloat16 if computed_in == jnp.bfloat16 else None
+            network = load_model(model, config=config, dtype=stored_in)
         if query_points and network.track_head is None:
             raise InputError(f"{model}: has no track head, so --query-points cannot be followed")
         with steps("reading photographs"):
@@ -108,12 +107,6 @@ def _parse_point(text: str) -> tuple[float, float]:
     except ValueError as error:
         raise InputError(f"--query-points: {text!r} must be x,y in pixels") from error
     return x, y
-
-
-def _store_kernels(network: VGGT, precision: Precision) -> VGGT:
-    from vggt_jax.checkpoint import with_dtype
-
-    return network if precision.compute_dtype == jnp.float32 else with_dtype(network, jnp.bfloat16)
 
 
 def _check_memory(network, frames: Frames, num_points: int, compute_dtype, *, refuse: bool) -> None:
@@ -219,7 +212,9 @@ def _output_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
     try:
         partial.mkdir()
     except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
+        raise InputError(
+            f"{out}: cannot be written ({error.strerror}); choose another --out"
+        ) from error
     try:
         yield partial
         out.mkdir(parents=True, exist_ok=True)
@@ -228,7 +223,9 @@ def _output_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
                 shutil.rmtree(out / path.name)
             os.replace(path, out / path.name)
     except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
+        raise InputError(
+            f"{out}: cannot be written ({error.strerror}); choose another --out"
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -69,9 +69,7 @@ class CameraHead(nnx.Module):
 
         shape = (*tokens.shape[:2], POSE_ENCODING_DIM)
         empty = jnp.broadcast_to(self.empty_pose_tokens[...], shape)
-        _, encodings = jax.lax.scan(
-            iterate, (jnp.zeros(shape), empty), length=self.num_iterations
-        )
+        _, encodings = jax.lax.scan(iterate, (jnp.zeros(shape), empty), length=self.num_iterations)
         return jnp.concatenate([encodings[..., :7], jax.nn.relu(encodings[..., 7:])], axis=-1)
 
     def _run_trunk(self, x, num_frames, precision):

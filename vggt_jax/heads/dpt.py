@@ -8,8 +8,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vggt_jax.layers.linear import Conv, Linear, Upsample
 from vggt_jax.layers.chunking import map_chunks
+from vggt_jax.layers.linear import Conv, Linear, Upsample
 from vggt_jax.layers.norm import LayerNorm
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.resize import resize_bilinear

@@ -39,43 +39,9 @@ _POINTS_PER_CHUNK = 2048
 class TrackHead(nnx.Module):
     """Features of every frame, and the tracker that reads them (official: heads/track_head.py)."""
 
-    def __init__(
-        self,
-        dim: int,
-        *,
-        patch_size: int,
-        out_channels: tuple[int, int, int, int],
-        layers: tuple[int, int, int, int],
-        features: int,
-        hidden_dim: int,
-        num_heads: int,
-        num_virtual_tracks: int,
-        corr_levels: int,
-        corr_radius: int,
-        depth: int,
-        num_iterations: int,
-        rngs: nnx.Rngs,
-    ):
-        self.feature_extractor = DPT(
-            dim,
-            patch_size=patch_size,
-            features=features,
-            out_channels=out_channels,
-            layers=layers,
-            out_dim=None,
-            rngs=rngs,
-        )
-        self.tracker = Tracker(
-            features,
-            hidden_dim,
-            num_heads=num_heads,
-            num_virtual_tracks=num_virtual_tracks,
-            corr_levels=corr_levels,
-            corr_radius=corr_radius,
-            depth=depth,
-            num_iterations=num_iterations,
-            rngs=rngs,
-        )
+    def __init__(self, feature_extractor: DPT, tracker: "Tracker"):
+        self.feature_extractor = feature_extractor
+        self.tracker = tracker
 
     def __call__(
         self,
@@ -110,7 +76,9 @@ class Tracker(nnx.Module):
         self.corr_radius = corr_radius
         self.num_iterations = num_iterations
         token_dim = 3 * features + 4
-        self.corr_mlp = Mlp(corr_levels * (2 * corr_radius + 1) ** 2, hidden_dim, features, rngs=rngs)
+        self.corr_mlp = Mlp(
+            corr_levels * (2 * corr_radius + 1) ** 2, hidden_dim, features, rngs=rngs
+        )
         self.query_ref_token = nnx.Param(jax.random.normal(rngs.params(), (2, token_dim)))
         self.updateformer = UpdateFormer(
             token_dim,

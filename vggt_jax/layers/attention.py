@@ -179,6 +179,8 @@ class Attention(nnx.Module):
             q, k = apply_rope(q, *rope), apply_rope(k, *rope)
         return q.astype(v.dtype), k.astype(v.dtype), v
 
-    def output(self, attended: Float[Array, "*b n h"], precision: Precision) -> Float[Array, "*b c"]:
+    def output(
+        self, attended: Float[Array, "*b n h"], precision: Precision
+    ) -> Float[Array, "*b c"]:
         """Joins the heads and projects them."""
         return self.proj(attended.reshape(*attended.shape[:-2], -1), precision)

@@ -7,9 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 
-def map_chunks(
-    fn: Callable[[PyTree], PyTree], xs: PyTree, *, axis: int, max_chunk: int
-) -> PyTree:
+def map_chunks(fn: Callable[[PyTree], PyTree], xs: PyTree, *, axis: int, max_chunk: int) -> PyTree:
     """Equals `fn(xs)` for a `fn` that treats the slices along `axis` independently.
 
     Pieces are as even as possible and of one size, so that `fn` is compiled once: the last piece

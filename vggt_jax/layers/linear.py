@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from vggt_jax.layers.precision import Precision
 
-_INIT_STD = 0.02  # dinov2's init_weights_vit_timm (official file: vggt/layers/vision_transformer.py)
+_INIT_STD = 0.02  # official file: vggt/layers/vision_transformer.py, init_weights_vit_timm
 
 
 def _kernel(rngs: nnx.Rngs, *shape: int) -> nnx.Param:

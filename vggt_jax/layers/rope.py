@@ -1,7 +1,7 @@
 """Rotary position embedding in two dimensions."""
 
-import numpy as np
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 _BASE_FREQUENCY = 100.0  # official file: vggt/models/aggregator.py, rope_freq

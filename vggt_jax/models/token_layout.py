@@ -34,6 +34,8 @@ class TokenLayout:
 
     def positions(self) -> Int[np.ndarray, "p 2"]:
         """`(y, x)` for RoPE: patches count from 1, special tokens are at 0, which turns nothing."""
-        grid = np.stack(np.meshgrid(np.arange(self.rows), np.arange(self.columns), indexing="ij"), -1)
+        grid = np.stack(
+            np.meshgrid(np.arange(self.rows), np.arange(self.columns), indexing="ij"), -1
+        )
         special = np.zeros((self.num_special, 2), dtype=grid.dtype)
         return np.concatenate([special, grid.reshape(-1, 2) + 1])

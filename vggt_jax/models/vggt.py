@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from vggt_jax.config import VGGTConfig
 from vggt_jax.heads.camera import CameraHead
 from vggt_jax.heads.dpt import DPT, activate
-from vggt_jax.heads.track import TrackHead
+from vggt_jax.heads.track import Tracker, TrackHead
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.chunking import map_chunks
 from vggt_jax.layers.precision import Precision
@@ -62,22 +62,18 @@ class VGGT(nnx.Module):
             num_iterations=config.camera_iters,
             rngs=rngs,
         )
-        dpt = lambda out_dim: DPT(
+        dpt = lambda out_dim, features: DPT(
             2 * dim,
             patch_size=config.patch_size,
-            features=config.dpt_features,
+            features=features,
             out_channels=config.dpt_out_channels,
             layers=config.dpt_layers,
             out_dim=out_dim,
             rngs=rngs,
         )
-        track = lambda: TrackHead(
-            2 * dim,
-            patch_size=config.patch_size,
-            out_channels=config.dpt_out_channels,
-            layers=config.dpt_layers,
-            features=config.track_features,
-            hidden_dim=config.track_hidden_size,
+        tracker = lambda: Tracker(
+            config.track_features,
+            config.track_hidden_size,
             num_heads=config.track_num_heads,
             num_virtual_tracks=config.track_num_virtual_tracks,
             corr_levels=config.track_corr_levels,
@@ -86,9 +82,10 @@ class VGGT(nnx.Module):
             num_iterations=config.track_iters,
             rngs=rngs,
         )
+        track = lambda: TrackHead(dpt(None, config.track_features), tracker())
         self.camera_head = camera() if config.enable_camera else None
-        self.depth_head = dpt(2) if config.enable_depth else None
-        self.point_head = dpt(4) if config.enable_point else None
+        self.depth_head = dpt(2, config.dpt_features) if config.enable_depth else None
+        self.point_head = dpt(4, config.dpt_features) if config.enable_point else None
         self.track_head = track() if config.enable_track else None
 
     def __call__(
