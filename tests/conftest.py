@@ -146,35 +146,46 @@ TINY = VGGTConfig(
 
 
 @pytest.fixture(scope="session")
-def tiny():
-    """A model that compiles in seconds, with parameters as large as trained ones.
-
-    A fresh model would hardly do: its LayerScale of 0.01 hides most of what happens.
-    """
+def tiny(randomised):
+    """A model that compiles in seconds, with fields of its configuration changed."""
 
     @functools.cache
     def make(**changes):
         config = VGGTConfig.from_dict(TINY.to_dict() | changes)
-        model = jax.eval_shape(lambda: VGGT(config, rngs=nnx.Rngs(0)))
-        return with_parameters(model, random_parameters(model))
+        return randomised(lambda rngs: VGGT(config, rngs=rngs))
 
     return make
 
 
-def random_parameters(model, seed=0):
-    """Values of size one for every parameter, but the tracker's steps short: it is chaotic."""
-    rng = np.random.default_rng(seed)
-    params = {}
-    for name, leaf in sorted(named_parameters(model).items()):
-        draw = rng.normal(size=leaf.shape)
-        last = name.rpartition(".")[2]
-        if last == "kernel":
-            value = draw / np.prod(leaf.shape[:-1] if leaf.ndim == 4 else leaf.shape[-2]) ** 0.5
-        elif last == "bias":
-            value = 0.1 * draw
-        else:  # scales of norms and layers, tokens, tables
-            value = (last in ("scale", "ls1", "ls2")) + 0.3 * draw
-        if "flow_head" in name:
-            value[..., :2] *= 0.01
-        params[name] = value.astype(np.float32)
-    return params
+@pytest.fixture(scope="session")
+def randomised():
+    """A module with random parameters, all as large as trained ones.
+
+    A fresh module would hardly do: biases of zero and a LayerScale of 0.01 hide what happens. Nor
+    is anything compiled for drawing them.
+    """
+
+    def build(make, seed=0):
+        module = jax.eval_shape(lambda: make(nnx.Rngs(0)))
+        rng = np.random.default_rng(seed)
+        params = {
+            name: draw_parameter(name, leaf.shape, rng)
+            for name, leaf in sorted(named_parameters(module).items())
+        }
+        return with_parameters(module, params)
+
+    return build
+
+
+def draw_parameter(name, shape, rng):
+    draw = rng.normal(size=shape)
+    last = name.rpartition(".")[2]
+    if last == "kernel":
+        value = draw / np.prod(shape[:-1] if len(shape) == 4 else shape[-2]) ** 0.5
+    elif last == "bias":
+        value = 0.1 * draw
+    else:  # scales of norms and layers, tokens, tables
+        value = (last in ("scale", "ls1", "ls2")) + 0.3 * draw
+    if "flow_head" in name:
+        value[..., :2] *= 0.01  # the tracker's steps: longer ones make it chaotic
+    return value.astype(np.float32)

@@ -105,10 +105,10 @@ def _cudnn_in_parts(q, k, v):
             out, lse = part, part_lse
             continue
         weight = jax.nn.sigmoid(part_lse - lse)[..., None]  # [b, t, n, 1], float32
-        wide, part = out.astype(jnp.float32), part.astype(jnp.float32)
-        out = (wide + weight * (part - wide)).astype(q.dtype)
+        out = out.astype(jnp.float32)
+        out += weight * (part.astype(jnp.float32) - out)
         lse = jnp.logaddexp(lse, part_lse)
-    return out
+    return out.astype(q.dtype)
 
 
 def _cut_keys(num_keys: int) -> list[int]:
