@@ -81,9 +81,13 @@ def estimate_memory(
     layers = len(set(config.dpt_layers) | {config.depth - 1})
     # Normalised tokens and joint projection beside the separate queries, keys and values.
     before_attention = (1 + 3 + 3) * wide * tokens * dim
-    during_attention = (3 + 2) * wide * tokens * dim
-    if wide == 4:
+    if wide == 2:
+        # Queries, keys, values; one part of keys and values, and its result; then the merged
+        # result in float32, before and after.
+        during_attention = (3 + 1 + 1 + 2 * 2) * wide * tokens * dim
+    else:
         scores = 4 * config.num_heads * tokens**2
+        during_attention = (3 + 2) * wide * tokens * dim
         during_attention += 2 * min(scores, attention.MAX_SCORE_BYTES)
     chunk = min(num_frames, trunk.frames_per_chunk(1, layout.tokens_per_frame))
     chunk_tokens = chunk * layout.tokens_per_frame
@@ -107,7 +111,7 @@ def estimate_memory(
         images=image_bytes * 3 * num_frames * pixels,
         outputs=4 * values * num_frames * pixels,
         kept_tokens=wide * layers * tokens * 2 * dim,
-        trunk=int(stream + max(before_attention, during_attention, after_attention)),
+        trunk=int(2 * stream + max(before_attention, during_attention, after_attention)),
         heads=heads,
         tracks=tracks,
     )

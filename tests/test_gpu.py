@@ -1,0 +1,80 @@
+"""What only a GPU can show: cuDNN attention, TF32 kept out of the parity mode, bfloat16 at work."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import vggt_jax
+from vggt_jax.layers import attention
+
+pytestmark = pytest.mark.gpu
+
+
+def random_tokens(seed, b, t, n, h):
+    return jax.random.normal(jax.random.key(seed), (b, t, n, h))
+
+
+@pytest.mark.parametrize(("toy", "case"), [("vggt_odd", "n5_84x112"), ("vggt_late", "n3_70x98")])
+def test_float32_equals_the_official_code(run_toy, golden, relative_error, toy, case):
+    found, expected = run_toy(toy, case), golden(f"{toy}.{case}")
+    for name in found.keys() & expected.keys():
+        limit = 2e-4 if name in ("track", "vis", "conf") else 2e-5
+        assert relative_error(found[name], expected[name]) <= limit, name
+
+
+# Whole tiles, a remainder, and (with parts made small) several parts with one.
+@pytest.mark.parametrize(("keys", "part"), [(8192, 69632), (8300, 69632), (9000, 2048)])
+def test_attention_in_parts_is_as_good_as_in_one(monkeypatch, relative_error, keys, part):
+    monkeypatch.setattr(attention, "_MAX_KEYS_IN_PART", part)
+    q, k, v = (random_tokens(i, 1, keys, 3, 64) for i in range(3))
+    exact = attention.dense_attention(q[:, :640], k, v, implementation="xla")
+    narrow = [x.astype(jnp.bfloat16) for x in (q[:, :640], k, v)]
+    plain = attention.dense_attention(*narrow, implementation="xla")
+    parts = attention.dense_attention(*narrow, implementation="cudnn")
+    assert relative_error(parts, exact) <= 2 * relative_error(plain, exact)
+
+
+def test_gradient_of_attention_in_parts(relative_error):
+    q, k, v = (random_tokens(i, 1, 8300, 2, 64).astype(jnp.bfloat16) for i in range(3))
+    weights = random_tokens(3, 1, 8300, 2, 64)
+
+    def gradients(attend):
+        loss = lambda *qkv: jnp.sum(weights * attend(*qkv).astype(jnp.float32))
+        return jax.grad(loss, argnums=(0, 1, 2))(q, k, v)
+
+    pairs = zip(gradients(attention._cudnn_in_parts), gradients(attention._cudnn), strict=True)
+    for in_parts, whole in pairs:
+        assert relative_error(in_parts, whole) <= 1e-2
+
+
+def test_padded_keys_are_hidden(relative_error):
+    q, k, v = (random_tokens(i, 2, 517, 3, 64).astype(jnp.bfloat16) for i in range(3))
+    lengths = jnp.array([517, 300])
+    whole = attention.dense_attention(q, k, v, kv_lengths=lengths, implementation="cudnn")
+    for i, length in enumerate(lengths):
+        row = [x[i : i + 1] for x in (q, k[:, :length], v[:, :length])]
+        cut = attention.dense_attention(*row, implementation="cudnn")
+        assert relative_error(whole[i : i + 1], cut) <= 5e-3
+
+
+def test_bfloat16_stays_close_to_float32(tiny, relative_error):
+    model = tiny(embed_dim=128, num_heads=2, vit_num_heads=2, enable_track=False)
+    images = np.random.default_rng(0).integers(0, 256, (5, 70, 98, 3), np.uint8)
+    run = jax.jit(vggt_jax.reconstruct, static_argnames=("attention", "compute_dtype"))
+    exact = run(model, images, compute_dtype=jnp.float32)
+    # Half of the error is that of bfloat16 itself, with attention in plain JAX.
+    plain = run(
+        model, images, attention=vggt_jax.Dense(implementation="xla"), compute_dtype=jnp.bfloat16
+    )
+    cudnn = run(model, images, compute_dtype=jnp.bfloat16)
+    for name in ("camera_from_world", "depth", "world_points", "depth_confidence"):
+        expected = getattr(exact, name)
+        error = relative_error(getattr(cudnn, name), expected)
+        assert error <= 2 * relative_error(getattr(plain, name), expected), name
+
+
+def test_cudnn_does_not_take_float32():
+    q = random_tokens(0, 1, 17, 2, 64)
+    with pytest.raises(NotImplementedError, match="bfloat16 or float16"):
+        attention.dense_attention(q, q, q, implementation="cudnn")
