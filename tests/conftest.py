@@ -1,5 +1,6 @@
 """Shared by all tests: checks of annotations, toy models, golden arrays, markers."""
 
+import contextlib
 import functools
 import os
 from pathlib import Path
@@ -23,11 +24,36 @@ from vggt_jax.checkpoint import named_parameters, with_parameters  # noqa: E402
 GOLDEN = Path(__file__).parent / "golden"
 
 
+@contextlib.contextmanager
+def optimizations(on):
+    """Whether programs are compiled as people run them. Without, it takes half as long."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", not on)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+
+
 def pytest_runtest_setup(item):
     if item.get_closest_marker("gpu") and jax.default_backend() != "gpu":
         pytest.skip("no GPU")
     if item.get_closest_marker("weights") and not os.environ.get("VGGT_JAX_WEIGHTS"):
         pytest.skip("VGGT_JAX_WEIGHTS does not name released weights")
+
+
+@pytest.fixture(autouse=True)
+def compile_quickly(request):
+    """Leaves most optimisations out, except on a GPU: tests spend their time compiling."""
+    with optimizations(on=request.node.get_closest_marker("gpu") is not None):
+        yield
+
+
+@pytest.fixture
+def optimized(compile_quickly):
+    """Compiles with all optimisations, for a test that depends on them."""
+    with optimizations(on=True):
+        yield
 
 
 @pytest.fixture

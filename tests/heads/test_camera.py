@@ -1,0 +1,59 @@
+"""The camera head: which frames it joins, and what its encodings obey."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vggt_jax.heads.camera import CameraHead
+from vggt_jax.layers.precision import Precision
+
+FLOAT32 = Precision.from_compute_dtype(jnp.float32)
+DIM = 16
+
+run = jax.jit(lambda head, tokens, num_frames=None: head(tokens, FLOAT32, num_frames))
+
+
+@pytest.fixture(scope="module")
+def head(randomised):
+    return randomised(
+        lambda rngs: CameraHead(
+            DIM, depth=2, num_heads=4, mlp_ratio=2.0, num_iterations=3, rngs=rngs
+        )
+    )
+
+
+def draw(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def test_every_iteration_is_returned(head):
+    found = np.asarray(run(head, draw(2, 5, DIM)))
+    assert found.shape == (3, 2, 5, 9)
+    assert np.all(np.any(found[1:] != found[:-1], axis=-1))
+
+
+def test_fields_of_view_are_not_negative(head):
+    found = np.asarray(run(head, draw(7, 5, DIM)))
+    assert np.any(found[..., :7] < 0)
+    assert np.all(found[..., 7:] >= 0)
+    assert np.any(found[..., 7:] == 0) and np.any(found[..., 7:] > 0)
+
+
+def test_a_frame_moves_all_frames_of_its_scene_and_no_other(head):
+    tokens = draw(3, 5, DIM)
+    changed = tokens.copy()
+    changed[1, 3] += 0.5
+    moved = np.any(np.asarray(run(head, changed) != run(head, tokens)), axis=(0, -1))
+    np.testing.assert_array_equal(moved, [[False] * 5, [True] * 5, [False] * 5])
+
+
+def test_padded_frames_change_no_valid_one(head):
+    tokens, num_frames = draw(2, 5, DIM), jnp.asarray([3, 5])
+    garbage = tokens.copy()
+    garbage[0, 3:] = 1e6 * draw(2, DIM, seed=1)
+    found, expected = run(head, garbage, num_frames), run(head, tokens, num_frames)
+    np.testing.assert_array_equal(found[:, 0, :3], expected[:, 0, :3])
+    np.testing.assert_array_equal(found[:, 1], expected[:, 1])
+    assert np.all(np.isfinite(found))
+    assert np.any(run(head, tokens)[:, 0, :3] != expected[:, 0, :3])

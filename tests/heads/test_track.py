@@ -1,0 +1,118 @@
+"""The tracker: its embeddings against formulas, and what a track depends on."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vggt_jax.heads.track import Tracker, _flow_embedding, _position_embedding
+from vggt_jax.layers.precision import Precision
+
+FLOAT32 = Precision.from_compute_dtype(jnp.float32)
+B, S, M, HEIGHT, WIDTH, FEATURES = 2, 4, 3, 9, 11, 8
+
+run = jax.jit(lambda tracker, features, points: tracker(features, points, FLOAT32))
+
+
+@pytest.fixture(scope="module")
+def tracker(randomised):
+    return randomised(
+        lambda rngs: Tracker(
+            FEATURES,
+            12,
+            num_heads=3,
+            num_virtual_tracks=5,
+            corr_levels=3,
+            corr_radius=1,
+            depth=1,
+            num_iterations=2,
+            rngs=rngs,
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def features():
+    return np.random.default_rng(0).normal(size=(B, S, HEIGHT, WIDTH, FEATURES)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def points():
+    """In pixels of the images, which are twice as large as the features."""
+    return np.random.default_rng(1).uniform(0, 2 * HEIGHT, (B, M, 2)).astype(np.float32)
+
+
+def moved(found, before):
+    """Which of track, visibility and confidence differ, `[3 b s m]`."""
+    track, vis, conf = (np.asarray(a != b) for a, b in zip(found, before, strict=True))
+    return np.stack([track.any(axis=-1), vis, conf])
+
+
+def test_the_first_frame_stays_at_the_query_points(tracker, features, points):
+    track, vis, conf = run(tracker, features, points)
+    assert track.shape == (B, S, M, 2) and vis.shape == conf.shape == (B, S, M)
+    np.testing.assert_array_equal(track[:, 0], points)
+    assert np.all(np.any(np.asarray(track[:, 1:] != points[:, None]), axis=-1))
+    assert np.all((0 < vis) & (vis < 1) & (0 < conf) & (conf < 1))
+
+
+def test_a_frame_moves_the_tracks_in_all_frames_of_its_scene(tracker, features, points):
+    changed = features.copy()
+    changed[1, 2] += np.random.default_rng(2).normal(size=features.shape[2:])
+    found = moved(run(tracker, changed, points), run(tracker, features, points))
+    assert not found[:, 0].any()
+    assert found[0, 1, 1:].all() and not found[0, 1, 0].any()  # tracks begin where they are told
+    assert found[1:, 1].all()
+
+
+def test_a_point_moves_the_tracks_of_the_others(tracker, features, points):
+    changed = points.copy()
+    changed[1, 2] += 1.5
+    found = moved(run(tracker, features, changed), run(tracker, features, points))
+    assert not found[:, 0].any()
+    assert found[0, 1, 1:].all() and found[1:, 1].all()
+
+
+def test_the_flow_embedding_is_sines_and_cosines_interleaved():
+    dim = 12
+    flow = np.random.default_rng(4).uniform(-0.05, 0.05, (5, 2)).astype(np.float32)
+    found = jax.jit(_flow_embedding, static_argnums=1)(flow, dim)
+    expected = np.empty((5, 2, dim))
+    for i, axis, pair in np.ndindex(5, 2, dim // 2):
+        angle = float(flow[i, axis]) * 2 * pair * 1000 / dim
+        expected[i, axis, 2 * pair : 2 * pair + 2] = np.sin(angle), np.cos(angle)
+    # Angles of up to 42 are rounded to 2e-6 twice.
+    np.testing.assert_allclose(found, expected.reshape(5, -1), rtol=0, atol=1e-5)
+
+
+def test_the_position_embedding_is_interpolated_between_whole_positions():
+    dim = 24
+    points = np.asarray([[2, 1], [0.25, 3.5], [4.75, 0.5], [-2, 9], [6, 4]], np.float32)
+    height, width = 5, 7
+
+    def whole(x, y):
+        parts = []
+        for position in (x, y):
+            angles = position / 10000 ** (np.arange(dim // 4) / (dim / 4))
+            parts += [*np.sin(angles), *np.cos(angles)]
+        return np.asarray(parts)
+
+    expected = []
+    for x, y in points.clip(0, [width - 1, height - 1]).astype(np.float64):
+        x0, y0 = min(int(x), width - 2), min(int(y), height - 2)
+        wx, wy = x - x0, y - y0
+        top = (1 - wx) * whole(x0, y0) + wx * whole(x0 + 1, y0)
+        bottom = (1 - wx) * whole(x0, y0 + 1) + wx * whole(x0 + 1, y0 + 1)
+        expected.append((1 - wy) * top + wy * bottom)
+    embed = jax.jit(_position_embedding, static_argnums=(1, 2, 3))
+    np.testing.assert_allclose(embed(points, height, width, dim), expected, rtol=0, atol=2e-6)
+
+
+def test_images_too_small_for_the_pyramid_are_refused(tracker, features, points):
+    with pytest.raises(
+        ValueError,
+        match="image sides of at least 8 pixels for its 3 correlation levels, not 6x22",
+    ):
+        tracker(jnp.asarray(features[:, :, :3]), jnp.asarray(points), FLOAT32)
+    smallest = jnp.zeros((1, 1, 4, 4, FEATURES)), jnp.zeros((1, 1, 2))
+    assert jax.eval_shape(lambda: tracker(*smallest, FLOAT32))[0].shape == (1, 1, 1, 2)

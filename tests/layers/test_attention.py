@@ -1,0 +1,168 @@
+"""Dense attention against a float64 softmax, and the layer around it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vggt_jax import Dense
+from vggt_jax.layers import attention
+from vggt_jax.layers.attention import Attention, Rope, dense_attention
+from vggt_jax.layers.precision import Precision
+from vggt_jax.layers.rope import apply_rope, rope_tables
+
+B, T, KV, N, H = 2, 7, 11, 3, 8
+FLOAT32 = Precision.from_compute_dtype(jnp.float32)
+
+
+def draw(*shape, seed, dtype=jnp.float32):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+
+
+@pytest.fixture
+def qkv():
+    return draw(B, T, N, H, seed=0), draw(B, KV, N, H, seed=1), draw(B, KV, N, H, seed=2)
+
+
+def oracle(q, k, v, kv_lengths=None):
+    """Softmax attention in float64, one query and one head at a time."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    result = np.empty((*q.shape[:3], v.shape[-1]))
+    for b, t, n in np.ndindex(result.shape[:3]):
+        length = k.shape[1] if kv_lengths is None else int(kv_lengths[b])
+        scores = k[b, :length, n] @ q[b, t, n] / np.sqrt(q.shape[-1])
+        weights = np.exp(scores - scores.max())
+        result[b, t, n] = weights / weights.sum() @ v[b, :length, n]
+    return result
+
+
+@pytest.mark.parametrize("kv_lengths", [None, (11, 11), (4, 11), (1, 7)])
+@pytest.mark.parametrize("queries_at_a_time", [None, 3, 1])
+def test_equals_softmax_in_float64(qkv, kv_lengths, queries_at_a_time, monkeypatch):
+    if queries_at_a_time is not None:
+        limit = queries_at_a_time * 4 * B * N * KV
+        monkeypatch.setattr(attention, "MAX_SCORE_BYTES", limit)
+    lengths = None if kv_lengths is None else jnp.asarray(kv_lengths)
+    found = jax.jit(dense_attention)(*qkv, kv_lengths=lengths)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, oracle(*qkv, lengths), rtol=1e-5, atol=1e-6)
+
+
+def test_large_scores_do_not_overflow(qkv):
+    q, k, v = qkv
+    found = dense_attention(300 * q, 300 * k, v)
+    np.testing.assert_allclose(found, oracle(300 * q, 300 * k, v), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("garbage", [0.0, 1e6, -3e30])
+def test_keys_beyond_the_length_do_not_matter(qkv, garbage):
+    q, k, v = qkv
+    lengths = jnp.asarray([3, 8])
+    beyond = (jnp.arange(KV) >= lengths[:, None])[:, :, None, None]
+    attend = jax.jit(dense_attention)
+    found = attend(
+        q, jnp.where(beyond, garbage, k), jnp.where(beyond, garbage, v), kv_lengths=lengths
+    )
+    np.testing.assert_array_equal(found, attend(q, k, v, kv_lengths=lengths))
+
+
+def test_a_key_moves_all_queries_of_its_head_and_row_and_nothing_else(qkv):
+    q, k, v = qkv
+    attend = jax.jit(dense_attention)
+    before = attend(q, k, v)
+    for changed in (
+        attend(q, k.at[1, 4, 2].add(1.0), v),
+        attend(q, k, v.at[1, 4, 2].add(1.0)),
+    ):
+        moved = np.any(np.asarray(changed != before), axis=-1)
+        expected = np.zeros((B, T, N), bool)
+        expected[1, :, 2] = True
+        np.testing.assert_array_equal(moved, expected)
+
+
+def test_a_query_moves_its_own_result_only(qkv):
+    q, k, v = qkv
+    attend = jax.jit(dense_attention)
+    moved = np.any(np.asarray(attend(q.at[0, 5, 1].add(1.0), k, v) != attend(q, k, v)), axis=-1)
+    assert np.argwhere(moved).tolist() == [[0, 5, 1]]
+
+
+def test_scores_are_scaled_by_the_root_of_the_head_dim():
+    # Two keys with scores 0 and s have weights 1 and e^s.
+    h = 16
+    q = jnp.full((1, 1, 1, h), 0.5)
+    k = jnp.stack([jnp.zeros(h), jnp.full(h, 0.25)])[None, :, None]
+    v = jnp.asarray([0.0, 1.0])[None, :, None, None]
+    score = 0.5 * 0.25 * h / 4
+    expected = np.exp(score) / (1 + np.exp(score))
+    np.testing.assert_allclose(dense_attention(q, k, v)[0, 0, 0, 0], expected, rtol=1e-6)
+
+
+def test_bfloat16_sums_in_float32():
+    # One query on 4096 equal keys: sums in bfloat16 would stop at 256, where adding 1 is lost.
+    k = jnp.zeros((1, 4096, 1, 8), jnp.bfloat16)
+    v = jnp.ones((1, 4096, 1, 8), jnp.bfloat16)
+    found = dense_attention(k[:, :1], k, v)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(np.asarray(found, np.float32), 1.0)
+
+
+def test_bfloat16_stays_near_float64(qkv):
+    q, k, v = (x.astype(jnp.bfloat16) for x in qkv)
+    found = np.asarray(dense_attention(q, k, v), np.float64)
+    expected = oracle(q, k, v)
+    # Weights and result are rounded to 8 bits once each, by up to 2^-8 of their size.
+    largest = np.abs(np.asarray(v, np.float64)).max()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2 * 2**-8 * largest)
+
+
+def test_unknown_implementations_are_refused():
+    with pytest.raises(ValueError, match="implementation='flash' is unknown; use 'cudnn', 'xla'"):
+        Dense(implementation="flash")
+
+
+@pytest.mark.skipif(jax.default_backend() == "gpu", reason="cuDNN may run here")
+def test_cudnn_is_refused_without_a_gpu(qkv):
+    q, k, v = (x.astype(jnp.bfloat16) for x in qkv)
+    with pytest.raises(
+        NotImplementedError,
+        match=r"cudnn attention needs an NVIDIA GPU.*default_backend\(\)='cpu', bfloat16, "
+        r"head_dim=8; use implementation='xla' or None",
+    ):
+        dense_attention(q, k, v, implementation="cudnn")
+
+
+project = jax.jit(lambda layer, x, rope: layer.project(x, rope, FLOAT32))
+
+
+def test_projections_are_cut_into_three_and_then_into_heads(randomised):
+    layer = randomised(lambda rngs: Attention(12, 3, qk_norm=False, rngs=rngs))
+    x = draw(2, 5, 12, seed=5)
+    kernel, bias = np.asarray(layer.qkv.kernel[...]), np.asarray(layer.qkv.bias[...])
+    joint = np.asarray(x) @ kernel + bias  # [2, 5, (q, k, v) (head) 4]
+    for part, found in enumerate(project(layer, x, None)):
+        for head in range(3):
+            start = 12 * part + 4 * head
+            np.testing.assert_allclose(
+                found[:, :, head], joint[..., start : start + 4], rtol=1e-5, atol=1e-5
+            )
+    attended = draw(2, 5, 3, 4, seed=7)
+    kernel, bias = np.asarray(layer.proj.kernel[...]), np.asarray(layer.proj.bias[...])
+    expected = np.asarray(attended).reshape(2, 5, 12) @ kernel + bias
+    np.testing.assert_allclose(layer.output(attended, FLOAT32), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_queries_and_keys_are_normalised_and_then_turned(randomised):
+    layer = randomised(lambda rngs: Attention(24, 3, qk_norm=True, rngs=rngs))
+    x = draw(2, 5, 24, seed=12)
+    positions = np.stack([np.arange(5), 2 * np.arange(5)], axis=-1)
+    rope = Rope(*map(jnp.asarray, rope_tables(positions, 8)))
+    plain = randomised(lambda rngs: Attention(24, 3, qk_norm=False, rngs=rngs))
+    plain.qkv = layer.qkv
+    q, k, v = project(layer, x, rope)
+    raw_q, raw_k, raw_v = project(plain, x, None)
+    np.testing.assert_allclose(v, raw_v, rtol=1e-6, atol=1e-6)
+    turn = jax.jit(lambda x: apply_rope(x, *rope))
+    np.testing.assert_allclose(q, turn(layer.q_norm(raw_q)), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(k, turn(layer.k_norm(raw_k)), rtol=1e-6, atol=1e-6)
+    assert not np.allclose(q, layer.q_norm(turn(raw_q)), atol=1e-2)

@@ -1,0 +1,108 @@
+"""The trunk: who attends to whom, and which layers are kept."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vggt_jax.models import trunk
+from vggt_jax.models.token_layout import TokenLayout
+
+B, S, ROWS, COLUMNS, SPECIAL, DIM, DEPTH = 2, 3, 2, 3, 3, 16, 3
+LAYOUT = TokenLayout(num_special=SPECIAL, rows=ROWS, columns=COLUMNS)
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    return tiny(depth=DEPTH, enable_track=False, enable_depth=False, enable_point=False)
+
+
+@pytest.fixture(scope="module")
+def aggregate():
+    def aggregate(model, patch_tokens, num_frames=None, *, taps=(0, 1, 2), dtype=jnp.float32):
+        return model.aggregate(
+            patch_tokens, LAYOUT, taps=taps, num_frames=num_frames, compute_dtype=dtype
+        )
+
+    return jax.jit(aggregate, static_argnames=("taps", "dtype"))
+
+
+@pytest.fixture(scope="module")
+def patch_tokens():
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(B, S, ROWS * COLUMNS, DIM)).astype(np.float32)
+
+
+def test_a_token_moves_its_frame_then_its_scene(model, aggregate, patch_tokens):
+    changed = patch_tokens.copy()
+    changed[1, 2, 4] += np.random.default_rng(1).normal(size=DIM)
+    before, after = aggregate(model, patch_tokens), aggregate(model, changed)
+    difference = np.abs(np.asarray(after.tap(0) - before.tap(0)))  # [b s p (frame, global)]
+    frame, scene = difference[..., :DIM].max(axis=-1), difference[..., DIM:].max(axis=-1)
+    # The frame block joins the tokens of a frame, its special tokens included. (Attention across
+    # the heads of one token, instead of across tokens, would move that one alone.)
+    assert np.all(frame[1, 2] > 1e-4)
+    assert not frame[0].any() and not frame[1, :2].any()
+    # The global block joins all frames of the scene, and no other scene.
+    assert np.all(scene[1] > 1e-5)
+    assert not scene[0].any()
+    first = np.asarray(after.first_tokens != before.first_tokens).any(axis=-1)
+    np.testing.assert_array_equal(first, [[False] * 3, [True] * 3])
+
+
+def test_the_first_frame_has_special_tokens_of_its_own(model, aggregate, patch_tokens):
+    # Equal pictures: without a difference in special tokens, all frames would come out equal.
+    equal = np.broadcast_to(patch_tokens[:, :1], patch_tokens.shape)
+    kept = np.asarray(aggregate(model, equal).tap(DEPTH - 1))
+    np.testing.assert_allclose(kept[:, 1], kept[:, 2], rtol=1e-5, atol=1e-5)
+    assert np.all(np.abs(kept[:, 0] - kept[:, 1]).max(axis=-1) > 1e-2)
+
+
+def test_positions_matter(model, aggregate, patch_tokens):
+    # Two equal patches at different places come out different, through RoPE alone.
+    equal = patch_tokens.copy()
+    equal[:, :, 5] = equal[:, :, 0]
+    kept = np.asarray(aggregate(model, equal).tap(0))[:, :, SPECIAL:]
+    assert np.all(np.abs(kept[:, :, 5] - kept[:, :, 0]).max(axis=-1) > 1e-3)
+
+
+@pytest.mark.parametrize("garbage", [0.0, -1e6])
+def test_padded_frames_are_hidden_from_the_others(model, aggregate, patch_tokens, garbage):
+    num_frames = jnp.asarray([2, 3])
+    padded = patch_tokens.copy()
+    padded[0, 2] = garbage
+    found = aggregate(model, padded, num_frames)
+    expected = aggregate(model, patch_tokens, num_frames)
+    np.testing.assert_array_equal(found.kept[0, :2], expected.kept[0, :2])
+    np.testing.assert_array_equal(found.kept[1], expected.kept[1])
+    assert np.all(np.isfinite(found.kept))
+
+
+@pytest.mark.parametrize("taps", [(0,), (2, 1, 1)])
+def test_kept_layers_do_not_depend_on_which_others_are(model, aggregate, patch_tokens, taps):
+    everything = aggregate(model, patch_tokens)
+    found = aggregate(model, patch_tokens, taps=taps)
+    assert found.layers == tuple(sorted({*taps, DEPTH - 1}))
+    assert found.kept.shape == (B, S, len(found.layers), SPECIAL + ROWS * COLUMNS, 2 * DIM)
+    for layer in found.layers:
+        np.testing.assert_allclose(found.tap(layer), everything.tap(layer), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(
+        found.first_tokens, everything.tap(DEPTH - 1)[:, :, 0], rtol=1e-6, atol=1e-6
+    )
+
+
+def test_what_is_kept_has_the_compute_type_and_first_tokens_are_float32(
+    model, aggregate, patch_tokens
+):
+    found = aggregate(model, patch_tokens, dtype=jnp.bfloat16)
+    assert found.kept.dtype == jnp.bfloat16
+    assert found.first_tokens.dtype == jnp.float32
+    last = found.tap(DEPTH - 1)[:, :, 0]
+    np.testing.assert_array_equal(found.first_tokens.astype(last.dtype) == last, True)
+
+
+def test_frames_of_a_chunk(monkeypatch):
+    monkeypatch.setattr(trunk, "_TOKENS_PER_CHUNK", 1000)
+    assert trunk.frames_per_chunk(1, 300) == 3
+    assert trunk.frames_per_chunk(2, 300) == 1
+    assert trunk.frames_per_chunk(1, 5000) == 1

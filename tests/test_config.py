@@ -1,0 +1,117 @@
+"""VGGTConfig: its defaults, its JSON, and what it refuses."""
+
+import dataclasses
+import json
+
+import pytest
+
+from convert.vggt_config import RELEASED
+from vggt_jax import InputError, VGGTConfig
+
+
+def test_the_defaults_are_the_released_sizes():
+    assert VGGTConfig().to_dict() == RELEASED
+    assert VGGTConfig.vggt_1b() == VGGTConfig()
+
+
+def test_absent_fields_are_as_released():
+    assert VGGTConfig.from_dict({"embed_dim": 768}) == VGGTConfig(embed_dim=768)
+    assert VGGTConfig.from_dict({}) == VGGTConfig.vggt_1b()
+
+
+CHANGED = dict(
+    img_size=70, embed_dim=96, num_heads=3, depth=5, dpt_layers=(0, 2, 3, 4), mlp_ratio=2.5,
+    dpt_out_channels=(8, 16, 24, 40), num_register_tokens=0, camera_num_heads=6, vit_num_heads=6,
+    enable_point=False,
+)  # fmt: skip
+
+
+def test_json_round_trip(tmp_path):
+    config = VGGTConfig(**CHANGED)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config.to_dict()))
+    assert VGGTConfig.from_json(path) == config
+    assert config.to_dict() == RELEASED | {
+        name: list(value) if isinstance(value, tuple) else value for name, value in CHANGED.items()
+    }
+
+
+def test_lists_become_tuples_so_that_configurations_hash():
+    from_json = VGGTConfig.from_dict({"dpt_layers": [4, 11, 17, 23]})
+    assert from_json.dpt_layers == (4, 11, 17, 23)
+    assert hash(from_json) == hash(VGGTConfig())
+
+
+def test_fields_cannot_change():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        VGGTConfig().depth = 3
+
+
+def test_special_tokens_are_the_camera_and_the_registers():
+    assert VGGTConfig().num_special_tokens == 5
+    assert VGGTConfig(num_register_tokens=0).num_special_tokens == 1
+
+
+POSITIVE = [
+    name for name, value in RELEASED.items() if type(value) is int and name != "num_register_tokens"
+]
+
+
+@pytest.mark.parametrize("name", POSITIVE)
+@pytest.mark.parametrize("value", [0, -3, 2.0, "7"])
+def test_counts_are_positive_integers(name, value):
+    with pytest.raises(ValueError, match=rf"{name}={value!r} must be a positive integer"):
+        VGGTConfig(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_register_tokens": -1}, r"num_register_tokens=-1 must not be negative"),
+        ({"img_size": 500}, r"img_size=500 must be a multiple of self\.patch_size=14"),
+        ({"vit_num_heads": 7}, r"embed_dim=1024 must be a multiple of 1 \* vit_num_heads = 7"),
+        ({"num_heads": 7}, r"embed_dim=1024 must be a multiple of 4 \* num_heads = 28"),
+        # A head of 18 channels cannot be cut into the four parts of RoPE.
+        (
+            {"embed_dim": 72, "num_heads": 4, "vit_num_heads": 6},
+            r"embed_dim=72 must be a multiple of 4 \* num_heads = 16",
+        ),
+        ({"track_num_heads": 5}, r"track_hidden_size=384 must be a multiple of 1 \* track_num_h"),
+        ({"camera_num_heads": 3}, r"2 \* self\.embed_dim=2048 must be a multiple of .*heads=3"),
+        ({"dpt_features": 258}, r"dpt_features=258 .* must be multiples of 4"),
+        ({"dpt_out_channels": (8, 8, 6, 8)}, r"dpt_out_channels=\(8, 8, 6, 8\) must be multiples"),
+        ({"dpt_out_channels": (8, 8, 8)}, r"dpt_out_channels=\(8, 8, 8\) must have 4 entries"),
+        ({"dpt_layers": (0, 1, 2, 3, 4)}, r"dpt_layers=\(0, 1, 2, 3, 4\) must have 4 entries"),
+        ({"track_features": 30}, r"track_features=30 must be a multiple of 4"),
+        ({"depth": 23}, r"dpt_layers=\(4, 11, 17, 23\) must lie in \[0, depth\) with .*depth=23"),
+        ({"dpt_layers": (-1, 2, 3, 4)}, r"dpt_layers=\(-1, 2, 3, 4\) must lie in \[0, depth\)"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        VGGTConfig(**fields)
+    with pytest.raises(InputError, match=f"^configuration: .*{message}"):
+        VGGTConfig.from_dict(fields)
+
+
+def test_the_smallest_depth_that_holds_the_layers():
+    assert VGGTConfig(depth=24).depth == 24
+    assert VGGTConfig(dpt_layers=(0, 0, 0, 0), depth=1).dpt_layers == (0, 0, 0, 0)
+
+
+def test_unknown_fields_are_named_with_the_known():
+    with pytest.raises(InputError, match=r"fields \['dims', 'heads'\]; known are \['img_size', .*"):
+        VGGTConfig.from_dict({"dims": 3, "depth": 24, "heads": 2})
+
+
+@pytest.mark.parametrize("text", ["{", ""])
+def test_a_file_that_is_no_json_is_named(tmp_path, text):
+    path = tmp_path / "broken.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"broken\.json: not a readable JSON configuration"):
+        VGGTConfig.from_json(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"none\.json: not a readable JSON .*No such file"):
+        VGGTConfig.from_json(tmp_path / "none.json")

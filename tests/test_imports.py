@@ -1,0 +1,117 @@
+"""Which package imports which, and that importing does nothing else."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Third-party packages that the model-independent packages get by with.
+ALLOWED = {
+    "pallas_kernels": {"pallas_kernels", "jax", "numpy", "jaxtyping"},
+    "convert": {
+        "convert", "numpy", "ml_dtypes", "safetensors", "orbax", "jax", "huggingface_hub", "tqdm",
+        "torch",
+    },
+}  # fmt: skip
+# What lies above a folder of vggt_jax, and is not for it to import.
+ABOVE = {
+    "layers": ("heads", "models", "checkpoint", "inference", "outputs", "export", "cli"),
+    "heads": ("models.vggt", "checkpoint", "inference", "outputs", "export", "cli"),
+    "models": ("checkpoint", "inference", "export", "cli"),
+    "export": ("models", "heads", "checkpoint", "inference", "cli"),
+}
+
+
+def imported(path, *, at_import_only=False):
+    """The full names of the modules that a file imports, `a.b` and `a.b.c` for `from a.b import c`."""
+    found = set()
+    nodes = [ast.parse(path.read_text(encoding="utf-8"))]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import hides which package it is of"
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        if not (at_import_only and isinstance(node, ast.FunctionDef)):
+            nodes += ast.iter_child_nodes(node)
+    return found
+
+
+def packages(path, **options):
+    return {name.partition(".")[0] for name in imported(path, **options)}
+
+
+def files(package):
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def test_there_is_something_to_check():
+    assert len(files("vggt_jax")) > 20 and len(files("convert")) > 10
+    assert "vggt_jax.layers.block" in imported(ROOT / "vggt_jax" / "models" / "trunk.py")
+    assert "torch" in packages(ROOT / "convert" / "sources.py")
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_packages_below_the_model_know_nothing_of_it(package):
+    for path in files(package):
+        unexpected = packages(path) - ALLOWED[package] - set(sys.stdlib_module_names)
+        assert not unexpected, f"{path} imports {unexpected}"
+
+
+@pytest.mark.parametrize("package", ["vggt_jax", "convert", "pallas_kernels"])
+def test_nothing_imports_scripts_or_tests(package):
+    for path in files(package):
+        assert not packages(path) & {"scripts", "tests", "conftest", "pytest"}, path
+
+
+def test_pytorch_is_imported_only_where_a_pt_file_is_read():
+    for path in files("convert"):
+        assert "torch" not in packages(path, at_import_only=True), path
+    for path in files("vggt_jax"):
+        assert "torch" not in packages(path), path
+
+
+@pytest.mark.parametrize("folder", ABOVE)
+def test_layers_of_the_model_point_one_way(folder):
+    for path in files(f"vggt_jax/{folder}"):
+        for name in imported(path):
+            for above in ABOVE[folder]:
+                is_above = f"{name}.".startswith(f"vggt_jax.{above}.")
+                assert not is_above, f"{path} imports {name}"
+
+
+IMPORT_EVERYTHING = """
+import importlib, os, pathlib, sys
+import jax  # touches the environment on some machines; that is not ours
+
+before = dict(os.environ)
+for package in ("convert", "pallas_kernels", "vggt_jax"):
+    for path in sorted(pathlib.Path(package).rglob("*.py")):
+        parts = path.with_suffix("").parts
+        importlib.import_module(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
+assert dict(os.environ) == before, set(os.environ.items()) ^ set(before.items())
+assert "torch" not in sys.modules
+print("imported", len([name for name in sys.modules if name.startswith("vggt_jax.")]))
+
+try:
+    jax.numpy.zeros(1)
+except RuntimeError:
+    print("and any work on a device would have failed")
+"""
+
+
+def test_importing_does_no_work_on_a_device_and_leaves_the_environment(monkeypatch):
+    # No such platform: whatever touches a device, the smallest array included, fails.
+    monkeypatch.setenv("JAX_PLATFORMS", "none_such")
+    run = subprocess.run(
+        [sys.executable, "-c", IMPORT_EVERYTHING], cwd=ROOT, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    number, rest = run.stdout.split("\n", 1)
+    assert int(number.split()[1]) >= 20
+    assert rest == "and any work on a device would have failed\n"
