@@ -7,10 +7,16 @@ from pathlib import Path
 
 import jaxtyping
 
-# Every call of these packages is checked against its annotations, shapes included. This comes
-# before they are imported. (`vggt_jax.config` stays out: beartype needs `typing.Self` explained.)
-CHECKED_PACKAGES = ("vggt_jax.geometry", "vggt_jax.heads", "vggt_jax.models")
-jaxtyping.install_import_hook(CHECKED_PACKAGES, "beartype.beartype")
+# Every call of these modules is checked against its annotations, shapes included. This comes before
+# they are imported. (`vggt_jax.config` stays out: beartype needs `typing.Self` explained.)
+LAYERS = "attention block chunking linear mlp norm precision resize vit".split()
+CHECKED_MODULES = [
+    "vggt_jax.geometry",
+    "vggt_jax.heads",
+    "vggt_jax.models",
+    *(f"vggt_jax.layers.{name}" for name in LAYERS),
+]
+jaxtyping.install_import_hook(CHECKED_MODULES, "beartype.beartype")
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402

@@ -117,3 +117,40 @@ def test_load_errors_name_the_file(tmp_path, tiny, golden_folder):
     vggt_jax.save_model(tiny(), tmp_path / "model")
     with pytest.raises(CheckpointError, match="holds its own configuration"):
         vggt_jax.load_model(tmp_path / "model", config=golden_folder / "vggt_toy.json")
+
+
+def test_values_that_are_not_finite_are_refused(tmp_path, tiny):
+    model = tiny()
+    params = {name: np.array(x) for name, x in checkpoint.named_parameters(model).items()}
+    params["camera_token"][0, 0, 3] = np.nan
+    params["frame_blocks.ls1"][1, 2] = np.inf
+    with pytest.raises(CheckpointError, match="2 parameters hold NaN") as error:
+        checkpoint.with_parameters(model, params, source="here")
+    assert "camera_token" in str(error.value) and "frame_blocks.ls1" in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_checkpoints_run(tiny, dtype):
+    model = tiny()
+    params = checkpoint.named_parameters(model)
+    narrow = {name: np.asarray(x.astype(dtype)) for name, x in params.items()}
+    loaded = checkpoint.with_parameters(model, narrow)
+    for name, x in checkpoint.named_parameters(loaded).items():
+        stays = dtype == "bfloat16" and name.endswith(".kernel") and "head" not in name
+        assert x.dtype == (jnp.bfloat16 if stays else jnp.float32), name
+        np.testing.assert_array_equal(x.astype(jnp.float32), narrow[name].astype(np.float32))
+    images = np.zeros((2, 28, 28, 3), np.uint8)
+    assert np.isfinite(vggt_jax.infer(images, model=loaded).depth).all()
+
+
+def test_a_damaged_cache_is_made_again(tmp_path, golden_folder, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_CACHE_FROM_BYTES", 1)
+    monkeypatch.setenv("VGGT_JAX_CACHE", str(tmp_path))
+    source = golden_folder / "vggt_toy.safetensors"
+    first = vggt_jax.load_model(source)
+    (kept,) = (tmp_path / "checkpoints").iterdir()
+    kept.write_bytes(kept.read_bytes()[:-100])
+    with pytest.warns(UserWarning, match="converting again"):
+        second = vggt_jax.load_model(source)
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+    assert vggt_jax.load_model(kept).config == first.config

@@ -8,13 +8,12 @@ import pytest
 import trimesh
 from PIL import Image
 
+import vggt_jax
 from vggt_jax import cli, memory
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory, tiny):
-    import vggt_jax
-
     path = tmp_path_factory.mktemp("checkpoint") / "tiny"
     vggt_jax.save_model(tiny(), path)
     return path
@@ -46,11 +45,11 @@ def refused(capsys, *args):
 def test_infer_writes_everything(tmp_path, photographs, checkpoint, capsys):
     out = tmp_path / "new" / "out"
     args = ["infer", photographs, "--model", checkpoint, "--out", out, "--size", 140]
-    assert run(*args, "--query-points", "20,30", "159,95") == 0
+    assert run(*args, "--query-points", "20,30", "--query-points", "159,95") == 0
     assert {path.name for path in out.iterdir()} == {
-        "predictions.npz", "cameras.json", "points.ply", "overview.png", "depth",
+        "predictions.npz", "cameras.json", "points.ply", "overview.png", "depth_pictures",
     }  # fmt: skip
-    assert len(list((out / "depth").iterdir())) == 3
+    assert len(list((out / "depth_pictures").iterdir())) == 3
     assert not list(tmp_path.glob("**/.vggt-jax*"))
 
     arrays = np.load(out / "predictions.npz")
@@ -78,9 +77,9 @@ def test_infer_keeps_earlier_results_unless_told(tmp_path, photographs, checkpoi
     assert [path.name for path in out.iterdir()] == ["notes.txt"]
     assert run(*args, "--overwrite") == 0
     assert (out / "notes.txt").read_text() == "mine"
-    (out / "depth" / "stale_depth.png").write_text("of a longer scene")
+    (out / "depth_pictures" / "stale_depth.png").write_text("of a longer scene")
     assert run(*args, "--overwrite", "--points", "head") == 0
-    assert len(list((out / "depth").iterdir())) == 3
+    assert len(list((out / "depth_pictures").iterdir())) == 3
 
 
 def change_nothing(folder):
@@ -127,11 +126,17 @@ def missing(folder):
         (only_one, [], ["0.png", "--allow-single-image"]),
         (another_shape, [], ["9.png", "mode"]),
         (change_nothing, ["--size", "100"], ["100", "multiple of 14", "98"]),
-        (change_nothing, ["--query-points", "160,5"], ["outside"]),
+        (change_nothing, ["--query-points", "160,5"], ["160,5", "outside 0.png", "160 wide"]),
         (change_nothing, ["--query-points", "5;6"], ["'5;6'", "x,y"]),
+        (change_nothing, ["--query-points", "5,6", "--size", "28"], ["28x14", "too small", "16"]),
+        (change_nothing, ["--size", "140000014"], ["140000014", "at most"]),
         (change_nothing, ["--confidence-percentile", "100"], ["100", "[0, 100)"]),
         (change_nothing, ["--max-points", "0"], ["at least 1"]),
-        (change_nothing, ["--out", "/proc/nowhere/out"], ["/proc/nowhere/out", "cannot be written"]),
+        (
+            change_nothing,
+            ["--out", "/proc/nowhere/out"],
+            ["/proc/nowhere/out", "cannot be written"],
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
@@ -173,7 +178,12 @@ def test_too_little_memory_names_what_fits(tmp_path, photographs, checkpoint, ca
     monkeypatch.setattr(memory, "available_memory", lambda: 1000)
     args = ["infer", photographs, "--model", checkpoint, "--out", tmp_path / "out"]
     message = refused(capsys, *args)
-    assert "3 frames of 28x14" in message and "frames fit" in message and "--size" in message
+    assert "3 frames of 28x14" in message and "not even one fits" in message
+    network = vggt_jax.load_model(checkpoint)
+    weights = memory.weight_bytes(network)
+    two = memory.estimate_memory(network.config, weights=weights, num_frames=2, height=14, width=28)
+    monkeypatch.setattr(memory, "available_memory", lambda: two.total - weights)
+    assert "about 2 frames fit" in refused(capsys, *args)
     assert run(*args, "--no-memory-check") == 0
 
 
@@ -203,3 +213,16 @@ def test_unknown_options_end_with_exit_code_2(photographs, checkpoint):
     with pytest.raises(SystemExit) as stop:
         run("infer", photographs, "--model", checkpoint, "--out", "x", "--nonsense", 3)
     assert stop.value.code == 2
+
+
+def test_points_from_a_head_that_is_missing(tmp_path, photographs, golden_folder, capsys):
+    model = golden_folder / "vggt_late.safetensors"
+    args = ["infer", photographs, "--model", model, "--out", tmp_path / "out"]
+    assert "--points head" in refused(capsys, *args, "--points", "head")
+    assert not (tmp_path / "out").exists()
+
+
+def test_photographs_are_never_overwritten(photographs, checkpoint, capsys):
+    args = ["infer", photographs, "--model", checkpoint, "--out", photographs, "--overwrite"]
+    assert "holds the photographs" in refused(capsys, *args)
+    assert len(list(photographs.iterdir())) == 3

@@ -139,3 +139,44 @@ def test_heads_that_are_missing_leave_none(tiny):
         recon.points_from_depth()
     with pytest.raises(ValueError, match="no tracks"):
         recon.tracks_in_photographs()
+
+
+def test_padding_may_hold_anything(tiny):
+    model = tiny(enable_track=False)
+    images = RNG.random((3, 28, 42, 3), np.float32)
+    padded = np.concatenate([images, np.full((2, 28, 42, 3), np.nan, np.float32)])
+    run = jax.jit(vggt_jax.reconstruct)
+    exact, hidden = run(model, images), run(model, padded, num_frames=np.int32(3))
+    for name in ("camera_from_world", "depth", "world_points"):
+        np.testing.assert_allclose(
+            getattr(hidden, name)[:3], getattr(exact, name), rtol=2e-4, atol=2e-5, err_msg=name
+        )
+
+
+def test_attention_may_be_an_argument_of_jit(tiny):
+    dense = vggt_jax.Dense(implementation="xla")
+    run = jax.jit(lambda model, images, attention: vggt_jax.reconstruct(
+        model, images, attention=attention
+    ).depth)  # fmt: skip
+    assert run(tiny(), random_frames(1, 28, 28), dense).shape == (1, 28, 28)
+
+
+def test_results_are_arrays_of_ones_own(tiny):
+    recon = vggt_jax.infer(random_frames(2, 28, 28), model=tiny())
+    recon.depth[0] = 0
+    assert isinstance(recon.points_from_depth(), np.ndarray)
+
+
+def test_tracking_needs_a_head_and_large_frames(tiny):
+    points = [[3.0, 4.0]]
+    with pytest.raises(InputError, match="no track head"):
+        vggt_jax.infer(
+            random_frames(2, 28, 28), model=tiny(enable_track=False), query_points=points
+        )
+    with pytest.raises(InputError, match="28x14 are too small .* least 16"):
+        vggt_jax.infer(random_frames(2, 14, 28), model=tiny(), query_points=points)
+
+
+def test_channels_first_is_told_what_it_is(tiny):
+    with pytest.raises(InputError, match="channels"):
+        vggt_jax.infer(np.zeros((2, 3, 28, 28), np.uint8), model=tiny())

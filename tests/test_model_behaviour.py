@@ -97,17 +97,18 @@ def test_a_patch_of_pixels_moves_everything_in_its_scene_only(predict, images, q
         assert np.all(moved[1].reshape(moved.shape[1], -1).mean(axis=1) > 0.5), name
 
 
-# Products round their operands to 8 bits, by 2^-9 on average; about twenty follow each other.
+# Rounding to 8 bits is off by 1.6e-3 in root mean square. A dozen roundings in a row add up to what
+# was seen, 6e-3 in tokens, 5e-3 in poses and points, 2e-3 in depth; the limits are twice that.
 # Tracks are left to float32: what they make of such errors says nothing.
 BFLOAT16_LIMITS = {
-    "patch_tokens": 0.02,
-    "aggregated_0": 0.02,
-    "aggregated_4": 0.03,
-    "pose_enc": 0.03,
-    "depth": 0.03,
-    "depth_conf": 0.03,
-    "world_points": 0.1,
-    "world_points_conf": 0.05,
+    "patch_tokens": 1e-2,
+    "aggregated_0": 1.2e-2,
+    "aggregated_4": 1.2e-2,
+    "pose_enc": 1e-2,
+    "depth": 4e-3,
+    "depth_conf": 2e-3,
+    "world_points": 1e-2,
+    "world_points_conf": 2e-3,
 }
 
 
@@ -147,8 +148,9 @@ def test_gradients_are_finite_reach_every_parameter_and_equal_differences(tiny):
     assert np.all(np.isfinite(by_pixel)) and np.all(np.any(np.asarray(by_pixel), axis=-1))
 
     params = {name: np.asarray(x) for name, x in named_parameters(model).items()}
-    directions = {name: rng.normal(size=x.shape).astype(np.float32) for name, x in params.items()}
-    pixel_direction = rng.normal(size=images.shape).astype(np.float32)
+    draw = lambda x: (rng.normal(size=x.shape) * x.std()).astype(np.float32)
+    directions = {name: draw(x) for name, x in params.items()}
+    pixel_direction = draw(images)
     slope = np.vdot(by_pixel, pixel_direction)
     slope += sum(np.vdot(gradients[name], directions[name]) for name in params)
 
@@ -157,5 +159,6 @@ def test_gradients_are_finite_reach_every_parameter_and_equal_differences(tiny):
         moved_images = images + distance * pixel_direction
         return float(loss(with_parameters(model, moved), moved_images)[0])
 
-    step = 1e-4  # of each of 1e5 values: beyond, the curvature shows, and below, rounding does
-    np.testing.assert_allclose((at(step) - at(-step)) / (2 * step), slope, rtol=1e-2)
+    # Longer steps meet the kinks of the ReLUs, shorter ones the rounding of the loss.
+    step = 2e-4
+    np.testing.assert_allclose((at(step) - at(-step)) / (2 * step), slope, rtol=2e-2)

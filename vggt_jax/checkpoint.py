@@ -93,12 +93,15 @@ def with_parameters(
 ) -> nnx.Module:
     """The model with these parameters, on the default device.
 
+    Kernels of encoder and trunk may be bfloat16 (see `with_dtype`); all else becomes float32.
+
     Args:
         model: may be abstract, as `jax.eval_shape` makes it.
         source: what messages call the parameters.
 
     Raises:
-        convert.CheckpointError: names or shapes differ from the model's; all of them are listed.
+        convert.CheckpointError: names or shapes differ from the model's, or values are not finite;
+            all of them are listed.
     """
     shapes = {name: leaf.shape for name, leaf in named_parameters(model).items()}
     problems = [f"missing: {name} {shape}" for name, shape in shapes.items() if name not in params]
@@ -111,7 +114,15 @@ def with_parameters(
     if problems:
         summary = f"{source}: {len(problems)} parameters do not fit the configuration"
         raise CheckpointError("\n  ".join([summary, *problems]))
-    put = lambda path, _: jnp.asarray(params[_name(path)])
+    if broken := [name for name, x in params.items() if not np.isfinite(x).all()]:
+        summary = f"{source}: {len(broken)} parameters hold NaN or infinite values; copy it again"
+        raise CheckpointError("\n  ".join([summary, *broken]))
+
+    def put(path, _):
+        name = _name(path)
+        narrow = _runs_in_compute_type(name) and params[name].dtype == jnp.bfloat16
+        return jnp.asarray(params[name], None if narrow else jnp.float32)
+
     return jax.tree_util.tree_map_with_path(put, model)
 
 
@@ -129,9 +140,7 @@ def with_dtype(model: nnx.Module, dtype: DTypeLike) -> nnx.Module:
         raise ValueError(f"dtype={dtype.name} is not supported (float32, bfloat16)")
 
     def cast(path, leaf):
-        name = _name(path)
-        in_compute_type = name.startswith(_COMPUTE_TYPE_MODULES) and name.endswith(".kernel")
-        return leaf.astype(dtype) if in_compute_type else leaf
+        return leaf.astype(dtype) if _runs_in_compute_type(_name(path)) else leaf
 
     return jax.tree_util.tree_map_with_path(cast, model)
 
@@ -158,20 +167,29 @@ def _load_official(source, config) -> tuple[dict[str, np.ndarray], str, dict]:
         config = beside
     if isinstance(config, str | os.PathLike):
         config = read_config(config)
-    key = json.dumps([str(path.resolve()), stat.st_size, stat.st_mtime_ns, config])
+    identity = [convert.native.VERSION, str(path.resolve()), stat.st_size, stat.st_mtime_ns]
+    key = json.dumps([*identity, config])
     stem = name.replace(os.sep, "--")[-80:]
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
     cached = cache_folder() / "checkpoints" / f"{stem}-{digest}.safetensors"
-    if not cached.exists():
-        params, config, report = convert.load_official(source, config)
-        document = {"model": report.model, "config": config, "checksum": report.checksum}
+    if cached.exists():
         try:
-            convert.write(cached, params, document)
+            params, document = convert.read(cached)
+            return params, document["model"], document["config"]
         except CheckpointError as error:
-            warnings.warn(f"the converted checkpoint is not kept: {error}", stacklevel=3)
-        return params, report.model, config
-    params, document = convert.read(cached)
-    return params, document["model"], document["config"]
+            warnings.warn(f"converting again: {error}", stacklevel=3)
+    params, config, report = convert.load_official(source, config)
+    document = {"model": report.model, "config": config, "checksum": report.checksum}
+    try:
+        cached.unlink(missing_ok=True)
+        convert.write(cached, params, document)
+    except (CheckpointError, OSError) as error:
+        warnings.warn(f"the converted checkpoint is not kept: {error}", stacklevel=3)
+    return params, report.model, config
+
+
+def _runs_in_compute_type(name: str) -> bool:
+    return name.startswith(_COMPUTE_TYPE_MODULES) and name.endswith(".kernel")
 
 
 def _name(path: tuple) -> str:

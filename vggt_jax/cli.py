@@ -1,6 +1,7 @@
 """The command `vggt-jax`."""
 
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,13 +12,15 @@ import tyro
 from convert.errors import CheckpointError
 from vggt_jax.errors import InputError
 
+_INTERRUPTED = 130  # what shells report for a command that Ctrl-C ended
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Infer:
     """Reconstruct the scene of photographs into files.
 
     Writes predictions.npz (all arrays), points.ply (coloured point cloud), cameras.json,
-    overview.png and depth/*.png.
+    overview.png and depth_pictures/*.png.
     """
 
     images: tyro.conf.Positional[tuple[Path, ...]]
@@ -31,10 +34,12 @@ class Infer:
     and fills with white. Needed only if their shapes differ; otherwise crop."""
     size: int | None = None
     """Side in pixels to resize to, a multiple of the patch size; by default the model's own."""
-    query_points: tuple[str, ...] = ()
-    """Points x,y of the first photograph, in its own pixels, to track through all."""
-    points: Literal["depth", "head"] = "depth"
-    """Make the point cloud from depth and cameras, or from the model's point head."""
+    query_points: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A point x,y of the first photograph, in its own pixels, to track through all; may be
+    repeated."""
+    points: Literal["depth", "head"] | None = None
+    """Make the point cloud from depth and cameras, which is the default and more accurate, or from
+    the model's point head."""
     confidence_percentile: float = 25.0
     """Leave out this percentage of the points, the least confident."""
     max_points: int = 2_000_000
@@ -87,17 +92,33 @@ Command = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code: 0, or 2 where the input is at fault."""
-    command = tyro.cli(Command, args=argv, prog="vggt-jax", description=__doc__)
+    command = tyro.cli(
+        Command,
+        args=argv,
+        prog="vggt-jax",
+        description="Photographs in; cameras, depth, point maps and tracks out.",
+    )
     try:
         command.run()
     except (InputError, CheckpointError) as error:
         print(f"vggt-jax: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("vggt-jax: interrupted, nothing was written", file=sys.stderr)
-        return 130
+        print("vggt-jax: interrupted", file=sys.stderr)
+        return _INTERRUPTED
     return 0
 
 
+def entry() -> None:
+    """The console command: `main`, which ends the process."""
+    code = main()
+    if code == _INTERRUPTED:
+        # Threads of the compiler may still run, and do not survive an orderly end.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

@@ -17,7 +17,7 @@ from vggt_jax.errors import InputError
 from vggt_jax.layers.attention import Dense
 from vggt_jax.models.vggt import VGGT
 from vggt_jax.outputs import Reconstruction
-from vggt_jax.preprocess import Frames, load_images
+from vggt_jax.preprocess import DEFAULT_SIZE, Frames, load_images
 
 
 def reconstruct(
@@ -48,7 +48,11 @@ def reconstruct(
             f"not {images.shape}"
         )
     one_scene = images.ndim == 4
-    add_scene = lambda x: None if x is None else jnp.asarray(x)[None] if one_scene else x
+
+    def add_scene(x):
+        x = None if x is None else jnp.asarray(x)
+        return x[None] if one_scene and x is not None else x
+
     output = model(
         add_scene(images),
         query_points=add_scene(query_points),
@@ -116,7 +120,7 @@ def infer(
     if isinstance(model, str | os.PathLike):
         model = load_model(model)
     frames = read_frames(images, model=model, mode=mode, size=size, progress=progress)
-    inputs = model_inputs(frames, query_points=query_points, pad_frames=pad_frames)
+    inputs = model_inputs(frames, model=model, query_points=query_points, pad_frames=pad_frames)
     result = _reconstruct(model, **inputs, attention=attention, compute_dtype=compute_dtype)
     return cut_to_frames(result, frames)
 
@@ -131,24 +135,26 @@ def read_frames(
 ) -> Frames:
     """The first step of `infer`: frames in the sizes of this model."""
     config = model.config
-    if size is None and hasattr(images, "ndim"):
-        size = tuple(images.shape[1:3]) if images.ndim == 4 else config.img_size
+    if size is None:
+        # One array of frames keeps the size that it has.
+        size = DEFAULT_SIZE if hasattr(images, "ndim") else config.img_size
     return load_images(
-        images,
-        mode=mode,
-        size=config.img_size if size is None else size,
-        patch_size=config.patch_size,
-        progress=progress,
+        images, mode=mode, size=size, patch_size=config.patch_size, progress=progress
     )
 
 
 def model_inputs(
-    frames: Frames, *, query_points: ArrayLike | None = None, pad_frames: bool = True
+    frames: Frames,
+    *,
+    model: VGGT,
+    query_points: ArrayLike | None = None,
+    pad_frames: bool = True,
 ) -> dict[str, Any]:
     """The second step of `infer`: the arguments of `reconstruct`.
 
     Raises:
-        InputError: a query point lies outside the first frame or is not a number.
+        InputError: a query point lies outside the first frame or is not a number, or the frames
+            are too small for the tracker.
     """
     images = frames.images
     num_frames = len(images)
@@ -159,6 +165,7 @@ def model_inputs(
         inputs["num_frames"] = np.int32(num_frames)
     if query_points is not None:
         inputs["query_points"] = _checked_query_points(query_points, images.shape[1:3])
+        check_tracking(model, images.shape[1:3])
     return inputs
 
 
@@ -178,7 +185,7 @@ def compile_reconstruct(
 def cut_to_frames(result: Reconstruction, frames: Frames) -> Reconstruction:
     """The last step of `infer`: NumPy arrays of the valid frames, with names and transforms."""
     num_frames = len(frames.images)
-    per_frame = jax.tree.map(lambda x: np.asarray(x)[:num_frames], result)
+    per_frame = jax.tree.map(lambda x: np.array(x[:num_frames]), result)
     return dataclasses.replace(
         per_frame, images=frames.images, names=frames.names, transforms=frames.transforms
     )
@@ -191,6 +198,23 @@ def bucket(num_frames: int) -> int:
     """
     step = 2 ** max(0, num_frames.bit_length() - 5)
     return -(-num_frames // step) * step
+
+
+def check_tracking(model: VGGT, size: tuple[int, int]) -> None:
+    """Checks that a model can track points through frames of this (height, width).
+
+    Raises:
+        InputError: the model has no track head, or the frames are too small for it.
+    """
+    if model.track_head is None:
+        raise InputError("this model has no track head; leave out the query points")
+    smallest = model.track_head.tracker.smallest_image_side
+    if min(size) < smallest:
+        height, width = size
+        raise InputError(
+            f"frames of {width}x{height} are too small to track points in, whose sides must be at "
+            f"least {smallest}; choose a larger size"
+        )
 
 
 def _checked_query_points(points: ArrayLike | Sequence, size: tuple[int, int]) -> np.ndarray:

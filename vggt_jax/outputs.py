@@ -12,7 +12,7 @@ from vggt_jax.preprocess import FrameTransform
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class VGGTOutput:
     """Predictions of VGGT under their official names, channels last.
 
@@ -91,7 +91,8 @@ class Reconstruction:
         if self.depth is None or self.camera_from_world is None:
             raise ValueError("points from depth need a model with a depth and a camera head")
         arrays = (self.depth, self.camera_from_world, self.intrinsics)
-        return geometry.unproject_depth(*map(jnp.asarray, arrays))
+        points = geometry.unproject_depth(*map(jnp.asarray, arrays))
+        return np.asarray(points) if isinstance(self.depth, np.ndarray) else points
 
     def tracks_in_photographs(self) -> np.ndarray:
         """Tracks `[s m 2]` in the pixels of the original photographs.

@@ -26,6 +26,7 @@ from vggt_jax.errors import InputError
 
 EXTENSIONS = (".avif", ".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 DEFAULT_SIZE = 518  # The resolution that VGGT and Pi3 were trained at: 37 patches of 14.
+LARGEST_SIDE = 16_384  # Pixels of a side after resizing: far beyond what any model here can use.
 WHITE = 255
 
 # What Pillow's decoders raise for bytes that they cannot use: OSError for unknown formats and most
@@ -196,7 +197,9 @@ def find_images(folder: str | os.PathLike) -> list[Path]:
     found = [
         path
         for path in entries
-        if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and not path.is_dir()
+        if path.suffix.lower() in EXTENSIONS
+        and not path.name.startswith(".")
+        and _is_readable(path)
     ]
     if not found:
         raise InputError(
@@ -204,6 +207,11 @@ def find_images(folder: str | os.PathLike) -> list[Path]:
             "read, subfolders are not searched"
         )
     return sorted(found, key=_natural_key)
+
+
+def _is_readable(path: Path) -> bool:
+    """Whether reading a file ends: a missing target of a link is left to the error of reading."""
+    return path.is_file() or not path.exists()
 
 
 def load_images(
@@ -292,6 +300,8 @@ def _checked_size(size: int | tuple[int, int], patch_size: int) -> tuple[int, in
     except (TypeError, ValueError) as error:
         raise InputError(f"{size=} must be an int or a pair (height, width)") from error
     for side in (height, width):
+        if side > LARGEST_SIDE:
+            raise InputError(f"{size=} must be at most {LARGEST_SIDE} pixels")
         if side < patch_size or side % patch_size:
             nearest = " or ".join(map(str, _nearest_multiples(side, patch_size)))
             raise InputError(f"{size=} must be a positive multiple of {patch_size}; use {nearest}")
@@ -313,6 +323,11 @@ def _fit_by_cropping(
     # to another patch now and then.
     resized_height = round(height * (target_width / width) / patch_size) * patch_size
     _check_not_flat(resized_height, original_size, label)
+    if resized_height > LARGEST_SIDE:
+        raise InputError(
+            f"{label}: {width}x{height} pixels (width x height) would become {target_width}x"
+            f"{resized_height} before cropping; cut the image to a less extreme shape"
+        )
     model_height = min(resized_height, target_height)
     return FrameTransform(
         original_size=original_size,

@@ -20,8 +20,9 @@ from vggt_jax import export, inference, memory
 from vggt_jax.checkpoint import cache_folder, load_model
 from vggt_jax.errors import InputError
 from vggt_jax.layers.precision import Precision
+from vggt_jax.models.vggt import VGGT
 from vggt_jax.outputs import Reconstruction
-from vggt_jax.preprocess import Frames
+from vggt_jax.preprocess import Frames, find_images
 
 
 def reconstruct_files(
@@ -32,7 +33,7 @@ def reconstruct_files(
     mode: Literal["crop", "pad"] | None,
     size: int | None,
     query_points: tuple[str, ...],
-    points: Literal["depth", "head"],
+    points: Literal["depth", "head"] | None,
     confidence_percentile: float,
     max_points: int,
     compute_dtype: Literal["float32", "bfloat16"] | None,
@@ -52,25 +53,21 @@ def reconstruct_files(
     if max_points < 1:
         raise InputError(f"--max-points={max_points} must be at least 1")
     pixels = [_parse_point(text) for text in query_points]
-    steps = _Steps(5)
-    with _output_folder(out, overwrite=overwrite) as folder:
+    _check_photographs(images, out, allow_single_image=allow_single_image)
+    with _output_folder(out, overwrite=overwrite) as folder, _Steps(5) as steps:
         with steps("loading the model"):
             # Products in bfloat16 round their operands anyway, so kernels need no more.
             computed_in = Precision.from_compute_dtype(compute_dtype).compute_dtype
             stored_in = jnp.bfloat16 if computed_in == jnp.bfloat16 else None
             network = load_model(model, config=config, dtype=stored_in)
-        if query_points and network.track_head is None:
-            raise InputError(f"{model}: has no track head, so --query-points cannot be followed")
+        points = _source_of_points(network, points, model)
         with steps("reading photographs"):
             source = images[0] if len(images) == 1 else list(images)
             frames = inference.read_frames(source, model=network, mode=mode, size=size)
-            if len(frames.images) == 1 and not allow_single_image:
-                raise InputError(
-                    f"{frames.names[0]}: one image is no scene; give two or more photographs, or "
-                    "--allow-single-image (the models were not trained for it)"
-                )
-            tracked = frames.transforms[0].pixels_to_model(pixels) if pixels else None
-            inputs = inference.model_inputs(frames, query_points=tracked, pad_frames=False)
+            tracked = _pixels_of_model(pixels, frames) if pixels else None
+            inputs = inference.model_inputs(
+                frames, model=network, query_points=tracked, pad_frames=False
+            )
         _check_memory(network, frames, len(pixels), compute_dtype, refuse=memory_check)
         try:
             with steps("compiling"):
@@ -92,7 +89,7 @@ def reconstruct_files(
                 folder,
                 result,
                 frames,
-                from_depth=points == "depth",
+                points=points,
                 confidence_percentile=confidence_percentile,
                 max_points=max_points,
             )
@@ -107,6 +104,53 @@ def _parse_point(text: str) -> tuple[float, float]:
     except ValueError as error:
         raise InputError(f"--query-points: {text!r} must be x,y in pixels") from error
     return x, y
+
+
+def _check_photographs(images: tuple[Path, ...], out: Path, *, allow_single_image: bool) -> None:
+    """Finds what is wrong with the choice of photographs, before a model is loaded for them."""
+    if not images:
+        raise InputError("no images given; name a folder or image files")
+    folders = [path for path in images if path.is_dir()]
+    if folders and len(images) > 1:
+        raise InputError(f"{folders[0]}: is a folder; give one folder, or image files only")
+    if folders and out.exists() and out.samefile(folders[0]):
+        raise InputError(f"{out}: holds the photographs; choose another --out")
+    paths = find_images(folders[0]) if folders else list(images)
+    if missing := [path for path in paths if not path.exists()]:
+        raise InputError(f"{missing[0]}: no such file")
+    if len(paths) == 1 and not allow_single_image:
+        raise InputError(
+            f"{paths[0]}: one image is no scene; give two or more photographs, or "
+            "--allow-single-image (the models were not trained for it)"
+        )
+
+
+def _source_of_points(
+    network: VGGT, points: Literal["depth", "head"] | None, model: str
+) -> Literal["depth", "head"] | None:
+    """Where the point cloud comes from: what was asked for, or the best that the model has."""
+    possible = []
+    if network.depth_head is not None and network.camera_head is not None:
+        possible.append("depth")
+    if network.point_head is not None:
+        possible.append("head")
+    if points is not None and points not in possible:
+        raise InputError(f"{model}: has no heads for --points {points}, only for {possible}")
+    return points or next(iter(possible), None)
+
+
+def _pixels_of_model(pixels: list[tuple[float, float]], frames: Frames) -> np.ndarray:
+    """Points of the first photograph in pixels of its frame."""
+    transform = frames.transforms[0]
+    height, width = transform.original_size
+    for x, y in pixels:
+        # Integers are pixel centres: the image reaches half a pixel beyond the first and the last.
+        if not (-0.5 <= x <= width - 0.5 and -0.5 <= y <= height - 0.5):
+            raise InputError(
+                f"--query-points {x:g},{y:g} lies outside {frames.names[0]}, which is {width} wide "
+                f"and {height} high"
+            )
+    return transform.pixels_to_model(pixels)
 
 
 def _check_memory(network, frames: Frames, num_points: int, compute_dtype, *, refuse: bool) -> None:
@@ -132,15 +176,16 @@ def _check_memory(network, frames: Frames, num_points: int, compute_dtype, *, re
     free = None if free is None else free + weights
     device = jax.devices()[0].device_kind
     of = "" if free is None else f" of {memory.gib(free)} GiB on {device}"
-    print(f"memory: about {needed}{of}", file=sys.stderr)
+    tqdm.tqdm.write(f"memory: about {needed}{of}", file=sys.stderr)
     if refuse and free is not None and needed.total > free:
-        fitting = num_frames
-        while fitting > 1 and estimate(fitting).total > free:
+        fitting = num_frames - 1
+        while fitting and estimate(fitting).total > free:
             fitting -= 1
+        fit = f"about {fitting} frames fit: use fewer or" if fitting else "not even one fits: use"
         raise InputError(
             f"{num_frames} frames of {width}x{height} need about {memory.gib(needed.total)} GiB "
-            f"and {device} has {memory.gib(free)} GiB; about {fitting} frames fit. Use fewer "
-            "frames or a smaller --size, or try in spite of this with --no-memory-check"
+            f"and {device} has {memory.gib(free)} GiB; {fit} a smaller --size, or try in spite of "
+            "this with --no-memory-check"
         )
 
 
@@ -155,7 +200,7 @@ def _write(
     result: Reconstruction,
     frames: Frames,
     *,
-    from_depth: bool,
+    points: Literal["depth", "head"] | None,
     confidence_percentile: float,
     max_points: int,
 ) -> int:
@@ -179,55 +224,65 @@ def _write(
             intrinsics=result.intrinsics,
         )
     if result.depth is not None:
-        export.write_depth_pictures(folder / "depth", result.depth, frames.names, valid)
+        export.write_depth_pictures(folder / "depth_pictures", result.depth, frames.names, valid)
         export.write_overview(folder / "overview.png", frames.images, result.depth, valid)
-    has_depth_points = result.depth is not None and result.camera_from_world is not None
-    if from_depth and has_depth_points:
-        cloud = np.asarray(result.points_from_depth()), result.depth_confidence
-    elif result.world_points is not None:
-        cloud = result.world_points, result.world_points_confidence
-    else:
+    if points is None:
         return 0
-    points, colors = export.select_points(
+    if points == "depth":
+        cloud = result.points_from_depth(), result.depth_confidence
+    else:
+        cloud = result.world_points, result.world_points_confidence
+    selected, colors = export.select_points(
         *cloud,
         frames.images,
         confidence_percentile=confidence_percentile,
         mask=valid,
         max_points=max_points,
     )
-    export.write_point_cloud(folder / "points.ply", points, colors)
-    return len(points)
+    export.write_point_cloud(folder / "points.ply", selected, colors)
+    return len(selected)
 
 
 @contextlib.contextmanager
 def _output_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
     """A folder beside `out` to write into, whose contents move to `out` when all went well."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: exists and is no folder; choose another --out")
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise InputError(f"{out}: is not empty; choose another --out, or replace with --overwrite")
-    # Inside the nearest folder that exists: what cannot be written shows before the long work.
-    parent = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-    partial = parent / f".vggt-jax-{secrets.token_hex(4)}.partial"
+    partial = None
     try:
-        partial.mkdir()
-    except OSError as error:
-        raise InputError(
-            f"{out}: cannot be written ({error.strerror}); choose another --out"
-        ) from error
-    try:
+        with _writing(out):
+            if os.path.lexists(out) and not out.is_dir():
+                raise InputError(f"{out}: exists and is no folder; choose another --out")
+            is_new = not out.is_dir() or not any(out.iterdir())
+            if not is_new and not overwrite:
+                raise InputError(
+                    f"{out}: is not empty; choose another --out, or replace with --overwrite"
+                )
+            # In the nearest folder that exists: what cannot be written shows before the long work.
+            parent = next(folder for folder in out.absolute().parents if folder.exists())
+            partial = parent / f".vggt-jax-{secrets.token_hex(4)}.partial"
+            partial.mkdir()
         yield partial
-        out.mkdir(parents=True, exist_ok=True)
-        for path in partial.iterdir():
-            if (out / path.name).is_dir():
-                shutil.rmtree(out / path.name)
-            os.replace(path, out / path.name)
+        with _writing(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            if is_new:
+                os.replace(partial, out)
+                return
+            for path in partial.iterdir():
+                if (out / path.name).is_dir():
+                    shutil.rmtree(out / path.name)
+                os.replace(path, out / path.name)
+    finally:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise InputError(
             f"{out}: cannot be written ({error.strerror}); choose another --out"
         ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 class _Steps:
@@ -236,6 +291,12 @@ class _Steps:
     def __init__(self, total: int):
         self._bar = tqdm.tqdm(total=total, bar_format="{n}/{total} {desc} {elapsed}", disable=None)
         self._seconds: dict[str, float] = {}
+
+    def __enter__(self) -> "_Steps":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._bar.close()
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -251,13 +312,11 @@ class _Steps:
         start = time.perf_counter()
         try:
             yield
-            self._seconds[name] = time.perf_counter() - start
-            self._bar.update()
         finally:
             finished.set()
             ticker.join()
-            if name not in self._seconds or len(self._seconds) == self._bar.total:
-                self._bar.close()
+        self._seconds[name] = time.perf_counter() - start
+        self._bar.update()
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self._seconds.items())

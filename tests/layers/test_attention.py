@@ -116,7 +116,7 @@ def test_bfloat16_stays_near_float64(qkv):
     np.testing.assert_allclose(found, expected, rtol=0, atol=2 * 2**-8 * largest)
 
 
-def test_unknown_implementations_are_refused():
+def test_unknown_implementations_are_refused(unchecked):
     with pytest.raises(ValueError, match="implementation='flash' is unknown; use 'cudnn', 'xla'"):
         Dense(implementation="flash")
 

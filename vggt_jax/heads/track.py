@@ -108,10 +108,9 @@ class Tracker(nnx.Module):
             ValueError: the images are too small for the levels of the correlation pyramid.
         """
         b, s, height, width, _ = features.shape
-        smallest = 2 ** (self.corr_levels - 1)
-        if min(height, width) < smallest:
+        if _STRIDE * min(height, width) < self.smallest_image_side:
             raise ValueError(
-                f"tracking needs image sides of at least {_STRIDE * smallest} pixels for its "
+                f"tracking needs image sides of at least {self.smallest_image_side} pixels for its "
                 f"{self.corr_levels} correlation levels, not {_STRIDE * height}x{_STRIDE * width}"
             )
         pyramid = build_pyramid(self.fmap_norm(features), self.corr_levels)
@@ -152,6 +151,11 @@ class Tracker(nnx.Module):
         visibility = jax.nn.sigmoid(self.vis_predictor(track_features, precision))
         confidence = jax.nn.sigmoid(self.conf_predictor(track_features, precision))
         return coords * _STRIDE, visibility.reshape(b, s, m), confidence.reshape(b, s, m)
+
+    @property
+    def smallest_image_side(self) -> int:
+        """Pixels that leave one on the coarsest level of the correlation pyramid."""
+        return _STRIDE * 2 ** (self.corr_levels - 1)
 
     def _correlate(self, pyramid, coords, track_features):
         """Correlations around every track in every frame, `[b s m levels*window**2]`.

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import re
 from typing import Literal, NamedTuple
 
 import jax
@@ -29,6 +30,7 @@ _MIN_KEYS_TO_CUT = 8192
 MAX_SCORE_BYTES = 256 * 2**20
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dense:
     """Every token attends to every token.
@@ -64,14 +66,14 @@ def dense_attention(
         NotImplementedError: the implementation named cannot run these arrays on this device.
     """
     cudnn_fits = (
-        jax.default_backend() == "gpu"
+        _has_cudnn_attention()
         and q.dtype in (jnp.bfloat16, jnp.float16)
         and q.shape[-1] <= 128
         and q.shape[-1] % 8 == 0
     )
     if implementation == "cudnn" and not cudnn_fits:
         raise NotImplementedError(
-            f"cudnn attention needs an NVIDIA GPU, bfloat16 or float16 and a head dim that is a "
+            f"cudnn attention needs an NVIDIA GPU from Ampere on, bfloat16 or float16 and a head dim that is a "
             f"multiple of 8 up to 128, not {jax.default_backend()=}, {q.dtype.name}, "
             f"head_dim={q.shape[-1]}; use implementation='xla' or None"
         )
@@ -87,6 +89,14 @@ def dense_attention(
         axis=1,
         max_chunk=MAX_SCORE_BYTES // bytes_per_query,
     )
+
+
+def _has_cudnn_attention() -> bool:
+    if jax.default_backend() != "gpu":
+        return False
+    # "9.0" on an H100; GPUs of other makers name their architecture.
+    capability = re.fullmatch(r"(\d+)\.\d+", jax.devices()[0].compute_capability)
+    return capability is not None and int(capability[1]) >= 8
 
 
 _cudnn = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")

@@ -93,6 +93,8 @@ def run_trunk(
     b, s, p, c = tokens.shape
     num_heads = frame_blocks.attn.num_heads
     depth = frame_blocks.ls1.shape[0]
+    if taps and not 0 <= min(taps) <= max(taps) < depth:
+        raise ValueError(f"{taps=} must be layers of the trunk, in [0, {depth})")
     rope = Rope(*rope_tables(layout.positions(), c // num_heads))
     kv_lengths = None if num_frames is None else num_frames * p
     chunk = frames_per_chunk(b, p)

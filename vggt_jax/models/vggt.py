@@ -104,8 +104,8 @@ class VGGT(nnx.Module):
                 frame's camera is the world.
             query_points: pixels `(x, y)` of the first frame to follow through all frames.
             attention: how the tokens of all frames attend to each other.
-            num_frames: how many leading frames of each scene count; the others are padding, which
-                changes no output of the valid frames. None: all.
+            num_frames: how many leading frames of each scene count, from 1; the others are
+                padding, which changes no output of the valid frames. None: all.
             compute_dtype: of matrix products. `float32` runs at the highest precision; `bfloat16`
                 accumulates in float32, and heads run in float32; None is bfloat16 on a GPU.
 
@@ -116,6 +116,17 @@ class VGGT(nnx.Module):
             raise ValueError("query_points were given, but this model has no track head")
         precision = Precision.from_compute_dtype(compute_dtype)
         layout = self.layout(images)
+        b, s = images.shape[:2]
+        if query_points is not None and (
+            query_points.ndim != 3 or query_points.shape[::2] != (b, 2) or not query_points.size
+        ):
+            raise ValueError(f"query_points must be [{b} m 2], not {query_points.shape}")
+        if num_frames is not None:
+            if num_frames.shape != (b,):
+                raise ValueError(f"num_frames must hold one number for each of {b} scenes")
+            # Masked attention weighs padding with zero, which NaN would survive.
+            valid = jnp.arange(s) < num_frames[:, None]
+            images = jnp.where(valid[:, :, None, None, None], images, jnp.zeros((), images.dtype))
         patch_tokens = self.encode(images, attention=attention, compute_dtype=compute_dtype)
         trunk = self.aggregate(
             patch_tokens,
@@ -151,7 +162,7 @@ class VGGT(nnx.Module):
         Raises:
             ValueError: images are no `[b s height width 3]` of fitting sides and type.
         """
-        if images.ndim != 5 or images.shape[-1] != 3:
+        if images.ndim != 5 or images.shape[-1] != 3 or not images.size:
             raise ValueError(
                 f"images must be [scene, frame, height, width, 3], channels last, not {images.shape}"
             )
