@@ -86,16 +86,28 @@ def complete_config(fields: Mapping[str, Any], origin: str) -> Config:
         if wanted := _unmet_type(name, value):
             raise CheckpointError(f"{origin}: {name}={value!r} must be {wanted}")
         config[name] = list(value) if isinstance(RELEASED[name], list) else value
-    for name, divisor in (
-        ("img_size", "patch_size"),
-        ("embed_dim", "num_heads"),
-        ("embed_dim", "vit_num_heads"),
-        ("track_hidden_size", "track_num_heads"),
+    for name, factor, divisor in (
+        ("img_size", 1, "patch_size"),
+        ("embed_dim", 4, "num_heads"),  # RoPE turns the halves of a y half and of an x half
+        ("embed_dim", 1, "vit_num_heads"),
+        ("track_hidden_size", 1, "track_num_heads"),
     ):
-        if config[name] % config[divisor]:
+        if config[name] % (factor * config[divisor]):
+            multiple = divisor if factor == 1 else f"{factor} * {divisor}"
             raise CheckpointError(
-                f"{origin}: {name}={config[name]} must be a multiple of {divisor}={config[divisor]}"
+                f"{origin}: {name}={config[name]} must be a multiple of "
+                f"{multiple}={factor * config[divisor]}"
             )
+    if 2 * config["embed_dim"] % config["camera_num_heads"]:
+        raise CheckpointError(
+            f"{origin}: 2 * embed_dim={2 * config['embed_dim']} must be a multiple of "
+            f"camera_num_heads={config['camera_num_heads']}"
+        )
+    for name in ("dpt_features", "dpt_out_channels", "track_features"):
+        # Their position embeddings have four parts: sines and cosines of x and of y.
+        values = config[name] if isinstance(config[name], list) else [config[name]]
+        if any(value % 4 for value in values):
+            raise CheckpointError(f"{origin}: {name}={config[name]} must be a multiple of 4")
     if max(config["dpt_layers"]) >= config["depth"]:
         raise CheckpointError(
             f"{origin}: dpt_layers={config['dpt_layers']} must be below depth={config['depth']}"

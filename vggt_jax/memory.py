@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -133,9 +134,17 @@ def available_memory() -> int | None:
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             fields = dict(line.split(":") for line in file)
-        return 1024 * int(fields["MemAvailable"].split()[0])
+        free = 1024 * int(fields["MemAvailable"].split()[0])
     except (OSError, KeyError, ValueError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:  # the limit of a container
+        limit, used = (
+            int(pathlib.Path(f"/sys/fs/cgroup/memory.{name}").read_text())
+            for name in ("max", "current")
+        )
+    except (OSError, ValueError):
+        return free
+    return min(free, limit - used)
 
 
 def gib(num_bytes: int) -> str:

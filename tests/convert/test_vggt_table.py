@@ -137,7 +137,7 @@ def test_a_configuration_shares_nothing_with_the_defaults():
         ({"enable_track": 1}, r"enable_track=1 must be true or false"),
         ({"dpt_layers": [1, 2, 3]}, r"dpt_layers=\[1, 2, 3\] must be a list of 4 integers"),
         ({"depth": 4}, r"dpt_layers=\[4, 11, 17, 23\] must be below depth=4"),
-        ({"num_heads": 7}, r"embed_dim=1024 must be a multiple of num_heads=7"),
+        ({"num_heads": 7}, r"embed_dim=1024 must be a multiple of 4 \* num_heads=28"),
         ({"img_size": 500}, r"img_size=500 must be a multiple of patch_size=14"),
     ],
 )
