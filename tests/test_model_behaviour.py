@@ -51,7 +51,7 @@ def test_padded_frames_change_no_valid_output(predict, images, query_points):
         "pose_enc", "depth", "depth_conf", "world_points", "world_points_conf", *TRACKER
     }  # fmt: skip
     noise = np.random.default_rng(2).normal(size=images[0, 3:].shape)
-    for garbage in (0.0, noise, 1e6 * noise, -1e8):
+    for garbage in (0.0, noise, 1e6 * noise, -1e8, np.nan):
         padded = images.copy()
         padded[0, 3:] = garbage
         found = predict(padded, query_points, num_frames)
@@ -59,8 +59,15 @@ def test_padded_frames_change_no_valid_output(predict, images, query_points):
             np.testing.assert_array_equal(found[name][0, :3], expected[name][0, :3], err_msg=name)
             np.testing.assert_array_equal(found[name][1], expected[name][1], err_msg=name)
             assert not np.any(np.isnan(found[name])), name
-        # And padding is not simply unread: it decides what is predicted of itself.
-        assert np.any(found["depth"][0, 3:] != expected["depth"][0, 3:])
+
+
+def test_frames_that_count_change_the_outputs_of_the_others(predict, images, query_points):
+    # So that the test above, and the next, can fail.
+    fewer, all_frames = (predict(images, query_points, np.asarray([n, 5])) for n in (3, 5))
+    for name in fewer:
+        start = 1 if name == "track" else 0  # which begins at the query points
+        difference = np.abs(fewer[name][0, start:3] - all_frames[name][0, start:3])
+        assert np.mean(difference > 1e-4) > 0.5, name
 
 
 def test_a_scene_in_a_batch_equals_the_scene_by_itself(

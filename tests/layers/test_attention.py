@@ -92,10 +92,10 @@ def test_scores_are_scaled_by_the_root_of_the_head_dim():
     h = 16
     q = jnp.full((1, 1, 1, h), 0.5)
     k = jnp.stack([jnp.zeros(h), jnp.full(h, 0.25)])[None, :, None]
-    v = jnp.asarray([0.0, 1.0])[None, :, None, None]
+    v = jnp.stack([jnp.zeros(h), jnp.ones(h)])[None, :, None]
     score = 0.5 * 0.25 * h / 4
     expected = np.exp(score) / (1 + np.exp(score))
-    np.testing.assert_allclose(dense_attention(q, k, v)[0, 0, 0, 0], expected, rtol=1e-6)
+    np.testing.assert_allclose(dense_attention(q, k, v), np.full_like(q, expected), rtol=1e-6)
 
 
 def test_bfloat16_sums_in_float32():

@@ -27,12 +27,12 @@ def test_branches_are_scaled_and_added_one_after_the_other(randomised):
     block = randomised(make_block)
     x, attended = draw(2, 5, DIM), draw(2, 5, HEADS, DIM // HEADS, seed=1)
 
-    def expected(x):
+    def expected(block, x, attended):
         x = x + block.ls1[...] * block.attn.proj(attended.reshape(2, 5, DIM), FLOAT32)
         return x + block.ls2[...] * block.mlp(block.norm2(x), FLOAT32)
 
     found = jax.jit(lambda block, *xs: block.after(*xs, FLOAT32))(block, x, attended)
-    np.testing.assert_allclose(found, jax.jit(expected)(x), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(found, jax.jit(expected)(block, x, attended), rtol=1e-6, atol=1e-6)
 
 
 def test_queries_keys_and_values_come_from_the_normalised_stream(randomised):

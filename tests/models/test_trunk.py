@@ -91,6 +91,12 @@ def test_kept_layers_do_not_depend_on_which_others_are(model, aggregate, patch_t
     )
 
 
+@pytest.mark.parametrize("taps", [(DEPTH,), (0, -1)])
+def test_taps_are_layers(model, aggregate, patch_tokens, taps):
+    with pytest.raises(ValueError, match=rf"must be layers of the trunk, in \[0, {DEPTH}\)"):
+        aggregate(model, patch_tokens, taps=taps)
+
+
 def test_what_is_kept_has_the_compute_type_and_first_tokens_are_float32(
     model, aggregate, patch_tokens
 ):

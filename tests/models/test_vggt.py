@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import jax
@@ -121,6 +122,7 @@ CHANNELS_LAST = r"images must be \[scene, frame, height, width, 3\], channels la
         ((3, 28, 28, 3), CHANNELS_LAST + r"\(3, 28, 28, 3\)"),
         ((1, 2, 3, 28, 28), CHANNELS_LAST + r"\(1, 2, 3, 28, 28\)"),
         ((1, 2, 28, 28, 4), CHANNELS_LAST + r"\(1, 2, 28, 28, 4\)"),
+        ((1, 0, 28, 28, 3), CHANNELS_LAST + r"\(1, 0, 28, 28, 3\)"),
         ((1, 2, 28, 41, 3), r"image sides must be multiples of 14, not 28x41 \(height x width\)"),
         ((1, 2, 30, 28, 3), r"image sides must be multiples of 14, not 30x28"),
     ],
@@ -155,6 +157,22 @@ def test_tracking_needs_large_enough_images(tiny):
     ):
         outputs(model, (1, 2, 14, 42, 3), points=(1, 3, 2))
     assert "depth" in outputs(model, (1, 2, 14, 42, 3))
+
+
+@pytest.mark.parametrize("points", [(3, 2), (1, 3, 3), (2, 3, 2), (1, 0, 2)])
+def test_query_points_of_another_shape_are_refused(tiny, unchecked, points):
+    message = rf"query_points must be \[1 m 2\], not {re.escape(str(points))}"
+    with pytest.raises(ValueError, match=message):
+        outputs(tiny(), (1, 2, 28, 28, 3), points=points)
+
+
+@pytest.mark.parametrize("num_frames", [(1,), (2, 2), ()])
+def test_numbers_of_frames_are_one_for_each_scene(tiny, unchecked, num_frames):
+    model = tiny(enable_track=False)
+    fits = outputs(model, (3, 2, 28, 28, 3), num_frames=jnp.ones(3, jnp.int32))
+    assert fits["depth"].shape == (3, 2, 28, 28, 1)
+    with pytest.raises(ValueError, match="must hold one number for each of 3 scenes"):
+        outputs(model, (3, 2, 28, 28, 3), num_frames=jnp.ones(num_frames, jnp.int32))
 
 
 def test_unknown_compute_types_are_refused(tiny):
