@@ -63,7 +63,9 @@ def reconstruct_files(
         points = _source_of_points(network, points, model)
         with steps("reading photographs"):
             source = images[0] if len(images) == 1 else list(images)
-            frames = inference.read_frames(source, model=network, mode=mode, size=size)
+            frames = inference.read_frames(
+                source, model=network, mode=mode, size=size, progress=sys.stderr.isatty()
+            )
             tracked = _pixels_of_model(pixels, frames) if pixels else None
             inputs = inference.model_inputs(
                 frames, model=network, query_points=tracked, pad_frames=False
