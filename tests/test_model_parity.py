@@ -106,5 +106,6 @@ def test_chunks_change_nothing(monkeypatch, run_toy, parity_results, relative_er
     # queries of the encoder, of global attention.
     assert {(3, 2), (134, 34), (43, 22), (129, 26)} <= set(pieces)
     assert cut_up.keys() == whole.keys()
+    # Sums of other shapes round otherwise: both are up to 1.3e-6 from float64 (golden/README.md).
     errors = {name: relative_error(cut_up[name], whole[name]) for name in whole}
-    assert {name: error for name, error in errors.items() if not error <= 1e-6} == {}
+    assert {name: error for name, error in errors.items() if not error <= 3e-6} == {}
