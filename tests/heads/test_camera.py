@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from vggt_jax.heads.camera import CameraHead
 from vggt_jax.layers.precision import Precision
@@ -31,6 +32,31 @@ def test_every_iteration_is_returned(head):
     found = np.asarray(run(head, draw(2, 5, DIM)))
     assert found.shape == (3, 2, 5, 9)
     assert np.all(np.any(found[1:] != found[:-1], axis=-1))
+
+
+def test_an_iteration_modulates_the_normalised_tokens(randomised):
+    head = randomised(
+        lambda rngs: CameraHead(
+            DIM, depth=1, num_heads=4, mlp_ratio=2.0, num_iterations=1, rngs=rngs
+        )
+    )
+    # A block that adds nothing. Tokens of size 1e-3, whose variance meets the eps of 1e-6.
+    head.trunk.ls1 = head.trunk.ls2 = nnx.Param(jnp.zeros((1, DIM)))
+    head.token_norm.scale, head.token_norm.bias = (
+        nnx.Param(1e-3 * x[...]) for x in (head.token_norm.scale, head.token_norm.bias)
+    )
+    tokens = draw(2, 3, DIM)
+    linear = lambda layer, x: x @ np.float64(layer.kernel[...]) + np.float64(layer.bias[...])
+    condition = linear(head.embed_pose, np.float64(head.empty_pose_tokens[...]))
+    silu = condition / (1 + np.exp(-condition))
+    shift, scale, gate = np.split(linear(head.modulation, silu), 3)
+    x = np.asarray(head.token_norm(jnp.asarray(tokens)), np.float64)
+    normalised = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    x = gate * (normalised * (1 + scale) + shift) + x
+    x = jnp.asarray(x, jnp.float32)
+    expected = head.pose_branch(head.trunk_norm(x), FLOAT32)
+    expected = jnp.concatenate([expected[..., :7], jnp.maximum(expected[..., 7:], 0)], axis=-1)
+    np.testing.assert_allclose(run(head, tokens)[0], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_fields_of_view_are_not_negative(head):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from vggt_jax.heads.track import Tracker, _flow_embedding, _position_embedding
 from vggt_jax.layers.precision import Precision
@@ -14,21 +15,23 @@ B, S, M, HEIGHT, WIDTH, FEATURES = 2, 4, 3, 9, 11, 8
 run = jax.jit(lambda tracker, features, points: tracker(features, points, FLOAT32))
 
 
+def make_tracker(rngs, *, num_iterations=2):
+    return Tracker(
+        FEATURES,
+        12,
+        num_heads=3,
+        num_virtual_tracks=5,
+        corr_levels=3,
+        corr_radius=1,
+        depth=1,
+        num_iterations=num_iterations,
+        rngs=rngs,
+    )
+
+
 @pytest.fixture(scope="module")
 def tracker(randomised):
-    return randomised(
-        lambda rngs: Tracker(
-            FEATURES,
-            12,
-            num_heads=3,
-            num_virtual_tracks=5,
-            corr_levels=3,
-            corr_radius=1,
-            depth=1,
-            num_iterations=2,
-            rngs=rngs,
-        )
-    )
+    return randomised(make_tracker)
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +74,30 @@ def test_a_point_moves_the_tracks_of_the_others(tracker, features, points):
     found = moved(run(tracker, features, changed), run(tracker, features, points))
     assert not found[:, 0].any()
     assert found[0, 1, 1:].all() and found[1:, 1].all()
+
+
+class Echo(nnx.Module):
+    """Stands in for the transformer: moves a track by ten times two columns of its tokens."""
+
+    def __init__(self, start):
+        self.start = start
+
+    def __call__(self, tokens, precision, num_frames):
+        movement = 10 * tokens[..., self.start : self.start + 2]
+        return jnp.concatenate([movement, tokens[..., :FEATURES]], axis=-1)
+
+
+@pytest.mark.parametrize("start", [FEATURES, FEATURES + 2])
+def test_movements_enter_the_tokens_in_units_of_518_pixels(randomised, features, points, start):
+    flows = []
+    for num_iterations in (1, 2):
+        tracker = randomised(lambda rngs: make_tracker(rngs, num_iterations=num_iterations))
+        tracker.updateformer = Echo(start)
+        track, _, _ = run(tracker, features, points)
+        flows.append(np.asarray(track - points[:, None])[:, 1:] / 2)  # of half the size
+    # In the first iteration nothing has moved, and the columns hold what is constant.
+    assert np.all(np.abs(flows[0]) > 1e-3)
+    np.testing.assert_allclose(flows[1], flows[0] * (2 + 10 / 518), rtol=0, atol=1e-4)
 
 
 def test_the_flow_embedding_is_sines_and_cosines_interleaved():

@@ -68,18 +68,22 @@ def test_a_position_table_of_the_right_size_stays_as_it_is():
     assert resize_position_table(table, SIDE, SIDE) is table
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(5, 5), (2, 3)])
-def test_patches_are_embedded_row_by_row(encoder, rows, columns):
+# Embeddings of size 1e-3 have a variance of 1e-6: the eps of the last norm counts.
+@pytest.mark.parametrize(("rows", "columns", "size"), [(5, 5, 1.0), (2, 3, 1.0), (2, 3, 1e-3)])
+def test_patches_are_embedded_row_by_row(encoder, rows, columns, size):
     # Blocks that add nothing leave the embedding and the last norm.
     zero = nnx.Param(jnp.zeros((2, DIM)))
     bare = jax.tree.map(lambda x: x, encoder)
     bare.blocks.ls1, bare.blocks.ls2 = zero, zero
+    bare.patch_embed, bare.pos_embed = jax.tree.map(
+        lambda x: size * x, (encoder.patch_embed, encoder.pos_embed)
+    )
     images = draw_images(2, rows, columns)
     mean, std = np.asarray([0.485, 0.456, 0.406]), np.asarray([0.229, 0.224, 0.225])
-    kernel = np.asarray(encoder.patch_embed.kernel[...], np.float64)
-    bias = np.asarray(encoder.patch_embed.bias[...])
+    kernel = np.asarray(bare.patch_embed.kernel[...], np.float64)
+    bias = np.asarray(bare.patch_embed.bias[...])
     scale, shift = np.asarray(encoder.norm.scale[...]), np.asarray(encoder.norm.bias[...])
-    table = resize_position_table(encoder.pos_embed[...][1:], rows, columns)
+    table = resize_position_table(bare.pos_embed[...][1:], rows, columns)
     table = np.asarray(table, np.float64).reshape(rows, columns, DIM)
     expected = np.empty((2, rows, columns, DIM))
     for f, i, j in np.ndindex(2, rows, columns):

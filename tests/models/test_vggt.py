@@ -14,6 +14,7 @@ from flax import nnx
 from convert import native_shapes
 from vggt_jax import VGGT, VGGTConfig
 from vggt_jax.checkpoint import named_parameters
+from vggt_jax.layers.norm import LayerNorm
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -62,6 +63,17 @@ def test_the_parameters_of_the_released_model_are_those_of_its_checkpoint():
 def test_parameters_of_other_sizes_are_those_of_the_conversion(toy, changes):
     fields = json.loads((GOLDEN / f"{toy}.json").read_text()) | changes
     assert shapes_of(abstract(VGGTConfig.from_dict(fields))) == native_shapes(fields)
+
+
+def test_the_eps_of_every_norm_is_the_official_one(tiny):
+    eps = {
+        ".".join(map(str, path)): module.eps
+        for path, module in nnx.iter_modules(tiny())
+        if isinstance(module, LayerNorm)
+    }
+    assert {"encoder.norm", "global_blocks.attn.k_norm", "depth_head.norm"} < eps.keys()
+    encoder = {name for name in eps if name.startswith("encoder.")}
+    assert eps == dict.fromkeys(eps, 1e-5) | dict.fromkeys(encoder, 1e-6)
 
 
 def outputs(model, shape, *, dtype=jnp.float32, points=None, **options):
