@@ -1,7 +1,7 @@
 """The toy VGGT in the official key layout, and copies of it with something changed."""
 
-from collections.abc import Callable, Mapping
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np

@@ -1,9 +1,9 @@
 """Conversion of the toy end to end: values, layouts, types, reports, failures, the command line."""
 
 import json
-from pathlib import Path
 import subprocess
 import sys
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np

@@ -4,9 +4,9 @@ import json
 import sys
 
 import huggingface_hub
-from huggingface_hub import errors
 import numpy as np
 import pytest
+from huggingface_hub import errors
 
 from convert import load_official
 from convert.errors import CheckpointError

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import itertools
-import re
 from typing import Literal, NamedTuple
 
 import jax
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels import devices
 from vggt_jax.layers.chunking import map_chunks
 from vggt_jax.layers.linear import Linear
 from vggt_jax.layers.norm import LayerNorm
@@ -66,7 +66,7 @@ def dense_attention(
         NotImplementedError: the implementation named cannot run these arrays on this device.
     """
     cudnn_fits = (
-        _has_cudnn_attention()
+        devices.is_ampere_or_later()
         and q.dtype in (jnp.bfloat16, jnp.float16)
         and q.shape[-1] <= 128
         and q.shape[-1] % 8 == 0
@@ -89,14 +89,6 @@ def dense_attention(
         axis=1,
         max_chunk=MAX_SCORE_BYTES // bytes_per_query,
     )
-
-
-def _has_cudnn_attention() -> bool:
-    if jax.default_backend() != "gpu":
-        return False
-    # "9.0" on an H100; GPUs of other makers name their architecture.
-    capability = re.fullmatch(r"(\d+)\.\d+", jax.devices()[0].compute_capability)
-    return capability is not None and int(capability[1]) >= 8
 
 
 _cudnn = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")

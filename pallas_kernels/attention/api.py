@@ -1,0 +1,180 @@
+"""`block_sparse_attention`: what was asked for, checked and handed to the implementation for it."""
+
+import functools
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels import devices
+from pallas_kernels.attention.config import TritonConfig, choose_triton_config
+from pallas_kernels.block_map import BlockMap
+from pallas_kernels.blocks import count_blocks, tokens_per_block
+
+Implementation = Literal["triton", "xla", "reference"]
+
+DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
+_TRITON_HEAD_DIMS = (32, 64, 128)
+# Lists are reordered in the registers of one program (`triton._whole_blocks_first`).
+_TRITON_MAX_CAPACITY = 2**16
+
+
+def block_sparse_attention(
+    q: Float[Array, "t n h"],
+    k: Float[Array, "kv n h"],
+    v: Float[Array, "kv n h"],
+    block_map: BlockMap,
+    *,
+    kv_lengths: int | Int[Array, "..."] | None = None,
+    scale: float | None = None,
+    implementation: Implementation | None = None,
+    config: TritonConfig | None = None,
+    return_lse: bool = False,
+    interpret: bool = False,
+) -> Float[Array, "t n h"] | tuple[Float[Array, "t n h"], Float[Array, "t n"]]:
+    """Attention in which each block of queries sees the blocks of keys that `block_map` keeps.
+
+    The softmax over the kept keys is exact. Scores, weights and sums are float32, and so are products
+    of float32 numbers; results have the type of `q`. Queries that see no key get zero. The same
+    arguments give the same bits. `jax.vmap` gives a batch, and `jax.grad` works: it recomputes with
+    the XLA implementation.
+
+    Args:
+        q, k, v: queries, keys, values, all float32, bfloat16 or float16, and finite.
+        block_map: which blocks are kept; its sizes must be those of `q` and `k`.
+        kv_lengths: how many leading keys count, or for each key block how many of its leading keys do;
+            None for all. Keys and values that do not count have no influence, whatever they hold.
+        scale: of the scores, a positive number known when tracing; `1 / sqrt(h)` by default.
+        implementation: "triton" (a Pallas kernel; NVIDIA GPUs from Ampere on, head dims 32, 64 and 128,
+            blocks of a power of two), "xla" (any device, memory bounded), "reference" (the oracle, all
+            scores in memory), or None to choose by device. A name means that one or an error.
+        config: sizes of Triton's tiles; None for the tuned ones.
+        return_lse: also return the log-sum-exp of each query's scaled scores, float32; `-inf` where it
+            sees no key. Results over disjoint sets of keys can be merged with it.
+        interpret: run the Triton kernel in Pallas's interpreter, on any device, slowly.
+
+    Raises:
+        ValueError: arguments that no implementation could make sense of.
+        NotImplementedError: the implementation named cannot do this here.
+    """
+    _check_arguments(q, k, v, block_map, kv_lengths, implementation, config)
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    if not 0 < scale < float("inf"):
+        raise ValueError(f"{scale=} must be a positive number")
+    implementation = _choose_implementation(implementation, q, block_map, interpret)
+    if implementation == "triton":
+        config = config or choose_triton_config(
+            q.dtype, q.shape[-1], block_map.block_q, block_map.block_k
+        )
+        if block_map.block_q % config.tile_q:
+            raise ValueError(f"{config.tile_q=} does not divide {block_map.block_q=}")
+    out, lse = _attend(
+        q,
+        k,
+        v,
+        block_map,
+        kv_lengths,
+        scale=scale,
+        implementation=implementation,
+        config=config,
+        interpret=interpret,
+    )
+    return (out, lse) if return_lse else out
+
+
+@functools.partial(jax.jit, static_argnames=("scale", "implementation", "config", "interpret"))
+@jax.named_scope("block_sparse_attention")
+def _attend(q, k, v, block_map, kv_lengths, *, scale, implementation, config, interpret):
+    kv_tokens = tokens_per_block(kv_lengths, k.shape[0], block_map.block_k)
+    if implementation == "reference":
+        from pallas_kernels.attention import reference
+
+        out, lse = reference.attention(q, k, v, block_map, kv_tokens, scale)
+        return out.astype(q.dtype), lse
+    if implementation == "xla":
+        from pallas_kernels.attention import xla
+
+        return xla.attention(q, k, v, block_map, kv_tokens, scale)
+
+    all_whole = kv_lengths is None and k.shape[0] % block_map.block_k == 0
+    return _triton(scale, config, interpret, all_whole, q, k, v, block_map, kv_tokens)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def _triton(scale, config, interpret, all_whole, q, k, v, block_map, kv_tokens):
+    from pallas_kernels.attention import triton
+
+    kv_tokens = None if all_whole else kv_tokens
+    return triton.attention(q, k, v, block_map, kv_tokens, scale, config, interpret=interpret)
+
+
+def _triton_forward(*args):
+    return _triton(*args), args[4:]
+
+
+def _triton_backward(scale, config, interpret, all_whole, saved, cotangents):
+    from pallas_kernels.attention import xla
+
+    q, k, v, block_map, kv_tokens = saved
+    _, pull_back = jax.vjp(lambda *qkv: xla.attention(*qkv, block_map, kv_tokens, scale), q, k, v)
+    return *pull_back(cotangents), None, None
+
+
+_triton.defvjp(_triton_forward, _triton_backward)
+
+
+def _check_arguments(q, k, v, block_map, kv_lengths, implementation, config):
+    if q.ndim != 3 or k.ndim != 3 or k.shape != v.shape or q.shape[1:] != k.shape[1:]:
+        raise ValueError(
+            f"q must be [t n h], k and v [kv n h] with the same heads, not {q.shape}, {k.shape} and "
+            f"{v.shape}; use jax.vmap for a batch"
+        )
+    if not q.size * k.size:
+        raise ValueError(f"no tokens to attend: q is {q.shape}, k is {k.shape}")
+    if q.dtype not in DTYPES or k.dtype != q.dtype or v.dtype != q.dtype:
+        raise ValueError(
+            f"q, k and v must all be float32, bfloat16 or float16, not {q.dtype}, {k.dtype}, {v.dtype}"
+        )
+    expected = (
+        q.shape[1],
+        count_blocks(q.shape[0], block_map.block_q),
+        count_blocks(k.shape[0], block_map.block_k),
+    )
+    rows = block_map.counts.shape
+    if (*rows, block_map.num_kv_blocks) != expected or block_map.indices.shape[:-1] != rows:
+        raise ValueError(
+            f"block_map is for {(*rows, block_map.num_kv_blocks)} heads, query blocks and key blocks, "
+            f"but q {q.shape} and k {k.shape} have {expected} with {block_map.block_q=}, "
+            f"{block_map.block_k=}"
+        )
+    if jnp.shape(kv_lengths) not in ((), (block_map.num_kv_blocks,)):
+        raise ValueError(
+            f"kv_lengths must be one number or one for each of {block_map.num_kv_blocks} key blocks, "
+            f"not of shape {jnp.shape(kv_lengths)}"
+        )
+    if implementation not in (None, *get_args(Implementation)):
+        names = ", ".join(map(repr, get_args(Implementation)))
+        raise ValueError(f"{implementation=} is unknown; use {names} or None")
+    if config is not None and implementation in ("xla", "reference"):
+        raise ValueError(f"{implementation=} has no tiles; leave out {config=}")
+
+
+def _choose_implementation(implementation, q, block_map, interpret):
+    """The implementation that runs this. A name is that one or an error."""
+    if implementation in ("xla", "reference"):
+        return implementation
+    obstacle = None
+    if not interpret and not devices.is_ampere_or_later():
+        obstacle = f"{jax.default_backend()=} is no NVIDIA GPU from Ampere on"
+    elif q.shape[-1] not in _TRITON_HEAD_DIMS:
+        obstacle = f"head_dim={q.shape[-1]} is not supported (32, 64, 128)"
+    elif any(block < 16 or block & (block - 1) for block in (block_map.block_q, block_map.block_k)):
+        obstacle = f"{block_map.block_q=} and {block_map.block_k=} must be powers of two from 16 on"
+    elif block_map.capacity > _TRITON_MAX_CAPACITY:
+        obstacle = f"{block_map.capacity=} is above {_TRITON_MAX_CAPACITY}"
+    if obstacle is None:
+        return "triton"
+    if implementation is None:
+        return "xla"
+    raise NotImplementedError(f"triton: {obstacle}; use implementation='xla' or None")

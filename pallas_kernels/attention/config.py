@@ -1,0 +1,63 @@
+"""Tile sizes of the kernels, and the tables of what was measured to be fastest."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from pallas_kernels import devices
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TritonConfig:
+    """How the Triton kernel cuts its work.
+
+    Attributes:
+        tile_q: queries of one program; divides the map's `block_q`.
+        tile_k: keys of one step: several kept blocks, or a part of one.
+        num_warps: warps of a program.
+        num_stages: steps whose keys and values are in flight or in use.
+    """
+
+    tile_q: int = 128
+    tile_k: int = 128
+    num_warps: int = 4
+    num_stages: int = 3
+
+    def __post_init__(self):
+        for name in ("tile_q", "tile_k"):
+            if (size := getattr(self, name)) < 16 or size & (size - 1):
+                raise ValueError(f"{name}={size} must be a power of two from 16 on")
+        if self.num_warps not in (1, 2, 4, 8, 16):
+            raise ValueError(f"{self.num_warps=} must be 1, 2, 4, 8 or 16")
+        if self.num_stages < 1:
+            raise ValueError(f"{self.num_stages=} must be at least 1")
+
+
+# The fastest settings found by scripts/tune_attention.py, by kind of device; by bytes of a number and
+# head dim. For blocks of 128 queries and 64 keys.
+_TUNED = {}
+
+
+def choose_triton_config(dtype, head_dim: int, block_q: int, block_k: int) -> TritonConfig:
+    """The tuned settings where there are some for this device, else what should do."""
+    itemsize = jnp.dtype(dtype).itemsize
+    tuned = _TUNED.get(devices.device_kind(), {}).get((itemsize, head_dim))
+    best = tuned or _guess(itemsize, head_dim)
+    # Tiles never outgrow the blocks of queries; small blocks of keys are gathered a few at a time.
+    most_k = max(block_k, 128)
+    return dataclasses.replace(
+        best,
+        tile_q=min(best.tile_q, block_q),
+        tile_k=max(min(best.tile_k, most_k), min(block_k, 16)),
+    )
+
+
+def _guess(itemsize, head_dim):
+    """Settings that fit any GPU that can run the kernel: scores, outputs and tiles in registers."""
+    if itemsize == 4:
+        return TritonConfig(
+            tile_q=64 if head_dim < 128 else 32, tile_k=32, num_warps=4, num_stages=2
+        )
+    if head_dim == 128:
+        return TritonConfig(tile_q=128, tile_k=64, num_warps=8, num_stages=2)
+    return TritonConfig(tile_q=128, tile_k=128, num_warps=4, num_stages=3)

@@ -1,0 +1,24 @@
+"""The oracle of block-sparse attention: every score, in float32 (which must be able to hold it)."""
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.blocks import tokens_that_count
+
+
+def attention(q, k, v, block_map, kv_tokens, scale):
+    """q [t n h], k and v [kv n h]: the output [t n h] and the log-sum-exp of the scores [t n]."""
+    q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
+    counts = tokens_that_count(kv_tokens, k.shape[0], block_map.block_k)
+    k, v = (jnp.where(counts[:, None, None], x, 0.0) for x in (k, v))
+    query_block = jnp.arange(q.shape[0]) // block_map.block_q
+    key_block = jnp.arange(k.shape[0]) // block_map.block_k
+    mask = block_map.to_dense_mask()[:, query_block][:, :, key_block] & counts  # [n, t, kv]
+
+    highest = jax.lax.Precision.HIGHEST
+    scores = scale * jnp.einsum("tnh,snh->nts", q, k, precision=highest)
+    scores = jnp.where(mask, scores, -jnp.inf)
+    lse = jax.nn.logsumexp(scores, axis=-1)
+    # Queries that keep nothing have no probabilities: their output is zero.
+    probabilities = jnp.where(mask, jnp.exp(scores - lse[..., None]), 0.0)
+    return jnp.einsum("nts,snh->tnh", probabilities, v, precision=highest), lse.T

@@ -1,0 +1,321 @@
+"""Block-sparse attention in a Pallas kernel, through Triton.
+
+One program computes a tile of queries of one head. It walks the list of its query block, some keys at
+a time, with the online softmax of FlashAttention: a running maximum, sum and output, corrected when
+the maximum grows. docs/kernels.md explains the choices made here and what they gained.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+from pallas_kernels.attention import overflow
+from pallas_kernels.attention.config import TritonConfig
+from pallas_kernels.blocks import count_blocks, next_power_of_2
+from pallas_kernels.triton_call import triton_call
+
+_LOG2_E = math.log2(math.e)
+
+# Scaled scores up to here may be formed and reduced by the maximum in one fused operation. Its product
+# is exact while the maximum was rounded, so the largest weight is 2**(what rounding took off) instead
+# of 1. All weights share that factor, and up to here it is below 2.
+_MAX_FUSED = 2.0**24
+
+
+def attention(q, k, v, block_map, kv_tokens, scale, config: TritonConfig, *, interpret=False):
+    """The output [t n h] in q's type and the log-sum-exp [t n].
+
+    `kv_tokens`: how many tokens of each key block count, or None where all blocks are whole.
+    """
+    t, n, h = q.shape
+    block_q, block_k = block_map.block_q, block_map.block_k
+    tile_q = config.tile_q
+    tiles = count_blocks(t, tile_q)
+    # Program i computes a tile of head i // tiles, of this row of the map.
+    row = lambda i: (i // tiles, (i % tiles) * tile_q // block_q)
+    queries = pl.BlockSpec((tile_q, None, h), lambda i: (i % tiles, i // tiles, 0))
+    keys = pl.BlockSpec((k.shape[0], None, h), lambda i: (0, i // tiles, 0))
+    count = pl.BlockSpec((None, 1), row)
+
+    indices, counts = block_map.indices, block_map.counts
+    operands = [q, k, v, indices, counts]
+    in_specs = [
+        queries,
+        keys,
+        keys,
+        pl.BlockSpec((None, None, block_map.capacity), lambda i: (*row(i), 0)),
+        count,
+    ]
+    if kv_tokens is not None:
+        indices, whole_counts, counts = _whole_blocks_first(
+            indices, counts, kv_tokens, block_k, interpret=interpret
+        )
+        operands[-2:] = [indices, whole_counts, counts, kv_tokens]
+        in_specs += [count, pl.BlockSpec(kv_tokens.shape, lambda i: (0,))]
+
+    body = functools.partial(
+        _attend_tile,
+        num_queries=t,
+        scale=scale,
+        block_k=block_k,
+        tile_k=config.tile_k,
+        has_partial_blocks=kv_tokens is not None,
+        interpret=interpret,
+    )
+    call = functools.partial(
+        triton_call,
+        grid=(tiles * n,),
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+        interpret=interpret,
+    )
+    like = jax.ShapeDtypeStruct
+    out_specs = [queries, pl.BlockSpec((None, tile_q), lambda i: (i // tiles, i % tiles))]
+    out_shape = [like(q.shape, q.dtype), like((n, t), jnp.float32)]
+
+    def attend(*refs, any_scores):
+        body(pl.program_id(0), *refs, any_scores=any_scores)
+
+    if q.dtype == jnp.float32:  # Its products dwarf what a faster softmax would save.
+        out, lse = call(
+            functools.partial(attend, any_scores=True),
+            in_specs=in_specs,
+            out_specs=out_specs,
+            out_shape=out_shape,
+            name="block_sparse_attention",
+        )(*operands)
+        return out, lse.T
+
+    flag = pl.BlockSpec((1,), lambda i: (i,))
+    out, lse, failed = call(
+        functools.partial(attend, any_scores=False),
+        in_specs=in_specs,
+        out_specs=[*out_specs, flag],
+        out_shape=[*out_shape, like((tiles * n,), jnp.int32)],
+        name="block_sparse_attention",
+    )(*operands)
+
+    def redo(*refs):
+        *inputs, failed_ref, _, _, out_ref, lse_ref = refs
+        program = pl.program_id(0)
+
+        @pl.when(failed_ref[0] > 0)
+        def _():
+            body(program, *inputs, out_ref, lse_ref, any_scores=True)
+
+    # Nearly always none has failed, and this takes microseconds.
+    out, lse = call(
+        redo,
+        in_specs=[*in_specs, flag, *out_specs],
+        out_specs=out_specs,
+        out_shape=out_shape,
+        input_output_aliases={len(operands) + 1: 0, len(operands) + 2: 1},
+        name="block_sparse_attention_of_large_scores",
+    )(*operands, failed, out, lse)
+    return out, lse.T
+
+
+def _attend_tile(
+    program, q_ref, k_ref, v_ref, indices_ref, *refs, num_queries, scale, block_k, tile_k,
+    has_partial_blocks, any_scores, interpret,
+):  # fmt: skip
+    """Program number `program`. Unless it is to work for `any_scores`, a flag tells if it failed."""
+    refs = list(refs)
+    num_whole = refs.pop(0)[0]
+    num_listed, tokens_ref = num_whole, None
+    if has_partial_blocks:
+        num_listed, tokens_ref = refs.pop(0)[0], refs.pop(0)
+    out_ref, lse_ref, *failed_ref = refs
+    tile_q, h = q_ref.shape
+    dtype = q_ref.dtype
+
+    # The list is walked in pieces: blocks, or parts of blocks larger than a tile. A step takes several.
+    piece = min(block_k, tile_k)
+    pieces_per_block = block_k // piece
+    pieces_per_step = tile_k // piece
+    lane = lax.broadcasted_iota(jnp.int32, (piece,), 0)
+
+    last_tile = pl.cdiv(num_queries, tile_q)
+    first_query = lax.rem(program, last_tile) * tile_q
+    queries = first_query + lax.broadcasted_iota(jnp.int32, (tile_q,), 0)
+    exists = queries < num_queries
+    q = plgpu.load(q_ref.at[:, :], mask=jnp.broadcast_to(exists[:, None], (tile_q, h)), other=0.0)
+
+    def locate(i):
+        """Of the i-th piece: its block, and where it starts in there."""
+        if pieces_per_block == 1:
+            return indices_ref[i].astype(jnp.int32), 0
+        block = indices_ref[lax.div(i, pieces_per_block)].astype(jnp.int32)
+        return block, lax.rem(i, pieces_per_block) * piece
+
+    def keys_of(i):
+        block, start = locate(i)
+        return pl.ds(block * block_k + start, piece)
+
+    def product(a, b):
+        precision = lax.Precision.HIGHEST if dtype == jnp.float32 else None
+        return jnp.dot(a, b, preferred_element_type=jnp.float32, precision=precision)
+
+    def walk(q, exponents, reference, correction_exponent):
+        """Walks the list with the online softmax: the outputs, their weights' sums, the references.
+
+        Weights are 2 to the power of `exponents(scores, references)`. A query's reference grows with
+        the maximum of its scores: it is `reference(maximum)`.
+        """
+
+        def accumulate(carry, scores, values, *, may_be_empty):
+            out, total, ref = carry
+            maximum = functools.reduce(jnp.maximum, [jnp.max(s, axis=1) for s in scores])
+            new_ref = jnp.maximum(ref, reference(maximum))
+            # Before its first key that counts, a query's reference is -inf, and its weights are zero.
+            finite_ref = jnp.where(new_ref == -jnp.inf, 0.0, new_ref) if may_be_empty else new_ref
+            correction = _exp2(correction_exponent(ref, finite_ref), interpret)
+            weights = [_exp2(exponents(s, finite_ref[:, None]), interpret) for s in scores]
+            sums = functools.reduce(jnp.add, [jnp.sum(w, axis=1) for w in weights])
+            out = out * correction[:, None]
+            for w, v in zip(weights, values, strict=True):
+                out += product(w.astype(dtype), v)
+            return out, total * correction + sums, new_ref
+
+        def whole_step(j, carry):
+            spans = [keys_of(j * pieces_per_step + i) for i in range(pieces_per_step)]
+            scores = [product(q, k_ref[span, :].T) for span in spans]
+            return accumulate(carry, scores, [v_ref[span, :] for span in spans], may_be_empty=False)
+
+        def odd_step(i, carry):
+            """One piece: first what the steps left of the whole blocks, then the partial blocks."""
+            if not has_partial_blocks:
+                span = keys_of(i)
+                scores = product(q, k_ref[span, :].T)
+                return accumulate(carry, [scores], [v_ref[span, :]], may_be_empty=False)
+            block, start = locate(i)
+            tokens = tokens_ref[block] - start
+            # Keys that do not count are not read: the last one that does takes their place.
+            offset = jnp.minimum(lane, jnp.maximum(tokens - 1, 0))
+            rows = jnp.minimum(block * block_k + start + offset, k_ref.shape[0] - 1)
+            scores = jnp.where(lane[None] < tokens, product(q, k_ref[rows, :].T), -jnp.inf)
+            return accumulate(carry, [scores], [v_ref[rows, :]], may_be_empty=True)
+
+        nothing = (
+            jnp.zeros((tile_q, h), jnp.float32),
+            jnp.zeros((tile_q,), jnp.float32),
+            jnp.full((tile_q,), -jnp.inf, jnp.float32),
+        )
+        num_steps = lax.div(num_whole * pieces_per_block, pieces_per_step)
+        carry = lax.fori_loop(0, num_steps, whole_step, nothing)
+        if pieces_per_step == 1 and not has_partial_blocks:
+            return carry
+        return lax.fori_loop(
+            num_steps * pieces_per_step, num_listed * pieces_per_block, odd_step, carry
+        )
+
+    factor = scale * _LOG2_E
+    if any_scores:
+        halvings = overflow.halvings(q)
+        factor = factor * overflow.restore(halvings)
+        out, total, ref = walk(
+            overflow.halve(q, halvings),
+            exponents=lambda scores, ref: (scores - ref) * factor[:, None],
+            reference=lambda maximum: maximum,
+            correction_exponent=lambda old, new: (old - new) * factor,
+        )
+        ref = ref * factor
+    else:
+        out, total, ref = walk(
+            q,
+            exponents=lambda scores, ref: _multiply_subtract(scores, factor, ref, interpret),
+            reference=lambda maximum: maximum * factor,
+            correction_exponent=lambda old, new: old - new,
+        )
+        good = (jnp.abs(ref) < _MAX_FUSED) & (jnp.max(jnp.abs(out), axis=1) < jnp.inf)
+        bad = exists & (num_listed > 0) & ~good
+        failed_ref[0][0] = jnp.max(bad.astype(jnp.int32))
+
+    some = total > 0
+    total = jnp.where(some, total, 1.0)
+    out = jnp.where(some[:, None], out / total[:, None], 0.0).astype(dtype)
+    lse = jnp.where(some, (ref + jnp.log2(total)) / _LOG2_E, -jnp.inf)
+    plgpu.store(out_ref.at[:, :], out, mask=jnp.broadcast_to(exists[:, None], (tile_q, h)))
+    plgpu.store(lse_ref.at[:], lse, mask=exists)
+
+
+def _exp2(x, interpret):
+    """2**x in one instruction. Triton's own takes four, to be right where results are subnormal."""
+    if interpret:
+        return jnp.exp2(x)
+    return _inline("ex2.approx.ftz.f32 $0, $1;", x)
+
+
+def _multiply_subtract(x, factor, y, interpret):
+    """`x * factor - y` in one instruction, which the compiler does not find by itself."""
+    y = jnp.broadcast_to(y, x.shape)
+    if interpret:
+        return x * factor - y
+    bits = np.float32(factor).view(np.uint32)
+    return _inline(f"fma.rn.ftz.f32 $0, $1, 0f{bits:08X}, $2;", x, -y)
+
+
+def _inline(assembly, *operands):
+    (out,) = plgpu.elementwise_inline_asm(
+        assembly,
+        args=operands,
+        constraints=",".join(["=f"] + ["f"] * len(operands)),
+        pack=1,
+        result_shape_dtypes=[jax.ShapeDtypeStruct(operands[0].shape, operands[0].dtype)],
+    )
+    return out
+
+
+def _whole_blocks_first(indices, counts, kv_tokens, block_k, *, interpret):
+    """Reorders each row's list: blocks of which all tokens count, then those of which some do.
+
+    Blocks of which none do are left out. Returns the lists, how many whole blocks each starts with,
+    and how many blocks it has; the counts are [n qb] like those given.
+    """
+    n, num_rows, capacity = indices.shape
+    lists = pl.BlockSpec((None, capacity), lambda i: (i, 0))
+    count = pl.BlockSpec((1,), lambda i: (i,))
+    rows = n * num_rows
+    width = next_power_of_2(capacity)
+
+    def kernel(indices_ref, counts_ref, tokens_ref, out_ref, num_whole_ref, num_listed_ref):
+        lanes = lax.broadcasted_iota(jnp.int32, (width,), 0)
+        listed = lanes < counts_ref[0]
+        blocks = plgpu.load(indices_ref.at[pl.ds(0, width)], mask=listed, other=0)
+        tokens = tokens_ref[blocks.astype(jnp.int32)]
+        whole = listed & (tokens == block_k)
+        partial = listed & (tokens > 0) & (tokens < block_k)
+        whole_slots, partial_slots = (jnp.cumsum(x.astype(jnp.int32)) for x in (whole, partial))
+        num_whole = jnp.max(whole_slots)
+        slots = jnp.where(whole, whole_slots - 1, num_whole + partial_slots - 1)
+        kept = whole | partial
+        plgpu.store(out_ref.at[jnp.where(kept, slots, capacity)], blocks, mask=kept)
+        num_whole_ref[0] = num_whole
+        num_listed_ref[0] = num_whole + jnp.max(partial_slots)
+
+    out, num_whole, num_listed = triton_call(
+        kernel,
+        grid=(rows,),
+        in_specs=[lists, count, pl.BlockSpec(kv_tokens.shape, lambda i: (0,))],
+        out_specs=[lists, count, count],
+        out_shape=[
+            jax.ShapeDtypeStruct((rows, capacity), indices.dtype),
+            jax.ShapeDtypeStruct((rows,), jnp.int32),
+            jax.ShapeDtypeStruct((rows,), jnp.int32),
+        ],
+        num_warps=min(16, max(1, width // 1024)),
+        num_stages=1,
+        interpret=interpret,
+        name="whole_blocks_first",
+    )(indices.reshape(rows, capacity), counts.reshape(rows), kv_tokens)
+    return (
+        out.reshape(indices.shape),
+        num_whole.reshape(counts.shape),
+        num_listed.reshape(counts.shape),
+    )

@@ -1,0 +1,114 @@
+"""Block-sparse attention in plain JAX: any device, bounded memory, differentiable."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from pallas_kernels.attention import overflow
+from pallas_kernels.blocks import count_blocks, tokens_that_count
+
+# Keys and values gathered at a time, in bytes.
+_MAX_GATHERED_BYTES = 32 * 2**20
+# Keys per step of the softmax: few steps, and scores of bounded size.
+_KEYS_PER_STEP = 512
+
+
+def attention(q, k, v, block_map, kv_tokens, scale):
+    """The output [t n h] in q's type and the log-sum-exp [t n]; `kv_tokens` as `tokens_per_block`.
+
+    Stripes of query blocks follow one another. Within a stripe the lists are walked some entries at a
+    time: the listed keys and values are gathered, and the softmax is corrected as its maximum grows.
+    """
+    t, n, h = q.shape
+    block_q, block_k = block_map.block_q, block_map.block_k
+    # What does not count must not spoil a product by being infinite.
+    counts = tokens_that_count(kv_tokens, k.shape[0], block_k)[:, None, None]
+    k, v = (jnp.where(counts, x, 0) for x in (k, v))
+    halvings = overflow.halvings(q)
+    q = overflow.halve(q, halvings)
+    # Scores of halved queries, times this, are scaled scores.
+    scale = (scale * overflow.restore(halvings))[..., None]
+    q, scale = (_in_blocks(x, block_map.num_q_blocks, block_q) for x in (q, scale))
+    k, v = (_in_blocks(x, block_map.num_kv_blocks, block_k) for x in (k, v))
+
+    slots = min(block_map.capacity, max(1, _KEYS_PER_STEP // block_k))
+    stripe = max(1, _MAX_GATHERED_BYTES // (4 * n * slots * block_k * h))
+    stripe = min(stripe, block_map.num_q_blocks)
+    step = functools.partial(_attend_to_some, k, v, kv_tokens)
+
+    @jax.checkpoint
+    def attend(inputs):
+        # [n, r, block_q, h], [n, r, block_q], [n, r, capacity], [n, r]
+        queries, scale, indices, counts = inputs
+        live = jnp.arange(block_map.capacity) < counts[..., None]
+        lists = jax.tree.map(lambda x: _in_steps(x, slots), (indices.astype(jnp.int32), live))
+        rows = queries.shape[:-1]
+        start = (
+            jnp.zeros(queries.shape, jnp.float32),
+            jnp.full(rows, -jnp.inf, jnp.float32),
+            jnp.zeros(rows, jnp.float32),
+        )
+        (out, top, total), _ = lax.scan(
+            lambda carry, some: (step(queries, scale, carry, some), None), start, lists
+        )
+        some = total > 0
+        total = jnp.where(some, total, 1.0)
+        lse = jnp.where(some, top * scale + jnp.log(total), -jnp.inf)
+        return jnp.where(some[..., None], out / total[..., None], 0.0), lse
+
+    operands = (q, scale[..., 0], block_map.indices, block_map.counts)
+    out, lse = lax.map(attend, jax.tree.map(lambda x: _in_stripes(x, stripe), operands))
+    # [stripes, n, r, block_q, ...] -> [t, n, ...]
+    out, lse = (jnp.moveaxis(x, 1, 3).reshape(-1, n, *x.shape[4:])[:t] for x in (out, lse))
+    return out.astype(v.dtype), lse
+
+
+def _attend_to_some(k, v, kv_tokens, queries, scale, carry, some):
+    """One step of the softmax over some listed blocks; indices and whether they are live: [n, r, g]."""
+    out, top, total = carry
+    indices, live = some
+    block_k = k.shape[2]
+    gather = jax.vmap(lambda blocks, listed: blocks[listed])
+    keys, values = gather(k, indices), gather(v, indices)  # [n, r, g, block_k, h]
+    highest = lax.Precision.HIGHEST
+    scores = jnp.einsum(
+        "nrqh,nrgkh->nrqgk", queries, keys, precision=highest, preferred_element_type=jnp.float32
+    )
+    counts = jnp.arange(block_k) < jnp.where(live, kv_tokens[indices], 0)[..., None]
+    scores = jnp.where(counts[:, :, None], scores, -jnp.inf)
+
+    new_top = jnp.maximum(top, lax.stop_gradient(jnp.max(scores, axis=(-1, -2))))
+    shift = jnp.where(new_top > -jnp.inf, new_top, 0.0)
+    weights = jnp.exp((scores - shift[..., None, None]) * scale[..., None, None])
+    correction = jnp.exp((top - shift) * scale)
+    product = jnp.einsum(
+        "nrqgk,nrgkh->nrqh",
+        weights.astype(v.dtype),
+        values,
+        precision=highest,
+        preferred_element_type=jnp.float32,
+    )
+    out = out * correction[..., None] + product
+    return out, new_top, total * correction + jnp.sum(weights, axis=(-1, -2))
+
+
+def _in_blocks(x, num_blocks, block):
+    """[t n h] -> [n blocks block h], padded with zeros."""
+    x = jnp.pad(x, ((0, num_blocks * block - x.shape[0]), (0, 0), (0, 0)))
+    return jnp.moveaxis(x.reshape(num_blocks, block, *x.shape[1:]), 2, 0)
+
+
+def _in_stripes(x, rows):
+    """[n qb ...] -> [stripes n rows ...], padded with zeros."""
+    stripes = count_blocks(x.shape[1], rows)
+    x = jnp.pad(x, ((0, 0), (0, stripes * rows - x.shape[1])) + ((0, 0),) * (x.ndim - 2))
+    return jnp.moveaxis(x.reshape(x.shape[0], stripes, rows, *x.shape[2:]), 1, 0)
+
+
+def _in_steps(x, slots):
+    """[n r capacity] -> [steps n r slots], padded with zeros."""
+    steps = count_blocks(x.shape[-1], slots)
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, steps * slots - x.shape[-1])))
+    return jnp.moveaxis(x.reshape(*x.shape[:-1], steps, slots), 2, 0)

@@ -1,0 +1,25 @@
+"""What the device at hand can run."""
+
+import re
+
+import jax
+
+
+def compute_capability() -> tuple[int, int] | None:
+    """(major, minor) of the default device if it is an NVIDIA GPU, else None."""
+    if jax.default_backend() != "gpu":
+        return None
+    # "9.0" on an H100; GPUs of other makers name their architecture.
+    match = re.fullmatch(r"(\d+)\.(\d+)", jax.devices()[0].compute_capability)
+    return match and (int(match[1]), int(match[2]))
+
+
+def is_ampere_or_later() -> bool:
+    """Whether the default device is an NVIDIA GPU with bfloat16 products and asynchronous copies."""
+    capability = compute_capability()
+    return capability is not None and capability >= (8, 0)
+
+
+def device_kind() -> str:
+    """The device's model, as the tables of tuned settings name it: "NVIDIA H100 80GB HBM3"."""
+    return jax.devices()[0].device_kind

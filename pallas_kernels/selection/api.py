@@ -1,0 +1,279 @@
+"""`select_blocks`: from queries and keys to the blocks that matter."""
+
+import dataclasses
+import functools
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels import devices
+from pallas_kernels.block_map import BlockMap, index_dtype
+from pallas_kernels.blocks import count_blocks, tokens_per_block
+from pallas_kernels.selection.pooling import PoolMode
+
+Implementation = Literal["triton", "xla"]
+
+# Scores that exist at any one time, in bytes.
+MAX_SCORE_BYTES = 128 * 2**20
+# Added to a threshold by the paper's code, against rounding of cumulative sums
+# (sparse_vggt/utils/sparse_wrapper.py, get_block_mask).
+_THRESHOLD_EPS = 1e-5
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BlockSelection:
+    """What `select_blocks` found.
+
+    Attributes:
+        block_map: the kept blocks.
+        covered: for each row, the probability of the kept blocks in the pooled softmax, in [0, 1];
+            sinks take no part in that softmax. 0 for query blocks without tokens.
+        density: for each head, the share of the pairs of blocks that is kept, of those that have
+            tokens; sinks included.
+        missing: for each row, how many blocks the rule asked for that the capacity has no room for.
+    """
+
+    block_map: BlockMap
+    covered: Float[Array, "*batch n qb"]
+    density: Float[Array, "*batch n"]
+    missing: Int[Array, "*batch n qb"]
+
+
+def select_blocks(
+    q: Float[Array, "t n h"],
+    k: Float[Array, "kv n h"],
+    *,
+    sparse_ratio: float | Float[Array, "..."] | None = None,
+    cdf_threshold: float | Float[Array, "..."] | None = None,
+    pool_mode: PoolMode = "avg",
+    block_q: int = 128,
+    block_k: int = 64,
+    num_sink_blocks: int = 0,
+    q_length: int | Int[Array, ""] | None = None,
+    kv_lengths: int | Int[Array, "..."] | None = None,
+    scale: float | None = None,
+    capacity: int | None = None,
+    implementation: Implementation | None = None,
+    interpret: bool = False,
+) -> BlockSelection:
+    """Predicts from pooled queries and keys which key blocks each query block attends to.
+
+    The rule of "Faster VGGT with Block-Sparse Global Attention" (arXiv 2509.07120): queries and keys
+    are pooled by blocks, and `softmax(scale * pooled_q @ pooled_k.T)` over the key blocks says how much
+    each matters. Of `kb` key blocks, a row keeps the most probable
+
+    - `int(kb * (1 - sparse_ratio))`, if that is given;
+    - as many as have a cumulative probability of at most `cdf_threshold + 1e-5`, if that is given;
+    - the larger number, if both are given; and always at least one.
+
+    All of it is done in float32 at full precision. Beyond the pooled vectors and the result, no more
+    than 128 MiB of scores exist at a time. `jax.vmap` gives a batch.
+
+    Args:
+        q, k: queries and keys as attention sees them, after normalisation and rotation.
+        sparse_ratio, cdf_threshold: in [0, 1]; one number, or one for each head. Numbers that are
+            known when tracing are rounded as the paper's code rounds them, in float64; a traced
+            `sparse_ratio` is rounded in float32.
+        pool_mode: "avg" or "max", over the tokens that count.
+        block_q, block_k: tokens in a block.
+        num_sink_blocks: so many leading key blocks are kept by every query block, beyond what the rule
+            keeps, and take no part in it.
+        q_length: how many leading queries count; None for all. Blocks without any keep nothing.
+        kv_lengths: how many leading keys count, or for each key block how many of its leading keys do;
+            None for all. Key blocks without any are never kept.
+        scale: of the scores; `1 / sqrt(h)` by default.
+        capacity: room for blocks in a row, sinks included. By default there is room for whatever the
+            rule asks. With less, a row keeps the most probable blocks that find room, and
+            `BlockSelection.missing` counts the others.
+        implementation: "triton" (NVIDIA GPUs), "xla" (any device), or None to choose by device. A name
+            means that one or an error.
+        interpret: run the Triton kernel in Pallas's interpreter, on any device, slowly.
+
+    Raises:
+        ValueError: arguments that no implementation could make sense of.
+        NotImplementedError: the implementation named cannot do this here.
+    """
+    _check_arguments(q, k, sparse_ratio, cdf_threshold, pool_mode, block_q, block_k)
+    n = q.shape[1]
+    num_kv_blocks = count_blocks(k.shape[0], block_k)
+    if not 0 <= num_sink_blocks < num_kv_blocks:
+        raise ValueError(f"{num_sink_blocks=} must leave some of the {num_kv_blocks} key blocks")
+    if capacity is not None and capacity <= num_sink_blocks:
+        raise ValueError(f"{capacity=} must be above {num_sink_blocks=}")
+    num_kept = _kept_by_ratio(sparse_ratio, num_kv_blocks - num_sink_blocks, n)
+    wanted = num_kv_blocks
+    if cdf_threshold is None and isinstance(num_kept, np.ndarray):
+        wanted = num_sink_blocks + max(1, int(num_kept.max()))
+    if cdf_threshold is not None:
+        cdf_threshold = jnp.broadcast_to(jnp.asarray(cdf_threshold, jnp.float32), n)
+    return _select(
+        q,
+        k,
+        num_kept,
+        cdf_threshold,
+        q_length,
+        kv_lengths,
+        q.shape[-1] ** -0.5 if scale is None else scale,
+        pool_mode=pool_mode,
+        block_q=block_q,
+        block_k=block_k,
+        num_sink_blocks=num_sink_blocks,
+        capacity=wanted if capacity is None else min(capacity, wanted),
+        may_overflow=capacity is not None and capacity < wanted,
+        implementation=_choose_implementation(implementation, num_kv_blocks, interpret),
+        interpret=interpret,
+    )
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=(
+        "pool_mode", "block_q", "block_k", "num_sink_blocks", "capacity", "may_overflow",
+        "implementation", "interpret",
+    ),
+)  # fmt: skip
+@jax.named_scope("select_blocks")
+def _select(
+    q, k, num_kept, cdf_threshold, q_length, kv_lengths, scale, *, pool_mode, block_q, block_k,
+    num_sink_blocks, capacity, may_overflow, implementation, interpret,
+):  # fmt: skip
+    q_tokens = tokens_per_block(q_length, q.shape[0], block_q)
+    kv_tokens = tokens_per_block(kv_lengths, k.shape[0], block_k)
+    num_kept = num_kept[:, jnp.sum(kv_tokens[num_sink_blocks:] > 0)]
+    num_kept = jnp.maximum(num_kept, 1)
+    probability = None if cdf_threshold is None else cdf_threshold + _THRESHOLD_EPS
+
+    if implementation == "triton":
+        from pallas_kernels.selection import triton
+
+        pool = functools.partial(triton.pool, interpret=interpret)
+        select_rows = functools.partial(triton.select_rows, interpret=interpret)
+    else:
+        from pallas_kernels.selection.pooling import pool
+        from pallas_kernels.selection.xla import select_rows
+
+    pooled_q = pool(q, q_tokens, block_q, pool_mode) * scale
+    pooled_k = pool(k, kv_tokens, block_k, pool_mode)
+    num_heads, num_rows = pooled_q.shape[:2]
+    shape = (num_heads, num_rows)
+    results = (
+        jnp.zeros((*shape, capacity), index_dtype(kv_tokens.size)),
+        jnp.zeros(shape, jnp.int32),
+        jnp.zeros(shape, jnp.float32),
+        jnp.zeros(shape, jnp.int32),
+    )
+    heads, rows = _stripe(num_heads, num_rows, kv_tokens.size)
+    stripes = count_blocks(num_rows, rows)
+
+    def select_stripe(i, results):
+        # The last stripe of a head starts early enough to be whole; what it repeats comes out the same.
+        head, row = heads * (i // stripes), jnp.minimum(rows * (i % stripes), num_rows - rows)
+        of_heads = lambda x: lax.dynamic_slice_in_dim(x, head, heads)
+        queries = lax.dynamic_slice_in_dim(of_heads(pooled_q), row, rows, axis=1)
+        scores = jnp.einsum(
+            "nqh,nkh->nqk", queries, of_heads(pooled_k), precision=lax.Precision.HIGHEST
+        )
+        return select_rows(
+            results,
+            (head, row),
+            scores,
+            kv_tokens,
+            of_heads(num_kept),
+            None if probability is None else of_heads(probability),
+            num_sink_blocks=num_sink_blocks,
+            capacity=capacity,
+            may_overflow=may_overflow,
+        )
+
+    indices, counts, covered, missing = lax.fori_loop(
+        0, num_heads // heads * stripes, select_stripe, results
+    )
+
+    live = q_tokens > 0
+    counts = jnp.where(live, counts, 0)
+    pairs = jnp.maximum(jnp.sum(live) * jnp.sum(kv_tokens > 0), 1)
+    return BlockSelection(
+        block_map=BlockMap(
+            indices=indices,
+            counts=counts,
+            num_kv_blocks=kv_tokens.size,
+            block_q=block_q,
+            block_k=block_k,
+        ),
+        covered=jnp.where(live, covered, 0.0),
+        density=jnp.sum(counts.astype(jnp.float32), axis=-1) / pairs,
+        missing=jnp.where(live, missing, 0),
+    )
+
+
+def _stripe(num_heads, num_rows, num_blocks):
+    """How many heads, and rows of each, to score at a time: whole heads, or some rows of one."""
+    max_rows = max(1, MAX_SCORE_BYTES // (4 * num_blocks))
+    if max_rows < num_rows:
+        return 1, max_rows
+    heads = max(i for i in range(1, num_heads + 1) if num_heads % i == 0 and i * num_rows <= max_rows)  # fmt: skip
+    return heads, num_rows
+
+
+def _kept_by_ratio(sparse_ratio, num_blocks, num_heads):
+    """How many blocks each head keeps of 0, 1, ... `num_blocks`: [n num_blocks+1]."""
+    if sparse_ratio is None:
+        return np.zeros((num_heads, num_blocks + 1), np.int32)
+    # The paper's code rounds in float64, where 10 * (1 - 0.9) is just below 1.
+    xp, dtype = (
+        (jnp, jnp.float32) if isinstance(sparse_ratio, jax.core.Tracer) else (np, np.float64)
+    )
+    ratios = xp.broadcast_to(xp.asarray(sparse_ratio, dtype), num_heads)
+    return (xp.arange(num_blocks + 1) * (1 - ratios[:, None])).astype(np.int32)
+
+
+def _check_arguments(q, k, sparse_ratio, cdf_threshold, pool_mode, block_q, block_k):
+    if q.ndim != 3 or k.ndim != 3 or q.shape[1:] != k.shape[1:] or not q.shape[0] * k.shape[0]:
+        raise ValueError(
+            f"q must be [t n h] and k [kv n h] with the same heads, not {q.shape} and {k.shape}; "
+            f"use jax.vmap for a batch"
+        )
+    for name, block in (("block_q", block_q), ("block_k", block_k)):
+        if block < 1:
+            raise ValueError(f"{name}={block} must be at least 1")
+    if pool_mode not in get_args(PoolMode):
+        raise ValueError(f"{pool_mode=} is unknown; use 'avg' or 'max'")
+    if sparse_ratio is None and cdf_threshold is None:
+        raise ValueError("nothing says how many blocks to keep; give sparse_ratio or cdf_threshold")
+    for name, value in (("sparse_ratio", sparse_ratio), ("cdf_threshold", cdf_threshold)):
+        if value is None:
+            continue
+        if jnp.shape(value) not in ((), (q.shape[1],)):
+            raise ValueError(
+                f"{name} must be one number or one for each of the {q.shape[1]} heads, "
+                f"not of shape {jnp.shape(value)}"
+            )
+        if not isinstance(value, jax.core.Tracer) and not np.all((0 <= value) & (value <= 1)):
+            raise ValueError(f"{name}={value} must be in [0, 1]")
+
+
+def _choose_implementation(implementation, num_kv_blocks, interpret):
+    if implementation not in (None, *get_args(Implementation)):
+        raise ValueError(f"{implementation=} is unknown; use 'triton', 'xla' or None")
+    from pallas_kernels.selection.triton import MAX_BLOCKS
+
+    fits = num_kv_blocks <= MAX_BLOCKS
+    if implementation is None and not interpret:
+        return "triton" if devices.is_ampere_or_later() and fits else "xla"
+    if implementation == "xla":
+        return "xla"
+    if not fits:
+        raise NotImplementedError(
+            f"{num_kv_blocks=} is above the {MAX_BLOCKS} of triton; use implementation='xla'"
+        )
+    if not interpret and not devices.is_ampere_or_later():
+        raise NotImplementedError(
+            f"triton needs an NVIDIA GPU from Ampere on, not {jax.default_backend()=}; "
+            f"use implementation='xla' or None"
+        )
+    return "triton"

@@ -1,0 +1,38 @@
+"""Rows of selection on any device."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from pallas_kernels.selection.rule import keep_row
+
+
+def select_rows(results, place, scores, tokens, num_kept, probability, *, capacity, **options):
+    """Selects for rows of scores [n r kb], and writes the results to their places.
+
+    Args:
+        results: lists [n qb capacity], and [n qb] counts, probabilities covered, blocks missing.
+        place: the first head and the first row that the scores are of.
+        tokens, num_kept, probability, options: as `rule.keep_row` takes them, the numbers by head.
+    """
+    num_blocks = scores.shape[-1]
+    dtype = results[0].dtype
+
+    def select_row(scores, num_kept, probability):
+        (kept,), covered, missing = keep_row(
+            (scores,), (tokens,), num_kept, probability, capacity=capacity, **options
+        )
+        # Where each kept block goes in the list; the others go past its end, and are dropped.
+        slots = jnp.where(kept, jnp.cumsum(kept) - 1, capacity)
+        blocks = jnp.arange(num_blocks, dtype=dtype)
+        indices = jnp.zeros(capacity, dtype).at[slots].set(blocks, mode="drop")
+        return indices, jnp.sum(kept, dtype=jnp.int32), covered, missing
+
+    per_head = functools.partial(jax.vmap, in_axes=(0, None, None))
+    parts = jax.vmap(per_head(select_row))(scores, num_kept, probability)
+    start = lambda result: (*place, *(0,) * (result.ndim - 2))
+    return jax.tree.map(
+        lambda result, part: lax.dynamic_update_slice(result, part, start(result)), results, parts
+    )
