@@ -44,6 +44,16 @@ class Infer:
     """Leave out this percentage of the points, the least confident."""
     max_points: int = 2_000_000
     """Most points in the cloud."""
+    sparse_ratio: float | None = None
+    """Leave out this share of the blocks in attention over all photographs, in [0, 1]: 0.75 keeps a
+    quarter and suits a hundred photographs and more. By default nothing is left out."""
+    cdf_threshold: float | None = None
+    """Keep as many of the most probable blocks as have this share of the probability, in [0, 1]. With
+    both, the larger number is kept."""
+    pool_mode: Literal["avg", "max"] = "avg"
+    """How a block of tokens becomes one vector to predict its attention from."""
+    token_order: Literal["raster", "hilbert", "tiles"] = "raster"
+    """How patches are put into blocks: row by row, along a Hilbert curve, or 8 by 8."""
     compute_dtype: Literal["float32", "bfloat16"] | None = None
     """Of matrix products; by default bfloat16 on a GPU and float32 elsewhere."""
     config: Path | None = None

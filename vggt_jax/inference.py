@@ -15,6 +15,7 @@ from vggt_jax import geometry
 from vggt_jax.checkpoint import load_model
 from vggt_jax.errors import InputError
 from vggt_jax.layers.attention import Dense
+from vggt_jax.layers.sparse_attention import BlockSparse
 from vggt_jax.models.vggt import VGGT
 from vggt_jax.outputs import Reconstruction
 from vggt_jax.preprocess import DEFAULT_SIZE, Frames, load_images
@@ -25,7 +26,7 @@ def reconstruct(
     images: Float[Array, "*b s height width 3"] | UInt8[Array, "*b s height width 3"],
     *,
     query_points: Float[Array, "*b m 2"] | None = None,
-    attention: Dense = Dense(),
+    attention: Dense | BlockSparse = Dense(),
     num_frames: Int[Array, "*b"] | None = None,
     compute_dtype: DTypeLike | None = None,
 ) -> Reconstruction:
@@ -73,6 +74,7 @@ def reconstruct(
         tracks=output.track,
         track_visibility=output.vis,
         track_confidence=output.conf,
+        attention_stats=output.attention_stats,
     )
     if one_scene:
         fields = jax.tree.map(lambda x: x[0], fields)
@@ -87,7 +89,7 @@ def infer(
     *,
     model: VGGT | str | os.PathLike,
     query_points: ArrayLike | None = None,
-    attention: Dense = Dense(),
+    attention: Dense | BlockSparse = Dense(),
     mode: Literal["crop", "pad"] | None = None,
     size: int | tuple[int, int] | None = None,
     compute_dtype: DTypeLike | None = None,
@@ -102,7 +104,8 @@ def infer(
         model: a model, or what `load_model` takes; load it once if you call this often.
         query_points: [m 2] pixels `(x, y)` of the first frame, after resizing, to follow through
             all frames; `Frames.transforms` lead there from a photograph.
-        attention: how the tokens of all frames attend to each other.
+        attention: how the tokens of all frames attend to each other: `Dense()`, or `BlockSparse(...)`
+            for many photographs.
         mode, size: how photographs are resized, see `load_images`; `size` None is the model's own
             (518 for VGGT-1B).
         compute_dtype: of matrix products; None is bfloat16 on a GPU and float32 elsewhere.
@@ -173,7 +176,7 @@ def compile_reconstruct(
     model: VGGT,
     inputs: dict[str, Any],
     *,
-    attention: Dense = Dense(),
+    attention: Dense | BlockSparse = Dense(),
     compute_dtype: DTypeLike | None = None,
 ) -> jax.stages.Compiled:
     """`reconstruct`, compiled for these `model_inputs`; call it as `compiled(model, **inputs)`."""
@@ -185,9 +188,15 @@ def compile_reconstruct(
 def cut_to_frames(result: Reconstruction, frames: Frames) -> Reconstruction:
     """The last step of `infer`: NumPy arrays of the valid frames, with names and transforms."""
     num_frames = len(frames.images)
-    per_frame = jax.tree.map(lambda x: np.array(x[:num_frames]), result)
+    stats = jax.tree.map(np.array, result.attention_stats)
+    per_frame = dataclasses.replace(result, attention_stats=None)
+    per_frame = jax.tree.map(lambda x: np.array(x[:num_frames]), per_frame)
     return dataclasses.replace(
-        per_frame, images=frames.images, names=frames.names, transforms=frames.transforms
+        per_frame,
+        images=frames.images,
+        names=frames.names,
+        transforms=frames.transforms,
+        attention_stats=stats,
     )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from vggt_jax import geometry
+from vggt_jax.layers.sparse_attention import AttentionStats
 from vggt_jax.preprocess import FrameTransform
 
 
@@ -27,6 +28,7 @@ class VGGTOutput:
         depth_conf, world_points_conf: confidence, `1 + exp(x)`, above 1 and not bounded.
         track: pixels `(x, y)` of the query points in every frame.
         vis, conf: visibility and confidence of each track, in [0, 1].
+        attention_stats: what block-sparse attention did in each layer; None where it was dense.
     """
 
     pose_enc: Float[Array, "b s 9"] | None = None
@@ -38,6 +40,7 @@ class VGGTOutput:
     track: Float[Array, "b s m 2"] | None = None
     vis: Float[Array, "b s m"] | None = None
     conf: Float[Array, "b s m"] | None = None
+    attention_stats: AttentionStats | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -60,6 +63,7 @@ class Reconstruction:
             `points_from_depth` for the alternative.
         tracks: pixels `(x, y)` of the query points in every frame; may leave the image.
         track_visibility, track_confidence: in [0, 1].
+        attention_stats: what block-sparse attention did in each layer; None where it was dense.
         confidence_kind: "one_plus_exp": above 1 and not bounded, so that thresholds are best
             percentiles.
         names: of the frames; empty where images were arrays.
@@ -76,6 +80,7 @@ class Reconstruction:
     tracks: Float[Array, "*b s m 2"] | None = None
     track_visibility: Float[Array, "*b s m"] | None = None
     track_confidence: Float[Array, "*b s m"] | None = None
+    attention_stats: AttentionStats | None = None
     confidence_kind: str = dataclasses.field(default="one_plus_exp", metadata={"static": True})
     names: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
     transforms: tuple[FrameTransform, ...] = dataclasses.field(

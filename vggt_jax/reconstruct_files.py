@@ -19,7 +19,10 @@ import tqdm
 from vggt_jax import export, inference, memory
 from vggt_jax.checkpoint import cache_folder, load_model
 from vggt_jax.errors import InputError
+from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.precision import Precision
+from vggt_jax.layers.sparse_attention import BlockSparse
+from vggt_jax.layers.token_order import TokenOrder
 from vggt_jax.models.vggt import VGGT
 from vggt_jax.outputs import Reconstruction
 from vggt_jax.preprocess import Frames, find_images
@@ -36,6 +39,10 @@ def reconstruct_files(
     points: Literal["depth", "head"] | None,
     confidence_percentile: float,
     max_points: int,
+    sparse_ratio: float | None,
+    cdf_threshold: float | None,
+    pool_mode: Literal["avg", "max"],
+    token_order: TokenOrder,
     compute_dtype: Literal["float32", "bfloat16"] | None,
     config: Path | None,
     allow_single_image: bool,
@@ -52,6 +59,17 @@ def reconstruct_files(
         raise InputError(f"--{confidence_percentile=} must lie in [0, 100)".replace("_", "-"))
     if max_points < 1:
         raise InputError(f"--max-points={max_points} must be at least 1")
+    attention = Dense()
+    if sparse_ratio is not None or cdf_threshold is not None:
+        try:
+            attention = BlockSparse(
+                sparse_ratio=sparse_ratio,
+                cdf_threshold=cdf_threshold,
+                pool_mode=pool_mode,
+                token_order=token_order,
+            )
+        except ValueError as error:
+            raise InputError(f"--{error}".replace("_", "-")) from error
     pixels = [_parse_point(text) for text in query_points]
     _check_photographs(images, out, allow_single_image=allow_single_image)
     with _output_folder(out, overwrite=overwrite) as folder, _Steps(5) as steps:
@@ -75,7 +93,7 @@ def reconstruct_files(
             with steps("compiling"):
                 _keep_compiled_programs()
                 compiled = inference.compile_reconstruct(
-                    network, inputs, compute_dtype=compute_dtype
+                    network, inputs, attention=attention, compute_dtype=compute_dtype
                 )
             with steps(f"reconstructing {len(frames.images)} frames"):
                 result = inference.cut_to_frames(compiled(network, **inputs), frames)
@@ -97,6 +115,12 @@ def reconstruct_files(
             )
     height, width = frames.images.shape[1:3]
     print(f"{len(frames.images)} frames of {width}x{height}, {num_points:,} points -> {out}")
+    if (stats := result.attention_stats) is not None:
+        print(
+            f"attention kept {stats.density.mean():.1%} of the blocks with "
+            f"{stats.covered.mean():.1%} of the pooled probability, and saved "
+            f"{stats.saved.mean():.1%} of the arithmetic"
+        )
     print(steps)
 
 
@@ -214,6 +238,9 @@ def _write(
         if isinstance(value, np.ndarray) and name != "images"
     }
     arrays |= {"images": frames.images, "names": np.array(frames.names), "valid": valid}
+    if result.attention_stats is not None:
+        stats = vars(result.attention_stats)
+        arrays |= {f"attention_{name}": value for name, value in stats.items()}
     if result.tracks is not None:
         arrays["tracks_in_photographs"] = result.tracks_in_photographs()
     export.write_predictions(folder / "predictions.npz", arrays)

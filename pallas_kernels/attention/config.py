@@ -34,21 +34,28 @@ class TritonConfig:
 
 
 # The fastest settings found by scripts/tune_attention.py, by kind of device; by bytes of a number and
-# head dim. For blocks of 128 queries and 64 keys.
-_TUNED = {}
+# head dim. For blocks of 128 queries and 64 keys (docs/benchmarks/tuning_h100.jsonl).
+_TUNED = {
+    "NVIDIA H100 80GB HBM3": {
+        (2, 32): TritonConfig(tile_q=64, tile_k=64, num_warps=4, num_stages=3),
+        (2, 64): TritonConfig(tile_q=128, tile_k=128, num_warps=4, num_stages=3),
+        (2, 128): TritonConfig(tile_q=128, tile_k=64, num_warps=4, num_stages=2),
+        (4, 32): TritonConfig(tile_q=64, tile_k=64, num_warps=4, num_stages=2),
+        (4, 64): TritonConfig(tile_q=64, tile_k=64, num_warps=4, num_stages=2),
+        (4, 128): TritonConfig(tile_q=32, tile_k=32, num_warps=4, num_stages=2),
+    },
+}
 
 
 def choose_triton_config(dtype, head_dim: int, block_q: int, block_k: int) -> TritonConfig:
     """The tuned settings where there are some for this device, else what should do."""
     itemsize = jnp.dtype(dtype).itemsize
     tuned = _TUNED.get(devices.device_kind(), {}).get((itemsize, head_dim))
-    best = tuned or _guess(itemsize, head_dim)
-    # Tiles never outgrow the blocks of queries; small blocks of keys are gathered a few at a time.
-    most_k = max(block_k, 128)
+    config = tuned or _guess(itemsize, head_dim)
+    # A tile is no larger than a block of queries. A step takes two blocks of keys at most: with more,
+    # there are more scores than registers.
     return dataclasses.replace(
-        best,
-        tile_q=min(best.tile_q, block_q),
-        tile_k=max(min(best.tile_k, most_k), min(block_k, 16)),
+        config, tile_q=min(config.tile_q, block_q), tile_k=min(config.tile_k, 2 * block_k)
     )
 
 

@@ -5,6 +5,8 @@ import dataclasses
 import numpy as np
 from jaxtyping import Int
 
+from vggt_jax.layers.token_order import TokenOrder, patch_order
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenLayout:
@@ -39,3 +41,8 @@ class TokenLayout:
         )
         special = np.zeros((self.num_special, 2), dtype=grid.dtype)
         return np.concatenate([special, grid.reshape(-1, 2) + 1])
+
+    def order(self, token_order: TokenOrder) -> Int[np.ndarray, " p"]:
+        """Which token comes first, second, and so on, when patches are in that order."""
+        patches = self.num_special + patch_order(token_order, self.rows, self.columns)
+        return np.concatenate([np.arange(self.num_special), patches])

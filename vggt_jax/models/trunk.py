@@ -1,6 +1,7 @@
 """The trunk: blocks that alternate between attention within a frame and over all frames."""
 
 import dataclasses
+import functools
 from collections.abc import Collection
 
 import jax
@@ -14,6 +15,12 @@ from vggt_jax.layers.block import Block, stack_modules
 from vggt_jax.layers.chunking import update_chunks
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.rope import rope_tables
+from vggt_jax.layers.sparse_attention import (
+    AttentionStats,
+    BlockSparse,
+    sparse_attention,
+    within_frames,
+)
 from vggt_jax.models.token_layout import TokenLayout
 
 # Tokens of one chunk of what runs frame by frame. The widest temporary, the MLP's hidden layer,
@@ -60,11 +67,13 @@ class TrunkOutput:
             read a few frames of it at a time and nothing is to copy it whole.
         layers: the layers kept, ascending; the last one always among them.
         first_tokens: the first token of every frame after the last layer, float32.
+        attention_stats: of block-sparse attention; None where attention was dense throughout.
     """
 
     kept: Float[Array, "b s l p c2"]
     layers: tuple[int, ...] = dataclasses.field(metadata={"static": True})
     first_tokens: Float[Array, "b s c2"]
+    attention_stats: AttentionStats | None = None
 
     def tap(self, layer: int) -> Float[Array, "b s p c2"]:
         """Tokens after one of the layers kept."""
@@ -78,7 +87,7 @@ def run_trunk(
     *,
     layout: TokenLayout,
     taps: Collection[int],
-    attention: Dense,
+    attention: Dense | BlockSparse,
     num_frames: Int[Array, " b"] | None,
     precision: Precision,
 ) -> TrunkOutput:
@@ -95,7 +104,15 @@ def run_trunk(
     depth = frame_blocks.ls1.shape[0]
     if taps and not 0 <= min(taps) <= max(taps) < depth:
         raise ValueError(f"{taps=} must be layers of the trunk, in [0, {depth})")
-    rope = Rope(*rope_tables(layout.positions(), c // num_heads))
+    if isinstance(attention, BlockSparse) and s * p < attention.min_tokens:
+        attention = Dense()
+    dense = within_frames(attention)
+    settings = [None] * depth if attention is dense else attention.of_layers(depth)
+    # The patches of a frame change places here, and change back wherever they are kept.
+    order = np.arange(p) if attention is dense else layout.order(attention.token_order)
+    moved = not np.array_equal(order, np.arange(p))
+    tokens = tokens[:, :, order] if moved else tokens
+    rope = Rope(*rope_tables(layout.positions()[order], c // num_heads))
     kv_lengths = None if num_frames is None else num_frames * p
     chunk = frames_per_chunk(b, p)
 
@@ -103,14 +120,13 @@ def run_trunk(
         def run(x):
             q, k, v = (y.reshape(-1, *y.shape[2:]) for y in block.before(x, rope, precision))
             attended = dense_attention(
-                q, k, v, precision=precision.matmul, implementation=attention.implementation
+                q, k, v, precision=precision.matmul, implementation=dense.implementation
             )
             return block.after(x, attended.reshape(*x.shape[:3], num_heads, -1), precision)
 
         return update_chunks(run, x, axis=1, max_chunk=chunk)
 
-    def global_layer(block: Block, x):
-        q, k, v = block.before(x, rope, precision)
+    def attend_densely(q, k, v):
         scene = lambda y: y.reshape(b, s * p, *y.shape[3:])
         attended = dense_attention(
             scene(q),
@@ -118,10 +134,34 @@ def run_trunk(
             scene(v),
             kv_lengths=kv_lengths,
             precision=precision.matmul,
-            implementation=attention.implementation,
-        ).reshape(q.shape)
+            implementation=dense.implementation,
+        )
+        return attended.reshape(q.shape), AttentionStats.of_dense(b, num_heads)
+
+    def attend_sparsely(setting):
+        attend = functools.partial(
+            sparse_attention, num_special=layout.num_special, setting=setting, attention=attention
+        )
+        return jax.vmap(lambda q, k, v, frames: attend(q, k, v, num_frames=frames))
+
+    # One branch for each setting that some layer has.
+    distinct = list(dict.fromkeys(settings))
+    branches = [
+        attend_densely
+        if setting is None
+        else lambda q, k, v, setting=setting: attend_sparsely(setting)(q, k, v, num_frames)
+        for setting in distinct
+    ]
+
+    def global_layer(block: Block, x, branch):
+        q, k, v = block.before(x, rope, precision)
+        attended, stats = (
+            branches[0](q, k, v)
+            if len(branches) == 1
+            else jax.lax.switch(branch, branches, q, k, v)
+        )
         after = lambda x, attended: block.after(x, attended, precision)
-        return update_chunks(after, x, attended, axis=1, max_chunk=chunk)
+        return update_chunks(after, x, attended, axis=1, max_chunk=chunk), stats
 
     # A layer writes to the place of the next tap, which is overwritten until that tap has written:
     # one buffer, updated in place, without branches. Layers after the last tap need a place too.
@@ -131,12 +171,13 @@ def run_trunk(
 
     def keep(kept, x, place, offset):
         with jax.named_scope("trunk/keep"):
+            x = x[:, :, np.argsort(order)] if moved else x
             x = x.astype(kept.dtype)[:, :, None]
             return jax.lax.dynamic_update_slice(kept, x, (0, 0, place, 0, offset))
 
     def layer(carry, inputs):
         x, kept = carry
-        frame_block, global_block, place = inputs
+        frame_block, global_block, place, branch = inputs
         with jax.named_scope("trunk/frame"):
             x = frame_layer(frame_block, x)
         kept = keep(kept, x, place, 0)
@@ -144,11 +185,21 @@ def run_trunk(
         # The stream is updated in place from here on, so what reads it comes before.
         x, kept, first_of_frame = jax.lax.optimization_barrier((x, kept, first_of_frame))
         with jax.named_scope("trunk/global"):
-            x = global_layer(global_block, x)
+            x, stats = global_layer(global_block, x, branch)
         kept = keep(kept, x, place, c)
-        return (x, kept), jnp.concatenate([first_of_frame, x[:, :, 0]], axis=-1)
+        firsts = jnp.concatenate([first_of_frame, x[:, :, 0]], axis=-1)
+        return (x, kept), (firsts, stats)
 
-    (_, kept), firsts = jax.lax.scan(
-        layer, (tokens, kept), (frame_blocks, global_blocks, jnp.asarray(place_of_layer))
+    branch_of_layer = jnp.array([distinct.index(setting) for setting in settings])
+    (_, kept), (firsts, stats) = jax.lax.scan(
+        layer,
+        (tokens, kept),
+        (frame_blocks, global_blocks, jnp.asarray(place_of_layer), branch_of_layer),
     )
-    return TrunkOutput(kept=kept, layers=tuple(layers), first_tokens=firsts[-1])
+    by_scene = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), stats)
+    return TrunkOutput(
+        kept=kept,
+        layers=tuple(layers),
+        first_tokens=firsts[-1],
+        attention_stats=None if attention is dense else by_scene,
+    )

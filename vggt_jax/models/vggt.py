@@ -13,6 +13,7 @@ from vggt_jax.heads.track import Tracker, TrackHead
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.chunking import map_chunks
 from vggt_jax.layers.precision import Precision
+from vggt_jax.layers.sparse_attention import BlockSparse, within_frames
 from vggt_jax.layers.vit import VisionTransformer
 from vggt_jax.models.token_layout import TokenLayout
 from vggt_jax.models.trunk import TrunkOutput, frames_per_chunk, make_trunk_blocks, run_trunk
@@ -93,7 +94,7 @@ class VGGT(nnx.Module):
         images: Float[Array, "b s height width 3"] | UInt8[Array, "b s height width 3"],
         *,
         query_points: Float[Array, "b m 2"] | None = None,
-        attention: Dense = Dense(),
+        attention: Dense | BlockSparse = Dense(),
         num_frames: Int[Array, " b"] | None = None,
         compute_dtype: DTypeLike | None = None,
     ) -> VGGTOutput:
@@ -103,7 +104,7 @@ class VGGT(nnx.Module):
             images: RGB, float in [0, 1] or uint8; sides are multiples of the patch size. The first
                 frame's camera is the world.
             query_points: pixels `(x, y)` of the first frame to follow through all frames.
-            attention: how the tokens of all frames attend to each other.
+            attention: how the tokens of all frames attend to each other: `Dense()` or `BlockSparse(...)`.
             num_frames: how many leading frames of each scene count, from 1; the others are
                 padding, which changes no output of the valid frames. None: all.
             compute_dtype: of matrix products. `float32` runs at the highest precision; `bfloat16`
@@ -135,7 +136,7 @@ class VGGT(nnx.Module):
             num_frames=num_frames,
             compute_dtype=compute_dtype,
         )
-        outputs = {}
+        outputs = {"attention_stats": trunk.attention_stats}
         if self.camera_head is not None:
             with jax.named_scope("camera_head"):
                 encodings = self.camera_head(trunk.first_tokens, precision.heads, num_frames)
@@ -176,7 +177,7 @@ class VGGT(nnx.Module):
         self,
         images: Float[Array, "b s height width 3"] | UInt8[Array, "b s height width 3"],
         *,
-        attention: Dense = Dense(),
+        attention: Dense | BlockSparse = Dense(),
         compute_dtype: DTypeLike | None = None,
     ) -> Float[Array, "b s p c"]:
         """Encodes every frame by itself: normalised tokens of its patches, float32."""
@@ -188,7 +189,7 @@ class VGGT(nnx.Module):
             if images.dtype == jnp.uint8:
                 images = images.astype(jnp.float32) / 255
             flat = images.astype(jnp.float32).reshape(-1, *images.shape[2:])
-            tokens = self.encoder(flat, attention, precision)
+            tokens = self.encoder(flat, within_frames(attention), precision)
             return tokens.reshape(b, -1, *tokens.shape[1:])
 
         with jax.named_scope("encoder"):
@@ -200,7 +201,7 @@ class VGGT(nnx.Module):
         patch_tokens: Float[Array, "b s p c"],
         layout: TokenLayout,
         *,
-        attention: Dense = Dense(),
+        attention: Dense | BlockSparse = Dense(),
         num_frames: Int[Array, " b"] | None = None,
         taps: tuple[int, ...] | None = None,
         compute_dtype: DTypeLike | None = None,

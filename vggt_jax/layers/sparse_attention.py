@@ -1,0 +1,223 @@
+"""Block-sparse attention over all frames of a scene: settings, layout of its tokens, statistics."""
+
+import dataclasses
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels import BlockMap, block_sparse_attention, select_blocks
+from vggt_jax.layers.attention import Dense
+from vggt_jax.layers.token_order import TokenOrder
+
+# Special tokens are few and see everything: in small blocks they still keep all of a GPU busy.
+_SPECIAL_BLOCK_Q = 64
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BlockSparse:
+    """Each block of patches attends to the blocks that matter most to it, and to all special tokens.
+
+    The method of "Faster VGGT with Block-Sparse Global Attention" (arXiv 2509.07120), without its
+    rounding to 8 bits. Which blocks matter is predicted from pooled queries and keys, for every scene,
+    layer and head anew; attention to them is exact. Camera and register tokens see and are seen by
+    everything.
+
+    Attributes:
+        sparse_ratio: the share of the blocks to leave out, in [0, 1]; 0.75 keeps a quarter. One number,
+            or one for each layer of the trunk.
+        cdf_threshold: keep as many blocks as have this share of the pooled probability, in [0, 1]. One
+            number, or one for each layer. With both, the larger number of blocks is kept.
+        pool_mode: "avg" or "max", how a block becomes one vector.
+        token_order: how the patches of a frame follow one another: "raster", row by row; "hilbert",
+            along a Hilbert curve, as the paper's code offers; "tiles", 8 by 8. Blocks of the latter two
+            are compact regions of the picture. Outputs are in raster order always.
+        layers: the layers of the trunk that are sparse, None for all; the others are dense.
+        min_tokens: scenes of fewer tokens run dense.
+        block_q, block_k: tokens in a block of queries and in a block of keys.
+        implementation: "triton", "xla", or None to choose by device.
+    """
+
+    sparse_ratio: float | tuple[float, ...] | None = None
+    cdf_threshold: float | tuple[float, ...] | None = None
+    pool_mode: Literal["avg", "max"] = "avg"
+    token_order: TokenOrder = "raster"
+    layers: tuple[int, ...] | None = None
+    min_tokens: int = 0
+    block_q: int = 128
+    block_k: int = 64
+    implementation: Literal["triton", "xla"] | None = None
+
+    def __post_init__(self):
+        for name in ("sparse_ratio", "cdf_threshold", "layers"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, int | float):
+                object.__setattr__(self, name, tuple(value))
+        if self.sparse_ratio is None and self.cdf_threshold is None:
+            raise ValueError("BlockSparse needs sparse_ratio or cdf_threshold, or both")
+        for name in ("sparse_ratio", "cdf_threshold"):
+            value = getattr(self, name)
+            if value is not None and not np.all((0 <= np.array(value)) & (np.array(value) <= 1)):
+                raise ValueError(f"{name}={value} must be in [0, 1]")
+        choices = {
+            "pool_mode": ("avg", "max"),
+            "token_order": get_args(TokenOrder),
+            "implementation": (None, "triton", "xla"),
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; use one of {known}")
+        for name, least in (("min_tokens", 0), ("block_q", 1), ("block_k", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
+
+    def of_layers(self, depth: int) -> list["LayerSetting | None"]:
+        """What each layer of a trunk keeps; None where it is dense.
+
+        Raises:
+            ValueError: numbers by layer, or layers, that do not fit the trunk.
+        """
+
+        def by_layer(name):
+            value = getattr(self, name)
+            if not isinstance(value, tuple):
+                return [value] * depth
+            if len(value) != depth:
+                raise ValueError(f"{name} has {len(value)} numbers, but there are {depth} layers")
+            return list(value)
+
+        layers = range(depth) if self.layers is None else self.layers
+        if not all(0 <= layer < depth for layer in layers):
+            raise ValueError(f"{self.layers=} must be layers of the trunk, in [0, {depth})")
+        settings = map(LayerSetting, by_layer("sparse_ratio"), by_layer("cdf_threshold"))
+        return [setting if i in layers else None for i, setting in enumerate(settings)]
+
+
+def within_frames(attention: Dense | BlockSparse) -> Dense:
+    """How the tokens of one frame attend to each other: densely, there are few."""
+    return attention if isinstance(attention, Dense) else Dense()
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerSetting:
+    """What one layer keeps; see `BlockSparse`."""
+
+    sparse_ratio: float | None
+    cdf_threshold: float | None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttentionStats:
+    """What block-sparse attention did: data like any output, by scene, layer of the trunk and head.
+
+    Attributes:
+        density: the share of the pairs of blocks that was kept, special keys included; the sparsity
+            that the paper reports is 1 minus its mean.
+        covered: the pooled probability of the kept blocks among the patches, the mean over the blocks
+            of queries.
+        saved: the share of the arithmetic of dense attention that was not done. Less than 1 - density,
+            for special queries and for blocks that are not full.
+    """
+
+    density: Float[Array, "*layers n"]
+    covered: Float[Array, "*layers n"]
+    saved: Float[Array, "*layers n"]
+
+    @classmethod
+    def of_dense(cls, *shape: int):
+        """What dense attention would report."""
+        full = lambda value: jnp.full(shape, value, jnp.float32)
+        return cls(density=full(1.0), covered=full(1.0), saved=full(0.0))
+
+
+def sparse_attention(
+    q: Float[Array, "s p n h"],
+    k: Float[Array, "s p n h"],
+    v: Float[Array, "s p n h"],
+    *,
+    num_special: int,
+    setting: LayerSetting,
+    attention: BlockSparse,
+    num_frames: Int[Array, ""] | None = None,
+) -> tuple[Float[Array, "s p n h"], AttentionStats]:
+    """Attention over all tokens of one scene, whose frames start with their special tokens.
+
+    Keys are laid out as `[special tokens of all frames | patches of all frames]`, the special ones
+    padded to whole blocks, so that no block mixes the two: special keys are sinks, and their queries
+    have a map of their own that keeps everything. Padded frames are two tails that do not count.
+
+    Args:
+        num_frames: how many leading frames count, None for all.
+    """
+    s, p, n, h = q.shape
+    num_patches, block_k = p - num_special, attention.block_k
+    special = lambda x: x[:, :num_special].reshape(s * num_special, n, h)
+    patches = lambda x: x[:, num_special:].reshape(s * num_patches, n, h)
+
+    num_sink_blocks = -(-s * num_special // block_k)
+    num_padding = num_sink_blocks * block_k - s * num_special
+
+    def layout(x):
+        padded = jnp.pad(special(x), ((0, num_padding), (0, 0), (0, 0)))
+        return jnp.concatenate([padded, patches(x)])
+
+    k, v = layout(k), layout(v)
+    # How many tokens count in each block of keys: up to the end of the frames, in both parts.
+    frames = s if num_frames is None else num_frames
+    starts = block_k * np.arange(-(-k.shape[0] // block_k))
+    ends = jnp.where(
+        starts < num_sink_blocks * block_k,
+        frames * num_special,
+        num_sink_blocks * block_k + frames * num_patches,
+    )
+    kv_lengths = jnp.clip(ends - starts, 0, block_k)
+
+    patch_queries = patches(q)
+    selection = select_blocks(
+        patch_queries,
+        k,
+        sparse_ratio=setting.sparse_ratio,
+        cdf_threshold=setting.cdf_threshold,
+        pool_mode=attention.pool_mode,
+        block_q=attention.block_q,
+        block_k=block_k,
+        num_sink_blocks=num_sink_blocks,
+        q_length=None if num_frames is None else num_frames * num_patches,
+        kv_lengths=kv_lengths,
+        implementation=attention.implementation,
+    )
+
+    def attend(queries, block_map):
+        return block_sparse_attention(
+            queries,
+            k,
+            v,
+            block_map,
+            kv_lengths=kv_lengths,
+            implementation=attention.implementation,
+        ).reshape(s, -1, n, h)
+
+    everything = BlockMap.full(
+        n, s * num_special, k.shape[0], block_q=_SPECIAL_BLOCK_Q, block_k=block_k
+    )
+    parts = [attend(patch_queries, selection.block_map)]
+    if num_special:
+        parts.insert(0, attend(special(q), everything))
+
+    block_map, live = selection.block_map, selection.block_map.counts > 0
+    num_live = jnp.maximum(jnp.sum(live, axis=-1), 1)
+    kept_pairs = jnp.sum(block_map.counts.astype(jnp.float32), axis=-1) * (
+        attention.block_q * block_k
+    )
+    tokens = jnp.float32(frames * p)
+    done = kept_pairs / tokens**2 + num_special / p
+    stats = AttentionStats(
+        density=selection.density,
+        covered=jnp.sum(selection.covered, axis=-1) / num_live,
+        saved=jnp.maximum(1 - done, 0.0),
+    )
+    return jnp.concatenate(parts, axis=1), stats
