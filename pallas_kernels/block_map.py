@@ -46,14 +46,14 @@ class BlockMap:
         if mask.ndim < 3 or mask.dtype != bool:
             raise ValueError(f"mask must be bool [... n qb kb], not {mask.dtype} {mask.shape}")
         num_kv_blocks = mask.shape[-1]
-        capacity = num_kv_blocks
+        xp, capacity = jnp, num_kv_blocks
         if isinstance(mask, np.ndarray):
-            capacity = max(1, int(mask.sum(-1).max(initial=0)))
+            xp, capacity = np, max(1, int(mask.sum(-1).max(initial=0)))
         # A stable sort brings the kept blocks to the front and leaves them in order.
-        order = jnp.argsort(~jnp.asarray(mask), axis=-1, stable=True)[..., :capacity]
+        order = xp.argsort(~mask, axis=-1, stable=True)[..., :capacity]
         return cls(
-            indices=order.astype(index_dtype(num_kv_blocks)),
-            counts=jnp.sum(mask, axis=-1, dtype=jnp.int32),
+            indices=jnp.asarray(order, index_dtype(num_kv_blocks)),
+            counts=jnp.asarray(xp.sum(mask, axis=-1), jnp.int32),
             num_kv_blocks=num_kv_blocks,
             block_q=block_q,
             block_k=block_k,
@@ -114,4 +114,4 @@ def index_dtype(num_kv_blocks: int) -> jnp.dtype:
 
 
 def _scatter_row(num_kv_blocks, indices, live):
-    return jnp.zeros(num_kv_blocks, bool).at[indices].max(live)
+    return jnp.zeros(num_kv_blocks, bool).at[indices.astype(jnp.int32)].max(live)

@@ -16,6 +16,8 @@ Every case runs in a process of its own, so that its peak is its own. Parts:
 """
 
 import argparse
+import functools
+import itertools
 import json
 import os
 import pathlib
@@ -41,6 +43,8 @@ def main():
     parser.add_argument("--parts", nargs="+", choices=FRAMES, default=list(FRAMES)[:-1])
     parser.add_argument("--frames", type=int, nargs="+", help="instead of each part's own")
     parser.add_argument("--size", type=int, nargs=2, default=[518, 518], help="height width")
+    parser.add_argument("--sparse-ratio", type=float, nargs="+", metavar="RATIO",
+                        help="also leave out these shares of the blocks, in aggregator and model")  # fmt: skip
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--profile", type=int, nargs="*", default=[], metavar="FRAMES",
                         help="numbers of frames of which to sum kernel times by kind")  # fmt: skip
@@ -51,8 +55,13 @@ def main():
         print(json.dumps(run_case(**json.loads(args.case))))
         return
     for part in args.parts:
-        for frames in args.frames or FRAMES[part]:
+        ratios = [None]
+        if part in ("aggregator", "model") and args.sparse_ratio:
+            ratios += args.sparse_ratio
+        for frames, ratio in itertools.product(args.frames or FRAMES[part], ratios):
             case = {"part": part, "frames": frames, "size": args.size, "repeats": args.repeats}
+            if ratio is not None:
+                case["sparse_ratio"] = ratio
             with tempfile.TemporaryDirectory() as cache:
                 env = {"JAX_COMPILATION_CACHE_DIR": cache}
                 if part == "first_call":
@@ -106,13 +115,13 @@ def make_inputs(frames: int, size: list[int]):
     return jax.block_until_ready((model, images))
 
 
-def aggregate(model, images):
+def aggregate(model, images, **options):
     patch_tokens = model.encode(images)
-    return model.aggregate(patch_tokens, model.layout(images))
+    return model.aggregate(patch_tokens, model.layout(images), **options)
 
 
-def whole(model, images):
-    return model(images)
+def whole(model, images, **options):
+    return model(images, **options)
 
 
 def run_attention(part, frames, size, repeats):
@@ -136,11 +145,17 @@ def run_attention(part, frames, size, repeats):
     return result
 
 
-def run_ours(part, frames, size, repeats, profile=False, compile_only=False):
+def run_ours(part, frames, size, repeats, profile=False, compile_only=False, sparse_ratio=None):
     import jax
 
+    import vggt_jax
+
     model, images = make_inputs(frames, size)
-    fn = jax.jit({"aggregator": aggregate, "model": whole}[part])
+    attention = vggt_jax.Dense()
+    if sparse_ratio is not None:
+        attention = vggt_jax.BlockSparse(sparse_ratio=sparse_ratio)
+    fn = {"aggregator": aggregate, "model": whole}[part]
+    fn = jax.jit(functools.partial(fn, attention=attention))
     start = time.perf_counter()
     compiled = fn.lower(model, images).compile()
     compile_s = time.perf_counter() - start
@@ -154,6 +169,7 @@ def run_ours(part, frames, size, repeats, profile=False, compile_only=False):
         "frames": frames,
         "size": size,
         "dtype": "bfloat16",
+        "sparse_ratio": sparse_ratio,
         "compile_s": round(compile_s, 1),
         **timing,
         "peak_gib": gib(jax.devices()[0].memory_stats()["peak_bytes_in_use"]),
@@ -267,7 +283,8 @@ def kind_of_kernel(name: str) -> str:
     lower = name.lower()
     for kind, marks in (
         ("matrix product", ("gemm", "nvjet", "cublas")),
-        ("attention", ("sdpa", "flash", "fmha", "fprop_sm90_flash")),
+        ("attention", ("sdpa", "flash", "fmha", "fprop_sm90_flash", "block_sparse_attention")),
+        ("selection", ("select_blocks", "pool_blocks", "whole_blocks_first")),
         ("elementwise and reductions", ("fusion", "reduce", "softmax")),
         ("convolution", ("conv", "fprop", "implicit", "cutlass", "cudnn")),
         ("copy", ("copy", "memcpy", "memset")),

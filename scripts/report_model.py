@@ -19,7 +19,7 @@ def main():
     cases = {}
     for path in args.results:
         for line in map(json.loads, path.read_text().splitlines()):
-            cases[line["part"], line["frames"]] = line
+            cases[line["part"], line["frames"], line.get("sparse_ratio")] = line
     print(table(cases))
     plot(cases, args.results[-1].with_suffix(".png"))
 
@@ -37,14 +37,22 @@ def memory(line: dict) -> float:
 
 def table(cases: dict) -> str:
     rows = [
-        "| | frames | ms | spread | GiB | official ms | official GiB | faster |",
-        "|---|---|---|---|---|---|---|---|",
+        "| | frames | left out | ms | spread | GiB | official ms | official GiB | faster |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    for (part, frames), line in cases.items():
+    for (part, frames, ratio), line in cases.items():
         if part not in ("aggregator", "model"):
             continue
-        cells = [part, frames, f"{line['ms']:.0f}", f"{line['spread_ms']:.0f}", memory(line)]
-        if part == "aggregator" and (official := cases.get(("official", frames))):
+        left_out = "" if ratio is None else f"{ratio:.0%}"
+        cells = [
+            part,
+            frames,
+            left_out,
+            f"{line['ms']:.0f}",
+            f"{line['spread_ms']:.0f}",
+            memory(line),
+        ]
+        if part == "aggregator" and (official := cases.get(("official", frames, None))):
             ratio = official["ms"] / line["ms"]
             mark = "*" if "note" in official else ""
             cells += [
@@ -63,7 +71,11 @@ def plot(cases: dict, path: pathlib.Path):
 
     figure, (time_axes, memory_axes) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     for part, label in (("official", "official PyTorch"), ("aggregator", "vggt-jax")):
-        chosen = [line for (name, _), line in sorted(cases.items()) if name == part]
+        chosen = [
+            line
+            for (name, _, ratio), line in sorted(cases.items(), key=lambda case: case[0][:2])
+            if name == part and ratio is None
+        ]
         frames = [line["frames"] for line in chosen]
         used = [memory(line) if part == "aggregator" else line["peak_gib"] for line in chosen]
         time_axes.loglog(frames, [line["ms"] / 1e3 for line in chosen], "o-", label=label)

@@ -7,6 +7,7 @@ import pytest
 
 import vggt_jax
 from vggt_jax.layers import attention
+from vggt_jax.layers.sparse_attention import LayerSetting, sparse_attention
 
 pytestmark = pytest.mark.gpu
 
@@ -33,6 +34,44 @@ def test_attention_in_parts_is_as_good_as_in_one(monkeypatch, relative_error, ke
     plain = attention.dense_attention(*narrow, implementation="xla")
     parts = attention.dense_attention(*narrow, implementation="cudnn")
     assert relative_error(parts, exact) <= 2 * relative_error(plain, exact)
+
+
+def test_block_sparse_attention_that_keeps_everything(load_toy, golden, relative_error):
+    arrays = golden("vggt_odd.n5_84x112")
+    sparse = vggt_jax.BlockSparse(sparse_ratio=0.0, token_order="tiles", implementation="triton")
+    output = jax.jit(
+        lambda model, images: model(images, attention=sparse, compute_dtype=jnp.float32)
+    )(load_toy("vggt_odd"), arrays["images"])
+    for name in ("depth", "depth_conf", "world_points", "world_points_conf"):
+        assert relative_error(getattr(output, name), arrays[name]) <= 2e-5, name
+
+
+def test_block_sparse_attention_of_a_batch_in_bfloat16(relative_error):
+    b, s, special, patches, n, h = 2, 7, 5, 131, 3, 64
+    q, k, v = (
+        jax.random.normal(jax.random.key(i), (b, s, special + patches, n, h)) for i in range(3)
+    )
+
+    @jax.jit
+    def attend(q, k, v):
+        return jax.vmap(
+            lambda q, k, v: sparse_attention(
+                q, k, v,
+                num_special=special,
+                setting=LayerSetting(0.0, None),
+                attention=vggt_jax.BlockSparse(sparse_ratio=0.0, implementation="triton"),
+                num_frames=jnp.int32(6),
+            )[0]
+        )(q, k, v)  # fmt: skip
+
+    def dense(q, k, v):
+        scene = lambda x: x[:, :6].reshape(b, -1, n, h)
+        return attention.dense_attention(scene(q), scene(k), scene(v), implementation="xla")
+
+    exact = dense(q, k, v)
+    narrow = [x.astype(jnp.bfloat16) for x in (q, k, v)]
+    sparse = attend(*narrow)[:, :6].reshape(exact.shape)
+    assert relative_error(sparse, exact) <= 2 * relative_error(dense(*narrow), exact)
 
 
 def test_gradient_of_attention_in_parts(relative_error):

@@ -14,9 +14,7 @@ def test_estimate_is_near_what_the_compiler_plans(tiny, num_frames, height, widt
     images = jax.ShapeDtypeStruct((1, num_frames, height, width, 3), jnp.uint8)
     run = jax.jit(lambda model, images: model(images, compute_dtype=jnp.float32))
     plan = run.lower(model, images).compile().memory_analysis()
-    planned = (
-        plan.temp_size_in_bytes + plan.argument_size_in_bytes + plan.output_size_in_bytes
-    )
+    planned = plan.temp_size_in_bytes + plan.argument_size_in_bytes + plan.output_size_in_bytes
     estimate = memory.estimate_memory(
         model.config,
         weights=memory.weight_bytes(model),

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels import devices
 from pallas_kernels.attention.config import TritonConfig, choose_triton_config
 from pallas_kernels.block_map import BlockMap
-from pallas_kernels.blocks import count_blocks, tokens_per_block
+from pallas_kernels.blocks import check_kv_lengths, count_blocks, tokens_per_block
 
 Implementation = Literal["triton", "xla", "reference"]
 
@@ -148,11 +148,7 @@ def _check_arguments(q, k, v, block_map, kv_lengths, implementation, config):
             f"but q {q.shape} and k {k.shape} have {expected} with {block_map.block_q=}, "
             f"{block_map.block_k=}"
         )
-    if jnp.shape(kv_lengths) not in ((), (block_map.num_kv_blocks,)):
-        raise ValueError(
-            f"kv_lengths must be one number or one for each of {block_map.num_kv_blocks} key blocks, "
-            f"not of shape {jnp.shape(kv_lengths)}"
-        )
+    check_kv_lengths(kv_lengths, block_map.num_kv_blocks)
     if implementation not in (None, *get_args(Implementation)):
         names = ", ".join(map(repr, get_args(Implementation)))
         raise ValueError(f"{implementation=} is unknown; use {names} or None")

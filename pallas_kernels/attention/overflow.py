@@ -30,6 +30,10 @@ def halve(q: Float[Array, "*q h"], times: Float[Array, "*q"]) -> Float[Array, "*
     return (smaller * jnp.exp2(first - times)[..., None]).astype(q.dtype)
 
 
-def restore(times: Float[Array, "*q"]) -> Float[Array, "*q"]:
-    """The factor by which differences of scores grow back; where it would overflow, almost that."""
-    return jnp.exp2(jnp.minimum(times, 126.0))
+def restore(times: Float[Array, "*q"], scale: float) -> Float[Array, "*q"]:
+    """The factor that makes scaled scores of differences: `scale * 2**times`.
+
+    Where float32 cannot hold it, almost as much: such scores differ by more than an exponential can
+    tell, or not at all.
+    """
+    return jnp.minimum(scale * jnp.exp2(jnp.minimum(times, 126.0)), 2.0**126)

@@ -37,6 +37,9 @@ def attention(q, k, v, block_map, kv_tokens, scale, config: TritonConfig, *, int
     block_q, block_k = block_map.block_q, block_map.block_k
     tile_q = config.tile_q
     tiles = count_blocks(t, tile_q)
+    # Kernels slice whole tiles of keys, also where there are fewer.
+    missing = max(0, min(block_k, config.tile_k) - k.shape[0])
+    k, v = (jnp.pad(x, ((0, missing), (0, 0), (0, 0))) for x in (k, v))
     # Program i computes a tile of head i // tiles, of this row of the map.
     row = lambda i: (i // tiles, (i % tiles) * tile_q // block_q)
     queries = pl.BlockSpec((tile_q, None, h), lambda i: (i % tiles, i // tiles, 0))
@@ -218,7 +221,7 @@ def _attend_tile(
     factor = scale * _LOG2_E
     if any_scores:
         halvings = overflow.halvings(q)
-        factor = factor * overflow.restore(halvings)
+        factor = overflow.restore(halvings, factor)
         out, total, ref = walk(
             overflow.halve(q, halvings),
             exponents=lambda scores, ref: (scores - ref) * factor[:, None],
@@ -287,7 +290,7 @@ def _whole_blocks_first(indices, counts, kv_tokens, block_k, *, interpret):
     def kernel(indices_ref, counts_ref, tokens_ref, out_ref, num_whole_ref, num_listed_ref):
         lanes = lax.broadcasted_iota(jnp.int32, (width,), 0)
         listed = lanes < counts_ref[0]
-        blocks = plgpu.load(indices_ref.at[pl.ds(0, width)], mask=listed, other=0)
+        blocks = plgpu.load(indices_ref.at[lanes], mask=listed, other=0)
         tokens = tokens_ref[blocks.astype(jnp.int32)]
         whole = listed & (tokens == block_k)
         partial = listed & (tokens > 0) & (tokens < block_k)

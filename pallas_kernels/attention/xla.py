@@ -26,22 +26,21 @@ def attention(q, k, v, block_map, kv_tokens, scale):
     # What does not count must not spoil a product by being infinite.
     counts = tokens_that_count(kv_tokens, k.shape[0], block_k)[:, None, None]
     k, v = (jnp.where(counts, x, 0) for x in (k, v))
-    halvings = overflow.halvings(q)
-    q = overflow.halve(q, halvings)
-    # Scores of halved queries, times this, are scaled scores.
-    scale = (scale * overflow.restore(halvings))[..., None]
-    q, scale = (_in_blocks(x, block_map.num_q_blocks, block_q) for x in (q, scale))
+    q = _in_blocks(q, block_map.num_q_blocks, block_q)  # [n, qb, block_q, h]
     k, v = (_in_blocks(x, block_map.num_kv_blocks, block_k) for x in (k, v))
 
     slots = min(block_map.capacity, max(1, _KEYS_PER_STEP // block_k))
     stripe = max(1, _MAX_GATHERED_BYTES // (4 * n * slots * block_k * h))
     stripe = min(stripe, block_map.num_q_blocks)
-    step = functools.partial(_attend_to_some, k, v, kv_tokens)
+    # Steps are computed again for gradients, instead of keeping their weights.
+    step = jax.checkpoint(functools.partial(_attend_to_some, k, v, kv_tokens))
 
     @jax.checkpoint
     def attend(inputs):
-        # [n, r, block_q, h], [n, r, block_q], [n, r, capacity], [n, r]
-        queries, scale, indices, counts = inputs
+        queries, indices, counts = inputs  # [n, r, block_q, h], [n, r, capacity], [n, r]
+        halvings = overflow.halvings(queries)
+        queries = overflow.halve(queries, halvings)
+        factor = overflow.restore(halvings, scale)
         live = jnp.arange(block_map.capacity) < counts[..., None]
         lists = jax.tree.map(lambda x: _in_steps(x, slots), (indices.astype(jnp.int32), live))
         rows = queries.shape[:-1]
@@ -51,22 +50,25 @@ def attention(q, k, v, block_map, kv_tokens, scale):
             jnp.zeros(rows, jnp.float32),
         )
         (out, top, total), _ = lax.scan(
-            lambda carry, some: (step(queries, scale, carry, some), None), start, lists
+            lambda carry, some: (step(queries, factor, carry, some), None), start, lists
         )
         some = total > 0
         total = jnp.where(some, total, 1.0)
-        lse = jnp.where(some, top * scale + jnp.log(total), -jnp.inf)
+        lse = jnp.where(some, top * factor + jnp.log(total), -jnp.inf)
         return jnp.where(some[..., None], out / total[..., None], 0.0), lse
 
-    operands = (q, scale[..., 0], block_map.indices, block_map.counts)
+    operands = (q, block_map.indices, block_map.counts)
     out, lse = lax.map(attend, jax.tree.map(lambda x: _in_stripes(x, stripe), operands))
     # [stripes, n, r, block_q, ...] -> [t, n, ...]
     out, lse = (jnp.moveaxis(x, 1, 3).reshape(-1, n, *x.shape[4:])[:t] for x in (out, lse))
     return out.astype(v.dtype), lse
 
 
-def _attend_to_some(k, v, kv_tokens, queries, scale, carry, some):
-    """One step of the softmax over some listed blocks; indices and whether they are live: [n, r, g]."""
+def _attend_to_some(k, v, kv_tokens, queries, factor, carry, some):
+    """One step of the softmax over some listed blocks; indices and whether they are live: [n, r, g].
+
+    `factor` makes scaled scores of differences of scores.
+    """
     out, top, total = carry
     indices, live = some
     block_k = k.shape[2]
@@ -81,8 +83,8 @@ def _attend_to_some(k, v, kv_tokens, queries, scale, carry, some):
 
     new_top = jnp.maximum(top, lax.stop_gradient(jnp.max(scores, axis=(-1, -2))))
     shift = jnp.where(new_top > -jnp.inf, new_top, 0.0)
-    weights = jnp.exp((scores - shift[..., None, None]) * scale[..., None, None])
-    correction = jnp.exp((top - shift) * scale)
+    weights = jnp.exp((scores - shift[..., None, None]) * factor[..., None, None])
+    correction = jnp.exp((top - shift) * factor)
     product = jnp.einsum(
         "nrqgk,nrgkh->nrqh",
         weights.astype(v.dtype),

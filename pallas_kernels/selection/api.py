@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels import devices
 from pallas_kernels.block_map import BlockMap, index_dtype
-from pallas_kernels.blocks import count_blocks, tokens_per_block
+from pallas_kernels.blocks import check_kv_lengths, count_blocks, tokens_per_block
 from pallas_kernels.selection.pooling import PoolMode
 
 Implementation = Literal["triton", "xla"]
@@ -86,7 +86,7 @@ def select_blocks(
         q_length: how many leading queries count; None for all. Blocks without any keep nothing.
         kv_lengths: how many leading keys count, or for each key block how many of its leading keys do;
             None for all. Key blocks without any are never kept.
-        scale: of the scores; `1 / sqrt(h)` by default.
+        scale: of the scores, a positive number known when tracing; `1 / sqrt(h)` by default.
         capacity: room for blocks in a row, sinks included. By default there is room for whatever the
             rule asks. With less, a row keeps the most probable blocks that find room, and
             `BlockSelection.missing` counts the others.
@@ -103,6 +103,12 @@ def select_blocks(
     num_kv_blocks = count_blocks(k.shape[0], block_k)
     if not 0 <= num_sink_blocks < num_kv_blocks:
         raise ValueError(f"{num_sink_blocks=} must leave some of the {num_kv_blocks} key blocks")
+    check_kv_lengths(kv_lengths, num_kv_blocks)
+    if q_length is not None and jnp.shape(q_length):
+        raise ValueError(f"q_length must be one number, not of shape {jnp.shape(q_length)}")
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    if not 0 < scale < float("inf"):
+        raise ValueError(f"{scale=} must be a positive number")
     if capacity is not None and capacity <= num_sink_blocks:
         raise ValueError(f"{capacity=} must be above {num_sink_blocks=}")
     num_kept = _kept_by_ratio(sparse_ratio, num_kv_blocks - num_sink_blocks, n)
@@ -118,7 +124,7 @@ def select_blocks(
         cdf_threshold,
         q_length,
         kv_lengths,
-        q.shape[-1] ** -0.5 if scale is None else scale,
+        scale,
         pool_mode=pool_mode,
         block_q=block_q,
         block_k=block_k,
