@@ -17,10 +17,7 @@ from jax.interpreters import batching, mlir
 
 
 def triton_call(kernel, *, num_warps, num_stages, interpret, **pallas_options):
-    """`pl.pallas_call(kernel, **pallas_options)` for Triton; with `interpret`, on any device.
-
-    A grid of one dimension leaves room for two nested `jax.vmap`, Triton having three dimensions.
-    """
+    """`pl.pallas_call(kernel, **pallas_options)` for Triton; with `interpret`, on any device."""
     call = pl.pallas_call(
         kernel,
         compiler_params=plgpu.CompilerParams(num_warps=num_warps, num_stages=num_stages),

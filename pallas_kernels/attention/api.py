@@ -38,10 +38,11 @@ def block_sparse_attention(
     The softmax over the kept keys is exact. Scores, weights and sums are float32, and so are products
     of float32 numbers; results have the type of `q`. Queries that see no key get zero. The same
     arguments give the same bits. `jax.vmap` gives a batch, and `jax.grad` works: it recomputes with
-    the XLA implementation.
+    the XLA implementation, which alone has forward-mode derivatives (`jax.jvp`).
 
     Args:
-        q, k, v: queries, keys, values, all float32, bfloat16 or float16, and finite.
+        q, k, v: queries, keys, values, all float32, bfloat16 or float16, and finite. Scores may be of
+            any size; sums of values over all keys must be within float32.
         block_map: which blocks are kept; its sizes must be those of `q` and `k`.
         kv_lengths: how many leading keys count, or for each key block how many of its leading keys do;
             None for all. Keys and values that do not count have no influence, whatever they hold.
@@ -49,16 +50,18 @@ def block_sparse_attention(
         implementation: "triton" (a Pallas kernel; NVIDIA GPUs from Ampere on, head dims 32, 64 and 128,
             blocks of a power of two), "xla" (any device, memory bounded), "reference" (the oracle, all
             scores in memory), or None to choose by device. A name means that one or an error.
-        config: sizes of Triton's tiles; None for the tuned ones.
+        config: sizes of Triton's tiles, whose implementation this implies; None for the tuned ones.
         return_lse: also return the log-sum-exp of each query's scaled scores, float32; `-inf` where it
             sees no key. Results over disjoint sets of keys can be merged with it.
-        interpret: run the Triton kernel in Pallas's interpreter, on any device, slowly.
+        interpret: run the Triton kernel in Pallas's interpreter, on any device, slowly; implies Triton.
 
     Raises:
         ValueError: arguments that no implementation could make sense of.
         NotImplementedError: the implementation named cannot do this here.
     """
-    _check_arguments(q, k, v, block_map, kv_lengths, implementation, config)
+    if implementation is None and (config is not None or interpret):
+        implementation = "triton"
+    _check_arguments(q, k, v, block_map, kv_lengths, implementation, config, interpret)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if not 0 < scale < float("inf"):
         raise ValueError(f"{scale=} must be a positive number")
@@ -67,8 +70,6 @@ def block_sparse_attention(
         config = config or choose_triton_config(
             q.dtype, q.shape[-1], block_map.block_q, block_map.block_k
         )
-        if block_map.block_q % config.tile_q:
-            raise ValueError(f"{config.tile_q=} does not divide {block_map.block_q=}")
     out, lse = _attend(
         q,
         k,
@@ -124,7 +125,7 @@ def _triton_backward(scale, config, interpret, all_whole, saved, cotangents):
 _triton.defvjp(_triton_forward, _triton_backward)
 
 
-def _check_arguments(q, k, v, block_map, kv_lengths, implementation, config):
+def _check_arguments(q, k, v, block_map, kv_lengths, implementation, config, interpret):
     if q.ndim != 3 or k.ndim != 3 or k.shape != v.shape or q.shape[1:] != k.shape[1:]:
         raise ValueError(
             f"q must be [t n h], k and v [kv n h] with the same heads, not {q.shape}, {k.shape} and "
@@ -148,12 +149,18 @@ def _check_arguments(q, k, v, block_map, kv_lengths, implementation, config):
             f"but q {q.shape} and k {k.shape} have {expected} with {block_map.block_q=}, "
             f"{block_map.block_k=}"
         )
+    if not block_map.capacity:
+        raise ValueError("block_map has no room for blocks; give it a capacity of at least 1")
     check_kv_lengths(kv_lengths, block_map.num_kv_blocks)
     if implementation not in (None, *get_args(Implementation)):
         names = ", ".join(map(repr, get_args(Implementation)))
         raise ValueError(f"{implementation=} is unknown; use {names} or None")
     if config is not None and implementation in ("xla", "reference"):
         raise ValueError(f"{implementation=} has no tiles; leave out {config=}")
+    if interpret and implementation in ("xla", "reference"):
+        raise ValueError(f"{implementation=} is no kernel; leave out {interpret=}")
+    if config is not None and block_map.block_q % config.tile_q:
+        raise ValueError(f"{config.tile_q=} does not divide {block_map.block_q=}")
 
 
 def _choose_implementation(implementation, q, block_map, interpret):

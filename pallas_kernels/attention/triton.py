@@ -144,8 +144,8 @@ def _attend_tile(
     pieces_per_step = tile_k // piece
     lane = lax.broadcasted_iota(jnp.int32, (piece,), 0)
 
-    last_tile = pl.cdiv(num_queries, tile_q)
-    first_query = lax.rem(program, last_tile) * tile_q
+    num_tiles = jnp.int32(pl.cdiv(num_queries, tile_q))
+    first_query = lax.rem(program, num_tiles) * tile_q
     queries = first_query + lax.broadcasted_iota(jnp.int32, (tile_q,), 0)
     exists = queries < num_queries
     q = plgpu.load(q_ref.at[:, :], mask=jnp.broadcast_to(exists[:, None], (tile_q, h)), other=0.0)
@@ -154,8 +154,8 @@ def _attend_tile(
         """Of the i-th piece: its block, and where it starts in there."""
         if pieces_per_block == 1:
             return indices_ref[i].astype(jnp.int32), 0
-        block = indices_ref[lax.div(i, pieces_per_block)].astype(jnp.int32)
-        return block, lax.rem(i, pieces_per_block) * piece
+        block = indices_ref[lax.div(i, jnp.int32(pieces_per_block))].astype(jnp.int32)
+        return block, lax.rem(i, jnp.int32(pieces_per_block)) * piece
 
     def keys_of(i):
         block, start = locate(i)
@@ -198,11 +198,12 @@ def _attend_tile(
                 scores = product(q, k_ref[span, :].T)
                 return accumulate(carry, [scores], [v_ref[span, :]], may_be_empty=False)
             block, start = locate(i)
-            tokens = tokens_ref[block] - start
+            tokens = tokens_ref[block]  # at least one
             # Keys that do not count are not read: the last one that does takes their place.
-            offset = jnp.minimum(lane, jnp.maximum(tokens - 1, 0))
-            rows = jnp.minimum(block * block_k + start + offset, k_ref.shape[0] - 1)
-            scores = jnp.where(lane[None] < tokens, product(q, k_ref[rows, :].T), -jnp.inf)
+            rows = block * block_k + jnp.minimum(start + lane, tokens - 1)
+            scores = jnp.where(
+                (start + lane)[None] < tokens, product(q, k_ref[rows, :].T), -jnp.inf
+            )
             return accumulate(carry, [scores], [v_ref[rows, :]], may_be_empty=True)
 
         nothing = (
@@ -210,7 +211,7 @@ def _attend_tile(
             jnp.zeros((tile_q,), jnp.float32),
             jnp.full((tile_q,), -jnp.inf, jnp.float32),
         )
-        num_steps = lax.div(num_whole * pieces_per_block, pieces_per_step)
+        num_steps = lax.div(num_whole * pieces_per_block, jnp.int32(pieces_per_step))
         carry = lax.fori_loop(0, num_steps, whole_step, nothing)
         if pieces_per_step == 1 and not has_partial_blocks:
             return carry
@@ -294,7 +295,7 @@ def _whole_blocks_first(indices, counts, kv_tokens, block_k, *, interpret):
         tokens = tokens_ref[blocks.astype(jnp.int32)]
         whole = listed & (tokens == block_k)
         partial = listed & (tokens > 0) & (tokens < block_k)
-        whole_slots, partial_slots = (jnp.cumsum(x.astype(jnp.int32)) for x in (whole, partial))
+        whole_slots, partial_slots = (jnp.cumsum(x, dtype=jnp.int32) for x in (whole, partial))
         num_whole = jnp.max(whole_slots)
         slots = jnp.where(whole, whole_slots - 1, num_whole + partial_slots - 1)
         kept = whole | partial

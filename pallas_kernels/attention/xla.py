@@ -11,7 +11,7 @@ from pallas_kernels.blocks import count_blocks, tokens_that_count
 
 # Keys and values gathered at a time, in bytes.
 _MAX_GATHERED_BYTES = 32 * 2**20
-# Keys per step of the softmax: few steps, and scores of bounded size.
+# Keys per step of the softmax, where blocks are no larger: few steps, and few scores.
 _KEYS_PER_STEP = 512
 
 

@@ -72,7 +72,8 @@ def select_blocks(
     - the larger number, if both are given; and always at least one.
 
     All of it is done in float32 at full precision. Beyond the pooled vectors and the result, no more
-    than 128 MiB of scores exist at a time. `jax.vmap` gives a batch.
+    than 128 MiB of scores exist at a time. `jax.vmap` gives a batch, each with scores of its own. The
+    choice has no gradient.
 
     Args:
         q, k: queries and keys as attention sees them, after normalisation and rotation.
@@ -87,8 +88,8 @@ def select_blocks(
         kv_lengths: how many leading keys count, or for each key block how many of its leading keys do;
             None for all. Key blocks without any are never kept.
         scale: of the scores, a positive number known when tracing; `1 / sqrt(h)` by default.
-        capacity: room for blocks in a row, sinks included. By default there is room for whatever the
-            rule asks. With less, a row keeps the most probable blocks that find room, and
+        capacity: the most room for blocks in a row, sinks included. By default, and at most, there is
+            room for whatever the rule can ask. With less, a row keeps the most probable blocks that find room, and
             `BlockSelection.missing` counts the others.
         implementation: "triton" (NVIDIA GPUs), "xla" (any device), or None to choose by device. A name
             means that one or an error.
@@ -99,6 +100,11 @@ def select_blocks(
         NotImplementedError: the implementation named cannot do this here.
     """
     _check_arguments(q, k, sparse_ratio, cdf_threshold, pool_mode, block_q, block_k)
+    # A choice of blocks has no gradient. Numbers that are known stay so.
+    q, k, sparse_ratio, cdf_threshold = (
+        lax.stop_gradient(x) if isinstance(x, jax.core.Tracer) else x
+        for x in (q, k, sparse_ratio, cdf_threshold)
+    )
     n = q.shape[1]
     num_kv_blocks = count_blocks(k.shape[0], block_k)
     if not 0 <= num_sink_blocks < num_kv_blocks:
@@ -202,7 +208,8 @@ def _select(
 
     live = q_tokens > 0
     counts = jnp.where(live, counts, 0)
-    pairs = jnp.maximum(jnp.sum(live) * jnp.sum(kv_tokens > 0), 1)
+    num_q, num_kv = (jnp.sum(x, dtype=jnp.float32) for x in (live, kv_tokens > 0))
+    pairs = jnp.maximum(num_q * num_kv, 1)
     return BlockSelection(
         block_map=BlockMap(
             indices=indices,
@@ -254,6 +261,8 @@ def _check_arguments(q, k, sparse_ratio, cdf_threshold, pool_mode, block_q, bloc
     for name, value in (("sparse_ratio", sparse_ratio), ("cdf_threshold", cdf_threshold)):
         if value is None:
             continue
+        if not isinstance(value, jax.core.Tracer):
+            value = np.asarray(value, np.float64)
         if jnp.shape(value) not in ((), (q.shape[1],)):
             raise ValueError(
                 f"{name} must be one number or one for each of the {q.shape[1]} heads, "
@@ -266,6 +275,8 @@ def _check_arguments(q, k, sparse_ratio, cdf_threshold, pool_mode, block_q, bloc
 def _choose_implementation(implementation, num_kv_blocks, interpret):
     if implementation not in (None, *get_args(Implementation)):
         raise ValueError(f"{implementation=} is unknown; use 'triton', 'xla' or None")
+    if interpret and implementation == "xla":
+        raise ValueError(f"{implementation=} is no kernel; leave out {interpret=}")
     from pallas_kernels.selection.triton import MAX_BLOCKS
 
     fits = num_kv_blocks <= MAX_BLOCKS

@@ -183,7 +183,7 @@ def running_count(row: BoolRow) -> IntRow:
     """Of every entry, how many up to and with it are true."""
     counts, before = [], jnp.int32(0)
     for part in row:
-        count = jnp.cumsum(part.astype(jnp.int32))
+        count = jnp.cumsum(part.astype(jnp.int32), dtype=jnp.int32)
         counts.append(before + count)
         before = before + jnp.max(count)
     return tuple(counts)
@@ -195,7 +195,7 @@ def _finite_or_out(score, valid):
 
 
 def _sum(row):
-    return functools.reduce(operator.add, [jnp.sum(part) for part in row])
+    return functools.reduce(operator.add, [jnp.sum(part, dtype=part.dtype) for part in row])
 
 
 def _max(row):

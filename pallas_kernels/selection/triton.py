@@ -123,8 +123,10 @@ def _pool_kernel(x_ref, tokens_ref, pooled_ref, *, block, width, mode):
     channels = x_ref.shape[1]
     columns = count_blocks(channels, width)
     program = pl.program_id(0)
-    which_block = lax.div(program, columns)
-    channel = lax.rem(program, columns) * width + lax.broadcasted_iota(jnp.int32, (width,), 0)
+    which_block = lax.div(program, jnp.int32(columns))
+    channel = lax.rem(program, jnp.int32(columns)) * width + lax.broadcasted_iota(
+        jnp.int32, (width,), 0
+    )
     place = lax.broadcasted_iota(jnp.int32, (next_power_of_2(block),), 0)
     num_tokens = tokens_ref[0]
     x = plgpu.load(

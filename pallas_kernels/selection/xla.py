@@ -25,7 +25,7 @@ def select_rows(results, place, scores, tokens, num_kept, probability, *, capaci
             (scores,), (tokens,), num_kept, probability, capacity=capacity, **options
         )
         # Where each kept block goes in the list; the others go past its end, and are dropped.
-        slots = jnp.where(kept, jnp.cumsum(kept) - 1, capacity)
+        slots = jnp.where(kept, jnp.cumsum(kept, dtype=jnp.int32) - 1, capacity)
         blocks = jnp.arange(num_blocks, dtype=dtype)
         indices = jnp.zeros(capacity, dtype).at[slots].set(blocks, mode="drop")
         return indices, jnp.sum(kept, dtype=jnp.int32), covered, missing

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import BlockMap
+from pallas_kernels import BlockMap, block_sparse_attention, select_blocks
 
 T, KV, N, H = 67, 83, 2, 32
 BLOCKS = {"block_q": 32, "block_k": 16}
@@ -75,3 +75,26 @@ def test_gradient_in_bfloat16(gradients, exact_gradients, case, relative_error):
     for value, exact in zip(found, expected, strict=True):
         assert value.dtype == jnp.bfloat16
         assert relative_error(value, exact) <= 2**-7  # a few roundings of 2**-9
+
+
+@pytest.mark.parametrize(
+    "kernels", [{"implementation": "xla"}, {"interpret": True}], ids=["xla", "triton"]
+)
+def test_gradient_through_a_selection(draw, relative_error, kernels):
+    """The choice of blocks has no gradient, neither by the blocks nor by what they cover."""
+    q, k, v, weights = draw(3, *[(64, 1, 32)] * 4)
+    blocks = {"block_q": 32, "block_k": 16}
+
+    def loss(q, k, v, block_map):
+        if block_map is None:
+            selection = select_blocks(q, k, sparse_ratio=0.5, **blocks, **kernels)
+            block_map, covered = selection.block_map, jnp.sum(selection.covered)
+        else:
+            covered = 0.0
+        out = block_sparse_attention(q, k, v, block_map, **kernels)
+        return jnp.sum(weights * out) + covered
+
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+    chosen = select_blocks(q, k, sparse_ratio=0.5, **blocks).block_map
+    for found, expected in zip(gradient(q, k, v, None), gradient(q, k, v, chosen), strict=True):
+        assert relative_error(found, expected) <= 1e-6

@@ -362,3 +362,17 @@ def test_memory_of_xla_is_bounded(optimized):
         program = jax.jit(function).lower(x, x, x, block_map).compile()
         # Some of what 512 keys of a step need: 16 MiB of scores, as many of weights.
         assert program.memory_analysis().temp_size_in_bytes <= 100 * 2**20
+
+
+def test_parts_of_a_block_in_which_nothing_counts(attend_in_tiles, draw, relative_error):
+    """Blocks larger than a tile end in the middle of a part, or before one begins."""
+    q, k, v = draw(11, (32, 1, 32), (128, 1, 32), (128, 1, 32))
+    lengths = np.array([20, 64])
+    counted = np.arange(128) % 64 < lengths[np.arange(128) // 64]
+    spoilt = [jnp.where(counted[:, None, None], x, np.nan) for x in (k, v)]
+    attend = functools.partial(attend_in_tiles, q, config=PARTS)
+    block_map = BlockMap.full(1, 32, 128, block_q=32, block_k=64)
+    found = attend(*spoilt, block_map, kv_lengths=lengths)
+    expected = attend(k, v, block_map, kv_lengths=lengths)
+    assert np.isfinite(found).all()
+    np.testing.assert_array_equal(found, expected)
