@@ -10,6 +10,8 @@ from vggt_jax.inference import reconstruct as reconstruct
 from vggt_jax.layers.attention import Dense as Dense
 from vggt_jax.layers.sparse_attention import AttentionStats as AttentionStats
 from vggt_jax.layers.sparse_attention import BlockSparse as BlockSparse
+from vggt_jax.many_scenes import ScenesReport as ScenesReport
+from vggt_jax.many_scenes import reconstruct_scenes as reconstruct_scenes
 from vggt_jax.models.vggt import VGGT as VGGT
 from vggt_jax.outputs import Reconstruction as Reconstruction
 from vggt_jax.outputs import VGGTOutput as VGGTOutput

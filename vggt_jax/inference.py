@@ -200,6 +200,18 @@ def cut_to_frames(result: Reconstruction, frames: Frames) -> Reconstruction:
     )
 
 
+def prediction_arrays(result: Reconstruction, frames: Frames) -> dict[str, np.ndarray]:
+    """What is written of a scene, by name: all arrays of its `cut_to_frames`, the frames, their names."""
+    arrays = {name: x for name, x in vars(result).items() if isinstance(x, np.ndarray)}
+    if result.attention_stats is not None:
+        stats = vars(result.attention_stats)
+        arrays |= {f"attention_{name}": value for name, value in stats.items()}
+    if result.tracks is not None:
+        arrays["tracks_in_photographs"] = result.tracks_in_photographs()
+    names = np.array(frames.names)
+    return arrays | {"images": frames.images, "names": names, "valid": frames.valid_mask()}
+
+
 def bucket(num_frames: int) -> int:
     """The number of frames that `infer` pads to: sixteen steps to each doubling.
 

@@ -232,17 +232,7 @@ def _write(
 ) -> int:
     """Writes all files and returns how many points the cloud has."""
     valid = frames.valid_mask()
-    arrays = {
-        name: value
-        for name, value in vars(result).items()
-        if isinstance(value, np.ndarray) and name != "images"
-    }
-    arrays |= {"images": frames.images, "names": np.array(frames.names), "valid": valid}
-    if result.attention_stats is not None:
-        stats = vars(result.attention_stats)
-        arrays |= {f"attention_{name}": value for name, value in stats.items()}
-    if result.tracks is not None:
-        arrays["tracks_in_photographs"] = result.tracks_in_photographs()
+    arrays = inference.prediction_arrays(result, frames)
     export.write_predictions(folder / "predictions.npz", arrays)
     if result.camera_from_world is not None:
         export.write_cameras(

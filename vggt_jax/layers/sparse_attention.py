@@ -36,7 +36,7 @@ class BlockSparse:
             along a Hilbert curve, as the paper's code offers; "tiles", 8 by 8. Blocks of the latter two
             are compact regions of the picture. Outputs are in raster order always.
         layers: the layers of the trunk that are sparse, None for all; the others are dense.
-        min_tokens: scenes of fewer tokens run dense.
+        min_tokens: scenes of fewer tokens, those of padded frames included, run dense.
         block_q, block_k: tokens in a block of queries and in a block of keys.
         implementation: "triton", "xla", or None to choose by device.
     """
@@ -54,8 +54,12 @@ class BlockSparse:
     def __post_init__(self):
         for name in ("sparse_ratio", "cdf_threshold", "layers"):
             value = getattr(self, name)
-            if value is not None and not isinstance(value, int | float):
-                object.__setattr__(self, name, tuple(value))
+            if value is not None:
+                as_python = np.asarray(value).tolist()
+                value = tuple(as_python) if isinstance(as_python, list) else as_python
+                object.__setattr__(self, name, value)
+        if self.layers is not None and not isinstance(self.layers, tuple):
+            raise ValueError(f"layers={self.layers} must be a sequence of layers")
         if self.sparse_ratio is None and self.cdf_threshold is None:
             raise ValueError("BlockSparse needs sparse_ratio or cdf_threshold, or both")
         for name in ("sparse_ratio", "cdf_threshold"):
@@ -213,7 +217,7 @@ def sparse_attention(
     kept_pairs = jnp.sum(block_map.counts.astype(jnp.float32), axis=-1) * (
         attention.block_q * block_k
     )
-    tokens = jnp.float32(frames * p)
+    tokens = jnp.maximum(jnp.float32(frames * p), 1.0)
     done = kept_pairs / tokens**2 + num_special / p
     stats = AttentionStats(
         density=selection.density,

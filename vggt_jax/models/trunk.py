@@ -67,7 +67,7 @@ class TrunkOutput:
             read a few frames of it at a time and nothing is to copy it whole.
         layers: the layers kept, ascending; the last one always among them.
         first_tokens: the first token of every frame after the last layer, float32.
-        attention_stats: of block-sparse attention; None where attention was dense throughout.
+        attention_stats: of block-sparse attention; None if that was not asked for, or too few tokens.
     """
 
     kept: Float[Array, "b s l p c2"]

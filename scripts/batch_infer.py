@@ -1,0 +1,59 @@
+"""Reconstructs every scene of a folder, resumably.
+
+    python scripts/batch_infer.py SCENES --model facebook/VGGT-1B --out results --sparse-ratio 0.75
+
+SCENES holds a folder of photographs for each scene; `results/NAME/predictions.npz` is what
+`vggt-jax infer` writes under that name. Run it again to continue after an interruption.
+"""
+
+import argparse
+import pathlib
+import sys
+
+from convert.errors import CheckpointError
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("scenes", type=pathlib.Path)
+    parser.add_argument("--model", required=True, help="checkpoint or hub name")
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of results")
+    parser.add_argument("--size", type=int, help="side in pixels to resize to")
+    parser.add_argument("--mode", choices=["crop", "pad"])
+    parser.add_argument("--sparse-ratio", type=float, help="share of the blocks to leave out")
+    parser.add_argument("--cdf-threshold", type=float, help="probability to keep")
+    parser.add_argument("--batch-size", type=int, default=1, help="scenes in a batch")
+    args = parser.parse_args()
+
+    import vggt_jax
+
+    attention = vggt_jax.Dense()
+    try:
+        if args.sparse_ratio is not None or args.cdf_threshold is not None:
+            attention = vggt_jax.BlockSparse(
+                sparse_ratio=args.sparse_ratio, cdf_threshold=args.cdf_threshold
+            )
+        report = vggt_jax.reconstruct_scenes(
+            args.scenes,
+            args.out,
+            model=args.model,
+            attention=attention,
+            mode=args.mode,
+            size=args.size,
+            batch_size=args.batch_size,
+        )
+    except (ValueError, CheckpointError) as error:
+        sys.exit(f"batch_infer: error: {error}")
+    for name, reason in report.failed.items():
+        print(f"failed: {name}: {reason}", file=sys.stderr)
+    print(
+        f"{len(report.written)} scenes written to {args.out}, {len(report.skipped)} were there, "
+        f"{len(report.failed)} failed"
+    )
+    sys.exit(1 if report.failed else 0)
+
+
+if __name__ == "__main__":
+    main()

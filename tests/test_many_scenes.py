@@ -1,0 +1,138 @@
+"""Many scenes: batches give what `infer` gives, and an interrupted run goes on where it was."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vggt_jax
+from vggt_jax import BlockSparse, InputError, inference, many_scenes
+
+SIZES = {"hall": 3, "attic": 5, "yard": 4, "shed": 5, "barn": 2}
+
+
+@pytest.fixture
+def small_buckets(monkeypatch):
+    """3 to 5 frames share a program, as 33 and 34 do."""
+    monkeypatch.setattr(inference, "bucket", lambda n: 5 if 3 <= n <= 5 else n)
+
+
+@pytest.fixture
+def scenes():
+    rng = np.random.default_rng(0)
+    shape = lambda name: (28, 56) if name == "barn" else (28, 42)
+    return {
+        name: rng.integers(0, 256, (frames, *shape(name), 3), np.uint8)
+        for name, frames in SIZES.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    return tiny(enable_track=False, enable_point=False)
+
+
+def run(scenes, out, model, **options):
+    return vggt_jax.reconstruct_scenes(scenes, out, model=model, progress=False, **options)
+
+
+def read(out, name):
+    with np.load(out / name / "predictions.npz") as file:
+        return dict(file)
+
+
+def test_batches_give_what_infer_gives(tmp_path, scenes, model, small_buckets):
+    attention = BlockSparse(sparse_ratio=0.5, block_q=16, block_k=8)
+    before = many_scenes._reconstruct._cache_size()
+    report = run(scenes, tmp_path / "out", model, attention=attention, batch_size=3)
+    assert sorted(report.written) == sorted(SIZES)
+    assert report.skipped == () and report.failed == {}
+    # Three, four and five frames are one program; two frames of another size are another.
+    assert many_scenes._reconstruct._cache_size() == before + 2
+    for name in ("hall", "barn"):
+        images = scenes[name]
+        expected = vggt_jax.infer(images, model=model, attention=attention, pad_frames=False)
+        found = read(tmp_path / "out", name)
+        np.testing.assert_array_equal(found["images"], images)
+        for key in ("camera_from_world", "intrinsics", "depth", "depth_confidence"):
+            np.testing.assert_allclose(
+                found[key], getattr(expected, key), rtol=2e-4, atol=2e-5, err_msg=f"{name} {key}"
+            )
+        stats = vars(expected.attention_stats)
+        for key, value in stats.items():
+            np.testing.assert_allclose(found[f"attention_{key}"], value, rtol=1e-5)
+
+
+def test_a_run_goes_on_where_it_was_interrupted(
+    tmp_path, scenes, model, monkeypatch, small_buckets
+):
+    write, written = many_scenes.export.write_predictions, []
+
+    def interrupted(path, arrays):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(path.parent.name)
+        write(path, arrays)
+
+    monkeypatch.setattr(many_scenes.export, "write_predictions", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(scenes, tmp_path, model)
+    assert {path.parent.name for path in tmp_path.glob("*/predictions.npz")} == set(written)
+    kept = {name: (tmp_path / name / "predictions.npz").stat().st_mtime_ns for name in written}
+
+    monkeypatch.setattr(many_scenes.export, "write_predictions", write)
+    report = run(scenes, tmp_path, model)
+    assert set(report.skipped) == set(written) and len(report.written) == 3
+    assert {path.parent.name for path in tmp_path.glob("*/predictions.npz")} == set(SIZES)
+    for name, time in kept.items():
+        assert (tmp_path / name / "predictions.npz").stat().st_mtime_ns == time
+    assert not list(tmp_path.rglob("*.tmp"))
+    again = run(scenes, tmp_path, model)
+    assert again.written == () and set(again.skipped) == set(SIZES)
+
+
+def test_results_of_other_settings_are_not_mixed(tmp_path, scenes, model, tiny):
+    one = {"hall": scenes["hall"]}
+    run(one, tmp_path, model)
+    with pytest.raises(InputError, match="holds results with another attention; choose another"):
+        run(scenes, tmp_path, model, attention=BlockSparse(sparse_ratio=0.5))
+    with pytest.raises(InputError, match="holds results with another model"):
+        run(scenes, tmp_path, tiny(enable_track=False))
+    (tmp_path / "settings.json").write_text("{")
+    with pytest.raises(InputError, match="settings.json: cannot be read"):
+        run(scenes, tmp_path, model)
+
+
+def test_a_folder_of_scenes_of_which_one_is_damaged(tmp_path, model):
+    rng = np.random.default_rng(1)
+    for name in ("one", "two", "three"):
+        (tmp_path / "scenes" / name).mkdir(parents=True)
+        for i in range(2):
+            pixels = rng.integers(0, 256, (28, 42, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "scenes" / name / f"{i}.png")
+    (tmp_path / "scenes" / "two" / "1.png").write_bytes(b"no picture")
+    (tmp_path / "scenes" / "empty").mkdir()
+    (tmp_path / "scenes" / "notes.txt").write_text("")
+    report = run(tmp_path / "scenes", tmp_path / "out", model, size=28)
+    assert set(report.written) == {"one", "three"}
+    assert set(report.failed) == {"two"} and "1.png" in report.failed["two"]
+    assert not (tmp_path / "out" / "two").exists()
+    settings = json.loads((tmp_path / "out" / "settings.json").read_text())
+    assert settings["size"] == 28 and settings["attention"] == "Dense(implementation=None)"
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", ".hidden", "con:x", "dot."])
+def test_names_that_cannot_be_folders(tmp_path, model, name):
+    with pytest.raises(InputError, match="cannot be a folder"):
+        run({name: np.zeros((2, 28, 28, 3), np.uint8)}, tmp_path, model)
+    assert not list(tmp_path.iterdir())
+
+
+def test_folders_without_scenes(tmp_path, model):
+    with pytest.raises(InputError, match="no such folder"):
+        run(tmp_path / "missing", tmp_path / "out", model)
+    with pytest.raises(InputError, match="holds no folders of photographs"):
+        run(tmp_path, tmp_path / "out", model)
+    with pytest.raises(InputError, match="batch_size=0 and num_readers=2 must be at least 1"):
+        run({}, tmp_path / "out", model, batch_size=0)

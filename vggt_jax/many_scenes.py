@@ -1,0 +1,258 @@
+"""Many scenes: batches of them through one compiled program, results on disk scene by scene."""
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import tqdm
+from jax.typing import DTypeLike
+
+from vggt_jax import export, inference
+from vggt_jax.checkpoint import load_model
+from vggt_jax.errors import InputError
+from vggt_jax.export.files import replacing
+from vggt_jax.layers.attention import Dense
+from vggt_jax.layers.sparse_attention import BlockSparse
+from vggt_jax.models.vggt import VGGT
+from vggt_jax.outputs import Reconstruction
+from vggt_jax.preprocess import Frames, find_images
+
+_RESULT = "predictions.npz"
+_SETTINGS = "settings.json"
+# Batches that wait to be written: one is written while the next one runs.
+_MAX_PENDING_BATCHES = 2
+_NAME = re.compile(r"[\w\-. +()]*[\w\-+()]")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScenesReport:
+    """What became of the scenes, by name.
+
+    Attributes:
+        written: reconstructed now.
+        skipped: had a result from an earlier run.
+        failed: the reason, for scenes whose photographs cannot be used.
+    """
+
+    written: tuple[str, ...]
+    skipped: tuple[str, ...]
+    failed: Mapping[str, str]
+
+
+def reconstruct_scenes(
+    scenes: str | os.PathLike | Mapping[str, Any],
+    out: str | os.PathLike,
+    *,
+    model: VGGT | str | os.PathLike,
+    attention: Dense | BlockSparse = Dense(),
+    mode: Literal["crop", "pad"] | None = None,
+    size: int | tuple[int, int] | None = None,
+    compute_dtype: DTypeLike | None = None,
+    batch_size: int = 1,
+    num_readers: int = 2,
+    progress: bool = True,
+) -> ScenesReport:
+    """Reconstructs many scenes and writes each to `out/NAME/predictions.npz`.
+
+    Scenes of one size, and of numbers of frames that pad to the same (`inference.bucket`), share a
+    compiled program and run in batches; padding changes no result. Photographs of the next scenes are
+    read, and results of the last ones written, while a batch runs.
+
+    A result appears whole or not at all, so a run that was interrupted is continued by calling this
+    again: scenes with a result are skipped, and the settings must be the same.
+
+    Args:
+        scenes: a folder with a folder of photographs for each scene, or photographs by name, each as
+            `infer` takes them.
+        out: the folder of results.
+        model, attention, mode, size, compute_dtype: as for `infer`.
+        batch_size: scenes in a batch. More than one pays for scenes of few frames only; scenes of
+            different shapes wait in memory until there are enough of a kind.
+        num_readers: threads that read photographs; so many scenes and as many more are read ahead.
+        progress: whether to show a progress bar with the time that remains.
+
+    Raises:
+        InputError: no scenes, names that cannot be folders, or `out` holds results of other settings.
+            A scene whose photographs cannot be used does not end the run; the report says why.
+        convert.CheckpointError: the model cannot be loaded.
+    """
+    if batch_size < 1 or num_readers < 1:
+        raise InputError(f"{batch_size=} and {num_readers=} must be at least 1")
+    scenes, out = _by_name(scenes), Path(out)
+    if isinstance(model, str | os.PathLike):
+        model = load_model(model)
+    settings = {"attention": repr(attention), "mode": mode, "size": size}
+    settings |= {"compute_dtype": compute_dtype and np.dtype(compute_dtype).name}
+    _check_settings(out, json.loads(json.dumps(settings | {"model": _fingerprint(model)})))
+
+    skipped = tuple(name for name in scenes if (out / name / _RESULT).exists())
+    waiting = [name for name in scenes if name not in set(skipped)]
+    written, failed = [], {}
+    read = functools.partial(inference.read_frames, model=model, mode=mode, size=size)
+    run = functools.partial(_reconstruct, model, attention=attention, compute_dtype=compute_dtype)
+    with (
+        tqdm.tqdm(
+            total=len(scenes), initial=len(skipped), unit="scene", disable=not progress
+        ) as bar,
+        _threads(num_readers) as readers,
+        _threads(1) as writer,
+    ):
+        pending: collections.deque[Future] = collections.deque()
+
+        def settle():
+            names = pending.popleft().result()
+            written.extend(names)
+            bar.update(len(names))
+
+        def fail(name, error):
+            failed[name] = str(error)
+            bar.update(1)
+
+        loaded = _read_ahead(readers, read, {name: scenes[name] for name in waiting}, num_readers)
+        for batch in _batches(loaded, batch_size, fail):
+            result = run(**_stack([frames for _, frames in batch], batch_size))
+            pending.append(writer.submit(_write_batch, out, batch, result))
+            while len(pending) >= _MAX_PENDING_BATCHES:
+                settle()
+        while pending:
+            settle()
+    return ScenesReport(written=tuple(written), skipped=skipped, failed=failed)
+
+
+@functools.partial(jax.jit, static_argnames=("attention", "compute_dtype"))
+def _reconstruct(model, images, num_frames, *, attention, compute_dtype):
+    result = inference.reconstruct(
+        model, images, num_frames=num_frames, attention=attention, compute_dtype=compute_dtype
+    )
+    return dataclasses.replace(result, images=None)  # The host has them.
+
+
+def _by_name(scenes: str | os.PathLike | Mapping[str, Any]) -> dict[str, Any]:
+    """The scenes, by names that can be folders."""
+    if isinstance(scenes, Mapping):
+        scenes = dict(scenes)
+    else:
+        folder = Path(scenes)
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder")
+        scenes = {path.name: path for path in sorted(folder.iterdir()) if _holds_images(path)}
+        if not scenes:
+            raise InputError(f"{folder}: holds no folders of photographs, one for each scene")
+    for name in scenes:
+        if not isinstance(name, str) or not _NAME.fullmatch(name) or name.startswith("."):
+            raise InputError(
+                f"scene name {name!r} cannot be a folder; use letters, digits, - and _"
+            )
+    return scenes
+
+
+def _holds_images(path: Path) -> bool:
+    if path.name.startswith(".") or not path.is_dir():
+        return False
+    try:
+        return bool(find_images(path))
+    except InputError:
+        return False
+
+
+def _check_settings(out: Path, settings: dict[str, Any]) -> None:
+    """Writes the settings, or compares them with those of the results that are there."""
+    path = out / _SETTINGS
+    if not path.exists():
+        with replacing(path) as file:
+            file.write(json.dumps(settings, indent=1).encode())
+        return
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read; choose another folder") from error
+    if changed := [name for name in settings if earlier.get(name) != settings[name]]:
+        raise InputError(
+            f"{out}: holds results with another {', '.join(changed)}; choose another folder, or "
+            f"delete this one to start again"
+        )
+
+
+def _fingerprint(model: VGGT) -> str:
+    """Tells models apart: a hash of the configuration and of some numbers of every parameter."""
+    digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
+    some = [leaf.reshape(-1)[:64] for leaf in jax.tree.leaves(model)]
+    for leaf in jax.device_get(some):
+        digest.update(str(leaf.dtype).encode() + leaf.tobytes())
+    return digest.hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def _threads(number: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool whose waiting work is dropped where an error or Ctrl-C ends the block."""
+    pool = ThreadPoolExecutor(number)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _read_ahead(
+    readers: ThreadPoolExecutor, read, scenes: dict[str, Any], num_readers: int
+) -> Iterator[tuple[str, Future]]:
+    """Names and their frames as they will be, in order; a few are being read ahead."""
+    queue: collections.deque[tuple[str, Future]] = collections.deque()
+    for name, images in scenes.items():
+        queue.append((name, readers.submit(read, images)))
+        if len(queue) > 2 * num_readers:
+            yield queue.popleft()
+    yield from queue
+
+
+def _batches(
+    loaded: Iterable[tuple[str, Future]], batch_size: int, fail
+) -> Iterator[list[tuple[str, Frames]]]:
+    """Scenes that fit one program, `batch_size` of them; at the end what is left."""
+    groups = collections.defaultdict(list)
+    for name, future in loaded:
+        try:
+            frames = future.result()
+        except InputError as error:
+            fail(name, error)
+            continue
+        images = frames.images
+        key = (images.shape[1:], images.dtype, inference.bucket(len(images)))
+        groups[key].append((name, frames))
+        if len(groups[key]) == batch_size:
+            yield groups.pop(key)
+    yield from groups.values()
+
+
+def _stack(scenes: list[Frames], batch_size: int) -> dict[str, Any]:
+    """The frames of a batch, padded; a batch that lacks scenes repeats its last."""
+    counts = [len(frames.images) for frames in scenes]
+    padded = inference.bucket(counts[0])
+    first = scenes[0].images
+    images = np.zeros((batch_size, padded, *first.shape[1:]), first.dtype)
+    for i in range(batch_size):
+        frames = scenes[min(i, len(scenes) - 1)].images
+        images[i, : len(frames)] = frames
+    counts += counts[-1:] * (batch_size - len(counts))
+    # Buckets of a single number of frames need no mask.
+    exact = inference.bucket(padded - 1) != padded
+    return {"images": images, "num_frames": None if exact else np.array(counts, np.int32)}
+
+
+def _write_batch(out: Path, batch: list[tuple[str, Frames]], result: Reconstruction) -> list[str]:
+    """Waits for a batch and writes its scenes; returns their names."""
+    result = jax.device_get(result)
+    for i, (name, frames) in enumerate(batch):
+        scene = inference.cut_to_frames(jax.tree.map(lambda x: x[i], result), frames)
+        export.write_predictions(out / name / _RESULT, inference.prediction_arrays(scene, frames))
+    return [name for name, _ in batch]
