@@ -10,6 +10,8 @@ from vggt_jax import BlockSparse, Dense
 
 SMALL = {"block_q": 32, "block_k": 16}
 NAMES = ("pose_enc", "depth", "depth_conf", "world_points", "world_points_conf")
+# Compiles in a third of the time.
+CAMERAS_ONLY = {"enable_depth": False, "enable_point": False, "enable_track": False}
 
 
 @pytest.fixture(scope="module")
@@ -22,12 +24,12 @@ def run(load_toy, golden):
         static_argnames="attention",
     )
 
-    def run(attention, toy="vggt_odd", case="b2n3_112x70", num_frames=None, add_frames=0):
-        images = golden(f"{toy}.{case}")["images"]
+    def run(attention, num_frames=None, add_frames=0, **changes):
+        images = golden("vggt_odd.b2n3_112x70")["images"]
         if add_frames:
             noise = np.random.default_rng(0).random(images[:, :1].shape, np.float32)
             images = np.concatenate([images] + [noise] * add_frames, axis=1)
-        return compute(load_toy(toy), images, attention, num_frames)
+        return compute(load_toy("vggt_odd", **changes), images, attention, num_frames)
 
     return run
 
@@ -49,24 +51,24 @@ def test_keeping_everything_is_the_official_result(run, golden, relative_error, 
 
 
 def test_leaving_blocks_out_changes_the_result_a_little(run, relative_error):
-    dense, sparse = run(Dense()), run(BlockSparse(sparse_ratio=0.5, **SMALL))
+    sparse = BlockSparse(sparse_ratio=0.5, **SMALL)
+    dense, sparse = (run(attention, **CAMERAS_ONLY) for attention in (Dense(), sparse))
     assert dense.attention_stats is None
-    assert 1e-4 < relative_error(sparse.depth, dense.depth) < 0.2
+    assert 1e-4 < relative_error(sparse.pose_enc, dense.pose_enc) < 0.2
 
 
 def test_padded_frames_change_nothing(run, relative_error):
     attention = BlockSparse(sparse_ratio=0.6, token_order="hilbert", **SMALL)
-    exact = run(attention)
-    padded = run(attention, num_frames=np.array([3, 3]), add_frames=2)
-    for name in NAMES:
-        assert relative_error(getattr(padded, name)[:, :3], getattr(exact, name)) <= 2e-5, name
+    exact = run(attention, **CAMERAS_ONLY)
+    padded = run(attention, num_frames=np.array([3, 3]), add_frames=2, **CAMERAS_ONLY)
+    assert relative_error(padded.pose_enc[:, :3], exact.pose_enc) <= 2e-5
     for name, value in vars(exact.attention_stats).items():
         np.testing.assert_allclose(getattr(padded.attention_stats, name), value, rtol=1e-5)
 
 
 def test_layers_are_sparse_or_dense_as_asked(run):
     attention = BlockSparse(sparse_ratio=(0.3, 0.3, 0.5, 0.9, 0.6), layers=(1, 2, 3), **SMALL)
-    density = np.asarray(run(attention).attention_stats.density)
+    density = np.asarray(run(attention, **CAMERAS_ONLY).attention_stats.density)
     assert density.shape == (2, 5, 3)
     assert np.all(density[:, [0, 4]] == 1)
     # Of 8 blocks of patches, int(8 * (1 - ratio)) and at least one, beside one of special tokens.
@@ -88,8 +90,9 @@ def test_infer_returns_statistics(tiny):
     images = np.random.default_rng(1).integers(0, 256, (33, 56, 28, 3), np.uint8)
     attention = BlockSparse(sparse_ratio=0.5, **SMALL)
     # 33 frames are padded to 34, or not at all: results and statistics are the same.
+    model = tiny(enable_point=False, enable_track=False)
     recon, exact = (
-        vggt_jax.infer(images, model=tiny(), attention=attention, pad_frames=pad)
+        vggt_jax.infer(images, model=model, attention=attention, pad_frames=pad)
         for pad in (True, False)
     )
     assert recon.attention_stats.saved.shape == (2, 2)
