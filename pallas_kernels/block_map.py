@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from pallas_kernels.blocks import count_blocks
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,8 +66,8 @@ class BlockMap:
         cls, num_heads: int, q_length: int, kv_length: int, *, block_q: int = 128, block_k: int = 64
     ) -> Self:
         """The map that keeps every block, for `q_length` queries and `kv_length` keys."""
-        rows = (num_heads, -(-q_length // block_q))
-        num_kv_blocks = -(-kv_length // block_k)
+        rows = (num_heads, count_blocks(q_length, block_q))
+        num_kv_blocks = count_blocks(kv_length, block_k)
         indices = jnp.arange(num_kv_blocks, dtype=index_dtype(num_kv_blocks))
         return cls(
             indices=jnp.broadcast_to(indices, (*rows, num_kv_blocks)),

@@ -12,17 +12,6 @@ def next_power_of_2(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
 
 
-def check_kv_lengths(kv_lengths, num_kv_blocks: int):
-    """Raises ValueError unless there is one whole number, or one for each block of keys."""
-    if kv_lengths is not None and jnp.shape(kv_lengths) not in ((), (num_kv_blocks,)):
-        raise ValueError(
-            f"kv_lengths must be one number or one for each of {num_kv_blocks} key blocks, "
-            f"not of shape {jnp.shape(kv_lengths)}"
-        )
-    if kv_lengths is not None and not jnp.issubdtype(jnp.result_type(kv_lengths), jnp.integer):
-        raise ValueError(f"kv_lengths must be whole numbers, not {jnp.result_type(kv_lengths)}")
-
-
 def tokens_per_block(
     kv_lengths: int | Int[Array, "..."] | None, length: int, block: int
 ) -> Int[Array, " kb"]:

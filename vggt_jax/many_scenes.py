@@ -97,7 +97,8 @@ def reconstruct_scenes(
     _check_settings(out, json.loads(json.dumps(settings | {"model": _fingerprint(model)})))
 
     skipped = tuple(name for name in scenes if (out / name / _RESULT).exists())
-    waiting = [name for name in scenes if name not in set(skipped)]
+    done = set(skipped)
+    waiting = {name: images for name, images in scenes.items() if name not in done}
     written, failed = [], {}
     read = functools.partial(inference.read_frames, model=model, mode=mode, size=size)
     run = functools.partial(_reconstruct, model, attention=attention, compute_dtype=compute_dtype)
@@ -119,7 +120,7 @@ def reconstruct_scenes(
             failed[name] = str(error)
             bar.update(1)
 
-        loaded = _read_ahead(readers, read, {name: scenes[name] for name in waiting}, num_readers)
+        loaded = _read_ahead(readers, read, waiting, num_readers)
         for batch in _batches(loaded, batch_size, fail):
             result = run(**_stack([frames for _, frames in batch], batch_size))
             pending.append(writer.submit(_write_batch, out, batch, result))

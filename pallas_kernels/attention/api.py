@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import devices
+from pallas_kernels.arguments import check_kv_lengths, checked_scale
 from pallas_kernels.attention.config import TritonConfig, choose_triton_config
 from pallas_kernels.block_map import BlockMap
-from pallas_kernels.blocks import check_kv_lengths, count_blocks, tokens_per_block
+from pallas_kernels.blocks import count_blocks, tokens_per_block
 
 Implementation = Literal["triton", "xla", "reference"]
 
@@ -62,9 +63,7 @@ def block_sparse_attention(
     if implementation is None and (config is not None or interpret):
         implementation = "triton"
     _check_arguments(q, k, v, block_map, kv_lengths, implementation, config, interpret)
-    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    if not 0 < scale < float("inf"):
-        raise ValueError(f"{scale=} must be a positive number")
+    scale = checked_scale(scale, q.shape[-1])
     implementation = _choose_implementation(implementation, q, block_map, interpret)
     if implementation == "triton":
         config = config or choose_triton_config(

@@ -11,8 +11,9 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import devices
+from pallas_kernels.arguments import check_kv_lengths, checked_scale
 from pallas_kernels.block_map import BlockMap, index_dtype
-from pallas_kernels.blocks import check_kv_lengths, count_blocks, tokens_per_block
+from pallas_kernels.blocks import count_blocks, tokens_per_block
 from pallas_kernels.selection.pooling import PoolMode
 
 Implementation = Literal["triton", "xla"]
@@ -112,9 +113,7 @@ def select_blocks(
     check_kv_lengths(kv_lengths, num_kv_blocks)
     if q_length is not None and jnp.shape(q_length):
         raise ValueError(f"q_length must be one number, not of shape {jnp.shape(q_length)}")
-    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    if not 0 < scale < float("inf"):
-        raise ValueError(f"{scale=} must be a positive number")
+    scale = checked_scale(scale, q.shape[-1])
     if capacity is not None and capacity <= num_sink_blocks:
         raise ValueError(f"{capacity=} must be above {num_sink_blocks=}")
     num_kept = _kept_by_ratio(sparse_ratio, num_kv_blocks - num_sink_blocks, n)

@@ -81,16 +81,21 @@ ATTENTION_ERRORS = {
 }
 
 
-@pytest.mark.parametrize("case", ATTENTION_ERRORS)
-def test_wrong_arguments_of_attention(case):
-    arguments, message = ATTENTION_ERRORS[case]
+def assert_wrong_everywhere(call, arguments, implementations, message):
+    """A ValueError with this message, and the same words from every implementation."""
     texts = []
-    for options in ATTENTION.values():
+    for options in implementations.values():
         with pytest.raises(ValueError) as caught:
-            attend(**arguments, **options)
+            call(**arguments, **options)
         texts.append(str(caught.value))
     assert message in texts[0]
     assert texts == texts[:1] * len(texts)
+
+
+@pytest.mark.parametrize("case", ATTENTION_ERRORS)
+def test_wrong_arguments_of_attention(case):
+    arguments, message = ATTENTION_ERRORS[case]
+    assert_wrong_everywhere(attend, arguments, ATTENTION, message)
 
 
 def test_unknown_implementation_of_attention():
@@ -194,13 +199,7 @@ SELECTION_ERRORS = {
 def test_wrong_arguments_of_selection(case):
     arguments, message = SELECTION_ERRORS[case]
     arguments = {"q": Q, "k": K, "sparse_ratio": 0.5, "block_q": 32, "block_k": 16} | arguments
-    texts = []
-    for options in SELECTION.values():
-        with pytest.raises(ValueError) as caught:
-            select_blocks(**arguments, **options)
-        texts.append(str(caught.value))
-    assert message in texts[0]
-    assert texts == texts[:1] * len(texts)
+    assert_wrong_everywhere(select_blocks, arguments, SELECTION, message)
 
 
 def test_unknown_implementation_of_selection():

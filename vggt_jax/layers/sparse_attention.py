@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import BlockMap, block_sparse_attention, select_blocks
+from pallas_kernels.blocks import count_blocks
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.token_order import TokenOrder
 
@@ -162,7 +163,7 @@ def sparse_attention(
     special = lambda x: x[:, :num_special].reshape(s * num_special, n, h)
     patches = lambda x: x[:, num_special:].reshape(s * num_patches, n, h)
 
-    num_sink_blocks = -(-s * num_special // block_k)
+    num_sink_blocks = count_blocks(s * num_special, block_k)
     num_padding = num_sink_blocks * block_k - s * num_special
 
     def layout(x):
@@ -172,7 +173,7 @@ def sparse_attention(
     k, v = layout(k), layout(v)
     # How many tokens count in each block of keys: up to the end of the frames, in both parts.
     frames = s if num_frames is None else num_frames
-    starts = block_k * np.arange(-(-k.shape[0] // block_k))
+    starts = block_k * np.arange(count_blocks(k.shape[0], block_k))
     ends = jnp.where(
         starts < num_sink_blocks * block_k,
         frames * num_special,

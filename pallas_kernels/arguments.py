@@ -1,0 +1,22 @@
+"""What selection and attention both ask of their arguments, in the same words."""
+
+import jax.numpy as jnp
+
+
+def check_kv_lengths(kv_lengths, num_kv_blocks: int):
+    """Raises ValueError unless there is one whole number, or one for each block of keys."""
+    if kv_lengths is not None and jnp.shape(kv_lengths) not in ((), (num_kv_blocks,)):
+        raise ValueError(
+            f"kv_lengths must be one number or one for each of {num_kv_blocks} key blocks, "
+            f"not of shape {jnp.shape(kv_lengths)}"
+        )
+    if kv_lengths is not None and not jnp.issubdtype(jnp.result_type(kv_lengths), jnp.integer):
+        raise ValueError(f"kv_lengths must be whole numbers, not {jnp.result_type(kv_lengths)}")
+
+
+def checked_scale(scale: float | None, head_dim: int) -> float:
+    """The scale of the scores, by default `1 / sqrt(head_dim)`; ValueError unless it is positive."""
+    scale = head_dim**-0.5 if scale is None else float(scale)
+    if not 0 < scale < float("inf"):
+        raise ValueError(f"{scale=} must be a positive number")
+    return scale
