@@ -20,6 +20,16 @@ def is_ampere_or_later() -> bool:
     return capability is not None and capability >= (8, 0)
 
 
+def is_hopper() -> bool:
+    """Whether the default device is an NVIDIA GPU of the Hopper generation: H100, H200."""
+    return compute_capability() == (9, 0)
+
+
+def multiprocessors() -> int:
+    """How many multiprocessors the default device has."""
+    return jax.devices()[0].core_count
+
+
 def device_kind() -> str:
     """The device's model, as the tables of tuned settings name it: "NVIDIA H100 80GB HBM3"."""
     return jax.devices()[0].device_kind

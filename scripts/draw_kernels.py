@@ -1,6 +1,6 @@
 """Draws the pictures of docs/kernels.md: `python scripts/draw_kernels.py`.
 
-`tiling.png` is a scheme. `selection.png` shows a run: random tokens of places that are seen several
+`tiling.png` and `hopper.png` are schemes. `selection.png` shows a run: random tokens of places that are seen several
 times, selected on whatever device there is; the script fails if its own trace of the search ends with
 other blocks than `select_blocks` keeps.
 """
@@ -36,7 +36,8 @@ def main():
         }
     )
     IMAGES.mkdir(exist_ok=True)
-    for name, draw in (("tiling", draw_tiling), ("selection", draw_selection)):
+    pictures = {"tiling": draw_tiling, "hopper": draw_hopper, "selection": draw_selection}
+    for name, draw in pictures.items():
         figure = draw()
         figure.set_dpi(200)
         figure.canvas.draw()
@@ -202,6 +203,84 @@ def draw_step(axes):
     arrow(axes, (59.2, 12.2), (59.2, 10))
     arrow(axes, (46.2, 22), (50.6, 22))
     arrow(axes, (46.2, 7), (50.6, 7))
+
+
+def draw_hopper():
+    """A stretch of time on one multiprocessor: two streams, half a step apart."""
+    figure = plt.figure(figsize=(9, 5.6))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, 100), ylim=(0, 62))
+    axes.axis("off")
+    left, step, steps = 17, 20, 4
+    rows = {
+        "producer A": 52,
+        "consumers A": 44,
+        "tensor cores": 30,
+        "consumers B": 16,
+        "producer B": 8,
+    }
+    for name, y in rows.items():
+        axes.text(left - 1.5, y + 2.5, name, ha="right", va="center")
+    for stream, offset, fill in (("A", 0, KEPT), ("B", step / 2, PARTIAL)):
+        for i in range(steps):
+            x = left + offset + i * step
+            shown = lambda x, width: min(width, left + steps * step - x)
+            for j, what in enumerate(("K", "V")):
+                place = x + j * step / 2
+                if (width := shown(place, step / 2)) > 0:
+                    box(axes, place, rows[f"producer {stream}"], width, 5, OTHER, f"{what}{i + 2}")
+            box(axes, x, rows["tensor cores"], step / 4, 5, fill, f"S{i + 1}", color="white")
+            if (width := shown(x + step / 4, step / 4)) > 0:
+                text = f"P{i}V{i}"
+                box(
+                    axes,
+                    x + step / 4,
+                    rows["tensor cores"],
+                    width,
+                    5,
+                    fill,
+                    text,
+                    color="white",
+                    fontsize=8,
+                )
+            if (width := shown(x + step / 4, 3 * step / 4)) > 0:
+                box(
+                    axes,
+                    x + step / 4,
+                    rows[f"consumers {stream}"],
+                    width,
+                    5,
+                    PALE,
+                    f"weights P{i + 1}" if width > step / 2 else f"P{i + 1}",
+                )
+            # Scores are waited for; the weights are ready for the next product with values.
+            upper = stream == "A"
+            y = rows[f"consumers {stream}"] + (0 if upper else 5)
+            edge = rows["tensor cores"] + (5 if upper else 0)
+            arrow(axes, (x + step / 4, edge), (x + step / 4 + 0.6, y), mutation_scale=8)
+            if x + step + step / 4 <= left + steps * step:
+                arrow(
+                    axes,
+                    (x + step - 0.3, y),
+                    (x + step + step / 4 + 0.6, edge),
+                    mutation_scale=8,
+                    lw=0.7,
+                )
+    texts = (
+        (
+            59,
+            "copied by TMA, up to 4 blocks ahead; waits until both consumers are done with a place",
+        ),
+        (39.6, "S = Q K is waited for, P V goes on meanwhile"),
+        (3.5, "stream B knows nothing of stream A: the one fills the gaps of the other"),
+    )
+    for y, text in texts:
+        axes.text(
+            left, y, text, va="center", color="#666666", fontsize=8.5, backgroundcolor="white"
+        )
+    arrow(axes, (left, 0.8), (left + steps * step, 0.8))
+    axes.text(left - 1.5, 0.8, "time", ha="right", va="center")
+    return figure
 
 
 def structured_tokens():

@@ -1,6 +1,6 @@
-"""Finds the fastest tiles of the Triton kernel, for `pallas_kernels/attention/config.py`.
+"""Finds the fastest settings of a kernel, for the tables of `pallas_kernels/attention/config.py`.
 
-    python scripts/tune_attention.py --out tuning.jsonl
+    python scripts/tune_attention.py --implementation mosaic_gpu --out tuning.jsonl
 
 For each type and head dim: compiles every plausible setting, times it on random block lists and
 checks it against float64. The fastest are timed again in turn, and with tokens that end inside a
@@ -9,7 +9,9 @@ for the table. float16 runs as bfloat16 does and shares its entry.
 """
 
 import argparse
+import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import pathlib
@@ -41,6 +43,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--implementation", choices=["mosaic_gpu", "triton"], default="triton")
     parser.add_argument("--dtypes", nargs="+", choices=["bfloat16", "float16", "float32"],
                         default=["bfloat16", "float32"])  # fmt: skip
     parser.add_argument("--head-dims", type=int, nargs="+", default=[32, 64, 128])
@@ -71,7 +74,8 @@ def main():
                     with args.out.open("a") as file:
                         file.write(json.dumps(line) + "\n")
             entries += summarize(lines, dtype, head_dim)
-    print(f"\nFor _TUNED, blocks of {args.block_q} queries and {args.block_k} keys:\n")
+    table = "_TUNED_MOSAIC_GPU" if args.implementation == "mosaic_gpu" else "_TUNED"
+    print(f"\nFor {table}, blocks of {args.block_q} queries and {args.block_k} keys:\n")
     print(f'    "{device}": {{')
     # float16 and bfloat16 have one entry: the first.
     for key, entry in sorted(dict(reversed(entries)).items()):
@@ -79,7 +83,22 @@ def main():
     print("    },")
 
 
-def plausible_configs(itemsize: int, head_dim: int, block_q: int) -> list:
+def plausible_configs(implementation: str, itemsize: int, head_dim: int, block_q: int) -> list:
+    """Settings that a device could have room for."""
+    if implementation == "triton":
+        return plausible_triton_configs(itemsize, head_dim, block_q)
+    from pallas_kernels import MosaicGpuConfig
+
+    configs = []
+    for streams, stages in itertools.product((1, 2), range(2, 9)):
+        config = MosaicGpuConfig(streams=streams, stages=stages)
+        with contextlib.suppress(ValueError):  # There is no room for it.
+            config.check(head_dim)
+            configs.append(config)
+    return configs
+
+
+def plausible_triton_configs(itemsize: int, head_dim: int, block_q: int) -> list:
     """Settings whose accumulators fit into registers, and whose warps have rows of queries."""
     from pallas_kernels import TritonConfig
 
@@ -130,11 +149,11 @@ def tune(args, dtype: str, head_dim: int) -> list[dict]:
 
     def attend_with(config):
         return lambda q, k, v, block_map, kv_lengths: block_sparse_attention(
-            q, k, v, block_map, kv_lengths=kv_lengths, implementation="triton", config=config,
+            q, k, v, block_map, kv_lengths=kv_lengths, implementation=args.implementation, config=config,
             interpret=args.interpret,
         )  # fmt: skip
 
-    configs = plausible_configs(q.dtype.itemsize, head_dim, args.block_q)
+    configs = plausible_configs(args.implementation, q.dtype.itemsize, head_dim, args.block_q)
     if not configs:
         sys.exit(f"no setting fits {args.block_q=}, {head_dim=}, {dtype=}")
     programs = compile_all([(attend_with(config), whole) for config in configs])
@@ -143,7 +162,7 @@ def tune(args, dtype: str, head_dim: int) -> list[dict]:
         line = {
             "dtype": dtype, "heads": args.heads, "head_dim": head_dim, "block_q": args.block_q,
             "block_k": args.block_k, "tokens": tokens, "keep": args.keep,
-            "config": dataclasses.asdict(config),
+            "implementation": args.implementation, "config": dataclasses.asdict(config),
         }  # fmt: skip
         out = first_run(program, whole)
         if isinstance(out, Exception):
@@ -216,7 +235,8 @@ def summarize(lines: list[dict], dtype: str, head_dim: int) -> list[tuple]:
 
 
 def show(config: dict) -> str:
-    return f"TritonConfig({', '.join(f'{name}={value}' for name, value in config.items())})"
+    name = "MosaicGpuConfig" if "streams" in config else "TritonConfig"
+    return f"{name}({', '.join(f'{key}={value}' for key, value in config.items())})"
 
 
 if __name__ == "__main__":

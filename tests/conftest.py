@@ -7,6 +7,11 @@ from pathlib import Path
 
 import jaxtyping
 
+# The simulator of Mosaic GPU kernels has a thread wait for each warp group, in the pool whose size
+# JAX's CPU backend reads here when it starts. With as many threads as small machines have cores,
+# those that wait leave none for those that they wait for.
+os.environ.setdefault("NPROC", "16")
+
 # Every call of these modules is checked against its annotations, shapes included. This comes before
 # they are imported. (`vggt_jax.config` and `pallas_kernels.block_map` stay out: beartype needs
 # `typing.Self` explained.)

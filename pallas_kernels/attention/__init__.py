@@ -1,6 +1,6 @@
 """Attention over the blocks of keys that a block map keeps."""
 
 from pallas_kernels.attention.api import block_sparse_attention
-from pallas_kernels.attention.config import TritonConfig
+from pallas_kernels.attention.config import MosaicGpuConfig, TritonConfig
 
-__all__ = ["TritonConfig", "block_sparse_attention"]
+__all__ = ["MosaicGpuConfig", "TritonConfig", "block_sparse_attention"]

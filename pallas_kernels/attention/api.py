@@ -7,18 +7,25 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels import devices
+from pallas_kernels import devices, mosaic_gpu_call
 from pallas_kernels.arguments import check_kv_lengths, checked_scale
-from pallas_kernels.attention.config import TritonConfig, choose_triton_config
+from pallas_kernels.attention.config import (
+    MAX_CAPACITY,
+    MosaicGpuConfig,
+    TritonConfig,
+    choose_mosaic_gpu_config,
+    choose_triton_config,
+)
 from pallas_kernels.block_map import BlockMap
 from pallas_kernels.blocks import count_blocks, tokens_per_block
 
-Implementation = Literal["triton", "xla", "reference"]
+Implementation = Literal["mosaic_gpu", "triton", "xla", "reference"]
 
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
-_TRITON_HEAD_DIMS = (32, 64, 128)
-# Lists are reordered in the registers of one program (`triton._whole_blocks_first`).
-_TRITON_MAX_CAPACITY = 2**16
+_CONFIGS = {"mosaic_gpu": MosaicGpuConfig, "triton": TritonConfig}
+_CHOOSE_CONFIG = {"mosaic_gpu": choose_mosaic_gpu_config, "triton": choose_triton_config}
+# Kernels in the order in which they are preferred.
+_KERNELS = tuple(_CONFIGS)
 
 
 def block_sparse_attention(
@@ -30,7 +37,7 @@ def block_sparse_attention(
     kv_lengths: int | Int[Array, "..."] | None = None,
     scale: float | None = None,
     implementation: Implementation | None = None,
-    config: TritonConfig | None = None,
+    config: MosaicGpuConfig | TritonConfig | None = None,
     return_lse: bool = False,
     interpret: bool = False,
 ) -> Float[Array, "t n h"] | tuple[Float[Array, "t n h"], Float[Array, "t n"]]:
@@ -48,25 +55,31 @@ def block_sparse_attention(
         kv_lengths: how many leading keys count, or for each key block how many of its leading keys do;
             None for all. Keys and values that do not count have no influence, whatever they hold.
         scale: of the scores, a positive number known when tracing; `1 / sqrt(h)` by default.
-        implementation: "triton" (a Pallas kernel; NVIDIA GPUs from Ampere on, head dims 32, 64 and 128,
-            blocks of a power of two), "xla" (any device, memory bounded), "reference" (the oracle, all
-            scores in memory), or None to choose by device. A name means that one or an error.
-        config: sizes of Triton's tiles, whose implementation this implies; None for the tuned ones.
+        implementation: "mosaic_gpu" (a Pallas kernel for Hopper GPUs, with JAX from 0.11 on: bfloat16
+            and float16, head dims 64 and 128, query blocks of 128 or more, key blocks of 64 or more),
+            "triton" (a Pallas kernel for NVIDIA GPUs from Ampere on: head dims 32, 64 and 128), both
+            for blocks of a power of two; "xla" (any device, memory bounded), "reference" (the oracle,
+            all scores in memory), or None for the first of them that can do this here. A name means
+            that one or an error.
+        config: settings of a kernel, whose implementation they imply; None for the tuned ones.
         return_lse: also return the log-sum-exp of each query's scaled scores, float32; `-inf` where it
             sees no key. Results over disjoint sets of keys can be merged with it.
-        interpret: run the Triton kernel in Pallas's interpreter, on any device, slowly; implies Triton.
+        interpret: run the kernel in Pallas's interpreter, on any device, slowly; Triton's if none is
+            named. That of "mosaic_gpu" simulates its threads, and raises if they race.
 
     Raises:
         ValueError: arguments that no implementation could make sense of.
         NotImplementedError: the implementation named cannot do this here.
     """
-    if implementation is None and (config is not None or interpret):
+    if implementation is None and isinstance(config, tuple(_CONFIGS.values())):
+        implementation = next(name for name, kind in _CONFIGS.items() if isinstance(config, kind))
+    if implementation is None and interpret:
         implementation = "triton"
     _check_arguments(q, k, v, block_map, kv_lengths, implementation, config, interpret)
     scale = checked_scale(scale, q.shape[-1])
     implementation = _choose_implementation(implementation, q, block_map, interpret)
-    if implementation == "triton":
-        config = config or choose_triton_config(
+    if config is None and implementation in _KERNELS:
+        config = _CHOOSE_CONFIG[implementation](
             q.dtype, q.shape[-1], block_map.block_q, block_map.block_k
         )
     out, lse = _attend(
@@ -98,22 +111,26 @@ def _attend(q, k, v, block_map, kv_lengths, *, scale, implementation, config, in
         return xla.attention(q, k, v, block_map, kv_tokens, scale)
 
     all_whole = kv_lengths is None and k.shape[0] % block_map.block_k == 0
-    return _triton(scale, config, interpret, all_whole, q, k, v, block_map, kv_tokens)
+    return _run_kernel(scale, config, interpret, all_whole, q, k, v, block_map, kv_tokens)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
-def _triton(scale, config, interpret, all_whole, q, k, v, block_map, kv_tokens):
-    from pallas_kernels.attention import triton
+def _run_kernel(scale, config, interpret, all_whole, q, k, v, block_map, kv_tokens):
+    """The kernel whose config this is."""
+    if isinstance(config, MosaicGpuConfig):
+        from pallas_kernels.attention import mosaic_gpu as kernel
+    else:
+        from pallas_kernels.attention import triton as kernel
 
     kv_tokens = None if all_whole else kv_tokens
-    return triton.attention(q, k, v, block_map, kv_tokens, scale, config, interpret=interpret)
+    return kernel.attention(q, k, v, block_map, kv_tokens, scale, config, interpret=interpret)
 
 
-def _triton_forward(*args):
-    return _triton(*args), args[4:]
+def _forward(*args):
+    return _run_kernel(*args), args[4:]
 
 
-def _triton_backward(scale, config, interpret, all_whole, saved, cotangents):
+def _backward(scale, config, interpret, all_whole, saved, cotangents):
     from pallas_kernels.attention import xla
 
     q, k, v, block_map, kv_tokens = saved
@@ -121,7 +138,7 @@ def _triton_backward(scale, config, interpret, all_whole, saved, cotangents):
     return *pull_back(cotangents), None, None
 
 
-_triton.defvjp(_triton_forward, _triton_backward)
+_run_kernel.defvjp(_forward, _backward)
 
 
 def _check_arguments(q, k, v, block_map, kv_lengths, implementation, config, interpret):
@@ -154,29 +171,76 @@ def _check_arguments(q, k, v, block_map, kv_lengths, implementation, config, int
     if implementation not in (None, *get_args(Implementation)):
         names = ", ".join(map(repr, get_args(Implementation)))
         raise ValueError(f"{implementation=} is unknown; use {names} or None")
-    if config is not None and implementation in ("xla", "reference"):
-        raise ValueError(f"{implementation=} has no tiles; leave out {config=}")
-    if interpret and implementation in ("xla", "reference"):
-        raise ValueError(f"{implementation=} is no kernel; leave out {interpret=}")
-    if config is not None and block_map.block_q % config.tile_q:
+    kernels = " or ".join(map(repr, _KERNELS))
+    if config is not None and implementation not in _KERNELS:
+        raise ValueError(
+            f"{implementation=} has no settings; leave out {config=}, or use {kernels}"
+        )
+    if config is not None and not isinstance(config, _CONFIGS[implementation]):
+        raise ValueError(
+            f"{implementation=} takes a {_CONFIGS[implementation].__name__}, not {config=}"
+        )
+    if interpret and implementation not in _KERNELS:
+        raise ValueError(
+            f"{implementation=} is no kernel; leave out {interpret=}, or use {kernels}"
+        )
+    if isinstance(config, TritonConfig) and block_map.block_q % config.tile_q:
         raise ValueError(f"{config.tile_q=} does not divide {block_map.block_q=}")
+    if isinstance(config, MosaicGpuConfig):
+        config.check(q.shape[-1])
 
 
 def _choose_implementation(implementation, q, block_map, interpret):
     """The implementation that runs this. A name is that one or an error."""
     if implementation in ("xla", "reference"):
         return implementation
-    obstacle = None
-    if not interpret and not devices.is_ampere_or_later():
-        obstacle = f"{jax.default_backend()=} is no NVIDIA GPU from Ampere on"
-    elif q.shape[-1] not in _TRITON_HEAD_DIMS:
-        obstacle = f"head_dim={q.shape[-1]} is not supported (32, 64, 128)"
-    elif any(block < 16 or block & (block - 1) for block in (block_map.block_q, block_map.block_k)):
-        obstacle = f"{block_map.block_q=} and {block_map.block_k=} must be powers of two from 16 on"
-    elif block_map.capacity > _TRITON_MAX_CAPACITY:
-        obstacle = f"{block_map.capacity=} is above {_TRITON_MAX_CAPACITY}"
-    if obstacle is None:
-        return "triton"
+    for name in _KERNELS if implementation is None else [implementation]:
+        obstacle = _OBSTACLES[name](q, block_map, interpret)
+        if obstacle is None:
+            return name
     if implementation is None:
         return "xla"
-    raise NotImplementedError(f"triton: {obstacle}; use implementation='xla' or None")
+    raise NotImplementedError(f"{name}: {obstacle}; use implementation='xla' or None")
+
+
+def _obstacle_to_mosaic_gpu(q, block_map, interpret):
+    """Why the kernel cannot do this here; None if it can."""
+    if not mosaic_gpu_call.is_supported():
+        oldest = ".".join(map(str, mosaic_gpu_call.OLDEST_JAX))
+        return f"{jax.__version__=} is older than {oldest}"
+    if not interpret and not devices.is_hopper():
+        where = f"{jax.default_backend()=}, compute capability {devices.compute_capability()},"
+        return f"{where} is no NVIDIA GPU of the Hopper generation (H100, H200)"
+    if q.dtype == jnp.float32:
+        return "float32 is not supported (bfloat16, float16)"
+    if q.shape[-1] not in (64, 128):
+        return f"head_dim={q.shape[-1]} is not supported (64, 128)"
+    return _obstacle_of_blocks(block_map, smallest_q=128, smallest_k=64)
+
+
+def _obstacle_to_triton(q, block_map, interpret):
+    """Why the kernel cannot do this here; None if it can."""
+    if not interpret and not devices.is_ampere_or_later():
+        return f"{jax.default_backend()=} is no NVIDIA GPU from Ampere on"
+    if q.shape[-1] not in (32, 64, 128):
+        return f"head_dim={q.shape[-1]} is not supported (32, 64, 128)"
+    return _obstacle_of_blocks(block_map, smallest_q=16, smallest_k=16)
+
+
+_OBSTACLES = {"mosaic_gpu": _obstacle_to_mosaic_gpu, "triton": _obstacle_to_triton}
+
+
+def _obstacle_of_blocks(block_map, *, smallest_q, smallest_k):
+    block_q, block_k = block_map.block_q, block_map.block_k
+    if (
+        block_q < smallest_q
+        or block_k < smallest_k
+        or (block_q & (block_q - 1)) | (block_k & (block_k - 1))
+    ):
+        return (
+            f"{block_map.block_q=} and {block_map.block_k=} must be powers of two, from {smallest_q} and "
+            f"{smallest_k} on"
+        )
+    if block_map.capacity > MAX_CAPACITY:
+        return f"{block_map.capacity=} is above {MAX_CAPACITY}"
+    return None

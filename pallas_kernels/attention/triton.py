@@ -17,7 +17,8 @@ from jax.experimental.pallas import triton as plgpu
 
 from pallas_kernels.attention import overflow
 from pallas_kernels.attention.config import TritonConfig
-from pallas_kernels.blocks import count_blocks, next_power_of_2
+from pallas_kernels.attention.key_lists import list_keys
+from pallas_kernels.blocks import count_blocks
 from pallas_kernels.triton_call import triton_call
 
 _LOG2_E = math.log2(math.e)
@@ -33,95 +34,124 @@ def attention(q, k, v, block_map, kv_tokens, scale, config: TritonConfig, *, int
 
     `kv_tokens`: how many tokens of each key block count, or None where all blocks are whole.
     """
-    t, n, h = q.shape
-    block_q, block_k = block_map.block_q, block_map.block_k
-    tile_q = config.tile_q
-    tiles = count_blocks(t, tile_q)
-    # Kernels slice whole tiles of keys, also where there are fewer.
-    missing = max(0, min(block_k, config.tile_k) - k.shape[0])
-    k, v = (jnp.pad(x, ((0, missing), (0, 0), (0, 0))) for x in (k, v))
-    # Program i computes a tile of head i // tiles, of this row of the map.
-    row = lambda i: (i // tiles, (i % tiles) * tile_q // block_q)
-    queries = pl.BlockSpec((tile_q, None, h), lambda i: (i % tiles, i // tiles, 0))
-    keys = pl.BlockSpec((k.shape[0], None, h), lambda i: (0, i // tiles, 0))
-    count = pl.BlockSpec((None, 1), row)
-
-    indices, counts = block_map.indices, block_map.counts
-    operands = [q, k, v, indices, counts]
-    in_specs = [
-        queries,
-        keys,
-        keys,
-        pl.BlockSpec((None, None, block_map.capacity), lambda i: (*row(i), 0)),
-        count,
-    ]
-    if kv_tokens is not None:
-        indices, whole_counts, counts = _whole_blocks_first(
-            indices, counts, kv_tokens, block_k, interpret=interpret
-        )
-        operands[-2:] = [indices, whole_counts, counts, kv_tokens]
-        in_specs += [count, pl.BlockSpec(kv_tokens.shape, lambda i: (0,))]
-
-    body = functools.partial(
-        _attend_tile,
-        num_queries=t,
-        scale=scale,
-        block_k=block_k,
-        tile_k=config.tile_k,
-        has_partial_blocks=kv_tokens is not None,
-        interpret=interpret,
-    )
-    call = functools.partial(
-        triton_call,
-        grid=(tiles * n,),
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
-        interpret=interpret,
-    )
-    like = jax.ShapeDtypeStruct
-    out_specs = [queries, pl.BlockSpec((None, tile_q), lambda i: (i // tiles, i % tiles))]
-    out_shape = [like(q.shape, q.dtype), like((n, t), jnp.float32)]
-
-    def attend(*refs, any_scores):
-        body(pl.program_id(0), *refs, any_scores=any_scores)
-
+    t, n, _ = q.shape
+    lists = list_keys(block_map, kv_tokens, interpret=interpret)
+    launch = _Launch(q, k, v, lists, block_map, scale, config, interpret)
     if q.dtype == jnp.float32:  # Its products dwarf what a faster softmax would save.
-        out, lse = call(
-            functools.partial(attend, any_scores=True),
-            in_specs=in_specs,
-            out_specs=out_specs,
-            out_shape=out_shape,
-            name="block_sparse_attention",
-        )(*operands)
+        out, lse = launch(
+            functools.partial(launch.attend, any_scores=True), name="block_sparse_attention"
+        )
         return out, lse.T
 
-    flag = pl.BlockSpec((1,), lambda i: (i,))
-    out, lse, failed = call(
-        functools.partial(attend, any_scores=False),
-        in_specs=in_specs,
-        out_specs=[*out_specs, flag],
-        out_shape=[*out_shape, like((tiles * n,), jnp.int32)],
+    flags = jax.ShapeDtypeStruct((launch.num_programs,), jnp.int32)
+    out, lse, failed = launch(
+        functools.partial(launch.attend, any_scores=False),
+        out_specs=[_FLAG],
+        out_shape=[flags],
         name="block_sparse_attention",
-    )(*operands)
+    )
+    out, lse = redo(
+        q, k, v, lists, block_map, scale, failed, out, lse, config=config, interpret=interpret
+    )
+    return out, lse.T
 
-    def redo(*refs):
+
+def redo(q, k, v, lists, block_map, scale, failed, out, lse, *, config, interpret):
+    """Computes those tiles again of which `failed` is positive, whatever their scores.
+
+    Args:
+        failed: of each tile of `config.tile_q` queries, heads after each other.
+        out, lse: results so far [t n h] and [n t]; the others are kept.
+    """
+    launch = _Launch(q, k, v, lists, block_map, scale, config, interpret)
+
+    def attend(*refs):
         *inputs, failed_ref, _, _, out_ref, lse_ref = refs
         program = pl.program_id(0)
 
         @pl.when(failed_ref[0] > 0)
         def _():
-            body(program, *inputs, out_ref, lse_ref, any_scores=True)
+            launch.attend(*inputs, out_ref, lse_ref, any_scores=True, program=program)
 
     # Nearly always none has failed, and this takes microseconds.
-    out, lse = call(
-        redo,
-        in_specs=[*in_specs, flag, *out_specs],
-        out_specs=out_specs,
-        out_shape=out_shape,
-        input_output_aliases={len(operands) + 1: 0, len(operands) + 2: 1},
+    first = len(launch.operands) + 1
+    return launch(
+        attend,
+        failed,
+        out,
+        lse,
+        in_specs=[_FLAG, *launch.out_specs],
+        input_output_aliases={first: 0, first + 1: 1},
         name="block_sparse_attention_of_large_scores",
-    )(*operands, failed, out, lse)
-    return out, lse.T
+    )
+
+
+# One flag of each program.
+_FLAG = pl.BlockSpec((1,), lambda i: (i,))
+
+
+class _Launch:
+    """What all launches of the kernel for some arguments share: one program for a tile of queries."""
+
+    def __init__(self, q, k, v, lists, block_map, scale, config, interpret):
+        t, n, h = q.shape
+        block_q, block_k = block_map.block_q, block_map.block_k
+        tile_q = config.tile_q
+        tiles = count_blocks(t, tile_q)
+        self.num_programs = tiles * n
+        # Kernels slice whole tiles of keys, also where there are fewer.
+        missing = max(0, min(block_k, config.tile_k) - k.shape[0])
+        k, v = (jnp.pad(x, ((0, missing), (0, 0), (0, 0))) for x in (k, v))
+        # Program i computes a tile of head i // tiles, of this row of the map.
+        row = lambda i: (i // tiles, (i % tiles) * tile_q // block_q)
+        queries = pl.BlockSpec((tile_q, None, h), lambda i: (i % tiles, i // tiles, 0))
+        keys = pl.BlockSpec((k.shape[0], None, h), lambda i: (0, i // tiles, 0))
+        count = pl.BlockSpec((None, 1), row)
+        capacity = lists.indices.shape[-1]
+        self.operands = [q, k, v, *lists.operands()]
+        self.in_specs = [
+            queries,
+            keys,
+            keys,
+            pl.BlockSpec((None, None, capacity), lambda i: (*row(i), 0)),
+            count,
+        ]
+        if lists.kv_tokens is not None:
+            self.in_specs += [count, pl.BlockSpec(lists.kv_tokens.shape, lambda i: (0,))]
+        self.out_specs = [queries, pl.BlockSpec((None, tile_q), lambda i: (i // tiles, i % tiles))]
+        like = jax.ShapeDtypeStruct
+        self.out_shape = [like(q.shape, q.dtype), like((n, t), jnp.float32)]
+        self._attend = functools.partial(
+            _attend_tile,
+            num_queries=t,
+            scale=scale,
+            block_k=block_k,
+            tile_k=config.tile_k,
+            has_partial_blocks=lists.kv_tokens is not None,
+            interpret=interpret,
+        )
+        self._call = functools.partial(
+            triton_call,
+            grid=(self.num_programs,),
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
+            interpret=interpret,
+        )
+
+    def attend(self, *refs, any_scores, program=None):
+        """The body of a kernel."""
+        program = pl.program_id(0) if program is None else program
+        self._attend(program, *refs, any_scores=any_scores)
+
+    def __call__(self, kernel, *more, in_specs=(), out_specs=(), out_shape=(), **options):
+        """Runs it on the shared operands, and `more` of them."""
+        return self._call(
+            kernel,
+            in_specs=[*self.in_specs, *in_specs],
+            out_specs=[*self.out_specs, *out_specs],
+            out_shape=[*self.out_shape, *out_shape],
+            **options,
+        )(*self.operands, *more)
 
 
 def _attend_tile(
@@ -274,52 +304,3 @@ def _inline(assembly, *operands):
         result_shape_dtypes=[jax.ShapeDtypeStruct(operands[0].shape, operands[0].dtype)],
     )
     return out
-
-
-def _whole_blocks_first(indices, counts, kv_tokens, block_k, *, interpret):
-    """Reorders each row's list: blocks of which all tokens count, then those of which some do.
-
-    Blocks of which none do are left out. Returns the lists, how many whole blocks each starts with,
-    and how many blocks it has; the counts are [n qb] like those given.
-    """
-    n, num_rows, capacity = indices.shape
-    lists = pl.BlockSpec((None, capacity), lambda i: (i, 0))
-    count = pl.BlockSpec((1,), lambda i: (i,))
-    rows = n * num_rows
-    width = next_power_of_2(capacity)
-
-    def kernel(indices_ref, counts_ref, tokens_ref, out_ref, num_whole_ref, num_listed_ref):
-        lanes = lax.broadcasted_iota(jnp.int32, (width,), 0)
-        listed = lanes < counts_ref[0]
-        blocks = plgpu.load(indices_ref.at[lanes], mask=listed, other=0)
-        tokens = tokens_ref[blocks.astype(jnp.int32)]
-        whole = listed & (tokens == block_k)
-        partial = listed & (tokens > 0) & (tokens < block_k)
-        whole_slots, partial_slots = (jnp.cumsum(x, dtype=jnp.int32) for x in (whole, partial))
-        num_whole = jnp.max(whole_slots)
-        slots = jnp.where(whole, whole_slots - 1, num_whole + partial_slots - 1)
-        kept = whole | partial
-        plgpu.store(out_ref.at[jnp.where(kept, slots, capacity)], blocks, mask=kept)
-        num_whole_ref[0] = num_whole
-        num_listed_ref[0] = num_whole + jnp.max(partial_slots)
-
-    out, num_whole, num_listed = triton_call(
-        kernel,
-        grid=(rows,),
-        in_specs=[lists, count, pl.BlockSpec(kv_tokens.shape, lambda i: (0,))],
-        out_specs=[lists, count, count],
-        out_shape=[
-            jax.ShapeDtypeStruct((rows, capacity), indices.dtype),
-            jax.ShapeDtypeStruct((rows,), jnp.int32),
-            jax.ShapeDtypeStruct((rows,), jnp.int32),
-        ],
-        num_warps=min(16, max(1, width // 1024)),
-        num_stages=1,
-        interpret=interpret,
-        name="whole_blocks_first",
-    )(indices.reshape(rows, capacity), counts.reshape(rows), kv_tokens)
-    return (
-        out.reshape(indices.shape),
-        num_whole.reshape(counts.shape),
-        num_listed.reshape(counts.shape),
-    )

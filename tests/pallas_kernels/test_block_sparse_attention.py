@@ -10,20 +10,6 @@ import pytest
 from pallas_kernels import BlockMap, TritonConfig, block_sparse_attention
 from pallas_kernels.attention import xla
 
-
-@pytest.fixture(scope="session")
-def assert_close(relative_error):
-    """Output and log-sum-exp are within float32's 1e-5 of what is expected."""
-
-    def check(found, expected, limit=1e-5):
-        (out, lse), (exact_out, exact_lse) = found, expected
-        assert relative_error(out, exact_out) <= limit
-        np.testing.assert_array_equal(np.isfinite(lse), np.isfinite(exact_lse))
-        np.testing.assert_allclose(lse, exact_lse, rtol=limit, atol=limit)
-
-    return check
-
-
 # t, kv, n, h, block_q, block_k, kv_lengths
 CASES = {
     "h32": (300, 512, 3, 32, 128, 64, None),  # whole blocks
@@ -34,15 +20,31 @@ CASES = {
 MATRIX = [("h64", jnp.float16), ("large-blocks", jnp.bfloat16)]
 MATRIX += [(f"h{h}", dtype) for h in (32, 64, 128) for dtype in (jnp.float32, jnp.bfloat16)]
 
+# The same, of what the Mosaic GPU kernel takes.
+HOPPER_CASES = {
+    "hopper-whole": (523, 512, 3, 64, 128, 64, None),
+    "hopper-length": (389, 331, 2, 64, 128, 64, 257),
+    "hopper-h128": (389, 331, 2, 128, 128, 128, "partial"),
+    "hopper-large-blocks": (611, 1300, 2, 64, 256, 256, "partial"),
+}
+HOPPER_MATRIX = [(case, dtype) for case in HOPPER_CASES for dtype in (jnp.bfloat16, jnp.float16)]
+
+other_kernels = pytest.mark.only("xla", "triton-interpreted", "triton")
+mosaic_gpu_only = pytest.mark.only("mosaic_gpu", "mosaic_gpu-interpreted")
+
+
+def mark(pairs, *marks):
+    return [
+        pytest.param(*pair, id=f"{pair[0]}-{jnp.dtype(pair[1]).name}", marks=marks)
+        for pair in pairs
+    ]
+
 
 @pytest.mark.parametrize(
-    ("case", "dtype"), MATRIX, ids=[f"{case}-{jnp.dtype(dtype).name}" for case, dtype in MATRIX]
+    ("case", "dtype"), mark(MATRIX, other_kernels) + mark(HOPPER_MATRIX, mosaic_gpu_only)
 )
-def test_value(
-    attend, draw_case, pairs_that_count, exact_attention, plain_attention, assert_close,
-    relative_error, case, dtype,
-):  # fmt: skip
-    t, kv, n, h, block_q, block_k, kv_lengths = CASES[case]
+def test_value(attend, draw_case, pairs_that_count, assert_right, case, dtype):
+    t, kv, n, h, block_q, block_k, kv_lengths = (CASES | HOPPER_CASES)[case]
     blocks = {"block_q": block_q, "block_k": block_k}
     q, k, v, mask = draw_case(0, t, kv, n, h, **blocks, dtype=dtype)
     mask[0, 0] = False  # queries that see nothing
@@ -51,7 +53,6 @@ def test_value(
         kv_lengths[1] = 0
     pairs = pairs_that_count(mask, t, kv, **blocks, kv_lengths=kv_lengths)
     assert 0 < pairs.mean() < 1
-    exact = exact_attention(q, k, v, pairs)
     block_map = BlockMap.from_dense_mask(mask, **blocks)
     found = attend(q, k, v, block_map, kv_lengths=kv_lengths, return_lse=True)
     out, lse = map(np.asarray, found)
@@ -60,116 +61,141 @@ def test_value(
     assert empty.any()
     np.testing.assert_array_equal(out[empty], 0)
     np.testing.assert_array_equal(lse[empty], -np.inf)
-    if dtype == jnp.float32:
-        assert_close((out, lse), exact)
-        return
-    plain = plain_attention(q, k, v, pairs)
-    assert relative_error(out, exact[0]) <= 2 * relative_error(plain, exact[0])
-    # Scores are sums of exact products in float32.
-    np.testing.assert_allclose(lse, exact[1], rtol=1e-5, atol=1e-5)
+    assert_right((out, lse), q, k, v, pairs)
 
 
-# One size for all tests of values that follow, so that one program serves them.
-T, KV, N, H = 131, 211, 3, 32
-BLOCKS = {"block_q": 32, "block_k": 16}
-QB, KB = 5, 14
-ALL = np.full(KB, 16)
+# One size for all tests of values that follow, so that one program of an implementation serves them.
 
 
 @pytest.fixture(scope="module")
-def inputs(draw_case):
-    q, k, v, mask = draw_case(2, T, KV, N, H, **BLOCKS)
+def draw_inputs(draw_case, sizes):
+    """q, k, v and a mask, given a seed."""
+
+    def draw_inputs(seed):
+        return draw_case(
+            seed, sizes.t, sizes.kv, sizes.n, sizes.h, **sizes.blocks, dtype=sizes.dtype
+        )
+
+    return draw_inputs
+
+
+@pytest.fixture(scope="module")
+def inputs(draw_inputs):
+    q, k, v, mask = draw_inputs(2)
     mask[1, 2] = False
     return q, k, v, mask
 
 
 @pytest.fixture(scope="module")
-def run(attend, roomy_map):
+def run(attend, roomy_map, sizes):
     """Output and log-sum-exp for a mask of blocks and counts of tokens."""
 
-    def run(q, k, v, mask, tokens=ALL):
+    def run(q, k, v, mask, tokens=None):
         if not isinstance(mask, BlockMap):
-            mask = roomy_map(mask, **BLOCKS)
+            mask = roomy_map(mask, **sizes.blocks)
+        tokens = sizes.all if tokens is None else tokens
         return attend(q, k, v, mask, kv_lengths=jnp.asarray(tokens, jnp.int32), return_lse=True)
 
     return run
 
 
-def test_lengths(run, inputs, pairs_that_count, exact_attention, assert_close):
+@pytest.fixture(scope="module")
+def pairs_of(pairs_that_count, sizes):
+    """Which keys each query sees, given a mask of blocks and counts of tokens."""
+
+    def pairs_of(mask, tokens=None, kv=sizes.kv):
+        return pairs_that_count(mask, sizes.t, kv, **sizes.blocks, kv_lengths=tokens)
+
+    return pairs_of
+
+
+def test_lengths(run, inputs, sizes, pairs_of, assert_right):
     q, k, v, mask = inputs
     rng = np.random.default_rng(3)
-    for tokens in (ALL, np.arange(KB), rng.integers(0, 17, KB), np.full(KB, 100), np.full(KB, -1)):
-        pairs = pairs_that_count(mask, T, KV, **BLOCKS, kv_lengths=tokens)
+    kb, block_k = sizes.kb, sizes.block_k
+    rising = np.arange(kb) * (block_k // 16)
+    drawn = rng.integers(0, block_k + 1, kb)
+    for tokens in (sizes.all, rising, drawn, np.full(kb, 100), np.full(kb, -1)):
         found = run(q, k, v, mask, tokens)
         if (tokens < 0).all():
             np.testing.assert_array_equal(found[0], 0)
             np.testing.assert_array_equal(found[1], -np.inf)
         else:
-            assert_close(found, exact_attention(q, k, v, pairs))
+            assert_right(found, q, k, v, pairs_of(mask, tokens))
 
 
-def test_traced_length_equals_a_cut(
-    attend, inputs, pairs_that_count, exact_attention, assert_close
-):
+@pytest.mark.simulated
+def test_traced_length_equals_a_cut(attend, inputs, sizes, pairs_of, assert_right, kernel):
     """One program for all lengths, given as a number."""
     q, k, v, mask = inputs
-    block_map = BlockMap.from_dense_mask(mask, **BLOCKS)
+    block_map = BlockMap.from_dense_mask(mask, **sizes.blocks)
+    block_k = sizes.block_k
 
     @jax.jit
     def run(q, k, v, block_map, length):
         return attend(q, k, v, block_map, kv_lengths=length, return_lse=True)
 
-    for length in (KV, 100, 17, 16, 1):
-        pairs = pairs_that_count(mask[..., : -(-length // 16)], T, length, **BLOCKS)
-        expected = exact_attention(q, k[:length], v[:length], pairs)
-        assert_close(run(q, k, v, block_map, length), expected)
-    for length in (0, -5):
-        out, lse = run(q, k, v, block_map, length)
-        np.testing.assert_array_equal(out, 0)
-        np.testing.assert_array_equal(lse, -np.inf)
+    some = (100, 0) if kernel.is_simulated else (sizes.kv, 100, block_k + 1, block_k, 1, 0, -5)
+    for length in some:
+        found = run(q, k, v, block_map, length)
+        if length > 0:
+            pairs = pairs_of(mask[..., : -(-length // block_k)], kv=length)
+            assert_right(found, q, k[:length], v[:length], pairs)
+        else:
+            np.testing.assert_array_equal(found[0], 0)
+            np.testing.assert_array_equal(found[1], -np.inf)
 
 
 def test_all_blocks_kept_is_dense(
-    run, inputs, exact_attention, plain_attention, assert_close, relative_error
+    run, inputs, sizes, plain_attention, assert_right, relative_error
 ):
     q, k, v, _ = inputs
-    everything = np.ones((N, T, KV), bool)
-    full = BlockMap.full(N, T, KV, **BLOCKS)
+    everything = np.ones((sizes.n, sizes.t, sizes.kv), bool)
+    full = BlockMap.full(sizes.n, sizes.t, sizes.kv, **sizes.blocks)
     found = run(q, k, v, full)
-    assert_close(found, exact_attention(q, k, v, everything))
-    assert relative_error(found[0], plain_attention(q, k, v, everything)) <= 1e-5
+    assert_right(found, q, k, v, everything)
+    limit = max(1e-5, sizes.same)
+    assert relative_error(found[0], plain_attention(q, k, v, everything)) <= limit
 
 
-def test_blocks_without_keys_are_as_good_as_none(run, inputs):
+def test_blocks_without_keys_are_as_good_as_none(run, inputs, sizes):
     """A row may list blocks of which no token counts, and nothing else."""
     q, k, v, mask = inputs
     mask = mask.copy()
-    mask[0, 1] = np.arange(KB) < 3
-    tokens = np.where(np.arange(KB) < 3, 0, 16)
-    out, lse = run(q, k, v, mask, tokens)
-    np.testing.assert_array_equal(out[32:64, 0], 0)
-    np.testing.assert_array_equal(lse[32:64, 0], -np.inf)
+    mask[0, 1] = np.arange(sizes.kb) < 3
+    tokens = np.where(np.arange(sizes.kb) < 3, 0, sizes.block_k)
+    found = [np.asarray(x, np.float32) for x in run(q, k, v, mask, tokens)]
+    second_block = slice(sizes.block_q, 2 * sizes.block_q)
+    np.testing.assert_array_equal(found[0][second_block, 0], 0)
+    np.testing.assert_array_equal(found[1][second_block, 0], -np.inf)
     without = run(q, k, v, mask & (tokens > 0), tokens)
-    np.testing.assert_allclose(out, without[0], rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(lse, without[1], rtol=1e-6, atol=1e-6)
+    for a, b in zip(found, without, strict=True):
+        np.testing.assert_allclose(a, np.asarray(b, np.float32), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("tokens", [ALL, np.arange(KB)], ids=["whole", "partial"])
-def test_order_and_what_stands_behind_do_not_matter(run, inputs, roomy_map, assert_close, tokens):
+@pytest.mark.parametrize("lengths", ["whole", "partial"])
+def test_order_and_what_stands_behind_do_not_matter(
+    run, inputs, sizes, roomy_map, assert_close, lengths
+):
     q, k, v, mask = inputs
-    block_map = roomy_map(mask, **BLOCKS)
+    block_map = roomy_map(mask, **sizes.blocks)
     indices, counts = np.array(block_map.indices), np.asarray(block_map.counts)
     rng = np.random.default_rng(4)
     for row in np.ndindex(counts.shape):
         indices[row][: counts[row]] = rng.permutation(indices[row][: counts[row]])
         indices[row][counts[row] :] = 32767
     other = BlockMap(
-        indices=jnp.asarray(indices), counts=block_map.counts, num_kv_blocks=KB, **BLOCKS
+        indices=jnp.asarray(indices),
+        counts=block_map.counts,
+        num_kv_blocks=sizes.kb,
+        **sizes.blocks,
     )
-    assert_close(run(q, k, v, other, tokens), run(q, k, v, block_map, tokens), limit=2e-6)
+    tokens = np.arange(sizes.kb) * (sizes.block_k // 16) if lengths == "partial" else sizes.all
+    found, expected = run(q, k, v, other, tokens), run(q, k, v, block_map, tokens)
+    assert_close(found, expected, limit=sizes.same)
 
 
-def test_halves_merge(run, inputs, assert_close):
+def test_halves_merge(run, inputs, sizes, assert_close):
     """Results over disjoint sets of keys, weighted by their log-sum-exps, are that over both."""
     q, k, v, mask = inputs
     first = mask & (np.random.default_rng(5).random(mask.shape) < 0.5)
@@ -177,8 +203,8 @@ def test_halves_merge(run, inputs, assert_close):
     outs, lses = zip(*(run(q, k, v, part) for part in (first, mask & ~first)), strict=True)
     lse = np.logaddexp(*np.asarray(lses))
     weights = np.exp(np.asarray(lses) - np.where(np.isfinite(lse), lse, 0.0))
-    out = (weights[..., None] * np.asarray(outs)).sum(0)
-    assert_close(run(q, k, v, mask), (out, lse))
+    out = (weights[..., None] * np.asarray(outs, np.float32)).sum(0)
+    assert_close(run(q, k, v, mask), (out, lse), limit=max(1e-5, sizes.same))
 
 
 def test_same_bits_twice(run, inputs):
@@ -189,13 +215,16 @@ def test_same_bits_twice(run, inputs):
             np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("garbage", [np.nan, np.inf, -3e38])
-def test_keys_that_do_not_count_have_no_influence(run, oracle, inputs, roomy_map, garbage):
+@pytest.mark.parametrize(
+    "garbage", [pytest.param(np.nan, marks=pytest.mark.simulated), np.inf, -3e38]
+)
+def test_keys_that_do_not_count_have_no_influence(run, oracle, inputs, sizes, roomy_map, garbage):
     q, k, v, mask = inputs
-    tokens = np.random.default_rng(6).integers(0, 17, KB)
-    counted = np.arange(KV) % 16 < tokens[np.arange(KV) // 16]
-    spoilt = [jnp.where(counted[:, None, None], x, garbage) for x in (k, v)]
-    block_map = roomy_map(mask, **BLOCKS)
+    kv, block_k = sizes.kv, sizes.block_k
+    tokens = np.random.default_rng(6).integers(0, block_k + 1, sizes.kb)
+    counted = np.arange(kv) % block_k < tokens[np.arange(kv) // block_k]
+    spoilt = [jnp.where(counted[:, None, None], x, jnp.asarray(garbage, x.dtype)) for x in (k, v)]
+    block_map = roomy_map(mask, **sizes.blocks)
     reference = functools.partial(oracle, kv_lengths=tokens, return_lse=True)
     pairs = [(run(q, k, v, mask, tokens), run(q, *spoilt, mask, tokens))]
     pairs += [(reference(q, k, v, block_map), reference(q, *spoilt, block_map))]
@@ -204,55 +233,59 @@ def test_keys_that_do_not_count_have_no_influence(run, oracle, inputs, roomy_map
             np.testing.assert_array_equal(a, b)
 
 
-def test_scale(attend, inputs, pairs_that_count, exact_attention, assert_close):
+def test_scale(attend, inputs, sizes, pairs_of, assert_right):
     q, k, v, mask = inputs
     scale = 1.3
-    block_map = BlockMap.from_dense_mask(mask, **BLOCKS)
-    exact = exact_attention(q, k, v, pairs_that_count(mask, T, KV, **BLOCKS), scale)
-    assert_close(attend(q, k, v, block_map, scale=scale, return_lse=True), exact)
-    out = attend(q, k, v, block_map, scale=scale)
-    np.testing.assert_array_equal(out[64:96, 1], 0)  # alone, without the log-sum-exp
+    block_map = BlockMap.from_dense_mask(mask, **sizes.blocks)
+    found = attend(q, k, v, block_map, scale=scale, return_lse=True)
+    assert_right(found, q, k, v, pairs_of(mask), scale)
+    out = attend(q, k, v, block_map, scale=scale)  # alone, without the log-sum-exp
+    np.testing.assert_array_equal(out[2 * sizes.block_q : 3 * sizes.block_q, 1], 0)
 
 
-@pytest.mark.parametrize(("t", "kv"), [(1, 1), (33, 5)])
-def test_few_tokens(attend, draw, exact_attention, assert_close, t, kv):
-    q, k, v = draw(7, (t, 1, 32), (kv, 1, 32), (kv, 1, 32))
-    block_map = BlockMap.full(1, t, kv, block_q=16, block_k=64)
+@pytest.mark.parametrize(
+    ("t", "kv"), [pytest.param(1, 1, marks=pytest.mark.simulated), (33, 5)], ids=["1-1", "33-5"]
+)
+def test_few_tokens(attend, draw, sizes, assert_right, t, kv):
+    q, k, v = draw(7, (t, 1, sizes.h), (kv, 1, sizes.h), (kv, 1, sizes.h), dtype=sizes.dtype)
+    block_map = BlockMap.full(1, t, kv, block_q=sizes.smallest_q, block_k=64)
     found = attend(q, k, v, block_map, return_lse=True)
-    assert_close(found, exact_attention(q, k, v, np.ones((1, t, kv), bool)))
+    assert_right(found, q, k, v, np.ones((1, t, kv), bool))
 
 
-def stack_cases(draw_case, seeds):
-    cases = [draw_case(seed, T, KV, N, H, **BLOCKS) for seed in seeds]
-    arrays = [jnp.stack(x) for x in list(zip(*cases, strict=True))[:3]]
-    return *arrays, np.stack([case[3] for case in cases])
+@pytest.fixture(scope="module")
+def scenes(draw_inputs, roomy_map, sizes):
+    """q, k, v, masks and maps of two scenes."""
+    *arrays, masks = zip(*(draw_inputs(seed) for seed in range(2)), strict=True)
+    masks = np.stack(masks)
+    maps = jax.vmap(lambda mask: roomy_map(mask, **sizes.blocks))(masks)
+    return *(jnp.stack(x) for x in arrays), masks, maps
 
 
-def test_vmap_over_a_batch(run, draw_case, roomy_map, assert_close):
-    q, k, v, masks = stack_cases(draw_case, range(2))
-    maps = jax.vmap(lambda mask: roomy_map(mask, **BLOCKS))(masks)
-    tokens = np.random.default_rng(8).integers(0, 17, (2, KB))
+@pytest.mark.simulated
+def test_vmap_over_a_batch(run, scenes, sizes, assert_close):
+    q, k, v, masks, maps = scenes
+    tokens = np.random.default_rng(8).integers(0, sizes.block_k + 1, (2, sizes.kb))
     together = jax.vmap(lambda *args: run(*args))(q, k, v, maps, tokens)
     for i in range(2):
         alone = run(q[i], k[i], v[i], masks[i], tokens[i])
-        assert_close([x[i] for x in together], alone, limit=2e-6)
+        assert_close([x[i] for x in together], alone, limit=sizes.same)
 
 
-def test_vmap_over_two_axes(run, draw_case, roomy_map, assert_close):
+def test_vmap_over_two_axes(run, scenes, sizes, assert_close):
     """Scenes along the one; along the other queries differ, which share keys and map."""
-    q, k, v, masks = stack_cases(draw_case, range(2))
-    maps = jax.vmap(lambda mask: roomy_map(mask, **BLOCKS))(masks)
+    q, k, v, masks, maps = scenes
     queries = jnp.stack([q, -q, 2 * q], axis=3)  # [scene t n 3 h]
     inner = jax.vmap(lambda *args: run(*args), in_axes=(2, None, None, None), out_axes=-1)
     together = jax.vmap(inner)(queries, k, v, maps)
     for scene, i in np.ndindex(2, 3):
         alone = run(queries[scene][..., i, :], k[scene], v[scene], masks[scene])
-        assert_close([x[scene][..., i] for x in together], alone, limit=2e-6)
+        assert_close([x[scene][..., i] for x in together], alone, limit=sizes.same)
 
 
-def test_heads_by_vmap(attend, run, inputs, roomy_map, assert_close):
+def test_heads_by_vmap(attend, run, inputs, sizes, roomy_map, assert_close):
     q, k, v, mask = inputs
-    block_map = roomy_map(mask, **BLOCKS)
+    block_map = roomy_map(mask, **sizes.blocks)
 
     def one_head(q, k, v, block_map):
         block_map = jax.tree.map(lambda x: x[None], block_map)
@@ -260,7 +293,7 @@ def test_heads_by_vmap(attend, run, inputs, roomy_map, assert_close):
         return out[:, 0], lse[:, 0]
 
     by_vmap = jax.vmap(one_head, in_axes=(1, 1, 1, 0), out_axes=1)(q, k, v, block_map)
-    assert_close(by_vmap, run(q, k, v, mask), limit=2e-6)
+    assert_close(by_vmap, run(q, k, v, mask), limit=sizes.same)
 
 
 def assert_right_or_infinite(lse, exact):
@@ -271,23 +304,35 @@ def assert_right_or_infinite(lse, exact):
     assert (np.asarray(lse)[~finite] == np.sign(exact[~finite]) * np.inf).all()
 
 
-LARGE = [(jnp.bfloat16, size) for size in (1e3, 1e6, 1e12, 1e18, 1e30, 3e38)]
-LARGE += [(jnp.float32, size) for size in (1e3, 1e18, 3e38)]
-LARGE += [(jnp.float16, size) for size in (1e2, 6e4)]
+@pytest.fixture(scope="session")
+def few_blocks(sizes):
+    """Blocks of 96 queries and 160 keys."""
+    return {"block_q": max(32, sizes.smallest_q), "block_k": max(32, sizes.smallest_k)}
+
+
+def large(dtype, *sizes, marks=()):
+    name = jnp.dtype(dtype).name
+    return [pytest.param(dtype, size, id=f"{name}-{size}", marks=marks) for size in sizes]
+
+
+LARGE = [
+    *large(jnp.bfloat16, 1e3, 1e6, 1e12, 1e18, 1e30),
+    *large(jnp.bfloat16, 3e38, marks=pytest.mark.simulated),
+    *large(jnp.float32, 1e3, 1e18, 3e38, marks=other_kernels),
+    *large(jnp.float16, 1e2, 6e4),
+]
 
 
 # A scale that makes scores larger still.
 LARGE_SCALE = 20.0
 
 
-@pytest.mark.parametrize(
-    ("dtype", "size"), LARGE, ids=[f"{jnp.dtype(dtype).name}-{size}" for dtype, size in LARGE]
-)
-def test_scores_of_any_size(attend, draw, exact_attention, relative_error, dtype, size):
+@pytest.mark.parametrize(("dtype", "size"), LARGE)
+def test_scores_of_any_size(attend, draw, few_blocks, exact_attention, relative_error, dtype, size):
     q, k, v = draw(9, (96, 2, 64), (160, 2, 64), (160, 2, 64))
     q, k = (jnp.clip(x / 3, -1, 1) * size for x in (q, k))
     q, k, v = (x.astype(dtype) for x in (q, k, v))
-    block_map = BlockMap.full(2, 96, 160, block_q=32, block_k=32)
+    block_map = BlockMap.full(2, 96, 160, **few_blocks)
     out, lse = attend(q, k, v, block_map, scale=LARGE_SCALE, return_lse=True)
     everything = np.ones((2, 96, 160), bool)
     exact_out, exact_lse = exact_attention(q, k, v, everything, LARGE_SCALE)
@@ -297,7 +342,7 @@ def test_scores_of_any_size(attend, draw, exact_attention, relative_error, dtype
 
 
 @pytest.mark.parametrize("size", [1.0, 1e9, 1e19, 3e38])
-def test_equal_scores_share_at_any_size(attend, draw, relative_error, size):
+def test_equal_scores_share_at_any_size(attend, draw, few_blocks, relative_error, size):
     """Of five keys with the same highest score, each gets a fifth, however high that is."""
     (v,) = draw(10, (160, 2, 64))
     q, k = np.zeros((96, 2, 64)), np.zeros((160, 2, 64))
@@ -306,7 +351,7 @@ def test_equal_scores_share_at_any_size(attend, draw, relative_error, size):
     k[..., 5] = -size
     k[best, :, 5] = size
     q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in (q, k, v))
-    block_map = BlockMap.full(2, 96, 160, block_q=32, block_k=32)
+    block_map = BlockMap.full(2, 96, 160, **few_blocks)
     # The others get e**-40 in the smallest case.
     out, _ = attend(q, k, v, block_map, scale=LARGE_SCALE, return_lse=True)
     expected = np.broadcast_to(np.asarray(v, np.float64)[best].mean(0), out.shape)
@@ -341,15 +386,18 @@ def test_tiles_change_nothing(
     assert_close(found, exact_attention(q, k, v, pairs))
 
 
-def test_stripes_of_xla_change_nothing(inputs, monkeypatch, assert_close):
+def test_stripes_of_xla_change_nothing(draw_case, tokens_in_blocks, monkeypatch, assert_close):
     """Some rows and keys at a time give what all of them give at once."""
-    q, k, v, mask = inputs
-    block_map = BlockMap.from_dense_mask(mask, **BLOCKS)
-    tokens = jnp.minimum(ALL, KV - 16 * np.arange(KB))
+    t, kv, n, h = 131, 211, 3, 32
+    blocks = {"block_q": 32, "block_k": 16}
+    q, k, v, mask = draw_case(2, t, kv, n, h, **blocks)
+    mask[1, 2] = False
+    block_map = BlockMap.from_dense_mask(mask, **blocks)
+    tokens = jnp.asarray(tokens_in_blocks(kv, 16))
     run = lambda: jax.jit(lambda *qkv: xla.attention(*qkv, block_map, tokens, 0.3))(q, k, v)
     at_once = run()
     monkeypatch.setattr(xla, "_KEYS_PER_STEP", 48)  # three blocks of up to 14
-    monkeypatch.setattr(xla, "_MAX_GATHERED_BYTES", 2 * 4 * N * 48 * H)  # two rows of 5
+    monkeypatch.setattr(xla, "_MAX_GATHERED_BYTES", 2 * 4 * n * 48 * h)  # two rows of 5
     assert_close(run(), at_once, limit=2e-6)
 
 

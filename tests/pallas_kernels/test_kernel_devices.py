@@ -1,6 +1,7 @@
 """What runs where: devices, configurations, and programs for an NVIDIA GPU lowered without one."""
 
 import dataclasses
+import sys
 import warnings
 
 import jax
@@ -8,7 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import BlockMap, TritonConfig, block_sparse_attention, devices, select_blocks
+from pallas_kernels import (
+    BlockMap,
+    MosaicGpuConfig,
+    TritonConfig,
+    block_sparse_attention,
+    devices,
+    mosaic_gpu_call,
+    select_blocks,
+)
+from pallas_kernels.attention import api
 from pallas_kernels.attention import config as configs
 
 H100 = "NVIDIA H100 80GB HBM3"
@@ -31,9 +41,27 @@ def test_ampere_or_later(pretend_device, backend, capability, expected):
     assert devices.is_ampere_or_later() is expected
 
 
+@pytest.mark.parametrize(
+    ("backend", "capability", "expected"),
+    [
+        ("gpu", "9.0", True),
+        ("gpu", "8.0", False),
+        ("gpu", "9.1", False),
+        ("gpu", "10.0", False),
+        ("gpu", "12.0", False),
+        ("gpu", "gfx90a", False),
+        ("cpu", None, False),
+    ],
+)
+def test_hopper(pretend_device, backend, capability, expected):
+    pretend_device(backend, capability)
+    assert devices.is_hopper() is expected
+
+
 def test_device_kind(pretend_device):
     pretend_device("gpu", "9.0", H100)
     assert devices.device_kind() == H100
+    assert devices.multiprocessors() == 132
 
 
 def test_config_is_checked():
@@ -52,6 +80,61 @@ def test_config_is_checked():
     with pytest.raises(dataclasses.FrozenInstanceError):
         TritonConfig().tile_q = 64
     assert hash(TritonConfig()) == hash(TritonConfig())
+
+
+def test_mosaic_gpu_config_is_checked():
+    assert MosaicGpuConfig() == MosaicGpuConfig(streams=2, stages=4)
+    for wrong, message in [
+        ({"streams": 0}, "streams=0 must be 1 or 2"),
+        ({"streams": 3}, "streams=3 must be 1 or 2"),
+        ({"stages": 1}, "stages=1 must be at least 2"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            MosaicGpuConfig(**wrong)
+    with pytest.raises(TypeError):
+        MosaicGpuConfig(2)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        MosaicGpuConfig().stages = 3
+    assert hash(MosaicGpuConfig()) == hash(MosaicGpuConfig())
+
+
+# What JAX 0.11.2 said of these on an H100: "kernel exceeds available shared memory: smem_bytes=...".
+TOO_LARGE = [(2, 5, 64, 232_816), (1, 5, 128, 232_632)]
+
+
+@pytest.mark.parametrize(("streams", "stages", "head_dim", "num_bytes"), TOO_LARGE)
+def test_shared_memory_of_a_config(streams, stages, head_dim, num_bytes):
+    config = MosaicGpuConfig(streams=streams, stages=stages)
+    assert config.shared_memory(head_dim) == num_bytes
+    with pytest.raises(ValueError, match=f"needs {num_bytes} bytes of shared memory for head_dim="):
+        config.check(head_dim)
+    dataclasses.replace(config, stages=stages - 1).check(head_dim)
+
+
+def test_two_streams_of_large_heads_do_not_fit():
+    with pytest.raises(ValueError, match="self.streams=2 needs more registers than there are"):
+        MosaicGpuConfig(streams=2, stages=2).check(128)
+
+
+@pytest.mark.parametrize("kind", [H100, "a device that nobody tuned for"])
+@pytest.mark.parametrize(("head_dim", "streams"), [(64, 2), (128, 1)])
+def test_chosen_mosaic_gpu_config(pretend_device, kind, head_dim, streams):
+    pretend_device("gpu", "9.0", kind)
+    config = configs.choose_mosaic_gpu_config(jnp.bfloat16, head_dim, 128, 64)
+    assert isinstance(config, MosaicGpuConfig)
+    config.check(head_dim)
+    if kind != H100:
+        assert config.streams == streams
+
+
+def test_tuned_mosaic_gpu_config_is_chosen(pretend_device, monkeypatch):
+    tuned = MosaicGpuConfig(streams=1, stages=7)
+    monkeypatch.setattr(configs, "_TUNED_MOSAIC_GPU", {H100: {(2, 64): tuned}})
+    pretend_device("gpu", "9.0", H100)
+    assert configs.choose_mosaic_gpu_config(jnp.bfloat16, 64, 128, 64) == tuned
+    assert configs.choose_mosaic_gpu_config(jnp.bfloat16, 128, 128, 64) != tuned
+    pretend_device("gpu", "9.0", "another")
+    assert configs.choose_mosaic_gpu_config(jnp.bfloat16, 64, 128, 64) != tuned
 
 
 GEOMETRIES = [(128, 64), (64, 128), (32, 16), (16, 16), (128, 256), (512, 32)]
@@ -93,8 +176,17 @@ def test_table_of_tuned_configs():
             assert isinstance(config, TritonConfig) and 128 % config.tile_q == 0
 
 
+def forget_warnings_given():
+    """JAX warns of a deprecated name once a process, and that may have been in another test."""
+    for name, module in list(sys.modules.items()):
+        lookup = vars(module).get("__getattr__")
+        if name.startswith("jax") and hasattr(lookup, "cache_clear"):
+            lookup.cache_clear()
+
+
 def lower_for_h100(function, *args, **options):
     """The program for an NVIDIA GPU, and the warnings on the way."""
+    forget_warnings_given()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         traced = jax.jit(lambda *args: function(*args, **options)).trace(*args)
@@ -102,26 +194,47 @@ def lower_for_h100(function, *args, **options):
     return program, [str(warning.message) for warning in caught]
 
 
+def kernels_in(program):
+    """Through which backends of Pallas the kernels of a program go."""
+    targets = {
+        "triton": ("__gpu$xla.gpu.triton", "triton_kernel_call"),
+        "mosaic_gpu": ("@mosaic_gpu",),
+    }
+    return {name for name, texts in targets.items() if any(text in program for text in texts)}
+
+
 ATTENTION = [
-    (jnp.bfloat16, 64, 128, 64, None),
-    (jnp.float32, 128, 32, 16, 150),
-    (jnp.float16, 32, 64, 128, "blocks"),
-    (jnp.bfloat16, 128, 128, 256, None),
+    (jnp.bfloat16, 64, 128, 64, None, "mosaic_gpu"),
+    (jnp.float16, 64, 128, 64, 150, "mosaic_gpu"),
+    (jnp.bfloat16, 128, 128, 256, "blocks", "mosaic_gpu"),
+    (jnp.float32, 128, 32, 16, 150, "triton"),
+    (jnp.float16, 32, 64, 128, "blocks", "triton"),
 ]
 
 
-@pytest.mark.parametrize(("dtype", "h", "block_q", "block_k", "kv_lengths"), ATTENTION)
-def test_attention_becomes_a_kernel_on_a_gpu(pretend_h100, dtype, h, block_q, block_k, kv_lengths):
-    q = jax.ShapeDtypeStruct((300, 3, h), dtype)
-    k = jax.ShapeDtypeStruct((517, 3, h), dtype)
+@pytest.mark.parametrize("is_batch", [False, True], ids=["one", "batch"])
+@pytest.mark.parametrize(("dtype", "h", "block_q", "block_k", "kv_lengths", "best"), ATTENTION)
+def test_attention_becomes_a_kernel_on_a_gpu(
+    pretend_h100, dtype, h, block_q, block_k, kv_lengths, best, is_batch
+):
+    batch = (2,) if is_batch else ()
+    q = jax.ShapeDtypeStruct((*batch, 300, 3, h), dtype)
+    k = jax.ShapeDtypeStruct((*batch, 517, 3, h), dtype)
     block_map = BlockMap.full(3, 300, 517, block_q=block_q, block_k=block_k)
     if kv_lengths == "blocks":
         kv_lengths = np.full(block_map.num_kv_blocks, 7)
+
+    def attend(q, k, v, block_map):
+        return block_sparse_attention(q, k, v, block_map, kv_lengths=kv_lengths)
+
+    if is_batch:
+        attend = jax.vmap(attend, in_axes=(0, 0, 0, None))
     with pretend_h100():
-        program, caught = lower_for_h100(
-            block_sparse_attention, q, k, k, block_map, kv_lengths=kv_lengths
-        )
-    assert program.count("__gpu$xla.gpu.triton") or program.count("triton_kernel_call")
+        program, caught = lower_for_h100(attend, q, k, k, block_map)
+    assert "triton" in kernels_in(program)  # what helps the other, too
+    assert ("mosaic_gpu" in kernels_in(program)) == (
+        best == "mosaic_gpu" and mosaic_gpu_call.is_supported()
+    )
     assert caught == []
 
 
@@ -130,7 +243,7 @@ def test_selection_becomes_a_kernel_on_a_gpu(pretend_h100):
     options = {"sparse_ratio": 0.5, "cdf_threshold": 0.9, "num_sink_blocks": 1, "capacity": 5}
     with pretend_h100():
         program, caught = lower_for_h100(select_blocks, q, k, **options)
-    assert program.count("__gpu$xla.gpu.triton") or program.count("triton_kernel_call")
+    assert kernels_in(program) == {"triton"}
     assert caught == []
 
 
@@ -143,25 +256,104 @@ def test_nobody_is_warned_on_a_gpu(transform):
     functions = [
         lambda q: block_sparse_attention(q, q, q, block_map),
         lambda q: block_sparse_attention(q, q, q, block_map, kv_lengths=99),
+        lambda q: block_sparse_attention(q, q, q, block_map, implementation="triton"),
         lambda q: select_blocks(q, q, cdf_threshold=0.5).block_map.counts,
     ]
     for function in functions:
+        forget_warnings_given()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             jax.block_until_ready(transform(function)(q))
         assert caught == []
 
 
-def test_device_decides_where_nothing_is_named(pretend_h100):
-    """On an NVIDIA GPU what the kernel can do goes to it, and the rest to XLA."""
+@pytest.fixture
+def chosen(monkeypatch):
+    """Which implementation and config would compute some inputs; it does not run."""
 
-    def is_kernel(h=64, block_q=128, block_k=64):
-        x = jax.ShapeDtypeStruct((256, 1, h), jnp.float32)
+    def chosen(dtype=jnp.bfloat16, h=64, block_q=128, block_k=64, **options):
+        found = []
+
+        def attend(*args, implementation, config, **options):
+            found.append((implementation, config))
+            return None, None
+
+        monkeypatch.setattr(api, "_attend", attend)
+        x = jnp.zeros((256, 1, h), dtype)
         block_map = BlockMap.full(1, 256, 256, block_q=block_q, block_k=block_k)
-        program = jax.make_jaxpr(lambda *args: block_sparse_attention(*args))(x, x, x, block_map)
-        return "triton_kernel[" in str(program)
+        block_sparse_attention(x, x, x, block_map, **options)
+        return found[0]
 
-    assert is_kernel()
-    assert not is_kernel(h=48)
-    assert not is_kernel(block_q=96)
-    assert not is_kernel(block_k=8)
+    monkeypatch.setattr(mosaic_gpu_call, "is_supported", lambda: True)
+    return chosen
+
+
+@pytest.mark.parametrize(
+    ("backend", "capability", "expected"),
+    [
+        ("gpu", "9.0", "mosaic_gpu"),
+        ("gpu", "8.0", "triton"),
+        ("gpu", "10.0", "triton"),
+        ("gpu", "12.0", "triton"),
+        ("gpu", "7.5", "xla"),
+        ("gpu", "gfx942", "xla"),
+        ("cpu", None, "xla"),
+    ],
+)
+def test_device_decides_where_nothing_is_named(
+    pretend_device, chosen, backend, capability, expected
+):
+    pretend_device(backend, capability)
+    implementation, config = chosen()
+    assert implementation == expected
+    kinds = {"mosaic_gpu": MosaicGpuConfig, "triton": TritonConfig, "xla": type(None)}
+    assert isinstance(config, kinds[expected])
+
+
+INPUTS = [
+    ({}, "mosaic_gpu"),
+    ({"dtype": jnp.float16}, "mosaic_gpu"),
+    ({"h": 128}, "mosaic_gpu"),
+    ({"block_q": 256, "block_k": 128}, "mosaic_gpu"),
+    ({"dtype": jnp.float32}, "triton"),
+    ({"h": 32}, "triton"),
+    ({"block_q": 64}, "triton"),
+    ({"block_k": 32}, "triton"),
+    ({"dtype": jnp.float32, "block_q": 32, "block_k": 16}, "triton"),
+    ({"h": 48}, "xla"),
+    ({"block_q": 96}, "xla"),
+    ({"block_q": 192}, "xla"),
+    ({"block_k": 96}, "xla"),
+    ({"block_k": 8}, "xla"),
+]
+
+
+@pytest.mark.parametrize(("inputs", "expected"), INPUTS, ids=[str(x) for x, _ in INPUTS])
+def test_inputs_decide_on_hopper(pretend_device, chosen, monkeypatch, inputs, expected):
+    """What a kernel cannot do goes to the next, and what none can to XLA."""
+    pretend_device("gpu", "9.0", H100)
+    assert chosen(**inputs)[0] == expected
+    monkeypatch.setattr(mosaic_gpu_call, "is_supported", lambda: False)
+    assert chosen(**inputs)[0] == ("triton" if expected == "mosaic_gpu" else expected)
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [((0, 10, 2), False), ((0, 11, 0), True), ((0, 12, 1), True), ((1, 0, 0), True)],
+)
+def test_oldest_jax(monkeypatch, version, expected):
+    monkeypatch.setattr(jax, "__version_info__", version)
+    assert mosaic_gpu_call.is_supported() is expected
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [(TritonConfig(num_stages=1), "triton"), (MosaicGpuConfig(stages=3), "mosaic_gpu")],
+)
+def test_config_implies_its_implementation(pretend_device, chosen, config, expected):
+    pretend_device("gpu", "9.0", H100)
+    assert chosen(config=config) == (expected, config)
+    # Also where neither could be compiled.
+    pretend_device("cpu")
+    assert chosen(config=config, interpret=True) == (expected, config)
+    assert chosen(interpret=True)[0] == "triton"

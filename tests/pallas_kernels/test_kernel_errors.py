@@ -1,15 +1,25 @@
 """What is refused, and in which words: the same for all implementations."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import BlockMap, TritonConfig, block_sparse_attention, select_blocks
+from pallas_kernels import (
+    BlockMap,
+    MosaicGpuConfig,
+    TritonConfig,
+    block_sparse_attention,
+    mosaic_gpu_call,
+    select_blocks,
+)
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
 ATTENTION = {
+    "mosaic_gpu": {"implementation": "mosaic_gpu", "interpret": True},
     "triton": {"implementation": "triton", "interpret": True},
     "xla": {"implementation": "xla"},
     "reference": {"implementation": "reference"},
@@ -99,15 +109,46 @@ def test_wrong_arguments_of_attention(case):
 
 
 def test_unknown_implementation_of_attention():
-    with pytest.raises(ValueError, match="implementation='cuda' is unknown; use 'triton', 'xla'"):
+    message = (
+        "implementation='cuda' is unknown; use 'mosaic_gpu', 'triton', 'xla', 'reference' or None"
+    )
+    with pytest.raises(ValueError, match=message):
         attend(implementation="cuda")
 
 
 @pytest.mark.parametrize("implementation", ["xla", "reference"])
-def test_config_for_what_has_no_tiles(implementation):
-    message = f"{implementation=} has no tiles; leave out config=TritonConfig"
-    with pytest.raises(ValueError, match=message):
-        attend(implementation=implementation, config=TritonConfig())
+@pytest.mark.parametrize(
+    "config", [TritonConfig(), MosaicGpuConfig()], ids=["triton", "mosaic_gpu"]
+)
+def test_config_for_what_has_no_settings(implementation, config):
+    message = (
+        f"{implementation=} has no settings; leave out {config=}, or use 'mosaic_gpu' or 'triton'"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        attend(implementation=implementation, config=config)
+
+
+@pytest.mark.parametrize(
+    ("implementation", "kind", "config"),
+    [
+        ("triton", "TritonConfig", MosaicGpuConfig()),
+        ("mosaic_gpu", "MosaicGpuConfig", TritonConfig()),
+        ("mosaic_gpu", "MosaicGpuConfig", {"streams": 2}),
+    ],
+)
+def test_config_of_another_kernel(implementation, kind, config):
+    message = f"{implementation=} takes a {kind}, not {config=}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        attend(config=config, **ATTENTION[implementation])
+
+
+@pytest.mark.parametrize("implementation", ["xla", "reference"])
+def test_interpreting_what_is_no_kernel(implementation):
+    message = (
+        f"{implementation=} is no kernel; leave out interpret=True, or use 'mosaic_gpu' or 'triton'"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        attend(implementation=implementation, interpret=True)
 
 
 def test_tile_that_does_not_divide_a_block():
@@ -120,8 +161,13 @@ def test_tile_that_does_not_divide_a_block():
     ("h", "block_q", "block_k", "message"),
     [
         (48, 32, 16, r"triton: head_dim=48 is not supported \(32, 64, 128\)"),
-        (32, 48, 16, "block_q=48 and block_map.block_k=16 must be powers of two from 16 on"),
-        (32, 32, 8, "block_q=32 and block_map.block_k=8 must be powers of two from 16 on"),
+        (
+            32,
+            48,
+            16,
+            "block_q=48 and block_map.block_k=16 must be powers of two, from 16 and 16 on",
+        ),
+        (32, 32, 8, "block_q=32 and block_map.block_k=8 must be powers of two, from 16 and 16 on"),
     ],
 )
 def test_what_triton_cannot_do_and_xla_can(h, block_q, block_k, message):
@@ -135,6 +181,81 @@ def test_what_triton_cannot_do_and_xla_can(h, block_q, block_k, message):
         attend(**arguments, **ATTENTION["triton"])
     for implementation in ("xla", None):
         np.testing.assert_array_equal(attend(**arguments, implementation=implementation), 0)
+
+
+@pytest.fixture
+def new_jax(monkeypatch):
+    """What is refused before anything is traced needs no JAX that could do it."""
+    monkeypatch.setattr(mosaic_gpu_call, "is_supported", lambda: True)
+
+
+BLOCKS = "must be powers of two, from 128 and 64 on"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "h", "block_q", "block_k", "message"),
+    [
+        (jnp.float32, 64, 128, 64, r"float32 is not supported \(bfloat16, float16\)"),
+        (jnp.bfloat16, 32, 128, 64, r"head_dim=32 is not supported \(64, 128\)"),
+        (jnp.float16, 64, 64, 64, f"block_map.block_q=64 and block_map.block_k=64 {BLOCKS}"),
+        (jnp.bfloat16, 64, 192, 64, f"block_map.block_q=192 and block_map.block_k=64 {BLOCKS}"),
+        (jnp.bfloat16, 64, 128, 32, f"block_map.block_q=128 and block_map.block_k=32 {BLOCKS}"),
+        (jnp.bfloat16, 64, 128, 96, f"block_map.block_q=128 and block_map.block_k=96 {BLOCKS}"),
+    ],
+)
+def test_what_mosaic_gpu_cannot_do_and_xla_can(new_jax, dtype, h, block_q, block_k, message):
+    q, k = zeros(67, 2, h, dtype=dtype), zeros(83, 2, h, dtype=dtype)
+    arguments = {
+        "q": q,
+        "k": k,
+        "block_map": BlockMap.full(2, 67, 83, block_q=block_q, block_k=block_k),
+    }
+    message = f"^mosaic_gpu: {message}; use implementation='xla' or None$"
+    with pytest.raises(NotImplementedError, match=message):
+        attend(**arguments, **ATTENTION["mosaic_gpu"])
+    np.testing.assert_array_equal(attend(**arguments, implementation="xla"), 0)
+
+
+def test_lists_that_are_too_long_for_kernels(new_jax):
+    x = zeros(128, 1, 64, dtype=jnp.bfloat16)
+    block_map = BlockMap(
+        indices=jnp.zeros((1, 1, 2**16 + 1), jnp.int32),
+        counts=jnp.ones((1, 1), jnp.int32),
+        num_kv_blocks=2,
+        block_q=128,
+        block_k=64,
+    )
+    for name in ("mosaic_gpu", "triton"):
+        message = (
+            f"{name}: block_map.capacity=65537 is above 65536; use implementation='xla' or None"
+        )
+        with pytest.raises(NotImplementedError, match=message):
+            attend(q=x, k=x, block_map=block_map, **ATTENTION[name])
+
+
+def test_mosaic_gpu_on_an_old_jax(monkeypatch):
+    monkeypatch.setattr(mosaic_gpu_call, "is_supported", lambda: False)
+    message = f"mosaic_gpu: jax.__version__='{jax.__version__}' is older than 0.11; use"
+    for options in ({}, {"interpret": True}):
+        with pytest.raises(NotImplementedError, match=re.escape(message)):
+            attend(implementation="mosaic_gpu", **options)
+
+
+@pytest.mark.parametrize("capability", ["8.0", "10.0", "12.0"])
+def test_mosaic_gpu_on_another_gpu(new_jax, pretend_device, capability):
+    pretend_device("gpu", capability)
+    message = r"mosaic_gpu: .* is no NVIDIA GPU of the Hopper generation \(H100, H200\); use"
+    for options in ({"implementation": "mosaic_gpu"}, {"config": MosaicGpuConfig()}):
+        with pytest.raises(NotImplementedError, match=message):
+            attend(**options)
+
+
+@on_cpu
+def test_mosaic_gpu_on_a_cpu(new_jax):
+    where = r"jax.default_backend\(\)='cpu', compute capability None"
+    message = f"mosaic_gpu: {where}, is no NVIDIA GPU of the Hopper generation"
+    with pytest.raises(NotImplementedError, match=message):
+        attend(implementation="mosaic_gpu")
 
 
 @on_cpu

@@ -13,7 +13,8 @@ from pallas_kernels import BlockMap, select_blocks
 
 few = hypothesis.settings(max_examples=12, deadline=None, derandomize=True, database=None)
 
-# One size, so that one program of each implementation serves all examples.
+# One size, so that one program of each implementation serves all examples. Of attention, it is what
+# the implementation calls small; blocks of both are as many.
 T, KV, N, H = 67, 83, 2, 32
 BLOCKS = {"block_q": 32, "block_k": 16}
 QB, KB = 3, 6
@@ -27,16 +28,24 @@ lengths = st.lists(st.integers(0, 16), min_size=KB, max_size=KB).map(np.array)
 sizes = st.sampled_from([1e-3, 1.0, 30.0])
 
 
-def qkv(seed, size=1.0):
+def qkv(seed, size=1.0, *, t=T, kv=KV, dtype=jnp.float32, h=H):
     rng = np.random.default_rng(seed)
-    q, k, v = (rng.normal(size=(s, N, H)) for s in (T, KV, KV))
-    return jnp.float32(size * q), jnp.float32(k), jnp.float32(v)
+    q, k, v = (rng.normal(size=(s, N, h)) for s in (t, kv, kv))
+    return jnp.asarray(size * q, dtype), jnp.asarray(k, dtype), jnp.asarray(v, dtype)
 
 
 @pytest.fixture(scope="session")
-def run(attend, roomy_map):
+def draw_qkv(small):
+    """q, k and v given a seed and a size."""
+    assert (small.n, small.qb, small.kb) == (N, QB, KB)
+    inputs = {"t": small.t, "kv": small.kv, "h": small.h, "dtype": small.dtype}
+    return functools.partial(qkv, **inputs)
+
+
+@pytest.fixture(scope="session")
+def run(attend, roomy_map, small):
     def run(q, k, v, mask, tokens):
-        block_map = mask if isinstance(mask, BlockMap) else roomy_map(mask, **BLOCKS)
+        block_map = mask if isinstance(mask, BlockMap) else roomy_map(mask, **small.blocks)
         tokens = jnp.asarray(tokens, jnp.int32)
         return attend(q, k, v, block_map, kv_lengths=tokens, return_lse=True)
 
@@ -44,41 +53,59 @@ def run(attend, roomy_map):
 
 
 def assert_same(found, expected, limit):
+    """Within a limit times the largest output, in float32.
+
+    Of a 16-bit type, weights and results are rounded by half an eps at most, which makes one eps, or
+    two where both are rounded.
+    """
     (out, lse), (exact_out, exact_lse) = found, expected
-    np.testing.assert_allclose(out, exact_out, rtol=0, atol=limit * np.abs(exact_out).max())
+    out_limit = limit
+    if out.dtype != jnp.float32:
+        rounded = 1 if exact_out.dtype == np.float64 else 2
+        out_limit = rounded * float(jnp.finfo(out.dtype).eps)
+    out, exact_out = (np.asarray(x, np.float64) for x in (out, exact_out))
+    np.testing.assert_allclose(out, exact_out, rtol=0, atol=out_limit * np.abs(exact_out).max())
     np.testing.assert_allclose(lse, exact_lse, rtol=limit, atol=limit)
 
 
 @few
 @hypothesis.given(seeds, sizes)
-def test_all_kept_is_dense(run, exact_attention, seed, size):
-    q, k, v = qkv(seed, size)
-    found = run(q, k, v, np.ones((N, QB, KB), bool), np.full(KB, 16))
-    assert_same(found, exact_attention(q, k, v, np.ones((N, T, KV), bool)), 3e-5)
+def test_all_kept_is_dense(run, draw_qkv, exact_attention, small, seed, size):
+    q, k, v = draw_qkv(seed, size)
+    found = run(q, k, v, np.ones((N, QB, KB), bool), small.all)
+    pairs = np.ones((N, small.t, small.kv), bool)
+    assert_same(found, exact_attention(q, k, v, pairs), 3e-5)
 
 
 @few
 @hypothesis.given(seeds, masks, lengths)
-def test_tails_are_exact(run, pairs_that_count, exact_attention, seed, mask, tokens):
-    q, k, v = qkv(seed)
-    pairs = pairs_that_count(mask, T, KV, **BLOCKS, kv_lengths=tokens)
-    counted = pairs_that_count(np.ones_like(mask), T, KV, **BLOCKS, kv_lengths=tokens)[0, 0]
-    k, v = (jnp.where(counted[:, None, None], x, jnp.nan) for x in (k, v))
+def test_tails_are_exact(
+    run, draw_qkv, pairs_that_count, exact_attention, small, seed, mask, tokens
+):
+    q, k, v = draw_qkv(seed)
+    tokens = tokens * (small.block_k // 16)
+    pairs_of = functools.partial(
+        pairs_that_count, t=small.t, kv=small.kv, **small.blocks, kv_lengths=tokens
+    )
+    pairs = pairs_of(mask)
+    counted = pairs_of(np.ones_like(mask))[0, 0]
+    k, v = (jnp.where(counted[:, None, None], x, jnp.asarray(jnp.nan, x.dtype)) for x in (k, v))
     found = run(q, k, v, mask, tokens)
     assert_same(found, exact_attention(q, k, v, pairs), 3e-5)
 
 
 @few
 @hypothesis.given(seeds, masks, lengths)
-def test_order_does_not_matter(run, roomy_map, seed, mask, tokens):
-    q, k, v = qkv(seed)
-    block_map = roomy_map(mask, **BLOCKS)
+def test_order_does_not_matter(run, draw_qkv, roomy_map, small, seed, mask, tokens):
+    q, k, v = draw_qkv(seed)
+    tokens = tokens * (small.block_k // 16)
+    block_map = roomy_map(mask, **small.blocks)
     indices, counts = np.array(block_map.indices), np.asarray(block_map.counts)
     rng = np.random.default_rng(seed)
     for row in np.ndindex(counts.shape):
         indices[row][: counts[row]] = rng.permutation(indices[row][: counts[row]])
     other = BlockMap(
-        indices=jnp.asarray(indices), counts=block_map.counts, num_kv_blocks=KB, **BLOCKS
+        indices=jnp.asarray(indices), counts=block_map.counts, num_kv_blocks=KB, **small.blocks
     )
     assert other.keeps_same_blocks(block_map)
     assert_same(run(q, k, v, other, tokens), run(q, k, v, block_map, tokens), 1e-5)

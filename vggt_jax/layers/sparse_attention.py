@@ -1,6 +1,7 @@
 """Block-sparse attention over all frames of a scene: settings, layout of its tokens, statistics."""
 
 import dataclasses
+import functools
 from typing import Literal, get_args
 
 import jax
@@ -9,12 +10,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import BlockMap, block_sparse_attention, select_blocks
+from pallas_kernels.block_map import index_dtype
 from pallas_kernels.blocks import count_blocks
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.token_order import TokenOrder
 
-# Special tokens are few and see everything: in small blocks they still keep all of a GPU busy.
-_SPECIAL_BLOCK_Q = 64
+# Special tokens are few and see everything. Their keys are cut into parts, until there are so many
+# tiles of queries that all of a GPU is busy for two rounds of them.
+_ENOUGH_TILES = 512
 
 
 @jax.tree_util.register_static
@@ -39,7 +42,8 @@ class BlockSparse:
         layers: the layers of the trunk that are sparse, None for all; the others are dense.
         min_tokens: scenes of fewer tokens, those of padded frames included, run dense.
         block_q, block_k: tokens in a block of queries and in a block of keys.
-        implementation: "triton", "xla", or None to choose by device.
+        implementation: of attention, as `pallas_kernels.block_sparse_attention` names them:
+            "mosaic_gpu", "triton", "xla", or None to choose by device.
     """
 
     sparse_ratio: float | tuple[float, ...] | None = None
@@ -50,7 +54,7 @@ class BlockSparse:
     min_tokens: int = 0
     block_q: int = 128
     block_k: int = 64
-    implementation: Literal["triton", "xla"] | None = None
+    implementation: Literal["mosaic_gpu", "triton", "xla"] | None = None
 
     def __post_init__(self):
         for name in ("sparse_ratio", "cdf_threshold", "layers"):
@@ -70,7 +74,7 @@ class BlockSparse:
         choices = {
             "pool_mode": ("avg", "max"),
             "token_order": get_args(TokenOrder),
-            "implementation": (None, "triton", "xla"),
+            "implementation": (None, "mosaic_gpu", "triton", "xla"),
         }
         for name, known in choices.items():
             if getattr(self, name) not in known:
@@ -168,7 +172,9 @@ def sparse_attention(
 
     def layout(x):
         padded = jnp.pad(special(x), ((0, num_padding), (0, 0), (0, 0)))
-        return jnp.concatenate([padded, patches(x)])
+        # Kernels want a multiple of 8 tokens; here that costs nothing.
+        end = jnp.zeros((-s * num_patches % 8, n, h), x.dtype)
+        return jnp.concatenate([padded, patches(x), end])
 
     k, v = layout(k), layout(v)
     # How many tokens count in each block of keys: up to the end of the frames, in both parts.
@@ -193,25 +199,16 @@ def sparse_attention(
         num_sink_blocks=num_sink_blocks,
         q_length=None if num_frames is None else num_frames * num_patches,
         kv_lengths=kv_lengths,
-        implementation=attention.implementation,
+        # Blocks are selected by Triton's kernels for either kernel of attention.
+        implementation="xla" if attention.implementation == "xla" else None,
     )
-
-    def attend(queries, block_map):
-        return block_sparse_attention(
-            queries,
-            k,
-            v,
-            block_map,
-            kv_lengths=kv_lengths,
-            implementation=attention.implementation,
-        ).reshape(s, -1, n, h)
-
-    everything = BlockMap.full(
-        n, s * num_special, k.shape[0], block_q=_SPECIAL_BLOCK_Q, block_k=block_k
+    attend = functools.partial(
+        block_sparse_attention, kv_lengths=kv_lengths, implementation=attention.implementation
     )
-    parts = [attend(patch_queries, selection.block_map)]
+    parts = [attend(patch_queries, k, v, selection.block_map)]
     if num_special:
-        parts.insert(0, attend(special(q), everything))
+        parts.insert(0, _attend_to_everything(special(q), k, v, attend, attention))
+    parts = [part.reshape(s, -1, n, h) for part in parts]
 
     block_map, live = selection.block_map, selection.block_map.counts > 0
     num_live = jnp.maximum(jnp.sum(live, axis=-1), 1)
@@ -226,3 +223,35 @@ def sparse_attention(
         saved=jnp.maximum(1 - done, 0.0),
     )
     return jnp.concatenate(parts, axis=1), stats
+
+
+def _attend_to_everything(q, k, v, attend, attention):
+    """Attention of a few queries to all keys: in parts of the keys, merged by their log-sum-exps."""
+    t, n, _ = q.shape
+    blocks = {"block_q": attention.block_q, "block_k": attention.block_k}
+    rows = count_blocks(t, attention.block_q)
+    num_blocks = count_blocks(k.shape[0], attention.block_k)
+    num_parts = min(num_blocks, count_blocks(_ENOUGH_TILES, n * rows))
+    size = count_blocks(num_blocks, num_parts)
+    # The queries once for each part, each time in whole blocks of their own.
+    padded = jnp.pad(q, ((0, rows * attention.block_q - t), (0, 0), (0, 0)))
+    starts = np.repeat(np.arange(num_parts) * size, rows)
+    block_map = BlockMap(
+        indices=jnp.broadcast_to(
+            jnp.asarray(starts[:, None] + np.arange(size), index_dtype(num_blocks)),
+            (n, starts.size, size),
+        ),
+        counts=jnp.broadcast_to(
+            jnp.asarray(np.clip(num_blocks - starts, 0, size), jnp.int32), (n, starts.size)
+        ),
+        num_kv_blocks=num_blocks,
+        **blocks,
+    )
+    out, lse = attend(jnp.tile(padded, (num_parts, 1, 1)), k, v, block_map, return_lse=True)
+    out, lse = (x.reshape(num_parts, -1, *x.shape[1:])[:, :t] for x in (out, lse))
+    # A part in which no key counts has a log-sum-exp of -inf, and thereby no weight.
+    top = jax.lax.stop_gradient(jnp.max(lse, axis=0))  # It cancels.
+    weights = jnp.exp(lse - jnp.where(top == -jnp.inf, 0.0, top))
+    total = jnp.maximum(jnp.sum(weights, axis=0), jnp.finfo(jnp.float32).tiny)
+    merged = jnp.sum(weights[..., None] * out.astype(jnp.float32), axis=0) / total[..., None]
+    return merged.astype(q.dtype)

@@ -1,0 +1,449 @@
+"""Block-sparse attention for Hopper GPUs, in a Pallas kernel on the Mosaic GPU backend.
+
+One block of threads lives on each multiprocessor until all is done. It works on several tiles of 128
+queries at a time, its *streams*. Of each stream:
+
+- Two warp groups, the *consumers*, compute 64 queries each: scores of 64 keys, weights, and their sum
+  over values, with the tensor cores (`wgmma`, asynchronous) and accumulators in registers.
+- One warp, the *producer*, walks the list of key blocks and fetches queries, keys and values into
+  shared memory (TMA, asynchronous), as far ahead as there is room.
+
+Who waits for whom, by barriers in shared memory: consumers wait for `*_full` (a tile has come), and
+the producer for `*_free` (both consumers are done with what was there). Streams know nothing of each
+other: while one waits, or does what leaves the tensor cores idle, the others use them.
+
+In a consumer, scores of the next tile and values of this one are asked for together, and weights are
+computed while the tensor cores work:
+
+    scores 0 | weights 0 | scores 1, values 0 | weights 1  | scores 2, values 1 | ...
+                           `---- tensor cores ----^ only for the scores; values run on
+
+There is no running maximum. Weights are `2**(score - reference)` with the maximum of the *first* tile
+as reference, which bfloat16 and float32 hold for scores far above it, with the same relative
+precision. Where they do not, the log-sum-exp becomes NaN, and the tile is computed again by the
+kernel that follows any scores (`triton.redo`). docs/kernels.md tells what this gains.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from pallas_kernels import devices
+from pallas_kernels.attention import triton
+from pallas_kernels.attention.config import MosaicGpuConfig, choose_triton_config
+from pallas_kernels.attention.key_lists import list_keys
+from pallas_kernels.blocks import count_blocks
+from pallas_kernels.mosaic_gpu_call import mosaic_gpu_call
+
+_LOG2_E = math.log2(math.e)
+
+# Queries of a consumer, the rows of one wgmma instruction; consumers of a stream; keys of a tile.
+_ROWS = 64
+_CONSUMERS = 2
+TILE_Q = _CONSUMERS * _ROWS
+TILE_K = 64
+
+# By how many places each lane moves on from round to round, so that none has the longest list every
+# time: the best of those tried on random lists of 108 to 2144 tiles with a tenfold spread of lengths,
+# where the busiest lane has 10 % more to do than the average, 1 % from 1000 tiles on.
+_TURN = 29
+
+# Columns of scores whose sums a thread keeps apart until the end.
+_SUMS = 8
+
+# Registers of each thread after consumers have taken over what the producers do not need: what the
+# multiprocessor has, by number of streams.
+_CONSUMER_REGISTERS = {1: 240, 2: 112}
+_PRODUCER_REGISTERS = 24
+
+# Up to here a scaled score and its reference may be subtracted in one fused operation: see triton.py.
+_MAX_REFERENCE = 2.0**24
+
+# Weights that are float16 end at 65504 and lose precision below 2**-14. So their reference is higher:
+# later scores may exceed the first tile's by 2**21, and small weights are as precise as sums need.
+_FLOAT16_HEADROOM = 6.0
+
+
+def attention(q, k, v, block_map, kv_tokens, scale, config: MosaicGpuConfig, *, interpret=False):
+    """The output [t n h] in q's type and the log-sum-exp [t n].
+
+    `kv_tokens`: how many tokens of each key block count, or None where all blocks are whole.
+    """
+    t, n, h = q.shape
+    lists = list_keys(block_map, kv_tokens, interpret=interpret)
+    # An array is at least as large as a tile that is copied, and 8 rows divide it.
+    # What a tile has beyond the end of its array is read as zero, and not written.
+    padded_q, padded_k, padded_v = (
+        jnp.pad(x, ((0, max(tile, count_blocks(x.shape[0], 8) * 8) - x.shape[0]), (0, 0), (0, 0)))
+        for x, tile in ((q, TILE_Q), (k, TILE_K), (v, TILE_K))
+    )
+    tiles = count_blocks(t, TILE_Q)
+    num_blocks = 2 if interpret else devices.multiprocessors()
+    kernel = functools.partial(
+        _kernel,
+        num_tiles=tiles,
+        num_lanes=num_blocks * config.streams,
+        factor=scale * _LOG2_E,
+        block_q=block_map.block_q,
+        block_k=block_map.block_k,
+        config=config,
+    )
+    out, lse = mosaic_gpu_call(
+        lambda *refs, **scratch: kernel(*refs, **scratch),
+        num_blocks=num_blocks,
+        num_warpgroups=config.streams * _CONSUMERS + 1,
+        scratch=_scratch(q.dtype, h, config, interpret),
+        out_type=[
+            jax.ShapeDtypeStruct(padded_q.shape, q.dtype),
+            jax.ShapeDtypeStruct((n, tiles * TILE_Q), jnp.float32),
+        ],
+        interpret=interpret,
+        name="block_sparse_attention",
+    )(padded_q, padded_k, padded_v, _work_order(lists, block_map, tiles), *lists.operands())
+    failed = jnp.isnan(lse).reshape(n * tiles, TILE_Q).any(axis=1).astype(jnp.int32)
+    out, lse = triton.redo(
+        q,
+        k,
+        v,
+        lists,
+        block_map,
+        scale,
+        failed,
+        out[:t],
+        lse[:, :t],
+        config=dataclasses.replace(
+            choose_triton_config(q.dtype, h, block_map.block_q, block_map.block_k), tile_q=TILE_Q
+        ),
+        interpret=interpret,
+    )
+    return out, lse.T
+
+
+def _scratch(dtype, h, config, interpret):
+    """Shared memory and barriers of a block."""
+
+    def tiles(number, rows, columns=h):
+        # Rows of 128 bytes, rotated as wgmma and TMA want them.
+        transforms = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
+        return plgpu.SMEM((number, rows, columns), dtype, transforms=transforms)
+
+    consumers = config.streams * _CONSUMERS
+    slots = config.streams * config.stages
+    filled = functools.partial(plgpu.Barrier, num_arrivals=1)
+    by_consumers = functools.partial(plgpu.Barrier, num_arrivals=_CONSUMERS)
+    # The simulator multiplies what is in shared memory only.
+    simulated = {"weights_smem": tiles(consumers, _ROWS, TILE_K)} if interpret else {}
+    return simulated | {
+        "q_smem": tiles(consumers, _ROWS),
+        "k_smem": tiles(slots, TILE_K),
+        "v_smem": tiles(slots, TILE_K),
+        "out_smem": tiles(consumers, _ROWS),
+        "lse_smem": plgpu.SMEM((consumers, _ROWS), jnp.float32),
+        "q_full": plgpu.Barrier(num_arrivals=_CONSUMERS, num_barriers=config.streams),
+        "k_full": filled(num_barriers=slots),
+        "v_full": filled(num_barriers=slots),
+        "q_free": by_consumers(num_barriers=config.streams),
+        "k_free": by_consumers(num_barriers=slots),
+        "v_free": by_consumers(num_barriers=slots),
+        "cleaned": by_consumers(num_barriers=config.streams),
+    }
+
+
+def _work_order(lists, block_map, tiles):
+    """In which order the lanes take tiles of queries, as `head * tiles + tile`.
+
+    Heads come after each other, so that their keys stay in the L2 cache. In a head, lists get shorter,
+    and in the next one longer: lanes that had the longest of each round in the one have the shortest
+    in the other.
+    """
+    n = lists.num_listed.shape[0]
+    rows = jnp.arange(tiles, dtype=jnp.int32) // (block_map.block_q // TILE_Q)
+    heads = jnp.arange(n, dtype=jnp.int32)[:, None]
+    lengths = lists.num_listed[:, rows]
+    order = jnp.argsort(jnp.where(heads % 2 == 0, -lengths, lengths), axis=1)
+    return (order.astype(jnp.int32) + tiles * heads).reshape(-1)
+
+
+def _kernel(
+    q_ref, k_ref, v_ref, order_ref, indices_ref, num_whole_ref, *refs,
+    num_tiles, num_lanes, factor, block_q, block_k, config,
+    q_smem, k_smem, v_smem, out_smem, lse_smem,
+    q_full, k_full, v_full, q_free, k_free, v_free, cleaned, weights_smem=None,
+):  # fmt: skip
+    """A block of threads. Its streams, and those of all others, are the `num_lanes` lanes."""
+    *partial_refs, out_ref, lse_ref = refs
+    num_listed_ref, tokens_ref = partial_refs or (num_whole_ref, None)
+    has_partial_blocks = tokens_ref is not None
+    streams, stages = config.streams, config.stages
+    _, _, h = q_smem.shape
+    dtype = q_smem.dtype
+    parts = block_k // TILE_K  # of a block of keys
+    num_items = order_ref.shape[0]
+    block = lax.axis_index("block")
+    warpgroup = lax.axis_index("warpgroup")
+    int32 = jnp.int32
+
+    def slot_of(stream, i):
+        """Where the i-th tile of keys of a stream is in shared memory."""
+        return stream * stages + lax.rem(i, int32(stages))
+
+    def key_tile_of(head, row, i):
+        """Which tile of keys the i-th of a list is; a list without an entry has one all the same."""
+        block, part = i, int32(0)
+        if parts > 1:
+            block, part = lax.div(i, int32(parts)), lax.rem(i, int32(parts))
+        key_block = indices_ref[head, row, block].astype(int32)
+        return jnp.where(num_listed_ref[head, row] > 0, key_block, 0) * parts + part
+
+    def steps_of(counts_ref, head, row):
+        return jnp.maximum(counts_ref[head, row] * parts, 1)
+
+    def for_each_item(lane, work):
+        """`work(round, head, tile, row, done)` for the tiles of queries of a lane. Given how many tiles
+        of keys it has taken before, it returns how many it has taken then; so does this, in the end.
+        """
+        rounds, rest = divmod(num_items, num_lanes)
+        place = lambda r: lax.rem(lane + r * _TURN, int32(num_lanes))
+
+        def item(r, done):
+            work_item = order_ref[r * num_lanes + place(r)]
+            head = lax.div(work_item, int32(num_tiles))
+            tile = lax.rem(work_item, int32(num_tiles))
+            row = lax.div(tile, int32(block_q // TILE_Q))
+            return work(r, head, tile, row, done)
+
+        last = (place(int32(rounds)) < rest).astype(int32)
+        return lax.fori_loop(0, rounds + last, item, int32(0))
+
+    def produce(stream):
+        def fetch_tile(r, head, tile, row, done):
+            steps = steps_of(num_listed_ref, head, row)
+            # Which tile is next is read while this one is fetched.
+            first = key_tile_of(head, row, int32(0))
+
+            @pl.when(r > 0)
+            def _():
+                plgpu.barrier_wait(q_free.at[stream])
+
+            for consumer in range(_CONSUMERS):
+                rows = pl.ds(tile * TILE_Q + consumer * _ROWS, _ROWS)
+                plgpu.copy_gmem_to_smem(
+                    q_ref.at[rows, head],
+                    q_smem.at[stream * _CONSUMERS + consumer],
+                    q_full.at[stream],
+                )
+
+            def step(i, key_tile):
+                following = key_tile_of(head, row, jnp.minimum(i + 1, steps - 1))
+                rows = pl.ds(key_tile * TILE_K, TILE_K)
+                slot = slot_of(stream, done + i)
+                for ref, smem, full, free in (
+                    (k_ref, k_smem, k_full, k_free),
+                    (v_ref, v_smem, v_full, v_free),
+                ):
+
+                    @pl.when(done + i >= stages)
+                    def _(free=free):
+                        plgpu.barrier_wait(free.at[slot])
+
+                    plgpu.copy_gmem_to_smem(ref.at[rows, head], smem.at[slot], full.at[slot])
+                return following
+
+            lax.fori_loop(0, steps, step, first)
+            return done + steps
+
+        taken = for_each_item(block * streams + stream, fetch_tile)
+
+        # Shared memory is given back only when nobody uses it any more.
+        @pl.when(taken > 0)
+        def _():
+            plgpu.barrier_wait(q_free.at[stream])
+
+        for i in range(stages):
+
+            @pl.when(taken > i)
+            def _(i=i):
+                plgpu.barrier_wait(k_free.at[slot_of(stream, int32(i))])
+                plgpu.barrier_wait(v_free.at[slot_of(stream, int32(i))])
+
+    def consume(stream, consumer):
+        me = stream * _CONSUMERS + consumer
+        queries = q_smem.at[me]
+        across = lambda x, shape: lax.broadcast_in_dim(x, shape, [0])
+        headroom = _FLOAT16_HEADROOM if dtype == jnp.float16 else 0.0
+
+        def iota(shape, dimension):
+            return plgpu.broadcasted_iota(int32, shape, dimension, layout=plgpu.Layout.WGMMA)
+
+        def score(scores, slot):
+            plgpu.wgmma(scores, queries, k_smem.at[slot].transpose((1, 0)))
+
+        def score_alone(slot):
+            """Scores of the keys in a slot, waited for."""
+            plgpu.barrier_wait(k_full.at[slot])
+
+            def run(scores):
+                score(scores, slot)
+                return scores[...]
+
+            scores = pl.run_scoped(run, plgpu.ACC((_ROWS, TILE_K), jnp.float32))
+            plgpu.barrier_arrive(k_free.at[slot])
+            return scores
+
+        def weigh(scores, reference, sums):
+            """Weights in `dtype`, and `sums` with them added."""
+            weights = jnp.exp2(scores * factor - across(reference, scores.shape))
+            for column in range(0, TILE_K, _SUMS):
+                sums = sums + weights[:, column : column + _SUMS]
+            return weights.astype(dtype), sums
+
+        def multiply_values(out, weights, slot):
+            if weights_smem is not None:
+                weights_smem.at[me][...] = weights
+                plgpu.commit_smem()
+                weights = weights_smem.at[me]
+            plgpu.wgmma(out, weights, v_smem.at[slot])
+
+        def leave_out(scores, count):
+            """The scores of the first `count` keys, and -inf for the others."""
+            return jnp.where(iota(scores.shape, 1) < count, scores, -jnp.inf)
+
+        def clean_values(slot, count):
+            """Values that do not count become zero: NaN times a weight of zero would be NaN."""
+
+            @pl.when(consumer == 0)
+            def _():
+                values = plgpu.load(v_smem.at[slot], layout=plgpu.Layout.WGMMA)
+                keep = iota(values.shape, 0) < count
+                v_smem.at[slot][...] = jnp.where(keep, values, jnp.zeros_like(values))
+                plgpu.commit_smem()
+
+            plgpu.barrier_arrive(cleaned.at[stream])
+            plgpu.barrier_wait(cleaned.at[stream])
+
+        def keys_that_count(head, row, i):
+            """How many keys count of the i-th tile of a list."""
+            count = int32(TILE_K)
+            if has_partial_blocks:
+                key_tile = key_tile_of(head, row, i)
+                tokens = tokens_ref[lax.div(key_tile, int32(parts))]
+                count = jnp.clip(tokens - lax.rem(key_tile, int32(parts)) * TILE_K, 0, TILE_K)
+            return jnp.where(num_listed_ref[head, row] > 0, count, 0)
+
+        def attend_tile(r, head, tile, row, done):
+            steps = steps_of(num_listed_ref, head, row)
+            whole_steps = steps_of(num_whole_ref, head, row)
+            slot = lambda i: slot_of(stream, done + i)
+
+            plgpu.barrier_wait(q_full.at[stream])
+            first_count = keys_that_count(head, row, int32(0))
+            scores = leave_out(score_alone(slot(int32(0))), first_count)
+            reference = scores.max(axis=1) * factor + headroom
+            reference = jnp.where(reference == -jnp.inf, 0.0, reference)
+            no_sums = plgpu.layout_cast(jnp.zeros((_ROWS, _SUMS), jnp.float32), plgpu.Layout.WGMMA)
+            weights, sums = weigh(scores, reference, no_sums)
+
+            def accumulate(out):
+                """Adds weighted values to `out`; returns it and the sums of weights."""
+
+                def whole_step(i, carry):
+                    weights, sums = carry
+                    now, before = slot(i), slot(i - 1)
+                    plgpu.barrier_wait(k_full.at[now])
+
+                    def run(scores):
+                        score(scores, now)
+                        plgpu.barrier_wait(v_full.at[before])
+                        multiply_values(out, weights, before)
+                        # The scores are waited for; the product with values goes on.
+                        return plgpu.wgmma_accumulator_load(scores, wait_n=1)
+
+                    scores = pl.run_scoped(run, plgpu.ACC((_ROWS, TILE_K), jnp.float32))
+                    # Compilers know nothing of what runs in the background. These barriers keep uses
+                    # of the scores behind the wait, and the old weights' registers from new weights
+                    # until the product that reads them is done.
+                    scores = lax.optimization_barrier(scores)
+                    plgpu.barrier_arrive(k_free.at[now])
+                    new_weights, sums = weigh(scores, reference, sums)
+                    new_weights, sums = lax.optimization_barrier((new_weights, sums))
+                    plgpu.wgmma_wait(0)
+                    new_weights, _ = lax.optimization_barrier((new_weights, weights))
+                    plgpu.barrier_arrive(v_free.at[before])
+                    return new_weights, sums
+
+                def take_values(slot, weights):
+                    multiply_values(out, weights, slot)
+                    plgpu.wgmma_wait(0)
+                    plgpu.barrier_arrive(v_free.at[slot])
+
+                def partial_step(i, sums):
+                    scores = leave_out(score_alone(slot(i)), keys_that_count(head, row, i))
+                    weights, sums = weigh(scores, reference, sums)
+                    plgpu.barrier_wait(v_full.at[slot(i)])
+                    clean_values(slot(i), keys_that_count(head, row, i))
+                    take_values(slot(i), weights)
+                    return sums
+
+                carry = lax.fori_loop(1, whole_steps, whole_step, (weights, sums))
+                last_weights, last_sums = carry
+                last = slot(whole_steps - 1)
+                plgpu.barrier_wait(v_full.at[last])
+                if has_partial_blocks:
+
+                    @pl.when((whole_steps == 1) & (first_count < TILE_K))
+                    def _():
+                        clean_values(last, first_count)
+
+                take_values(last, last_weights)
+                if has_partial_blocks:
+                    last_sums = lax.fori_loop(whole_steps, steps, partial_step, last_sums)
+                return out[...], last_sums
+
+            out, sums = pl.run_scoped(accumulate, plgpu.ACC((_ROWS, h), jnp.float32))
+            plgpu.barrier_arrive(q_free.at[stream])
+
+            total = sums.sum(axis=1)
+            some = total > 0
+            largest = jnp.abs(out).max(axis=1)
+            good = (jnp.abs(reference) < _MAX_REFERENCE) & (total < jnp.inf) & (largest < jnp.inf)
+            lse = jnp.where(
+                some, (reference + jnp.log2(jnp.where(some, total, 1.0))) / _LOG2_E, -jnp.inf
+            )
+            inverse = jnp.where(some, 1.0 / jnp.where(some, total, 1.0), 0.0)
+            # The results of the tile before may still be on their way out.
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+            out_smem.at[me][...] = (out * across(inverse, out.shape)).astype(dtype)
+            lse_smem.at[me][...] = jnp.where(good, lse, jnp.nan)
+            plgpu.commit_smem()
+            rows = pl.ds(tile * TILE_Q + consumer * _ROWS, _ROWS)
+            plgpu.copy_smem_to_gmem(out_smem.at[me], out_ref.at[rows, head])
+            plgpu.copy_smem_to_gmem(lse_smem.at[me], lse_ref.at[head, rows])
+            return done + steps
+
+        for_each_item(block * streams + stream, attend_tile)
+        plgpu.wait_smem_to_gmem(0)
+
+    @pl.when(warpgroup < streams * _CONSUMERS)
+    def _():
+        plgpu.set_max_registers(_CONSUMER_REGISTERS[streams], action="increase")
+        consume(lax.div(warpgroup, int32(_CONSUMERS)), lax.rem(warpgroup, int32(_CONSUMERS)))
+
+    @pl.when(warpgroup == streams * _CONSUMERS)
+    def _():
+        plgpu.set_max_registers(_PRODUCER_REGISTERS, action="decrease")
+
+        @functools.partial(pl.kernel, mesh=plgpu.WarpMesh(axis_name="warp"))
+        def each_warp():
+            warp = lax.axis_index("warp")
+
+            @pl.when(warp < streams)
+            def _():
+                produce(warp)
+
+        each_warp()

@@ -1,0 +1,181 @@
+"""What the Mosaic GPU kernel does in its own way: rounds, streams, stages, and tiles done again."""
+
+import dataclasses
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels import BlockMap, MosaicGpuConfig, devices
+
+pytestmark = pytest.mark.only("mosaic_gpu", "mosaic_gpu-interpreted")
+
+
+@pytest.fixture(scope="module")
+def rounds_of(kernel):
+    """Lengths [t n] of as many tiles as make lanes work three rounds, the last not all of them."""
+
+    def rounds_of(streams):
+        blocks = 2 if kernel.is_simulated else devices.multiprocessors()
+        lanes = blocks * streams  # four or two in the simulator, hundreds on a GPU
+        heads = 3 if lanes > 2 else 1
+        tiles = -(-(2 * lanes + 1) // heads)
+        assert 2 * lanes < heads * tiles < 3 * lanes
+        return 128 * tiles - 29, heads
+
+    return rounds_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    config: MosaicGpuConfig
+    h: int = 64
+    block_q: int = 128
+    block_k: int = 64
+    dtype: jnp.dtype = jnp.bfloat16
+    kv: int = 331
+    partial: bool = False
+
+
+CASES = {
+    "whole": Case(MosaicGpuConfig(streams=2, stages=4), kv=320),
+    "two-stages": Case(MosaicGpuConfig(streams=2, stages=2), partial=True),
+    "one-stream-float16": Case(MosaicGpuConfig(streams=1, stages=3), dtype=jnp.float16),
+    "h128-two-tiles-a-block": Case(
+        MosaicGpuConfig(streams=1, stages=2), h=128, block_k=128, partial=True
+    ),
+    "two-tiles-a-query-block": Case(
+        MosaicGpuConfig(streams=2, stages=3), block_q=256, partial=True, dtype=jnp.float16
+    ),
+}
+
+
+# The simulator meets each setting and type, but takes seconds for each.
+SIMULATED = ["two-stages", "one-stream-float16", "h128-two-tiles-a-block"]
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(x, marks=[pytest.mark.simulated] * (x in SIMULATED)) for x in CASES]
+)
+def test_rounds(attend, rounds_of, draw, pairs_that_count, assert_right, name):
+    """Lanes take several tiles, whose lists are as uneven as they can be."""
+    case = CASES[name]
+    t, n = rounds_of(case.config.streams)
+    blocks = {"block_q": case.block_q, "block_k": case.block_k}
+    q, k, v = draw(0, (t, n, case.h), (case.kv, n, case.h), (case.kv, n, case.h), dtype=case.dtype)
+    qb, kb = -(-t // case.block_q), -(-case.kv // case.block_k)
+    # How many blocks each list has: none, one, an odd number, or all, which differ by head.
+    counts = np.array([kb, 0, 1, min(3, kb - 1)])[(np.arange(n)[:, None] + np.arange(qb)) % 4]
+    ranks = np.random.default_rng(1).random((n, qb, kb)).argsort(-1).argsort(-1)
+    mask = ranks < counts[..., None]
+    tokens = None
+    if case.partial:
+        tokens = np.random.default_rng(2).integers(1, case.block_k + 1, kb)
+        tokens[0] = case.block_k
+        tokens[-2] = 0
+    pairs = pairs_that_count(mask, t, case.kv, **blocks, kv_lengths=tokens)
+    found = attend(
+        q,
+        k,
+        v,
+        BlockMap.from_dense_mask(mask, **blocks),
+        kv_lengths=tokens,
+        config=case.config,
+        return_lse=True,
+    )
+    empty = ~pairs.any(-1).T
+    assert empty.any()
+    np.testing.assert_array_equal(np.asarray(found[0])[empty], 0)
+    np.testing.assert_array_equal(np.asarray(found[1])[empty], -np.inf)
+    assert_right(found, q, k, v, pairs)
+
+
+# By how much, in powers of two, a later key's weight exceeds the others'; and where that is too much
+# for the weights of the first tile of keys to stay the measure.
+GROWTHS = {jnp.bfloat16: ([0, 100, 150, 1000], 127), jnp.float16: ([0, 8, 35, 1000], 22)}
+
+
+@pytest.mark.simulated
+@pytest.mark.parametrize("dtype", GROWTHS, ids=["bfloat16", "float16"])
+def test_tiles_whose_scores_grow_are_done_again(
+    kernel, draw, exact_attention, relative_error, monkeypatch, dtype
+):
+    from pallas_kernels.attention import mosaic_gpu, triton
+
+    growths, limit = GROWTHS[dtype]
+    # Lanes of one stream a block have tiles of both kinds: two of them in the simulator, 132 on a GPU.
+    config = MosaicGpuConfig(streams=1)
+    n = 1 if kernel.is_simulated else 97
+    t, kv, h, scale = 4 * 128, 131, 64, 0.25
+    q, k, v = draw(3, (t, n, h), (kv, n, h), (kv, n, h))
+    # Along the first axis, one key of the second tile and nothing else meets queries.
+    growth = np.array(growths)[np.arange(t) // 128]
+    q = q.at[..., 0].set(growth[:, None] * np.log(2) / scale)
+    k = k.at[..., 0].set(0.0).at[70, :, 0].set(1.0)
+    q, k, v = (x.astype(dtype) for x in (q, k, v))
+    tokens = jnp.array([64, 64, 3])
+    interpret = kernel.options.get("interpret", False)
+
+    @jax.jit
+    def run(q, k, v):
+        flags = []
+
+        def redo(q, k, v, lists, block_map, scale, failed, *results, **options):
+            flags.append(failed)
+            return triton.redo(q, k, v, lists, block_map, scale, failed, *results, **options)
+
+        monkeypatch.setattr(mosaic_gpu, "triton", types.SimpleNamespace(redo=redo))
+        block_map = BlockMap.full(n, t, kv)
+        found = mosaic_gpu.attention(q, k, v, block_map, tokens, scale, config, interpret=interpret)
+        return *found, *flags
+
+    out, lse, failed = run(q, k, v)
+    np.testing.assert_array_equal(failed.reshape(n, 4) > 0, [np.greater(growths, limit)] * n)
+    exact_out, exact_lse = exact_attention(q, k, v, np.ones((n, t, kv), bool), scale)
+    np.testing.assert_allclose(lse, exact_lse, rtol=1e-5, atol=1e-5)
+    # One key leads by far in all tiles but one: its weight, and the result, are rounded.
+    for tile in range(4):
+        rows = slice(128 * tile, 128 * (tile + 1))
+        assert relative_error(out[rows], exact_out[rows]) <= float(jnp.finfo(dtype).eps)
+
+
+@pytest.mark.simulated
+@pytest.mark.only("mosaic_gpu-interpreted")
+def test_simulator_reports_who_does_not_wait(kernel, draw, monkeypatch):
+    """It does look for races: keys must not be overwritten before both consumers are done."""
+    from pallas_kernels.attention import mosaic_gpu
+
+    skipped = []
+
+    class Backend(types.ModuleType):
+        """The module of the backend, but for one function."""
+
+        def __getattr__(self, name):
+            return getattr(plgpu, name)
+
+        def barrier_wait(self, ref):
+            if ref.ref is scratch["k_free"]:
+                skipped.append(ref)
+            else:
+                plgpu.barrier_wait(ref)
+
+    plgpu, kernel_body, scratch = mosaic_gpu.plgpu, mosaic_gpu._kernel, {}
+
+    def spied_kernel(*refs, **options):
+        scratch.update(options)
+        kernel_body(*refs, **options)
+
+    monkeypatch.setattr(mosaic_gpu, "plgpu", Backend("plgpu"))
+    monkeypatch.setattr(mosaic_gpu, "_kernel", spied_kernel)
+    q, k, v = draw(4, *[(300, 1, 64)] * 3, dtype=jnp.bfloat16)
+    block_map = BlockMap.full(1, 300, 300)
+    # Who runs first decides which of both it finds.
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RACE DETECTED|Barrier completed phase"):
+        jax.block_until_ready(
+            mosaic_gpu.attention(
+                q, k, v, block_map, None, 0.125, MosaicGpuConfig(stages=2), interpret=True
+            )
+        )
+    assert skipped
