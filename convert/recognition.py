@@ -8,15 +8,10 @@ from convert.rules import Rule, Shape, expand
 # Share of the trunk tensors of a released model by which a checkpoint is taken for it.
 _ENOUGH = 0.9
 
-# Parts of keys by which models are told apart, the most particular first; those with a name of ours
-# can be converted.
-_MARKS = (
-    ("inter_frame_blocks.", "VGGT-Omega", None),
-    ("pose_inject_blk.", "Pi3X", None),
-    ("point_decoder.", "Pi3", "pi3"),
-    ("camera_decoder.", "Pi3", "pi3"),
-)
-_VGGT = "aggregator."
+# Parts of keys of models that resemble ours and cannot be converted.
+_OTHER_MODELS = {"inter_frame_blocks.": "VGGT-Omega", "pose_inject_blk.": "Pi3X"}
+# How keys of ours begin. What is looked for first must not be an addition to another model.
+_MARKS = {"aggregator.": "vggt", "point_decoder.": "pi3", "camera_decoder.": "pi3"}
 _GIVE = "give a checkpoint of VGGT or Pi3 such as facebook/VGGT-1B or yyfz233/Pi3"
 
 
@@ -32,19 +27,18 @@ def identify(keys: Iterable[str], source: str) -> str:
             look like.
     """
     keys = list(keys)
-    for mark, model, name in _MARKS:
+    for mark, model in _OTHER_MODELS.items():
         if any(mark in key for key in keys):
-            if name is None:
-                raise CheckpointError(
-                    f"{source}: looks like {model} (it has keys {mark}*), which cannot be "
-                    f"converted; {_GIVE}"
-                )
+            raise CheckpointError(
+                f"{source}: looks like {model} (it has keys {mark}*), which cannot be converted; "
+                f"{_GIVE}"
+            )
+    for mark, name in _MARKS.items():
+        if any(key.startswith(mark) for key in keys):
             return name
-    if any(key.startswith(_VGGT) for key in keys):
-        return "vggt"
     found = ", ".join(sorted({key.partition(".")[0] for key in keys})[:8]) or "none"
     raise CheckpointError(
-        f"{source}: neither VGGT nor Pi3: no key begins with {_VGGT} or point_decoder. "
+        f"{source}: neither VGGT nor Pi3: no key begins with {' or '.join(_MARKS)} "
         f"(its keys begin with: {found}); {_GIVE}"
     )
 

@@ -1,4 +1,4 @@
-"""VGGT in JAX: photographs in; cameras, depth, point maps and tracks out."""
+"""VGGT and π³ in JAX: photographs in; cameras, depth, point maps and tracks out."""
 
 from convert.errors import CheckpointError as CheckpointError
 from vggt_jax.checkpoint import load_model as load_model
