@@ -259,6 +259,13 @@ def _write(
     usable = valid if result.depth_edges is None else valid & ~result.depth_edges
     if is_probability:
         usable = usable & (cloud[1] > _SMALLEST_PROBABILITY)
+    if not usable.any():
+        tqdm.tqdm.write(
+            f"warning: every point lies at an edge of depth or has a confidence of "
+            f"{_SMALLEST_PROBABILITY} or less, so that the cloud holds them all",
+            file=sys.stderr,
+        )
+        usable = valid
     selected, colors = export.select_points(
         *cloud,
         frames.images,

@@ -131,6 +131,11 @@ def test_the_command_line_writes_the_points_that_the_official_code_keeps(
         expected = arrays["world_points"][kept]
     cloud = trimesh.load(out / "points.ply")
     np.testing.assert_allclose(cloud.vertices, expected, rtol=1e-6)
+    # A world of edges, such as that of random weights, is shown all the same.
+    vggt_jax.save_model(tiny_pi3(), tmp_path / "model", overwrite=True)
+    assert run(*args, "--overwrite") == 0
+    assert len(trimesh.load(out / "points.ply").vertices) == 3 * 70 * 42
+    assert "at an edge of depth" in capsys.readouterr().err
     assert run(*args, "--overwrite", "--query-points", "3,4") == 2
     assert "has no track head" in capsys.readouterr().err
 
