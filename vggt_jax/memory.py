@@ -75,13 +75,12 @@ def estimate_memory(
     """
     layout = TokenLayout.for_images(height, width, config.patch_size, config.num_special_tokens)
     precision = Precision.from_compute_dtype(compute_dtype)
-    pixels = num_frames * height * width
-    heads_of = _heads_of_pi3 if isinstance(config, Pi3Config) else _heads_of_vggt
-    return MemoryEstimate(
-        weights=weights,
-        images=image_bytes * 3 * pixels,
-        **heads_of(config, layout, num_frames, pixels, num_query_points, precision),
-    )
+    pixels = height * width
+    if isinstance(config, Pi3Config):
+        parts = _parts_of_pi3(config, layout, num_frames, pixels, precision)
+    else:
+        parts = _parts_of_vggt(config, layout, num_frames, pixels, precision, num_query_points)
+    return MemoryEstimate(weights=weights, images=image_bytes * 3 * num_frames * pixels, **parts)
 
 
 def _trunk(
@@ -107,11 +106,8 @@ def _trunk(
         scores = 4 * num_heads * tokens**2
         during_attention = (3 + 2) * wide * tokens * dim
         during_attention += 2 * min(scores, attention.MAX_SCORE_BYTES)
-    after_attention = (
-        wide
-        * dim
-        * (tokens + 2 * mlp_ratio * layout.tokens_per_frame * _frames_of_chunk(layout, num_frames))
-    )
+    chunk_tokens = _frames_of_chunk(layout, num_frames) * layout.tokens_per_frame
+    after_attention = wide * dim * (tokens + 2 * mlp_ratio * chunk_tokens)
     return {
         "kept_tokens": wide * kept_layers * tokens * 2 * dim,
         "trunk": int(2 * stream + max(before_attention, during_attention, after_attention)),
@@ -122,23 +118,27 @@ def _frames_of_chunk(layout: TokenLayout, num_frames: int) -> int:
     return min(num_frames, trunk.frames_per_chunk(1, layout.tokens_per_frame))
 
 
-def _heads_of_vggt(
-    config: VGGTConfig, layout, num_frames, pixels, num_query_points, precision
+def _parts_of_vggt(
+    config: VGGTConfig,
+    layout: TokenLayout,
+    num_frames: int,
+    pixels: int,
+    precision: Precision,
+    num_query_points: int,
 ) -> dict[str, int]:
     heads = tracks = 0
     if config.enable_depth or config.enable_point:
-        pixels_of_frame = pixels // num_frames
-        decoded = min(num_frames, max(1, dpt.PIXELS_PER_CHUNK // pixels_of_frame))
-        heads = int(3.5 * 4 * decoded * pixels_of_frame * config.dpt_features / 2)
+        decoded = min(num_frames, max(1, dpt.PIXELS_PER_CHUNK // pixels)) * pixels
+        heads = int(3.5 * 4 * decoded * config.dpt_features / 2)
     if num_query_points:
-        features = 4 * num_frames * (pixels // num_frames // 4) * config.track_features
+        features = 4 * num_frames * (pixels // 4) * config.track_features
         hidden = 4 * num_frames * config.track_hidden_size
         tracks = int(2.34 * features) + 6 * hidden * (
             num_query_points + config.track_num_virtual_tracks
         )
     values = 2 * config.enable_depth + 4 * config.enable_point
     return {
-        "outputs": 4 * values * pixels,
+        "outputs": 4 * values * num_frames * pixels,
         "heads": heads,
         "tracks": tracks,
         **_trunk(
@@ -153,8 +153,8 @@ def _heads_of_vggt(
     }
 
 
-def _heads_of_pi3(
-    config: Pi3Config, layout, num_frames, pixels, num_query_points, precision
+def _parts_of_pi3(
+    config: Pi3Config, layout: TokenLayout, num_frames: int, pixels: int, precision: Precision
 ) -> dict[str, int]:
     wide = precision.compute_dtype.itemsize
     frames = _frames_of_chunk(layout, num_frames)
@@ -164,10 +164,10 @@ def _heads_of_pi3(
     # the hidden layer twice, or the raw pixels before and after they are put in order.
     decoder = 2 * 4 * tokens * dim + 2 * wide * tokens * config.decoder_dim
     inner = wide * tokens * dim * max(3 + 3 + 1, 2 * config.mlp_ratio)
-    raw = 2 * 4 * 3 * (pixels // num_frames) * frames
+    raw = 2 * 4 * 3 * frames * pixels
     return {
         # Points in two coordinate systems, and the confidence.
-        "outputs": 4 * (3 + 3 + 1) * pixels,
+        "outputs": 4 * (3 + 3 + 1) * num_frames * pixels,
         "heads": int(decoder + max(inner, raw)),
         "tracks": 0,
         **_trunk(
