@@ -11,6 +11,7 @@ from PIL import Image
 
 import vggt_jax
 from vggt_jax import BlockSparse, CheckpointError, InputError, checkpoint, cli, geometry, memory
+from vggt_jax.outputs import Pi3Output
 
 SPARSE = BlockSparse(sparse_ratio=0.5, block_q=16, block_k=8)
 
@@ -45,6 +46,29 @@ def test_world_points_and_cameras_agree(tiny_pi3, images):
     flat = jnp.asarray(recon.world_points.reshape(3, -1, 3))
     in_camera = geometry.camera_points_from_world(flat, jnp.asarray(recon.camera_from_world))
     np.testing.assert_allclose(in_camera[..., 2].reshape(recon.depth.shape), recon.depth, rtol=1e-3)
+
+
+def test_points_from_depth_are_those_of_a_pinhole_camera():
+    # Points that a pinhole camera sees through the centres of its pixels, on 5 rows and 7 columns.
+    rng = np.random.default_rng(7)
+    depth = rng.uniform(1, 3, (1, 2, 5, 7)).astype(np.float32)
+    y, x = np.mgrid[:5, :7]
+    local = np.stack([(x - 3) / 8 * depth, (y - 2) / 6 * depth, depth], axis=-1)
+    poses = np.tile(np.eye(4), (1, 2, 1, 1))
+    poses[..., :3, :3] = np.linalg.qr(rng.normal(size=(1, 2, 3, 3)))[0]
+    poses[..., :3, 3] = rng.normal(size=(1, 2, 3))
+    local, poses = jnp.asarray(local, jnp.float32), jnp.asarray(poses, jnp.float32)
+    output = Pi3Output(
+        points=geometry.transform_point_maps(local, poses),
+        local_points=local,
+        conf=jnp.zeros((1, 2, 5, 7, 1)),
+        camera_poses=poses,
+    )
+    recon = vggt_jax.reconstruct(lambda images, **options: output, jnp.zeros((2, 5, 7, 3)))
+    np.testing.assert_allclose(
+        recon.intrinsics[0], [[8, 0, 3.5], [0, 6, 2.5], [0, 0, 1]], rtol=1e-5
+    )
+    np.testing.assert_allclose(recon.points_from_depth(), recon.world_points, rtol=0, atol=1e-5)
 
 
 def test_batches_give_what_infer_gives(tmp_path, tiny_pi3, images):
@@ -96,7 +120,7 @@ def test_conversion_and_loading_agree_on_what_becomes_bfloat16(golden_folder):
 
 def test_a_configuration_of_the_other_model_is_refused(golden_folder):
     source = golden_folder / "pi3_odd.safetensors"
-    with pytest.raises(CheckpointError, match="unknown field .*dpt_layers"):
+    with pytest.raises(CheckpointError, match="unknown field .*dpt_layers.* for a Pi3; known"):
         vggt_jax.load_model(source, config=vggt_jax.VGGTConfig.vggt_1b())
 
 

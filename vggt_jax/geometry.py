@@ -247,7 +247,7 @@ def transform_point_maps(
     """
     rotation = world_from_camera[..., None, None, :3, :3]
     translation = world_from_camera[..., None, None, :3, 3]
-    # Sums of products and no matrix product: exact in float32 everywhere, and one pass over the maps.
+    # Sums of products and no matrix product: float32 everywhere, and one pass over the maps.
     return sum(rotation[..., i] * points[..., i, None] for i in range(3)) + translation
 
 
@@ -308,15 +308,20 @@ def _largest_nearby(x: Float[Array, "*batch h w"]) -> Float[Array, "*batch h w"]
 
 
 def camera_points_from_depth(
-    depth: Float[Array, "*batch h w"], intrinsics: Float[Array, "*batch 3 3"]
+    depth: Float[Array, "*batch h w"],
+    intrinsics: Float[Array, "*batch 3 3"],
+    *,
+    pixel_centre: float = 0.0,
 ) -> Float[Array, "*batch h w 3"]:
     """Camera points of depth maps: for every pixel the point at that z on its ray.
 
     Args:
       depth: [... h w], distance along the optical axis (z, not along the ray).
-      intrinsics: [... 3 3]; a skew is honoured. Pixels are integer indices, the official convention
-        with its bias of half a pixel (see the head of this file). Where a focal length is
-        infinite, that coordinate is 0.
+      intrinsics: [... 3 3]; a skew is honoured. Where a focal length is infinite, that coordinate
+        is 0.
+      pixel_centre: where the ray of the first pixel meets the image. 0, its corner, is the official
+        convention of VGGT with its bias of half a pixel (see the head of this file); 0.5 is its
+        centre, as `intrinsics_from_point_maps` takes it.
 
     Returns:
       [... h w 3]. Values as `depth_to_cam_coords_points` in the official `utils/geometry.py`.
@@ -324,8 +329,8 @@ def camera_points_from_depth(
     height, width = depth.shape[-2:]
     focal_x, skew, centre_x = (intrinsics[..., 0, i, None, None] for i in range(3))
     focal_y, centre_y = (intrinsics[..., 1, i, None, None] for i in (1, 2))
-    pixel_x = jnp.arange(width, dtype=depth.dtype)
-    pixel_y = jnp.arange(height, dtype=depth.dtype)[:, None]
+    pixel_x = jnp.arange(width, dtype=depth.dtype) + pixel_centre
+    pixel_y = jnp.arange(height, dtype=depth.dtype)[:, None] + pixel_centre
     y = (pixel_y - centre_y) * depth / focal_y
     x = ((pixel_x - centre_x) * depth - skew * y) / focal_x
     return jnp.stack([x, y, depth], axis=-1)
@@ -335,19 +340,22 @@ def unproject_depth(
     depth: Float[Array, "*batch h w"],
     camera_from_world: Float[Array, "*batch 3 4"],
     intrinsics: Float[Array, "*batch 3 3"],
+    *,
+    pixel_centre: float = 0.0,
 ) -> Float[Array, "*batch h w 3"]:
     """World points of depth maps.
 
     Args:
       depth: [... h w], distance along the optical axis.
       camera_from_world: [... 3 4].
-      intrinsics: [... 3 3]; pixels are integer indices, as in `camera_points_from_depth`.
+      intrinsics: [... 3 3].
+      pixel_centre: as for `camera_points_from_depth`.
 
     Returns:
       [... h w 3]. Values as `unproject_depth_map_to_point_map` in the official
       `utils/geometry.py`.
     """
-    camera_points = camera_points_from_depth(depth, intrinsics)
+    camera_points = camera_points_from_depth(depth, intrinsics, pixel_centre=pixel_centre)
     flat = camera_points.reshape(*camera_points.shape[:-3], -1, 3)
     return world_points_from_camera(flat, camera_from_world).reshape(camera_points.shape)
 

@@ -62,12 +62,14 @@ def reconstruct(
         compute_dtype=compute_dtype,
     )
     if isinstance(output, Pi3Output):
-        fields, kind = output.scene(), "sigmoid"
+        fields = output.scene()
+        conventions = {"confidence_kind": "sigmoid", "pixel_centre": 0.5}
     else:
-        fields, kind = output.scene(images.shape[-3:-1]), "one_plus_exp"
+        fields = output.scene(images.shape[-3:-1])
+        conventions = {"confidence_kind": "one_plus_exp", "pixel_centre": 0.0}
     if one_scene:
         fields = jax.tree.map(lambda x: x[0], fields)
-    return Reconstruction(images=images, confidence_kind=kind, **fields)
+    return Reconstruction(images=images, **conventions, **fields)
 
 
 _reconstruct = jax.jit(reconstruct, static_argnames=("attention", "compute_dtype"))

@@ -125,6 +125,8 @@ class Reconstruction:
         attention_stats: what block-sparse attention did in each layer; None where it was dense.
         confidence_kind: "one_plus_exp" (VGGT): above 1 and not bounded, so that thresholds are best
             percentiles; "sigmoid" (π³): in [0, 1], where the official code keeps what is above 0.1.
+        pixel_centre: where the ray of the first pixel meets the image that `intrinsics` describe: 0,
+            its corner, for VGGT, whose official code unprojects so; 0.5, its centre, for π³.
         names: of the frames; empty where images were arrays.
         transforms: to the pixels of the photographs, one per frame; empty where nobody resized.
     """
@@ -142,6 +144,7 @@ class Reconstruction:
     track_confidence: Float[Array, "*b s m"] | None = None
     attention_stats: AttentionStats | None = None
     confidence_kind: str = dataclasses.field(default="one_plus_exp", metadata={"static": True})
+    pixel_centre: float = dataclasses.field(default=0.0, metadata={"static": True})
     names: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
     transforms: tuple[FrameTransform, ...] = dataclasses.field(
         default=(), metadata={"static": True}
@@ -159,7 +162,7 @@ class Reconstruction:
         if self.depth is None or self.camera_from_world is None:
             raise ValueError("points from depth need a model with a depth and a camera head")
         arrays = (self.depth, self.camera_from_world, self.intrinsics)
-        points = geometry.unproject_depth(*map(jnp.asarray, arrays))
+        points = geometry.unproject_depth(*map(jnp.asarray, arrays), pixel_centre=self.pixel_centre)
         return np.asarray(points) if isinstance(self.depth, np.ndarray) else points
 
     def tracks_in_photographs(self) -> np.ndarray:
