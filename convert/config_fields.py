@@ -33,6 +33,7 @@ def complete_fields(
     released: Config,
     origin: str,
     *,
+    model: str,
     may_be_zero: tuple[str, ...] = (),
 ) -> Config:
     """Returns a configuration with every field, absent ones as released.
@@ -41,6 +42,7 @@ def complete_fields(
         fields: the fields of a JSON document.
         released: every field with its default, whose type is the field's.
         origin: where the fields come from, for messages.
+        model: name of the family, such as VGGT, for messages.
         may_be_zero: the integers, or lists of them, that need not be positive.
 
     Raises:
@@ -48,7 +50,8 @@ def complete_fields(
     """
     if unknown := sorted(set(fields) - set(released)):
         raise CheckpointError(
-            f"{origin}: unknown field {', '.join(unknown)}; known are {', '.join(released)}"
+            f"{origin}: unknown field {', '.join(unknown)} for a {model}; "
+            f"known are {', '.join(released)}"
         )
     config = {}
     for name, value in (released | dict(fields)).items():

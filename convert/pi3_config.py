@@ -47,7 +47,7 @@ def complete_config(fields: Mapping[str, Any], origin: str) -> Config:
         CheckpointError: a field is unknown, has a wrong type or does not fit the others.
     """
     zero = ("encoder_num_register_tokens", "num_register_tokens")
-    config = complete_fields(fields, RELEASED, origin, may_be_zero=zero)
+    config = complete_fields(fields, RELEASED, origin, model="Pi3", may_be_zero=zero)
     for name, factor, divisor in (
         ("img_size", 1, "patch_size"),
         ("encoder_dim", 1, "encoder_num_heads"),

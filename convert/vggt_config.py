@@ -67,7 +67,7 @@ def complete_config(fields: Mapping[str, Any], origin: str) -> Config:
         CheckpointError: a field is unknown, has a wrong type or does not fit the others.
     """
     config = complete_fields(
-        fields, RELEASED, origin, may_be_zero=("num_register_tokens", "dpt_layers")
+        fields, RELEASED, origin, model="VGGT", may_be_zero=("num_register_tokens", "dpt_layers")
     )
     for name, factor, divisor in (
         ("img_size", 1, "patch_size"),

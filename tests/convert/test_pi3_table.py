@@ -104,7 +104,7 @@ def test_all_problems_are_listed(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"embed_dim": 3}, "unknown field embed_dim; known are img_size, .*camera_dim"),
+        ({"embed_dim": 3}, "unknown field embed_dim for a Pi3; known are img_size, .*camera_dim"),
         ({"decoder_depth": 35}, "decoder_depth=35 must be even"),
         ({"encoder_dim": 512}, "encoder_dim=512 and decoder_dim=1024 must be equal"),
         ({"head_num_heads": 3}, r"head_dim=1024 must be a multiple of 4 \* head_num_heads=12"),

@@ -134,7 +134,7 @@ def test_a_configuration_shares_nothing_with_the_defaults():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"dims": 3}, r"unknown field dims; known are img_size, .*enable_track"),
+        ({"dims": 3}, r"unknown field dims for a VGGT; known are img_size, .*enable_track"),
         ({"embed_dim": "64"}, r"embed_dim='64' must be an integer of at least 1"),
         ({"depth": 0}, r"depth=0 must be an integer"),
         ({"depth": True}, r"depth=True must be an integer"),
