@@ -49,9 +49,9 @@ def load_model(
     Args:
         source: a checkpoint of ours (a folder, or a `.safetensors` file); an official
             `.safetensors`, `.pt` or `.pth` file; or a name on huggingface.co such as
-            `"facebook/VGGT-1B"` or `"yyfz233/Pi3"`. It tells which model it is. What is not ours is converted on the way, and the result is kept
-            under `cache_folder()` if it is large.
-        dtype: type to store the kernels of encoder and trunk in (see `with_dtype`); None as stored.
+            `"facebook/VGGT-1B"` or `"yyfz233/Pi3"`. It tells which model it is. What is not ours is
+            converted on the way, and the result is kept under `cache_folder()` if it is large.
+        dtype: type to store the kernels of encoder, trunk and frame decoders in (see `with_dtype`); None as stored.
         config: of an official checkpoint that is not of a released size, as an object or a JSON
             file; None takes the JSON file of the same name beside it.
 
@@ -104,7 +104,8 @@ def with_parameters(
 ) -> nnx.Module:
     """The model with these parameters, on the default device.
 
-    Kernels of encoder, trunk and frame decoders may be bfloat16 (see `with_dtype`); all else becomes float32.
+    Kernels of encoder, trunk and frame decoders may be bfloat16 (see `with_dtype`); all else
+    becomes float32.
 
     Args:
         model: may be abstract, as `jax.eval_shape` makes it.
@@ -140,8 +141,8 @@ def with_parameters(
 def with_dtype(model: nnx.Module, dtype: DTypeLike) -> nnx.Module:
     """Stores the kernels of encoder, trunk and frame decoders in another type, and nothing else.
 
-    In bfloat16 this saves 1.7 GiB of VGGT-1B, 1.8 GiB of π³, and changes no result as long as `compute_dtype` is
-    bfloat16, since these products round their operands anyway.
+    In bfloat16 this saves 1.7 GiB of VGGT-1B, 1.8 GiB of π³, and changes no result as long as
+    `compute_dtype` is bfloat16, since these products round their operands anyway.
 
     Args:
         dtype: float32 or bfloat16.

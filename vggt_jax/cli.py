@@ -86,7 +86,8 @@ class Convert:
     config: Path | None = None
     """JSON configuration; without it the file beside SOURCE, or the released size."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """bfloat16 stores the kernels of encoder and trunk in bfloat16; without it, as stored."""
+    """bfloat16 stores the kernels of encoder, trunk and (Pi3) decoders in bfloat16; without it, as
+    stored."""
     ignore: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Leave out the keys that begin like this; may be repeated."""
     overwrite: bool = False

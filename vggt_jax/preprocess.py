@@ -1,8 +1,8 @@
 """Photographs on disk or in memory to frames of the model, and the way back to original pixels.
 
 Host side: numpy and Pillow. `load_images` does what the official `utils/load_fn.py` (VGGT) and
-`utils/basic.py` (π³) do, value for value, and also honours the orientation that a camera writes into EXIF and every kind of
-transparency. `FrameTransform` is the one home of the relation between original and model pixels.
+`utils/basic.py` (π³) do, value for value, and also honours the orientation that a camera writes into
+EXIF and every kind of transparency. `FrameTransform` is the one home of the relation between original and model pixels.
 """
 
 import contextlib
@@ -341,7 +341,8 @@ def _checked_budget(size: int | tuple[int, int] | None, patch_size: int) -> int:
         side = operator.index(size)
     except TypeError as error:
         raise InputError(
-            f"{size=} must be an int with mode 'budget', the side of a square of as many pixels"
+            f"{size=} must be an int with mode 'budget', the side of a square of as many pixels; "
+            "modes 'crop' and 'pad' take (height, width)"
         ) from error
     if not patch_size <= side <= LARGEST_SIDE:
         raise InputError(
