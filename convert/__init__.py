@@ -1,10 +1,10 @@
 """PyTorch checkpoints into ours, and ours on disk; knows no model code."""
 
+from convert.config_fields import read_fields
 from convert.errors import CheckpointError
-from convert.from_torch import convert, load_official
+from convert.from_torch import convert, load_official, native_shapes
 from convert.native import checksum, is_native, read, write
 from convert.report import ConversionReport
-from convert.vggt import native_shapes
 
 __all__ = [
     "CheckpointError",
@@ -15,5 +15,6 @@ __all__ = [
     "load_official",
     "native_shapes",
     "read",
+    "read_fields",
     "write",
 ]

@@ -1,4 +1,4 @@
-"""Converts an official PyTorch checkpoint of VGGT into ours.
+"""Converts an official PyTorch checkpoint of VGGT or π³ into ours.
 
 python convert/from_torch.py SOURCE DESTINATION [--config FILE.json] [--dtype float32|bfloat16]
 """
@@ -24,12 +24,19 @@ from typing import Any
 
 import numpy as np
 
-from convert import native, vggt
+from convert import native, pi3, pi3_config, vggt, vggt_config
+from convert.config_fields import Config
 from convert.errors import CheckpointError
+from convert.recognition import identify
 from convert.report import ConversionReport
-from convert.rules import DTYPES, fill, leave_out
+from convert.rules import DTYPES, Shape, fill, leave_out
 from convert.sources import find_checkpoint, read_tensors
-from convert.vggt_config import Config, complete_config, read_config
+
+MODELS = {
+    vggt.MODEL: (vggt, vggt_config),
+    pi3.MODEL: (pi3, pi3_config),
+}
+"""The table and the configuration of every model, by its name in our checkpoints."""
 
 
 def convert(
@@ -78,11 +85,13 @@ def load_official(
 
     Args:
         source: a `.safetensors`, `.pt` or `.pth` file, a folder with model.safetensors or model.pt,
-            or a name on huggingface.co such as `facebook/VGGT-1B`.
+            or a name on huggingface.co such as `facebook/VGGT-1B` or `yyfz233/Pi3`. Its keys tell
+            which model it is.
         config: fields of the configuration or the path of a JSON file with them; None takes the
             JSON file of the same name beside the source, or recognises the released size.
         dtype: None as stored (float64 becomes float32); `"float32"`; or `"bfloat16"`, which stores
-            the kernels of encoder, frame and global blocks in bfloat16 and all else in float32.
+            the kernels of encoder, frame and global blocks (and of the decoders of π³) in bfloat16
+            and all else in float32.
         ignore: prefixes of official keys to leave out.
 
     Returns:
@@ -99,16 +108,17 @@ def load_official(
         raise CheckpointError(f"{source}: is converted already; load it as it is")
     path, name = find_checkpoint(source)
     tensors, ignored = _without(read_tensors(path), ignore, name)
-    config, recognised_as = _configuration(config, path, name, tensors)
-    tensors, unused = leave_out(tensors, vggt.unused(config))
-    params = fill(vggt.rules(config), tensors, source=name, model=recognised_as, dtype=dtype)
+    model, _ = MODELS[identify(tensors, name)]
+    config, recognised_as = _configuration(model.MODEL, config, path, name, tensors)
+    tensors, unused = leave_out(tensors, model.unused(config))
+    params = fill(model.rules(config), tensors, source=name, model=recognised_as, dtype=dtype)
     dtypes = Counter()
     for array in params.values():
         dtypes[array.dtype.name] += array.size
     report = ConversionReport(
         source=name,
         destination=None,
-        model=vggt.MODEL,
+        model=model.MODEL,
         recognised_as=recognised_as,
         keys_read=len(tensors),
         ignored=ignored | unused,
@@ -121,6 +131,19 @@ def load_official(
     return params, config, report
 
 
+def native_shapes(config: Mapping[str, Any], model: str = vggt.MODEL) -> dict[str, Shape]:
+    """Returns the shape of every parameter of a model, by name, without allocating any.
+
+    Args:
+        config: fields of a configuration; absent ones are as released.
+        model: "vggt" or "pi3".
+
+    Raises:
+        CheckpointError: the configuration is not a valid one.
+    """
+    return MODELS[model][0].native_shapes(config)
+
+
 def _without(
     tensors: Mapping[str, np.ndarray], prefixes: Sequence[str], name: str
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -131,33 +154,35 @@ def _without(
 
 
 def _configuration(
+    model: str,
     config: str | os.PathLike | Mapping[str, Any] | None,
     path: Path,
     name: str,
     tensors: Mapping[str, np.ndarray],
 ) -> tuple[Config, str]:
     """Returns the complete configuration and where it comes from."""
-    vggt.require_vggt(tensors, name)
+    table, fields = MODELS[model]
     beside = path.with_suffix(".json")
     if isinstance(config, Mapping):
-        return complete_config(config, "configuration"), "configuration given by the caller"
+        return fields.complete_config(config, "configuration"), "configuration given by the caller"
     if config is not None:
-        return read_config(config), f"configuration {config}"
+        return fields.read_config(config), f"configuration {config}"
     if beside.is_file():
-        return read_config(beside), f"configuration {beside.name}, found beside the checkpoint"
-    return vggt.recognise({key: x.shape for key, x in tensors.items()}, name)
+        found = f"configuration {beside.name}, found beside the checkpoint"
+        return fields.read_config(beside), found
+    return table.recognise({key: x.shape for key, x in tensors.items()}, name)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code: 0, or 2 where the checkpoint is at fault."""
     parser = argparse.ArgumentParser(
-        prog="from_torch.py", description="Convert an official VGGT checkpoint into ours."
+        prog="from_torch.py", description="Convert an official checkpoint of VGGT or Pi3 into ours."
     )
     parser.add_argument(
         "source",
         metavar="SOURCE",
         help=".safetensors, .pt or .pth file, folder with model.safetensors or model.pt, or hub "
-        "name such as facebook/VGGT-1B",
+        "name such as facebook/VGGT-1B or yyfz233/Pi3",
     )
     parser.add_argument(
         "destination", metavar="DESTINATION", help="folder to make, or FILE.safetensors"
@@ -170,8 +195,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--dtype",
         choices=DTYPES,
-        help="float32, or bfloat16 for the kernels of encoder, frame and global blocks and float32 "
-        "for all else; without it, as stored",
+        help="float32, or bfloat16 for the kernels of encoder, frame and global blocks (and of Pi3's "
+        "decoders) and float32 for all else; without it, as stored",
     )
     parser.add_argument(
         "--ignore",

@@ -36,7 +36,14 @@ def upsample_kernel(x: np.ndarray) -> np.ndarray:
 
 
 def under(
-    official: str, native: str, rules: Sequence[Rule], *, layers: int | None = None, bfloat16=False
+    official: str,
+    native: str,
+    rules: Sequence[Rule],
+    *,
+    layers: int | None = None,
+    first: int = 0,
+    step: int = 1,
+    bfloat16: bool = False,
 ) -> Rules:
     """Puts rules under a prefix on both sides.
 
@@ -45,6 +52,7 @@ def under(
         native: prefix of our names.
         rules: rules relative to these prefixes.
         layers: number of modules in the stack.
+        first, step: number of the first one in the official checkpoint, and the way to the next.
         bfloat16: whether `dtype="bfloat16"` stores the kernels among them in bfloat16.
     """
     return [
@@ -52,7 +60,7 @@ def under(
             rule,
             official=f"{official}.{rule.official}",
             native=f"{native}.{rule.native}",
-            layers=rule.layers if layers is None else layers,
+            **({} if layers is None else {"layers": layers, "first": first, "step": step}),
             bfloat16=rule.bfloat16 or (bfloat16 and rule.native.endswith("kernel")),
         )
         for rule in rules
@@ -112,18 +120,36 @@ def mlp(in_dim: int, hidden_dim: int, out_dim: int) -> Rules:
     return [*linear("fc1", in_dim, hidden_dim), *linear("fc2", hidden_dim, out_dim)]
 
 
-def block(dim: int, hidden_dim: int, *, qk_norm_dim: int | None = None) -> Rules:
-    """Transformer block with LayerScale, and q/k norm where its head dimension is given."""
+def block(
+    dim: int, hidden_dim: int, *, qk_norm_dim: int | None = None, layer_scale: bool = True
+) -> Rules:
+    """Transformer block, with q/k norm where its head dimension is given."""
+    scale = lambda i: parameter(f"ls{i}.gamma", (dim,), f"ls{i}") if layer_scale else []
     return [
         *norm("norm1", dim),
         *linear("attn.qkv", dim, 3 * dim),
         *(norm("attn.q_norm", qk_norm_dim) if qk_norm_dim else []),
         *(norm("attn.k_norm", qk_norm_dim) if qk_norm_dim else []),
         *linear("attn.proj", dim, dim),
-        *parameter("ls1.gamma", (dim,), "ls1"),
+        *scale(1),
         *norm("norm2", dim),
         *under("mlp", "mlp", mlp(dim, hidden_dim, dim)),
-        *parameter("ls2.gamma", (dim,), "ls2"),
+        *scale(2),
+    ]
+
+
+def vision_transformer(
+    dim: int, hidden_dim: int, *, depth: int, patch_size: int, img_size: int, num_registers: int
+) -> Rules:
+    """DINOv2 with register tokens: the encoder of all models."""
+    positions = 1 + (img_size // patch_size) ** 2
+    return [
+        *parameter("cls_token", (1, 1, dim), transform=first),
+        *parameter("register_tokens", (1, num_registers, dim), transform=first),
+        *parameter("pos_embed", (1, positions, dim), transform=first),
+        *conv("patch_embed.proj", 3, dim, patch_size, "patch_embed"),
+        *under("blocks.{layer}", "blocks", block(dim, hidden_dim), layers=depth),
+        *norm("norm", dim),
     ]
 
 

@@ -39,6 +39,10 @@ class Rule:
     """From the official layout to ours; returns a view of its argument."""
     layers: int | None = None
     """Layers of the stack, which become the leading axis of our parameter; None outside a stack."""
+    first: int = 0
+    """Number of the first layer in the official checkpoint."""
+    step: int = 1
+    """From the number of a layer to that of the next; 2 for one of two stacks that alternate."""
     bfloat16: bool = False
     """Whether `dtype="bfloat16"` stores the parameter in bfloat16."""
 
@@ -75,7 +79,8 @@ def expand(rules: Iterable[Rule]) -> dict[str, Slot]:
             raise ValueError(f"two rules fill the parameter {rule.native}")
         natives.add(rule.native)
         for index in [()] if rule.layers is None else [(layer,) for layer in range(rule.layers)]:
-            key = rule.official.replace(_LAYER, "".join(map(str, index)))
+            numbers = [rule.first + rule.step * layer for layer in index]
+            key = rule.official.replace(_LAYER, "".join(map(str, numbers)))
             if key in slots:
                 raise ValueError(f"two rules meet the key {key}")
             slots[key] = Slot(rule, index)

@@ -14,7 +14,7 @@ import numpy as np
 from convert.errors import CheckpointError, first_line
 from convert.safetensors_file import read_safetensors
 
-_FILES = ("model.safetensors", "model.pt")  # in order of preference; those of facebook/VGGT-1B
+_FILES = ("model.safetensors", "model.pt")  # in order of preference; those on huggingface.co
 _PICKLES = (".pt", ".pth")
 _WRAPPERS = ("model", "state_dict")
 _PREFIX = "module."

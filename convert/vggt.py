@@ -4,10 +4,10 @@ Names and shapes are those of the official modules (vggt/models/vggt.py, vggt/mo
 vggt/heads/) in the released checkpoint facebook/VGGT-1B.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from convert.errors import CheckpointError
+from convert.config_fields import Config
 from convert.modules import (
     Rules,
     block,
@@ -21,28 +21,23 @@ from convert.modules import (
     pointwise,
     under,
     upsample,
+    vision_transformer,
 )
-from convert.rules import Shape, expand
+from convert.recognition import require_released_size
+from convert.rules import Shape
 from convert.rules import native_shapes as _native_shapes
-from convert.vggt_config import HEADS, Config, complete_config
+from convert.vggt_config import HEADS, complete_config
 
 MODEL = "vggt"
 """Name of the model in our checkpoints."""
+
+RELEASED_NAME = "VGGT-1B"
+"""Name of the released checkpoint, for people."""
 
 _POSE_DIM = 9  # translation 3, quaternion 4, field of view 2 (vggt/heads/camera_head.py)
 _DPT_MIDDLE_DIM = 32  # head_features_2 (vggt/heads/dpt_head.py)
 _TRACK_MLP_RATIO = 4  # vggt/heads/track_modules/base_track_predictor.py
 _COORDINATES = 2  # x and y, beside the features that the tracker updates
-
-# Share of the trunk tensors of a released model by which a checkpoint is taken for it.
-_ENOUGH = 0.9
-
-# Keys by which other models are told from VGGT, the most particular first.
-_OTHER_MODELS = {
-    "inter_frame_blocks.": "VGGT-Omega",
-    "pose_inject_blk.": "Pi3X",
-    "point_decoder.": "Pi3",
-}
 
 
 def rules(config: Config) -> Rules:
@@ -99,60 +94,30 @@ def recognise(shapes: Mapping[str, Shape], source: str) -> tuple[Config, str]:
         Its complete configuration, and its name.
 
     Raises:
-        CheckpointError: this is no VGGT, or not one of the released size.
+        CheckpointError: this is not a VGGT of the released size.
     """
-    require_vggt(shapes, source)
     absent = {
         field: head
         for field, head in HEADS.items()
         if not any(key.startswith(f"{head}.") for key in shapes)
     }
     config = complete_config(dict.fromkeys(absent, False), source)
-    expected = {key: slot.rule.shape for key, slot in expand(_aggregator(config)).items()}
-    fitting = sum(shapes.get(key) == shape for key, shape in expected.items())
-    if fitting < _ENOUGH * len(expected):
-        raise CheckpointError(
-            f"{source}: a VGGT, but not of the released size: {fitting} of the {len(expected)} "
-            "trunk tensors of VGGT-1B are there with its shapes; describe the size with "
-            "--config FILE.json"
-        )
-    return config, "VGGT-1B" + (f" without {', '.join(absent.values())}" if absent else "")
-
-
-def require_vggt(keys: Iterable[str], source: str) -> None:
-    """Checks that official keys are those of a VGGT, whatever its size.
-
-    Raises:
-        CheckpointError: they are not; the message says what they look like.
-    """
-    keys = list(keys)
-    for mark, model in _OTHER_MODELS.items():
-        if any(mark in key for key in keys):
-            raise CheckpointError(
-                f"{source}: looks like {model} (it has keys {mark}*), which cannot be converted; "
-                "give a VGGT checkpoint such as facebook/VGGT-1B"
-            )
-    if not any(key.startswith("aggregator.") for key in keys):
-        found = ", ".join(sorted({key.partition(".")[0] for key in keys})[:8]) or "none"
-        raise CheckpointError(
-            f"{source}: not a VGGT checkpoint: no key begins with aggregator. "
-            f"(its keys begin with: {found}); give one such as facebook/VGGT-1B"
-        )
+    require_released_size(shapes, _aggregator(config), source, model="VGGT", released=RELEASED_NAME)
+    return config, RELEASED_NAME + (f" without {', '.join(absent.values())}" if absent else "")
 
 
 def _aggregator(c: Config) -> Rules:
     dim, registers = c["embed_dim"], c["num_register_tokens"]
     hidden_dim = int(dim * c["mlp_ratio"])
-    positions = 1 + (c["img_size"] // c["patch_size"]) ** 2
     trunk_block = block(dim, hidden_dim, qk_norm_dim=dim // c["num_heads"])
-    encoder = [
-        *parameter("cls_token", (1, 1, dim), transform=first),
-        *parameter("register_tokens", (1, registers, dim), transform=first),
-        *parameter("pos_embed", (1, positions, dim), transform=first),
-        *conv("patch_embed.proj", 3, dim, c["patch_size"], "patch_embed"),
-        *under("blocks.{layer}", "blocks", block(dim, hidden_dim), layers=c["vit_depth"]),
-        *norm("norm", dim),
-    ]
+    encoder = vision_transformer(
+        dim,
+        hidden_dim,
+        depth=c["vit_depth"],
+        patch_size=c["patch_size"],
+        img_size=c["img_size"],
+        num_registers=registers,
+    )
     return [
         *parameter("aggregator.camera_token", (1, 2, 1, dim), "camera_token", first),
         *parameter("aggregator.register_token", (1, 2, registers, dim), "register_token", first),

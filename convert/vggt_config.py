@@ -1,13 +1,11 @@
 """The configuration of a VGGT: its fields, their released values, and what they must satisfy."""
 
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
 
+from convert.config_fields import Config, complete_fields, read_fields, require_multiple
 from convert.errors import CheckpointError
-
-Config = dict[str, Any]
 
 RELEASED: Config = {
     "img_size": 518,
@@ -55,16 +53,7 @@ def read_config(path: str | os.PathLike) -> Config:
     Raises:
         CheckpointError: the file is not a JSON object, or `complete_config` refuses its fields.
     """
-    try:
-        with open(path, encoding="utf-8") as file:
-            fields = json.load(file)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not a JSON configuration ({error})") from error
-    if not isinstance(fields, dict):
-        raise CheckpointError(f"{path}: not a JSON configuration, which is an object of fields")
-    return complete_config(fields, str(path))
+    return complete_config(read_fields(path), str(path))
 
 
 def complete_config(fields: Mapping[str, Any], origin: str) -> Config:
@@ -77,27 +66,16 @@ def complete_config(fields: Mapping[str, Any], origin: str) -> Config:
     Raises:
         CheckpointError: a field is unknown, has a wrong type or does not fit the others.
     """
-    if unknown := sorted(set(fields) - set(RELEASED)):
-        raise CheckpointError(
-            f"{origin}: unknown field {', '.join(unknown)}; known are {', '.join(RELEASED)}"
-        )
-    config = {}
-    for name, value in (RELEASED | dict(fields)).items():
-        if wanted := _unmet_type(name, value):
-            raise CheckpointError(f"{origin}: {name}={value!r} must be {wanted}")
-        config[name] = list(value) if isinstance(RELEASED[name], list) else value
+    config = complete_fields(
+        fields, RELEASED, origin, model="VGGT", may_be_zero=("num_register_tokens", "dpt_layers")
+    )
     for name, factor, divisor in (
         ("img_size", 1, "patch_size"),
         ("embed_dim", 4, "num_heads"),  # RoPE turns the halves of a y half and of an x half
         ("embed_dim", 1, "vit_num_heads"),
         ("track_hidden_size", 1, "track_num_heads"),
     ):
-        if config[name] % (factor * config[divisor]):
-            multiple = divisor if factor == 1 else f"{factor} * {divisor}"
-            raise CheckpointError(
-                f"{origin}: {name}={config[name]} must be a multiple of "
-                f"{multiple}={factor * config[divisor]}"
-            )
+        require_multiple(config, name, divisor, origin, factor=factor)
     if 2 * config["embed_dim"] % config["camera_num_heads"]:
         raise CheckpointError(
             f"{origin}: 2 * embed_dim={2 * config['embed_dim']} must be a multiple of "
@@ -113,25 +91,3 @@ def complete_config(fields: Mapping[str, Any], origin: str) -> Config:
             f"{origin}: dpt_layers={config['dpt_layers']} must be below depth={config['depth']}"
         )
     return config
-
-
-def _unmet_type(name: str, value: Any) -> str | None:
-    """Returns what the value of a field must be, or None where it is that."""
-    least = 0 if name in ("num_register_tokens", "dpt_layers") else 1
-
-    def is_count(x: Any) -> bool:
-        return isinstance(x, int) and not isinstance(x, bool) and x >= least
-
-    match RELEASED[name]:
-        case bool():
-            return None if isinstance(value, bool) else "true or false"
-        case int():
-            return None if is_count(value) else f"an integer of at least {least}"
-        case float():
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            return None if number and 0 < value < float("inf") else "a positive number"
-        case list():
-            right = (
-                isinstance(value, list | tuple) and len(value) == 4 and all(map(is_count, value))
-            )
-            return None if right else f"a list of 4 integers of at least {least}"

@@ -1,18 +1,20 @@
-"""Times VGGT-1B with random weights and tells where time and memory go.
+"""Times VGGT-1B or π³ with random weights and tells where time and memory go.
 
     python scripts/bench_model.py --out docs/benchmarks/model_h100.jsonl
+    python scripts/bench_model.py --model pi3 --parts model --frames 50 100 200 --sparse-ratio 0.75
 
 One JSON line per case: device, versions, shapes, median and spread of the repeats, peak memory.
 Every case runs in a process of its own, so that its peak is its own. Parts:
 
 - `attention`: cuDNN's attention as it is, and as `layers/attention.py` calls it, on random tokens.
-- `aggregator`: encoder and 48 blocks.
-- `model`: the aggregator and the camera, depth and point heads. Compiled in one process and timed in
+- `aggregator`: encoder and trunk (48 blocks, of π³ 36).
+- `model`: the aggregator and all heads but that for tracks. Compiled in one process and timed in
   the next, because compiling tries out kernels in memory of its own.
 - `first_call`: what a user waits for at the first call of the model, with a cold and a warm cache of
   compiled programs.
-- `official`: the aggregator of the official package, where `vggt` can be imported: PyTorch, bfloat16
-  autocast, scaled_dot_product_attention as it chooses.
+- `official`: the aggregator of the official package, where `vggt` can be imported, or the whole model
+  of the official π³, where `pi3` can: PyTorch, bfloat16 autocast, scaled_dot_product_attention as it
+  chooses.
 """
 
 import argparse
@@ -40,6 +42,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--model", choices=["vggt", "pi3"], default="vggt")
     parser.add_argument("--parts", nargs="+", choices=FRAMES, default=list(FRAMES)[:-1])
     parser.add_argument("--frames", type=int, nargs="+", help="instead of each part's own")
     parser.add_argument("--size", type=int, nargs=2, default=[518, 518], help="height width")
@@ -60,6 +63,8 @@ def main():
             ratios += args.sparse_ratio
         for frames, ratio in itertools.product(args.frames or FRAMES[part], ratios):
             case = {"part": part, "frames": frames, "size": args.size, "repeats": args.repeats}
+            if part != "attention":
+                case["model"] = args.model
             if ratio is not None:
                 case["sparse_ratio"] = ratio
             with tempfile.TemporaryDirectory() as cache:
@@ -98,19 +103,19 @@ def run_case(part: str, **case) -> dict:
         "first_call": run_first_call,
         "official": run_official,
     }[part]
-    return {"part": part, **run(part=part, **case)}
+    model = {"model": case["model"]} if "model" in case else {}
+    return {"part": part, **model, **run(part=part, **case)}
 
 
-def make_inputs(frames: int, size: list[int]):
-    """A random VGGT-1B whose product kernels are stored in bfloat16, and random images."""
+def make_inputs(model: str, frames: int, size: list[int]):
+    """A random model whose product kernels are stored in bfloat16, and random images."""
     import jax
     import jax.numpy as jnp
-    from random_model import random_model
+    from random_model import random_model, released_config
 
-    import vggt_jax
     from vggt_jax.checkpoint import with_dtype
 
-    model = with_dtype(random_model(vggt_jax.VGGTConfig.vggt_1b()), jnp.bfloat16)
+    model = with_dtype(random_model(released_config(model)), jnp.bfloat16)
     images = jax.random.randint(jax.random.key(1), (1, frames, *size, 3), 0, 256, jnp.uint8)
     return jax.block_until_ready((model, images))
 
@@ -145,12 +150,14 @@ def run_attention(part, frames, size, repeats):
     return result
 
 
-def run_ours(part, frames, size, repeats, profile=False, compile_only=False, sparse_ratio=None):
+def run_ours(
+    part, model, frames, size, repeats, profile=False, compile_only=False, sparse_ratio=None
+):
     import jax
 
     import vggt_jax
 
-    model, images = make_inputs(frames, size)
+    model, images = make_inputs(model, frames, size)
     attention = vggt_jax.Dense()
     if sparse_ratio is not None:
         attention = vggt_jax.BlockSparse(sparse_ratio=sparse_ratio)
@@ -192,12 +199,12 @@ def estimate(model, frames, size):
     ).total
 
 
-def run_first_call(part, frames, size, repeats, cache):
+def run_first_call(part, model, frames, size, repeats, cache):
     """What a user waits for at the first call, compilation included; then once more."""
     import jax
 
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    model, images = make_inputs(frames, size)
+    model, images = make_inputs(model, frames, size)
     fn = jax.jit(whole)
     times = []
     for _ in range(2):
@@ -214,12 +221,19 @@ def run_first_call(part, frames, size, repeats, cache):
     }
 
 
-def run_official(part, frames, size, repeats, profile=False):
+def run_official(part, model, frames, size, repeats, profile=False):
     import torch
-    from vggt.models.aggregator import Aggregator
 
     torch.manual_seed(0)
-    model = Aggregator(img_size=518).cuda().eval()
+    if model == "pi3":
+        from pi3.models.pi3 import Pi3
+
+        model = Pi3()
+    else:
+        from vggt.models.aggregator import Aggregator
+
+        model = Aggregator(img_size=518)
+    model = model.cuda().eval()
     images = torch.rand(1, frames, 3, *size, device="cuda")
 
     @torch.no_grad()

@@ -1,7 +1,7 @@
 """A model with random weights, at once: for benchmarks, and for trying the whole way without
 trained weights.
 
-    python scripts/random_model.py DESTINATION [--config FILE.json]
+    python scripts/random_model.py DESTINATION [--model vggt|pi3] [--config FILE.json]
 """
 
 import argparse
@@ -11,33 +11,53 @@ import jax.numpy as jnp
 from flax import nnx
 
 import vggt_jax
+from vggt_jax.layers.vit import IMAGE_MEAN, IMAGE_STD
 
 _NOISE = 2**22  # numbers drawn; larger parameters repeat them
+_KINDS = {
+    "vggt": (vggt_jax.VGGT, vggt_jax.VGGTConfig),
+    "pi3": (vggt_jax.Pi3, vggt_jax.Pi3Config),
+}
 
 
-def random_model(config: vggt_jax.VGGTConfig, *, seed: int = 0) -> vggt_jax.VGGT:
-    """Like `VGGT(config, rngs=...)`, without the minute that compiling so many generators takes."""
+def released_config(model: str) -> vggt_jax.VGGTConfig | vggt_jax.Pi3Config:
+    """The configuration of the released model of this name."""
+    return _KINDS[model][1]()
+
+
+def random_model(
+    config: vggt_jax.VGGTConfig | vggt_jax.Pi3Config, *, seed: int = 0
+) -> vggt_jax.VGGT | vggt_jax.Pi3:
+    """Like `VGGT(config, rngs=...)` or `Pi3(config, rngs=...)`, without the minute of compilation that so
+    many generators take."""
     noise = 0.02 * jax.random.normal(jax.random.key(seed), (_NOISE,))
+
+    colors = {"image_mean": IMAGE_MEAN, "image_std": IMAGE_STD}
 
     def fill(path, leaf):
         name = jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
+        if name in colors:
+            return jnp.array(colors[name])
         if name.endswith(".scale"):
             return jnp.ones(leaf.shape)
         if name.endswith((".ls1", ".ls2")):
             return jnp.full(leaf.shape, 1.0 if name.startswith("encoder.") else 0.01)
         return jnp.resize(noise, leaf.shape)
 
-    model = jax.eval_shape(lambda: vggt_jax.VGGT(config, rngs=nnx.Rngs(0)))
+    (kind,) = [kind for kind, config_kind in _KINDS.values() if isinstance(config, config_kind)]
+    model = jax.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0)))
     return jax.tree_util.tree_map_with_path(fill, model)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("destination", help="folder to make, or FILE.safetensors")
-    parser.add_argument("--config", help="JSON configuration; VGGT-1B without it")
+    parser.add_argument("--model", choices=_KINDS, default="vggt")
+    parser.add_argument("--config", help="JSON configuration; the released size without it")
     args = parser.parse_args()
-    make = vggt_jax.VGGTConfig
-    config = make.from_json(args.config) if args.config else make.vggt_1b()
+    config = released_config(args.model)
+    if args.config:
+        config = type(config).from_json(args.config)
     vggt_jax.save_model(random_model(config), args.destination)
 
 

@@ -4,7 +4,7 @@
         docs/benchmarks/model_h100.jsonl
 
 prints Markdown and writes a picture beside the last file. A case that stands in several files is
-taken from the last of them.
+taken from the last of them. Lines are those of VGGT; --model pi3 takes those of π³.
 """
 
 import argparse
@@ -15,10 +15,13 @@ import pathlib
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("results", type=pathlib.Path, nargs="+", help="files of JSON lines")
+    parser.add_argument("--model", default="vggt", help="whose lines to take: vggt or pi3")
     args = parser.parse_args()
     cases = {}
     for path in args.results:
         for line in map(json.loads, path.read_text().splitlines()):
+            if line.get("model", "vggt") != args.model:
+                continue
             cases[line["part"], line["frames"], line.get("sparse_ratio")] = line
     print(table(cases))
     plot(cases, args.results[-1].with_suffix(".png"))

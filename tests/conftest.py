@@ -32,7 +32,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from flax import nnx  # noqa: E402
 
-from vggt_jax import VGGT, VGGTConfig, geometry, load_model  # noqa: E402
+from vggt_jax import VGGT, Pi3, Pi3Config, VGGTConfig, geometry, load_model  # noqa: E402
 from vggt_jax.checkpoint import named_parameters, with_parameters  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -116,8 +116,9 @@ def load_toy():
     @functools.cache
     def load(name, **changes):
         path = GOLDEN / f"{name}.safetensors"
-        config = VGGTConfig.from_json(path.with_suffix(".json"))
-        return load_model(path, config=VGGTConfig.from_dict(config.to_dict() | changes))
+        kind = Pi3Config if name.startswith("pi3") else VGGTConfig
+        config = kind.from_json(path.with_suffix(".json"))
+        return load_model(path, config=kind.from_dict(config.to_dict() | changes))
 
     return load
 
@@ -149,6 +150,29 @@ def run_toy(load_toy, golden):
 
         found = jax.jit(compute)(model, arrays["images"], query_points)
         return {name: np.asarray(x, np.float32) for name, x in found.items() if x is not None}
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_pi3_toy(load_toy, golden):
+    """`run_toy` for π³."""
+
+    def run(toy, inputs, *, compute_dtype=jnp.float32, **options):
+        model, arrays = load_toy(toy), golden(f"{toy}.{inputs}")
+
+        def compute(model, images):
+            output = model(images, compute_dtype=compute_dtype, **options)
+            patch_tokens = model.encode(images, compute_dtype=compute_dtype)
+            trunk = model.aggregate(
+                patch_tokens, model.layout(images), compute_dtype=compute_dtype, **options
+            )
+            (last,) = trunk.layers
+            return vars(output) | {"patch_tokens": patch_tokens, "decoded": trunk.tap(last)}
+
+        found = jax.jit(compute)(model, arrays["images"])
+        del found["attention_stats"]
+        return {name: np.asarray(x, np.float32) for name, x in found.items()}
 
     return run
 
@@ -197,6 +221,36 @@ def tiny(randomised):
     return make
 
 
+TINY_PI3 = Pi3Config(
+    img_size=28,
+    encoder_dim=24,
+    encoder_depth=1,
+    encoder_num_heads=4,
+    encoder_num_register_tokens=1,
+    decoder_dim=24,
+    decoder_depth=4,
+    decoder_num_heads=3,
+    num_register_tokens=2,
+    head_dim=16,
+    head_depth=1,
+    head_num_heads=2,
+    camera_dim=12,
+    mlp_ratio=2.5,
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_pi3(randomised):
+    """A π³ that compiles in seconds, with fields of its configuration changed."""
+
+    @functools.cache
+    def make(**changes):
+        config = Pi3Config.from_dict(TINY_PI3.to_dict() | changes)
+        return randomised(lambda rngs: Pi3(config, rngs=rngs))
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def randomised():
     """A module with random parameters, all as large as trained ones.
@@ -224,6 +278,8 @@ def draw_parameter(name, shape, rng):
         value = draw / np.prod(shape[:-1] if len(shape) == 4 else shape[-2]) ** 0.5
     elif last == "bias":
         value = 0.1 * draw
+    elif last == "image_std":
+        value = 0.3 + 0.1 * np.abs(draw)
     else:  # scales of norms and layers, tokens, tables
         value = (last in ("scale", "ls1", "ls2")) + 0.3 * draw
     if "flow_head" in name:

@@ -5,13 +5,28 @@ import json
 
 import pytest
 
+from convert import pi3_config
 from convert.vggt_config import RELEASED
-from vggt_jax import CheckpointError, VGGTConfig
+from vggt_jax import CheckpointError, Pi3Config, VGGTConfig
 
 
 def test_the_defaults_are_the_released_sizes():
     assert VGGTConfig().to_dict() == RELEASED
     assert VGGTConfig.vggt_1b() == VGGTConfig()
+    assert Pi3Config().to_dict() == pi3_config.RELEASED
+    assert Pi3Config.pi3() == Pi3Config()
+
+
+def test_configurations_of_both_models_share_their_ways(tmp_path):
+    config = Pi3Config(decoder_depth=2, num_register_tokens=0)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config.to_dict()))
+    assert Pi3Config.from_json(path) == config == Pi3Config.from_dict(config.to_dict())
+    assert config.num_special_tokens == 0 and Pi3Config().num_special_tokens == 5
+    with pytest.raises(CheckpointError, match="unknown field depth for a Pi3; known are img_size"):
+        Pi3Config.from_dict({"depth": 3})
+    with pytest.raises(ValueError, match="^Pi3Config: decoder_depth=3 must be even"):
+        Pi3Config(decoder_depth=3)
 
 
 def test_absent_fields_are_as_released():
@@ -112,7 +127,9 @@ def test_the_smallest_depth_that_holds_the_layers():
 
 
 def test_unknown_fields_are_named_with_the_known():
-    with pytest.raises(CheckpointError, match=r"unknown field dims, heads; known are img_size, "):
+    with pytest.raises(
+        CheckpointError, match=r"unknown field dims, heads for a VGGT; known are img_size, "
+    ):
         VGGTConfig.from_dict({"dims": 3, "depth": 24, "heads": 2})
 
 

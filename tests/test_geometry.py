@@ -326,3 +326,85 @@ def test_matrix_products_ask_for_full_precision():
         products = text.count("dot_general")
         assert products >= 1
         assert text.count("HIGHEST") >= products, text
+
+
+# π³
+
+
+@pytest.fixture(scope="module")
+def of_pi3(golden_folder):
+    with np.load(golden_folder / "pi3_geometry.npz") as file:
+        return dict(file)
+
+
+def test_nearest_rotations_are_the_official_ones(of_pi3):
+    rows = of_pi3["matrices"].reshape(-1, 3, 3)
+    rows = rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+    found = np.asarray(geometry.nearest_rotation(jnp.asarray(rows)))
+    unique = np.arange(len(rows)) != 8  # a reflection, from which all half turns are equally far
+    # 1e-2 from rank one, a rounding of the matrix turns the rotation by a hundred times as much.
+    atol = np.where(np.arange(len(rows)) == 10, 1e-4, 3e-6)[unique]
+    errors = np.abs(found - of_pi3["rotations"]).max(axis=(-2, -1))[unique]
+    assert np.all(errors <= atol), errors
+    np.testing.assert_allclose(
+        found @ np.swapaxes(found, -1, -2), np.broadcast_to(np.eye(3), found.shape), atol=2e-6
+    )
+    np.testing.assert_allclose(np.linalg.det(found), 1, rtol=2e-6)
+
+
+def test_nearest_rotation_has_the_gradient_of_its_differences():
+    rng = np.random.default_rng(2)
+    rotation = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+    weights = rng.normal(size=(3, 3))
+    # A general one, a reflection, and a rotation, whose singular values are all equal.
+    for matrix in (
+        rng.normal(size=(3, 3)),
+        np.diag([0.3, 2.0, -1.1]),
+        rotation * np.linalg.det(rotation),
+    ):
+        loss = lambda m: jnp.sum(weights * geometry.nearest_rotation(m))
+        gradient = jax.grad(loss)(jnp.asarray(matrix, jnp.float32))
+
+        def exact(m):
+            u, _, vt = np.linalg.svd(m)
+            return np.sum(weights * (u * [1, 1, np.linalg.det(u @ vt)] @ vt))
+
+        step = 1e-5
+        differences = [
+            (exact(matrix + step * e.reshape(3, 3)) - exact(matrix - step * e.reshape(3, 3)))
+            / (2 * step)
+            for e in np.eye(9)
+        ]
+        np.testing.assert_allclose(np.ravel(gradient), differences, atol=2e-5, rtol=1e-4)
+
+
+def test_intrinsics_of_point_maps_are_the_official_ones(of_pi3):
+    points = of_pi3["points"]
+    found = np.asarray(geometry.intrinsics_from_point_maps(jnp.asarray(points)))
+    expected = of_pi3["intrinsics"].astype(np.float64)
+    # The official principal point is the middle counted from the centre of the first pixel.
+    np.testing.assert_array_equal(expected[:, :2, 2], [[(31 - 1) / 2, (23 - 1) / 2]] * 2)
+    expected[:, :2, 2] += 0.5
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    # Their distance does not matter, only their direction.
+    scaled = points * np.random.default_rng(0).uniform(0.5, 2, (*points.shape[:-1], 1))
+    again = geometry.intrinsics_from_point_maps(jnp.asarray(scaled, jnp.float32))
+    np.testing.assert_allclose(again, expected, rtol=1e-5)
+
+
+def test_depth_edges_are_the_official_ones(of_pi3):
+    depth = jnp.asarray(of_pi3["points"][..., 2])
+    np.testing.assert_array_equal(geometry.depth_edges(depth), of_pi3["depth_edges"])
+    assert 0.05 < of_pi3["depth_edges"].mean() < 0.2
+    assert not geometry.depth_edges(depth, relative_tolerance=1.0).any()
+
+
+def test_point_maps_move_with_their_cameras():
+    rng = np.random.default_rng(4)
+    points, poses = rng.normal(size=(2, 3, 5, 7, 3)), rng.normal(size=(2, 3, 4, 4))
+    found = geometry.transform_point_maps(
+        jnp.asarray(points, jnp.float32), jnp.asarray(poses, jnp.float32)
+    )
+    expected = np.einsum("bsij,bshwj->bshwi", poses[..., :3, :3], points)
+    expected += poses[..., None, None, :3, 3]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)

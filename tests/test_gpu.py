@@ -24,6 +24,32 @@ def test_float32_equals_the_official_code(run_toy, golden, relative_error, toy, 
         assert relative_error(found[name], expected[name]) <= limit, name
 
 
+@pytest.mark.parametrize(("toy", "case"), [("pi3_toy", "n1_56x84"), ("pi3_odd", "b2n3_42x70")])
+def test_float32_of_pi3_equals_the_official_code(run_pi3_toy, golden, relative_error, toy, case):
+    found, expected = run_pi3_toy(toy, case), golden(f"{toy}.{case}")
+    for name, value in found.items():
+        limit = 1e-4 if "points" in name else 2e-5
+        assert relative_error(value, expected[name]) <= limit, name
+
+
+@pytest.mark.parametrize("attention", [vggt_jax.Dense(), vggt_jax.BlockSparse(sparse_ratio=0.0)])
+def test_bfloat16_of_pi3_is_as_good_with_kernels_as_without(tiny_pi3, relative_error, attention):
+    model = tiny_pi3(
+        encoder_dim=128, encoder_num_heads=2, decoder_dim=128, decoder_num_heads=2, head_dim=128,
+        head_num_heads=2,
+    )  # fmt: skip
+    images = np.random.default_rng(0).integers(0, 256, (5, 70, 98, 3), np.uint8)
+    run = jax.jit(vggt_jax.reconstruct, static_argnames=("attention", "compute_dtype"))
+    exact = run(model, images, compute_dtype=jnp.float32)
+    plain = vggt_jax.Dense(implementation="xla")
+    plain = run(model, images, attention=plain, compute_dtype=jnp.bfloat16)
+    found = run(model, images, attention=attention, compute_dtype=jnp.bfloat16)
+    for name in ("camera_from_world", "depth", "world_points", "depth_confidence"):
+        expected = getattr(exact, name)
+        error = relative_error(getattr(found, name), expected)
+        assert error <= 2 * relative_error(getattr(plain, name), expected), name
+
+
 # Whole tiles, a remainder, and (with parts made small) several parts with one.
 @pytest.mark.parametrize(("keys", "part"), [(8192, 69632), (8300, 69632), (9000, 2048)])
 def test_attention_in_parts_is_as_good_as_in_one(monkeypatch, relative_error, keys, part):

@@ -559,3 +559,85 @@ def test_half_pixels_by_hand():
     model[0, 0] = np.inf
     np.testing.assert_array_equal(transform.intrinsics_to_original(model)[0], [np.inf, 0, 7])
     np.testing.assert_array_equal(transform.intrinsics_to_model(model)[0], [np.inf, 0, 28])
+
+
+# The pixel budget of π³
+
+
+def test_frames_within_the_budget_are_the_official_ones():
+    with np.load(GOLDEN / "preprocess.npz") as file:
+        every_fifth = file["pi3_kitchen_interval12"]
+        shape = file["pi3_kitchen_interval12.shape"]
+    paths = [GOLDEN / f"images/kitchen/{i}.jpg" for i in ("00", "12", "24")]
+    frames = load_images(paths, mode="budget")
+    assert frames.images.dtype == np.uint8
+    assert frames.images.transpose(0, 3, 1, 2).shape == tuple(shape)
+    found = frames.images[:, ::5, ::5].transpose(0, 3, 1, 2).astype(int)
+    assert np.abs(found - every_fifth).max() <= 1
+    assert (found != every_fifth).mean() < 1e-3
+    assert frames.valid_mask().all()
+
+
+@pytest.mark.parametrize(
+    ("original", "size", "expected"),
+    [
+        # By hand from the official rule: sides scaled to the budget and rounded to patches, then
+        # patches taken away until they fit.
+        ((480, 640), None, (434, 574)),  # 437.3 x 583.1: 31 x 42 patches are 255192, one too many
+        ((640, 480), None, (574, 434)),
+        ((700, 700), None, (504, 504)),
+        ((300, 500), 70, (56, 84)),  # 54.2 x 90.4: 4 x 6 patches are 4704
+        ((10, 10), 14, (14, 14)),
+    ],
+)
+def test_sizes_within_the_budget(original, size, expected):
+    frames = load_images([picture(*original)], mode="budget", size=size)
+    assert frames.images.shape[1:3] == expected
+
+
+def test_a_budget_stretches_everything_to_the_shape_of_the_first(tmp_path):
+    images = [smooth(120, 200), smooth(150, 100)]
+    with pytest.raises(InputError, match="2 different shapes.*mode='budget' to stretch"):
+        load_images(images, default_mode="budget", size=140)
+    frames = load_images(images, mode="budget", size=140)
+    height, width = frames.images.shape[1:3]
+    assert height * width <= 140**2 and height % 14 == width % 14 == 0
+    for image, transform in zip(images, frames.transforms, strict=True):
+        corners = [[-0.5, -0.5], [image.shape[1] - 0.5, image.shape[0] - 0.5], [10.0, 20.0]]
+        there = transform.pixels_to_model(corners)
+        np.testing.assert_allclose(there[:2], [[-0.5, -0.5], [width - 0.5, height - 0.5]])
+        np.testing.assert_allclose(transform.pixels_to_original(there), corners)
+    # What a pixel shows is where the transform says it comes from.
+    for frame, image, transform in zip(frames.images, images, frames.transforms, strict=True):
+        x, y = np.round(transform.pixels_to_original([40.0, 30.0])).astype(int)
+        np.testing.assert_allclose(frame[30, 40].astype(int), image[y, x].astype(int), atol=4)
+
+
+def test_other_modes_can_be_had_where_the_budget_is_the_default():
+    images = [picture(120, 200), picture(150, 100)]
+    cropped = load_images(images, mode="crop", default_mode="budget", size=140)
+    np.testing.assert_array_equal(cropped.images, load_images(images, mode="crop", size=140).images)
+    same = [picture(120, 200), picture(121, 200)]  # the same number of patches
+    stretched = load_images(same, default_mode="budget", size=140)
+    np.testing.assert_array_equal(
+        stretched.images, load_images(same, mode="budget", size=140).images
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": (140, 140)}, "must be an int with mode 'budget'"),
+        ({"size": 13}, "size=13 must be at least a patch"),
+        ({"size": 140, "mode": "stretch"}, "mode='stretch' is unknown"),
+        ({"patch_size": 0}, "patch_size=0 must be at least 1"),
+    ],
+)
+def test_budgets_that_cannot_be_are_named(options, message):
+    with pytest.raises(InputError, match=message):
+        load_images([picture(50, 60)], **({"mode": "budget"} | options))
+
+
+def test_an_image_too_flat_for_a_budget_is_named():
+    with pytest.raises(InputError, match="so narrow"):
+        load_images([picture(1, 40000)], mode="budget")

@@ -15,33 +15,43 @@ from jax.typing import DTypeLike
 import convert
 from convert.errors import CheckpointError
 from convert.sources import find_checkpoint
-from convert.vggt_config import read_config
-from vggt_jax.config import VGGTConfig
+from vggt_jax.config import Pi3Config, VGGTConfig
+from vggt_jax.models.pi3 import Pi3
 from vggt_jax.models.vggt import VGGT
 
+Model = VGGT | Pi3
+
 # Modules whose matrix products run in the compute type, bfloat16 on a GPU; heads run in float32.
-_COMPUTE_TYPE_MODULES = ("encoder.", "frame_blocks.", "global_blocks.")
+_COMPUTE_TYPE_MODULES = (
+    "encoder.",
+    "frame_blocks.",
+    "global_blocks.",
+    "point_decoder.",
+    "conf_decoder.",
+    "camera_decoder.",
+)
 
 # Smaller official files are converted anew each time, which takes less than a second.
 _CACHE_FROM_BYTES = 256 * 2**20
 
-_MODELS = {"vggt": (VGGT, VGGTConfig)}
+# By the names in our checkpoints.
+_MODELS = {"vggt": (VGGT, VGGTConfig), "pi3": (Pi3, Pi3Config)}
 
 
 def load_model(
     source: str | os.PathLike,
     *,
     dtype: DTypeLike | None = None,
-    config: VGGTConfig | str | os.PathLike | None = None,
-) -> VGGT:
+    config: VGGTConfig | Pi3Config | str | os.PathLike | None = None,
+) -> Model:
     """Loads a model onto the default device.
 
     Args:
         source: a checkpoint of ours (a folder, or a `.safetensors` file); an official
             `.safetensors`, `.pt` or `.pth` file; or a name on huggingface.co such as
-            `"facebook/VGGT-1B"`. What is not ours is converted on the way, and the result is kept
-            under `cache_folder()` if it is large.
-        dtype: type to store the kernels of encoder and trunk in (see `with_dtype`); None as stored.
+            `"facebook/VGGT-1B"` or `"yyfz233/Pi3"`. It tells which model it is. What is not ours is
+            converted on the way, and the result is kept under `cache_folder()` if it is large.
+        dtype: type to store the kernels of encoder, trunk and frame decoders in (see `with_dtype`); None as stored.
         config: of an official checkpoint that is not of a released size, as an object or a JSON
             file; None takes the JSON file of the same name beside it.
 
@@ -49,7 +59,7 @@ def load_model(
         convert.CheckpointError: the checkpoint is missing, damaged or of another model, or does not
             fit its configuration; every problem is listed.
     """
-    if isinstance(config, VGGTConfig):
+    if isinstance(config, VGGTConfig | Pi3Config):
         config = config.to_dict()
     if convert.is_native(source):
         if config is not None:
@@ -67,7 +77,7 @@ def load_model(
     return model if dtype is None else with_dtype(model, dtype)
 
 
-def save_model(model: VGGT, destination: str | os.PathLike, *, overwrite: bool = False) -> None:
+def save_model(model: Model, destination: str | os.PathLike, *, overwrite: bool = False) -> None:
     """Writes a model as a checkpoint of ours, whole or not at all.
 
     Args:
@@ -78,7 +88,8 @@ def save_model(model: VGGT, destination: str | os.PathLike, *, overwrite: bool =
         convert.CheckpointError: the destination cannot be written, or exists.
     """
     params = {name: np.asarray(x) for name, x in named_parameters(model).items()}
-    document = {"model": "vggt", "config": model.config.to_dict()}
+    (name,) = [name for name, (kind, _) in _MODELS.items() if isinstance(model, kind)]
+    document = {"model": name, "config": model.config.to_dict()}
     convert.write(destination, params, document, overwrite=overwrite)
 
 
@@ -93,7 +104,8 @@ def with_parameters(
 ) -> nnx.Module:
     """The model with these parameters, on the default device.
 
-    Kernels of encoder and trunk may be bfloat16 (see `with_dtype`); all else becomes float32.
+    Kernels of encoder, trunk and frame decoders may be bfloat16 (see `with_dtype`); all else
+    becomes float32.
 
     Args:
         model: may be abstract, as `jax.eval_shape` makes it.
@@ -127,10 +139,10 @@ def with_parameters(
 
 
 def with_dtype(model: nnx.Module, dtype: DTypeLike) -> nnx.Module:
-    """Stores the kernels of encoder and trunk in another type; everything else stays as it is.
+    """Stores the kernels of encoder, trunk and frame decoders in another type, and nothing else.
 
-    In bfloat16 this saves 1.7 GiB of VGGT-1B and changes no result as long as `compute_dtype` is
-    bfloat16, since these products round their operands anyway.
+    In bfloat16 this saves 1.7 GiB of VGGT-1B, 1.8 GiB of π³, and changes no result as long as
+    `compute_dtype` is bfloat16, since these products round their operands anyway.
 
     Args:
         dtype: float32 or bfloat16.
@@ -166,7 +178,7 @@ def _load_official(source, config) -> tuple[dict[str, np.ndarray], str, dict]:
     if config is None and beside.is_file():
         config = beside
     if isinstance(config, str | os.PathLike):
-        config = read_config(config)
+        config = convert.read_fields(config)
     identity = [convert.native.VERSION, str(path.resolve()), stat.st_size, stat.st_mtime_ns]
     key = json.dumps([*identity, config])
     stem = name.replace(os.sep, "--")[-80:]

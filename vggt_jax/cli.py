@@ -26,22 +26,26 @@ class Infer:
     images: tyro.conf.Positional[tuple[Path, ...]]
     """A folder, or image files in the order to use."""
     model: str
-    """Checkpoint: ours, an official .safetensors or .pt, or a hub name such as facebook/VGGT-1B."""
+    """Checkpoint: ours, an official .safetensors or .pt, or a hub name such as facebook/VGGT-1B or
+    yyfz233/Pi3."""
     out: Path
     """Folder to write."""
-    mode: Literal["crop", "pad"] | None = None
+    mode: Literal["crop", "pad", "budget"] | None = None
     """How photographs come to size: crop keeps the width and cuts tall ones, pad keeps everything
-    and fills with white. Needed only if their shapes differ; otherwise crop."""
+    and fills with white, budget stretches all to one size of about the shape of the first. Needed
+    only if their shapes differ; otherwise what the model was made for, crop (VGGT) or budget (Pi3)."""
     size: int | None = None
-    """Side in pixels to resize to, a multiple of the patch size; by default the model's own."""
+    """Side in pixels to resize to, a multiple of the patch size; with budget, the side of the square
+    of as many pixels. By default the model's own."""
     query_points: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A point x,y of the first photograph, in its own pixels, to track through all; may be
     repeated."""
     points: Literal["depth", "head"] | None = None
-    """Make the point cloud from depth and cameras, which is the default and more accurate, or from
-    the model's point head."""
-    confidence_percentile: float = 25.0
-    """Leave out this percentage of the points, the least confident."""
+    """Make the point cloud from depth and cameras, which is VGGT's default and more accurate, or from
+    the model's point head, which is so for Pi3."""
+    confidence_percentile: float | None = None
+    """Leave out this percentage of the points, the least confident; by default 25 for VGGT and 0 for
+    Pi3, of which points with a confidence below 0.1 or at an edge of depth are left out always."""
     max_points: int = 2_000_000
     """Most points in the cloud."""
     sparse_ratio: float | None = None
@@ -82,7 +86,8 @@ class Convert:
     config: Path | None = None
     """JSON configuration; without it the file beside SOURCE, or the released size."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """bfloat16 stores the kernels of encoder and trunk in bfloat16; without it, as stored."""
+    """bfloat16 stores the kernels of encoder, trunk and (Pi3) decoders in bfloat16; without it, as
+    stored."""
     ignore: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Leave out the keys that begin like this; may be repeated."""
     overwrite: bool = False

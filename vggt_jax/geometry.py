@@ -16,9 +16,12 @@ default would round the factors to TF32, whose 10 bits put a point off by up to 
 distance.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Bool, Float
 
 _FULL_PRECISION = jax.lax.Precision.HIGHEST
 
@@ -81,6 +84,48 @@ def quaternion_from_matrix(rotation: Float[Array, "*batch 3 3"]) -> Float[Array,
     return jnp.where(quaternion[..., 3:] < 0, -quaternion, quaternion)
 
 
+@jax.custom_jvp
+def nearest_rotation(matrix: Float[Array, "*batch 3 3"]) -> Float[Array, "*batch 3 3"]:
+    """The rotation matrices closest to matrices in the sense of squared differences, in float32.
+
+    Unlike that of the decomposition that it is made of, the gradient is finite wherever the
+    nearest rotation is unique, equal singular values included.
+
+    Args:
+      matrix: [... 3 3], any matrices; a reflection gives the nearest proper rotation.
+
+    Returns:
+      [... 3 3]. Values as `svd_orthogonalize` in the official π³, `models/layers/camera_head.py`.
+    """
+    return _rotation_and_stretch(matrix)[0]
+
+
+def _rotation_and_stretch(matrix):
+    """`R`, `V` and `h` with `matrix = R @ V @ diag(h) @ V^T`, the polar decomposition."""
+    u, singular, v_transposed = jnp.linalg.svd(matrix.astype(jnp.float32), full_matrices=False)
+    unsigned = _einsum("...ij,...jk->...ik", u, v_transposed)
+    is_reflection = (
+        jnp.sum(jnp.cross(unsigned[..., 0], unsigned[..., 1]) * unsigned[..., 2], -1) < 0
+    )
+    sign = jnp.where(is_reflection, -1.0, 1.0)[..., None]
+    signs = jnp.concatenate([jnp.ones_like(singular[..., :2]), sign], axis=-1)
+    rotation = _einsum("...ij,...jk->...ik", u * signs[..., None, :], v_transposed)
+    return rotation, jnp.swapaxes(v_transposed, -1, -2), singular * signs
+
+
+@nearest_rotation.defjvp
+def _nearest_rotation_jvp(primals, tangents):
+    rotation, v, stretch = _rotation_and_stretch(*primals)
+    # In the basis of the stretch, the antisymmetric part of R^T dM is what turns the rotation.
+    turned = _einsum("...ij,...ik->...jk", rotation, tangents[0].astype(jnp.float32))
+    turned = _einsum("...ji,...jk,...kl->...il", v, turned, v)
+    sums = stretch[..., :, None] + stretch[..., None, :]
+    is_unique = jnp.abs(sums) > jnp.finfo(jnp.float32).tiny
+    turning = (turned - jnp.swapaxes(turned, -1, -2)) / jnp.where(is_unique, sums, 1.0)
+    turning = jnp.where(is_unique, turning, 0.0)
+    return rotation, _einsum("...ij,...jk,...kl,...ml->...im", rotation, v, turning, v)
+
+
 # Cameras
 
 
@@ -105,13 +150,7 @@ def camera_from_pose_encoding(
     camera_from_world = jnp.concatenate([rotation, pose_enc[..., :3, None]], axis=-1)
     focal_y = (height / 2) / jnp.tan(pose_enc[..., 7] / 2)
     focal_x = (width / 2) / jnp.tan(pose_enc[..., 8] / 2)
-    zero, one = jnp.zeros_like(focal_x), jnp.ones_like(focal_x)
-    intrinsics = _matrix(
-        (focal_x, zero, one * (width / 2)),
-        (zero, focal_y, one * (height / 2)),
-        (zero, zero, one),
-    )
-    return camera_from_world, intrinsics
+    return camera_from_world, _centred_intrinsics(focal_x, focal_y, image_size)
 
 
 def pose_encoding_from_camera(
@@ -194,16 +233,95 @@ def world_points_from_camera(
     return camera_points_from_world(camera_points, invert_rigid(camera_from_world))
 
 
+def transform_point_maps(
+    points: Float[Array, "*batch h w 3"], world_from_camera: Float[Array, "*batch 4 4"]
+) -> Float[Array, "*batch h w 3"]:
+    """Maps of camera points in world coordinates, a camera for each map.
+
+    Args:
+      points: [... h w 3].
+      world_from_camera: [... 4 4].
+
+    Returns:
+      [... h w 3].
+    """
+    rotation = world_from_camera[..., None, None, :3, :3]
+    translation = world_from_camera[..., None, None, :3, 3]
+    # Sums of products and no matrix product: float32 everywhere, and one pass over the maps.
+    return sum(rotation[..., i] * points[..., i, None] for i in range(3)) + translation
+
+
+def intrinsics_from_point_maps(points: Float[Array, "*batch h w 3"]) -> Float[Array, "*batch 3 3"]:
+    """Intrinsics that agree best with maps of camera points: least squares over all pixels.
+
+    Args:
+      points: [... h w 3] in camera coordinates; only their directions count.
+
+    Returns:
+      [... 3 3] in pixels, with the principal point at (width / 2, height / 2). The focal lengths are
+      those of `recover_intrinsic_from_rays_d` with its principal point forced to the centre, as the
+      official π³ calls it (`utils/geometry.py`, `example_mm.py`). That function counts from the
+      centre of the first pixel, where the same principal point is half a pixel less.
+    """
+    height, width = points.shape[-3:-1]
+    # The official guard against points in the plane of the camera.
+    z = jnp.abs(points[..., 2]) + 1e-10
+
+    def focal(along, size, axis):
+        pixel = np.arange(size, dtype=np.float32) - np.float32((size - 1) / 2)
+        pixel = pixel[:, None] if axis == 0 else pixel
+        ray = along / z
+        total = lambda x: jnp.sum(jnp.sum(x, axis=-1), axis=-1)
+        return total(ray * pixel) / total(ray * ray)
+
+    focal_x, focal_y = focal(points[..., 0], width, 1), focal(points[..., 1], height, 0)
+    return _centred_intrinsics(focal_x, focal_y, (height, width))
+
+
+def depth_edges(
+    depth: Float[Array, "*batch h w"], *, relative_tolerance: float = 0.03
+) -> Bool[Array, "*batch h w"]:
+    """Which pixels lie at a jump of depth, where points float between two surfaces.
+
+    Args:
+      depth: [... h w], positive.
+      relative_tolerance: the difference of the largest and the smallest depth among a pixel and its
+        eight neighbours that is none yet, as a share of the pixel's own.
+
+    Returns:
+      [... h w]. Values as `depth_edge` in the official π³, `utils/geometry.py`, whose users give it
+      the default.
+    """
+    jump = _largest_nearby(depth) + _largest_nearby(-depth)
+    return jnp.nan_to_num(jump / depth) > relative_tolerance
+
+
+def _largest_nearby(x: Float[Array, "*batch h w"]) -> Float[Array, "*batch h w"]:
+    """The largest value in the 3 x 3 window around each pixel."""
+    for axis in (x.ndim - 2, x.ndim - 1):
+        margins = [(int(d == axis), int(d == axis)) for d in range(x.ndim)]
+        padded = jnp.pad(x, margins, constant_values=-jnp.inf)
+        size = x.shape[axis]
+        windows = (jax.lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(3))
+        x = functools.reduce(jnp.maximum, windows)
+    return x
+
+
 def camera_points_from_depth(
-    depth: Float[Array, "*batch h w"], intrinsics: Float[Array, "*batch 3 3"]
+    depth: Float[Array, "*batch h w"],
+    intrinsics: Float[Array, "*batch 3 3"],
+    *,
+    pixel_centre: float = 0.0,
 ) -> Float[Array, "*batch h w 3"]:
     """Camera points of depth maps: for every pixel the point at that z on its ray.
 
     Args:
       depth: [... h w], distance along the optical axis (z, not along the ray).
-      intrinsics: [... 3 3]; a skew is honoured. Pixels are integer indices, the official convention
-        with its bias of half a pixel (see the head of this file). Where a focal length is
-        infinite, that coordinate is 0.
+      intrinsics: [... 3 3]; a skew is honoured. Where a focal length is infinite, that coordinate
+        is 0.
+      pixel_centre: where the ray of the first pixel meets the image. 0, its corner, is the official
+        convention of VGGT with its bias of half a pixel (see the head of this file); 0.5 is its
+        centre, as `intrinsics_from_point_maps` takes it.
 
     Returns:
       [... h w 3]. Values as `depth_to_cam_coords_points` in the official `utils/geometry.py`.
@@ -211,8 +329,8 @@ def camera_points_from_depth(
     height, width = depth.shape[-2:]
     focal_x, skew, centre_x = (intrinsics[..., 0, i, None, None] for i in range(3))
     focal_y, centre_y = (intrinsics[..., 1, i, None, None] for i in (1, 2))
-    pixel_x = jnp.arange(width, dtype=depth.dtype)
-    pixel_y = jnp.arange(height, dtype=depth.dtype)[:, None]
+    pixel_x = jnp.arange(width, dtype=depth.dtype) + pixel_centre
+    pixel_y = jnp.arange(height, dtype=depth.dtype)[:, None] + pixel_centre
     y = (pixel_y - centre_y) * depth / focal_y
     x = ((pixel_x - centre_x) * depth - skew * y) / focal_x
     return jnp.stack([x, y, depth], axis=-1)
@@ -222,19 +340,22 @@ def unproject_depth(
     depth: Float[Array, "*batch h w"],
     camera_from_world: Float[Array, "*batch 3 4"],
     intrinsics: Float[Array, "*batch 3 3"],
+    *,
+    pixel_centre: float = 0.0,
 ) -> Float[Array, "*batch h w 3"]:
     """World points of depth maps.
 
     Args:
       depth: [... h w], distance along the optical axis.
       camera_from_world: [... 3 4].
-      intrinsics: [... 3 3]; pixels are integer indices, as in `camera_points_from_depth`.
+      intrinsics: [... 3 3].
+      pixel_centre: as for `camera_points_from_depth`.
 
     Returns:
       [... h w 3]. Values as `unproject_depth_map_to_point_map` in the official
       `utils/geometry.py`.
     """
-    camera_points = camera_points_from_depth(depth, intrinsics)
+    camera_points = camera_points_from_depth(depth, intrinsics, pixel_centre=pixel_centre)
     flat = camera_points.reshape(*camera_points.shape[:-3], -1, 3)
     return world_points_from_camera(flat, camera_from_world).reshape(camera_points.shape)
 
@@ -267,10 +388,21 @@ def project_points(
     return pixels, depth
 
 
+def _centred_intrinsics(focal_x: Array, focal_y: Array, image_size: tuple[int, int]) -> Array:
+    """[... 3 3] with the principal point in the middle of an image of (height, width)."""
+    height, width = image_size
+    zero, one = jnp.zeros_like(focal_x), jnp.ones_like(focal_x)
+    return _matrix(
+        (focal_x, zero, one * (width / 2)),
+        (zero, focal_y, one * (height / 2)),
+        (zero, zero, one),
+    )
+
+
 def _matrix(*rows: tuple[Array, ...]) -> Array:
     """[... rows columns] of its entries."""
     return jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
 
 
-def _einsum(subscripts: str, a: Array, b: Array) -> Array:
-    return jnp.einsum(subscripts, a, b, precision=_FULL_PRECISION)
+def _einsum(subscripts: str, *factors: Array) -> Array:
+    return jnp.einsum(subscripts, *factors, precision=_FULL_PRECISION)

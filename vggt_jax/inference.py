@@ -3,7 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,18 +11,17 @@ import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 
-from vggt_jax import geometry
-from vggt_jax.checkpoint import load_model
+from vggt_jax.checkpoint import Model, load_model
 from vggt_jax.errors import InputError
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.sparse_attention import BlockSparse
-from vggt_jax.models.vggt import VGGT
-from vggt_jax.outputs import Reconstruction
-from vggt_jax.preprocess import DEFAULT_SIZE, Frames, load_images
+from vggt_jax.models.pi3 import Pi3
+from vggt_jax.outputs import Pi3Output, Reconstruction
+from vggt_jax.preprocess import PIXEL_BUDGET, Frames, Mode, load_images
 
 
 def reconstruct(
-    model: VGGT,
+    model: Model,
     images: Float[Array, "*b s height width 3"] | UInt8[Array, "*b s height width 3"],
     *,
     query_points: Float[Array, "*b m 2"] | None = None,
@@ -36,8 +35,9 @@ def reconstruct(
         model: as `load_model` returns it.
         images: frames of one scene, or of several of the same size with a leading scene axis; RGB,
             float in [0, 1] or uint8, sides multiples of the patch size.
-        query_points: pixels `(x, y)` of the first frame to follow through all frames.
-        attention, num_frames, compute_dtype: see `VGGT.__call__`; `num_frames` has the scene axis
+        query_points: pixels `(x, y)` of the first frame to follow through all frames, by a model with a
+            track head.
+        attention, num_frames, compute_dtype: see the call of the model; `num_frames` has the scene axis
             if the images do.
 
     Raises:
@@ -61,24 +61,15 @@ def reconstruct(
         num_frames=add_scene(num_frames),
         compute_dtype=compute_dtype,
     )
-    cameras = (None, None)
-    if output.pose_enc is not None:
-        cameras = geometry.camera_from_pose_encoding(output.pose_enc, images.shape[-3:-1])
-    fields = dict(
-        camera_from_world=cameras[0],
-        intrinsics=cameras[1],
-        depth=None if output.depth is None else output.depth[..., 0],
-        depth_confidence=output.depth_conf,
-        world_points=output.world_points,
-        world_points_confidence=output.world_points_conf,
-        tracks=output.track,
-        track_visibility=output.vis,
-        track_confidence=output.conf,
-        attention_stats=output.attention_stats,
-    )
+    if isinstance(output, Pi3Output):
+        fields = output.scene()
+        conventions = {"confidence_kind": "sigmoid", "pixel_centre": 0.5}
+    else:
+        fields = output.scene(images.shape[-3:-1])
+        conventions = {"confidence_kind": "one_plus_exp", "pixel_centre": 0.0}
     if one_scene:
         fields = jax.tree.map(lambda x: x[0], fields)
-    return Reconstruction(images=images, **fields)
+    return Reconstruction(images=images, **conventions, **fields)
 
 
 _reconstruct = jax.jit(reconstruct, static_argnames=("attention", "compute_dtype"))
@@ -87,10 +78,10 @@ _reconstruct = jax.jit(reconstruct, static_argnames=("attention", "compute_dtype
 def infer(
     images: Any,
     *,
-    model: VGGT | str | os.PathLike,
+    model: Model | str | os.PathLike,
     query_points: ArrayLike | None = None,
     attention: Dense | BlockSparse = Dense(),
-    mode: Literal["crop", "pad"] | None = None,
+    mode: Mode | None = None,
     size: int | tuple[int, int] | None = None,
     compute_dtype: DTypeLike | None = None,
     pad_frames: bool = True,
@@ -106,8 +97,9 @@ def infer(
             all frames; `Frames.transforms` lead there from a photograph.
         attention: how the tokens of all frames attend to each other: `Dense()`, or `BlockSparse(...)`
             for many photographs.
-        mode, size: how photographs are resized, see `load_images`; `size` None is the model's own
-            (518 for VGGT-1B).
+        mode, size: how photographs are resized, see `load_images`. None is the model's own: "crop" to
+            518 for VGGT-1B, "budget" of 255,000 pixels for π³, where photographs of different shapes
+            ask for an explicit mode.
         compute_dtype: of matrix products; None is bfloat16 on a GPU and float32 elsewhere.
         pad_frames: whether to pad the frames to one of few numbers, at most a sixteenth more, so that
             scenes of similar length share a compiled program. Padding changes no result.
@@ -131,25 +123,32 @@ def infer(
 def read_frames(
     images: Any,
     *,
-    model: VGGT,
-    mode: Literal["crop", "pad"] | None = None,
+    model: Model,
+    mode: Mode | None = None,
     size: int | tuple[int, int] | None = None,
     progress: bool = False,
 ) -> Frames:
     """The first step of `infer`: frames in the sizes of this model."""
     config = model.config
-    if size is None:
-        # One array of frames keeps the size that it has.
-        size = DEFAULT_SIZE if hasattr(images, "ndim") else config.img_size
+    own_mode = "budget" if isinstance(model, Pi3) else "crop"
+    if size is None and not hasattr(images, "ndim"):  # One array keeps the size that it has.
+        size = config.img_size
+        if (mode or own_mode) == "budget" and size**2 > PIXEL_BUDGET:
+            size = None
     return load_images(
-        images, mode=mode, size=size, patch_size=config.patch_size, progress=progress
+        images,
+        mode=mode,
+        default_mode=own_mode,
+        size=size,
+        patch_size=config.patch_size,
+        progress=progress,
     )
 
 
 def model_inputs(
     frames: Frames,
     *,
-    model: VGGT,
+    model: Model,
     query_points: ArrayLike | None = None,
     pad_frames: bool = True,
 ) -> dict[str, Any]:
@@ -173,7 +172,7 @@ def model_inputs(
 
 
 def compile_reconstruct(
-    model: VGGT,
+    model: Model,
     inputs: dict[str, Any],
     *,
     attention: Dense | BlockSparse = Dense(),
@@ -208,8 +207,12 @@ def prediction_arrays(result: Reconstruction, frames: Frames) -> dict[str, np.nd
         arrays |= {f"attention_{name}": value for name, value in stats.items()}
     if result.tracks is not None:
         arrays["tracks_in_photographs"] = result.tracks_in_photographs()
-    names = np.array(frames.names)
-    return arrays | {"images": frames.images, "names": names, "valid": frames.valid_mask()}
+    return arrays | {
+        "images": frames.images,
+        "names": np.array(frames.names),
+        "valid": frames.valid_mask(),
+        "confidence_kind": np.array(result.confidence_kind),
+    }
 
 
 def bucket(num_frames: int) -> int:
@@ -221,13 +224,13 @@ def bucket(num_frames: int) -> int:
     return -(-num_frames // step) * step
 
 
-def check_tracking(model: VGGT, size: tuple[int, int]) -> None:
+def check_tracking(model: Model, size: tuple[int, int]) -> None:
     """Checks that a model can track points through frames of this (height, width).
 
     Raises:
         InputError: the model has no track head, or the frames are too small for it.
     """
-    if model.track_head is None:
+    if isinstance(model, Pi3) or model.track_head is None:
         raise InputError("this model has no track head; leave out the query points")
     smallest = model.track_head.tracker.smallest_image_side
     if min(size) < smallest:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,14 +19,13 @@ import tqdm
 from jax.typing import DTypeLike
 
 from vggt_jax import export, inference
-from vggt_jax.checkpoint import load_model
+from vggt_jax.checkpoint import Model, load_model
 from vggt_jax.errors import InputError
 from vggt_jax.export.files import replacing
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.sparse_attention import BlockSparse
-from vggt_jax.models.vggt import VGGT
 from vggt_jax.outputs import Reconstruction
-from vggt_jax.preprocess import Frames, find_images
+from vggt_jax.preprocess import Frames, Mode, find_images
 
 _RESULT = "predictions.npz"
 _SETTINGS = "settings.json"
@@ -54,9 +53,9 @@ def reconstruct_scenes(
     scenes: str | os.PathLike | Mapping[str, Any],
     out: str | os.PathLike,
     *,
-    model: VGGT | str | os.PathLike,
+    model: Model | str | os.PathLike,
     attention: Dense | BlockSparse = Dense(),
-    mode: Literal["crop", "pad"] | None = None,
+    mode: Mode | None = None,
     size: int | tuple[int, int] | None = None,
     compute_dtype: DTypeLike | None = None,
     batch_size: int = 1,
@@ -185,7 +184,7 @@ def _check_settings(out: Path, settings: dict[str, Any]) -> None:
         )
 
 
-def _fingerprint(model: VGGT) -> str:
+def _fingerprint(model: Model) -> str:
     """Tells models apart: a hash of the configuration and of some numbers of every parameter."""
     digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
     some = [leaf.reshape(-1)[:64] for leaf in jax.tree.leaves(model)]

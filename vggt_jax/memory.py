@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vggt_jax.config import VGGTConfig
+from vggt_jax.config import Pi3Config, VGGTConfig
 from vggt_jax.heads import dpt
 from vggt_jax.layers import attention
 from vggt_jax.layers.precision import Precision
@@ -26,7 +26,7 @@ class MemoryEstimate:
         outputs: maps of depth, points and their confidences.
         kept_tokens: tokens of the layers that the heads read.
         trunk: temporaries while the trunk runs.
-        heads: temporaries while a dense head runs; not at the same time as the trunk's.
+        heads: temporaries while a dense head or frame decoder runs; not at the same time as the trunk's.
         tracks: feature maps of the tracker, if points are tracked.
     """
 
@@ -53,7 +53,7 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    config: VGGTConfig,
+    config: VGGTConfig | Pi3Config,
     *,
     weights: int,
     num_frames: int,
@@ -74,12 +74,28 @@ def estimate_memory(
         compute_dtype: as for `reconstruct`.
     """
     layout = TokenLayout.for_images(height, width, config.patch_size, config.num_special_tokens)
-    wide = Precision.from_compute_dtype(compute_dtype).compute_dtype.itemsize
-    tokens = num_frames * layout.tokens_per_frame
-    dim = config.embed_dim
-    stream = 4 * tokens * dim
+    precision = Precision.from_compute_dtype(compute_dtype)
+    pixels = height * width
+    if isinstance(config, Pi3Config):
+        parts = _parts_of_pi3(config, layout, num_frames, pixels, precision)
+    else:
+        parts = _parts_of_vggt(config, layout, num_frames, pixels, precision, num_query_points)
+    return MemoryEstimate(weights=weights, images=image_bytes * 3 * num_frames * pixels, **parts)
 
-    layers = len(set(config.dpt_layers) | {config.depth - 1})
+
+def _trunk(
+    layout: TokenLayout,
+    num_frames: int,
+    precision: Precision,
+    *,
+    dim: int,
+    num_heads: int,
+    mlp_ratio: float,
+    kept_layers: int,
+) -> dict[str, int]:
+    wide = precision.compute_dtype.itemsize
+    tokens = num_frames * layout.tokens_per_frame
+    stream = 4 * tokens * dim
     # Normalised tokens and joint projection beside the separate queries, keys and values.
     before_attention = (1 + 3 + 3) * wide * tokens * dim
     if wide == 2:
@@ -87,19 +103,33 @@ def estimate_memory(
         # result in float32, before and after.
         during_attention = (3 + 1 + 1 + 2 * 2) * wide * tokens * dim
     else:
-        scores = 4 * config.num_heads * tokens**2
+        scores = 4 * num_heads * tokens**2
         during_attention = (3 + 2) * wide * tokens * dim
         during_attention += 2 * min(scores, attention.MAX_SCORE_BYTES)
-    chunk = min(num_frames, trunk.frames_per_chunk(1, layout.tokens_per_frame))
-    chunk_tokens = chunk * layout.tokens_per_frame
-    after_attention = wide * dim * (tokens + 2 * config.mlp_ratio * chunk_tokens)
+    chunk_tokens = _frames_of_chunk(layout, num_frames) * layout.tokens_per_frame
+    after_attention = wide * dim * (tokens + 2 * mlp_ratio * chunk_tokens)
+    return {
+        "kept_tokens": wide * kept_layers * tokens * 2 * dim,
+        "trunk": int(2 * stream + max(before_attention, during_attention, after_attention)),
+    }
 
-    pixels = height * width
-    heads = 0
+
+def _frames_of_chunk(layout: TokenLayout, num_frames: int) -> int:
+    return min(num_frames, trunk.frames_per_chunk(1, layout.tokens_per_frame))
+
+
+def _parts_of_vggt(
+    config: VGGTConfig,
+    layout: TokenLayout,
+    num_frames: int,
+    pixels: int,
+    precision: Precision,
+    num_query_points: int,
+) -> dict[str, int]:
+    heads = tracks = 0
     if config.enable_depth or config.enable_point:
         decoded = min(num_frames, max(1, dpt.PIXELS_PER_CHUNK // pixels)) * pixels
         heads = int(3.5 * 4 * decoded * config.dpt_features / 2)
-    tracks = 0
     if num_query_points:
         features = 4 * num_frames * (pixels // 4) * config.track_features
         hidden = 4 * num_frames * config.track_hidden_size
@@ -107,15 +137,49 @@ def estimate_memory(
             num_query_points + config.track_num_virtual_tracks
         )
     values = 2 * config.enable_depth + 4 * config.enable_point
-    return MemoryEstimate(
-        weights=weights,
-        images=image_bytes * 3 * num_frames * pixels,
-        outputs=4 * values * num_frames * pixels,
-        kept_tokens=wide * layers * tokens * 2 * dim,
-        trunk=int(2 * stream + max(before_attention, during_attention, after_attention)),
-        heads=heads,
-        tracks=tracks,
-    )
+    return {
+        "outputs": 4 * values * num_frames * pixels,
+        "heads": heads,
+        "tracks": tracks,
+        **_trunk(
+            layout,
+            num_frames,
+            precision,
+            dim=config.embed_dim,
+            num_heads=config.num_heads,
+            mlp_ratio=config.mlp_ratio,
+            kept_layers=len(set(config.dpt_layers) | {config.depth - 1}),
+        ),
+    }
+
+
+def _parts_of_pi3(
+    config: Pi3Config, layout: TokenLayout, num_frames: int, pixels: int, precision: Precision
+) -> dict[str, int]:
+    wide = precision.compute_dtype.itemsize
+    frames = _frames_of_chunk(layout, num_frames)
+    tokens = frames * layout.tokens_per_frame
+    dim = config.head_dim
+    # The stream twice and the tokens kept; beside them queries, keys and values with the result, or
+    # the hidden layer twice, or the raw pixels before and after they are put in order.
+    decoder = 2 * 4 * tokens * dim + 2 * wide * tokens * config.decoder_dim
+    inner = wide * tokens * dim * max(3 + 3 + 1, 2 * config.mlp_ratio)
+    raw = 2 * 4 * 3 * frames * pixels
+    return {
+        # Points in two coordinate systems, and the confidence.
+        "outputs": 4 * (3 + 3 + 1) * num_frames * pixels,
+        "heads": int(decoder + max(inner, raw)),
+        "tracks": 0,
+        **_trunk(
+            layout,
+            num_frames,
+            precision,
+            dim=config.decoder_dim,
+            num_heads=config.decoder_num_heads,
+            mlp_ratio=config.mlp_ratio,
+            kept_layers=1,
+        ),
+    }
 
 
 def weight_bytes(model) -> int:

@@ -1,11 +1,12 @@
 """What models and reconstructions return."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Bool, Float, UInt8
 
 from vggt_jax import geometry
 from vggt_jax.layers.sparse_attention import AttentionStats
@@ -42,14 +43,68 @@ class VGGTOutput:
     conf: Float[Array, "b s m"] | None = None
     attention_stats: AttentionStats | None = None
 
+    def scene(self, image_size: tuple[int, int]) -> dict[str, Any]:
+        """The fields of a `Reconstruction` of frames of this (height, width)."""
+        cameras = (None, None)
+        if self.pose_enc is not None:
+            cameras = geometry.camera_from_pose_encoding(self.pose_enc, image_size)
+        return dict(
+            camera_from_world=cameras[0],
+            intrinsics=cameras[1],
+            depth=None if self.depth is None else self.depth[..., 0],
+            depth_confidence=self.depth_conf,
+            world_points=self.world_points,
+            world_points_confidence=self.world_points_conf,
+            tracks=self.track,
+            track_visibility=self.vis,
+            track_confidence=self.conf,
+            attention_stats=self.attention_stats,
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Pi3Output:
+    """Predictions of π³ under their official names, channels last.
+
+    Attributes:
+        points: where each pixel's point lies in the world, which is no camera's.
+        local_points: where it lies in the coordinates of its own camera; z, the depth, is positive.
+        conf: confidence in the points before the sigmoid.
+        camera_poses: world_from_camera.
+        attention_stats: what block-sparse attention did in each layer; None where it was dense.
+    """
+
+    points: Float[Array, "b s height width 3"]
+    local_points: Float[Array, "b s height width 3"]
+    conf: Float[Array, "b s height width 1"]
+    camera_poses: Float[Array, "b s 4 4"]
+    attention_stats: AttentionStats | None = None
+
+    def scene(self) -> dict[str, Any]:
+        """The fields of a `Reconstruction`."""
+        confidence = jax.nn.sigmoid(self.conf[..., 0])
+        depth = self.local_points[..., 2]
+        return dict(
+            camera_from_world=geometry.invert_rigid(self.camera_poses)[..., :3, :],
+            intrinsics=geometry.intrinsics_from_point_maps(self.local_points),
+            depth=depth,
+            depth_confidence=confidence,
+            depth_edges=geometry.depth_edges(depth),
+            world_points=self.points,
+            world_points_confidence=confidence,
+            attention_stats=self.attention_stats,
+        )
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Reconstruction:
     """A scene: cameras, depth, points and tracks of its frames, the same for every model.
 
-    The world is the first camera. Cameras follow OpenCV: x right, y down, z forward. Lengths are
-    in one arbitrary unit per scene. Pixels are those of the model's frames: `transforms` lead back
+    The world is the first camera for VGGT; for π³, which has no reference frame, it is no camera, and
+    arbitrary. Cameras follow OpenCV: x right, y down, z forward. Lengths are in one arbitrary unit
+    per scene. Pixels are those of the model's frames: `transforms` lead back
     to the photographs. Arrays have a leading scene axis if the images had one. What a model has no
     head for is None.
 
@@ -58,14 +113,20 @@ class Reconstruction:
         camera_from_world: `[R | t]`, `point_camera = R @ point_world + t`.
         intrinsics: in pixels; the image spans [0, width] x [0, height].
         depth: along the viewing axis (z, not along the ray).
-        depth_confidence, world_points_confidence: see `confidence_kind`.
-        world_points: where each pixel's point lies, as a head of its own predicts it; see
-            `points_from_depth` for the alternative.
+        depth_confidence, world_points_confidence: see `confidence_kind`; one and the same for π³.
+        depth_edges: pixels at a jump of depth, whose points float between surfaces: neighbours differ
+            by more than 3 %. Users of π³ leave them out; None for other models (see
+            `geometry.depth_edges`).
+        world_points: where each pixel's point lies, as a head of its own predicts it (VGGT), or as
+            predicted in camera coordinates and moved by the camera (π³); see `points_from_depth` for
+            the alternative.
         tracks: pixels `(x, y)` of the query points in every frame; may leave the image.
         track_visibility, track_confidence: in [0, 1].
         attention_stats: what block-sparse attention did in each layer; None where it was dense.
-        confidence_kind: "one_plus_exp": above 1 and not bounded, so that thresholds are best
-            percentiles.
+        confidence_kind: "one_plus_exp" (VGGT): above 1 and not bounded, so that thresholds are best
+            percentiles; "sigmoid" (π³): in [0, 1], where the official code keeps what is above 0.1.
+        pixel_centre: where the ray of the first pixel meets the image that `intrinsics` describe: 0,
+            its corner, for VGGT, whose official code unprojects so; 0.5, its centre, for π³.
         names: of the frames; empty where images were arrays.
         transforms: to the pixels of the photographs, one per frame; empty where nobody resized.
     """
@@ -75,6 +136,7 @@ class Reconstruction:
     intrinsics: Float[Array, "*b s 3 3"] | None = None
     depth: Float[Array, "*b s height width"] | None = None
     depth_confidence: Float[Array, "*b s height width"] | None = None
+    depth_edges: Bool[Array, "*b s height width"] | None = None
     world_points: Float[Array, "*b s height width 3"] | None = None
     world_points_confidence: Float[Array, "*b s height width"] | None = None
     tracks: Float[Array, "*b s m 2"] | None = None
@@ -82,13 +144,17 @@ class Reconstruction:
     track_confidence: Float[Array, "*b s m"] | None = None
     attention_stats: AttentionStats | None = None
     confidence_kind: str = dataclasses.field(default="one_plus_exp", metadata={"static": True})
+    pixel_centre: float = dataclasses.field(default=0.0, metadata={"static": True})
     names: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
     transforms: tuple[FrameTransform, ...] = dataclasses.field(
         default=(), metadata={"static": True}
     )
 
     def points_from_depth(self) -> Float[Array, "*b s height width 3"]:
-        """World points by unprojecting depth with the cameras, which are predicted more accurately.
+        """World points by unprojecting depth with cameras and intrinsics.
+
+        VGGT predicts these more accurately than `world_points`. For π³ it is the other way round: its
+        points need no intrinsics, which are an average over all pixels.
 
         Raises:
             ValueError: the model predicts no depth or no cameras.
@@ -96,7 +162,7 @@ class Reconstruction:
         if self.depth is None or self.camera_from_world is None:
             raise ValueError("points from depth need a model with a depth and a camera head")
         arrays = (self.depth, self.camera_from_world, self.intrinsics)
-        points = geometry.unproject_depth(*map(jnp.asarray, arrays))
+        points = geometry.unproject_depth(*map(jnp.asarray, arrays), pixel_centre=self.pixel_centre)
         return np.asarray(points) if isinstance(self.depth, np.ndarray) else points
 
     def tracks_in_photographs(self) -> np.ndarray:

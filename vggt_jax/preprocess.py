@@ -1,11 +1,12 @@
 """Photographs on disk or in memory to frames of the model, and the way back to original pixels.
 
-Host side: numpy and Pillow. `load_images` does what the official `utils/load_fn.py` does, value for
-value, and also honours the orientation that a camera writes into EXIF and every kind of
-transparency. `FrameTransform` is the one home of the relation between original and model pixels.
+Host side: numpy and Pillow. `load_images` does what the official `utils/load_fn.py` (VGGT) and
+`utils/basic.py` (π³) do, value for value, and also honours the orientation that a camera writes into
+EXIF and every kind of transparency. `FrameTransform` is the one home of the relation between original and model pixels.
 """
 
 import contextlib
+import math
 import operator
 import os
 import re
@@ -16,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, UInt8
@@ -26,6 +27,8 @@ from vggt_jax.errors import InputError
 
 EXTENSIONS = (".avif", ".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 DEFAULT_SIZE = 518  # The resolution that VGGT and Pi3 were trained at: 37 patches of 14.
+PIXEL_BUDGET = 255_000  # PIXEL_LIMIT in the official pi3/utils/basic.py
+Mode = Literal["crop", "pad", "budget"]
 LARGEST_SIDE = 16_384  # Pixels of a side after resizing: far beyond what any model here can use.
 WHITE = 255
 
@@ -217,28 +220,37 @@ def _is_readable(path: Path) -> bool:
 def load_images(
     images: Any,
     *,
-    mode: Literal["crop", "pad"] | None = None,
-    size: int | tuple[int, int] = DEFAULT_SIZE,
+    mode: Mode | None = None,
+    default_mode: Mode = "crop",
+    size: int | tuple[int, int] | None = None,
     patch_size: int = 14,
     progress: bool = False,
 ) -> Frames:
-    """Reads images and brings them to sides that are whole patches, like the official loader.
+    """Reads images and brings them to sides that are whole patches, like the official loaders.
 
     `"crop"`: the width becomes the width of `size`, the height follows the aspect ratio, rounded to
     whole patches, and is cut in the middle to the height of `size` where it is larger. `"pad"`: the
     image is resized to fit inside `size` and padded with white to fill it. Resizing is bicubic.
-    Where the results of an explicit mode differ in shape, all are padded with white to the largest
-    height and width. Source: `load_and_preprocess_images` in the official `utils/load_fn.py`, which
-    knows the square 518 only and neither turns images by their EXIF orientation nor composites
-    transparency other than RGBA.
+    Where the results of these modes, given explicitly, differ in shape, all are padded with white to
+    the largest height and width. Source: `load_and_preprocess_images` in VGGT's `utils/load_fn.py`,
+    which knows the square 518 only.
+
+    `"budget"`: all images are stretched to one size, the largest of whole patches that has about the
+    shape of the first image and at most `size * size` pixels. Resizing is Lanczos. Source:
+    `load_images_as_tensor` in π³'s `utils/basic.py`.
+
+    The official loaders neither turn images by their EXIF orientation nor composite transparency
+    (that of VGGT does for RGBA).
 
     Args:
       images: a folder, a path, or a sequence of paths, of PIL images or of arrays [height width 3]
         (uint8, or float in [0, 1], rounded to uint8 before resizing), any sizes. Or one array
         [s height width 3] whose sides are whole patches: it is passed through untouched, float
         arrays as float32.
-      mode: None means `"crop"`, and that results which differ in shape are an error.
-      size: side of the target square, or (height, width); whole patches.
+      mode: None means `default_mode`, and that images which would differ in shape are an error.
+      default_mode: what the model was made for.
+      size: side of the target square, or (height, width); whole patches. For `"budget"` an int of at
+        least one patch. None is 518, or a budget of 255,000 pixels.
       patch_size: side of a patch in pixels.
       progress: shows a progress bar.
 
@@ -249,20 +261,35 @@ def load_images(
       InputError: an image cannot be read or has values out of range, no image was given, shapes
         differ without a mode, or an argument is out of its range. The message names the file.
     """
-    target_size = _checked_size(size, patch_size)
-    if mode not in (None, "crop", "pad"):
-        raise InputError(f"{mode=} is unknown; use 'crop' or 'pad'")
+    if patch_size < 1:
+        raise InputError(f"{patch_size=} must be at least 1")
+    for given in (mode, default_mode):
+        if given not in (None, *get_args(Mode)):
+            raise InputError(f"mode={given!r} is unknown; use 'crop', 'pad' or 'budget'")
     if _is_array(images):
-        return _pass_through(images, mode, target_size, patch_size)
+        size = DEFAULT_SIZE if size is None else size
+        return _pass_through(images, mode, _checked_size(size, patch_size), patch_size)
 
-    labels, names, readers = _sources(images)
-    fit = _fit_by_padding if mode == "pad" else _fit_by_cropping
+    is_strict, mode = mode is None, mode or default_mode
+    resampling = Image.Resampling.LANCZOS if mode == "budget" else Image.Resampling.BICUBIC
+    if mode == "budget":
+        budget = _checked_budget(size, patch_size)
+        labels, names, readers = _sources(images)
+        first = readers[0]()
+        readers[0] = lambda: first
+        size_of_first = (first.height, first.width)
+        target_size = _size_within_budget(size_of_first, budget, patch_size, labels[0])
+        fit = partial(_fit_by_stretching, budget=budget if is_strict else None)
+    else:
+        target_size = _checked_size(DEFAULT_SIZE if size is None else size, patch_size)
+        labels, names, readers = _sources(images)
+        fit = _fit_by_padding if mode == "pad" else _fit_by_cropping
 
     def prepare(label: str, read: Callable[[], Image.Image]) -> tuple[np.ndarray, FrameTransform]:
         image = read()
         width, height = image.size
         transform = fit((height, width), target_size, patch_size, label)
-        return _resized(image, transform), transform
+        return _resized(image, transform, resampling), transform
 
     # Each worker holds one original at a time. Frames go straight to their place in the batch, of
     # the first one's shape; those of another shape wait beside it.
@@ -282,7 +309,7 @@ def load_images(
         executor.shutdown(cancel_futures=True)
 
     if others:
-        if mode is None:
+        if is_strict:
             raise _shapes_differ(transforms, names)
         batch, transforms = _padded_to_largest(batch, others, transforms)
     return Frames(images=batch, names=names, transforms=tuple(transforms))
@@ -292,8 +319,6 @@ def load_images(
 
 
 def _checked_size(size: int | tuple[int, int], patch_size: int) -> tuple[int, int]:
-    if patch_size < 1:
-        raise InputError(f"{patch_size=} must be at least 1")
     sides = tuple(size) if isinstance(size, Sequence) else (size, size)
     try:
         height, width = (operator.index(side) for side in sides)
@@ -306,6 +331,24 @@ def _checked_size(size: int | tuple[int, int], patch_size: int) -> tuple[int, in
             nearest = " or ".join(map(str, _nearest_multiples(side, patch_size)))
             raise InputError(f"{size=} must be a positive multiple of {patch_size}; use {nearest}")
     return height, width
+
+
+def _checked_budget(size: int | tuple[int, int] | None, patch_size: int) -> int:
+    """Pixels of a square of this side."""
+    if size is None:
+        return PIXEL_BUDGET
+    try:
+        side = operator.index(size)
+    except TypeError as error:
+        raise InputError(
+            f"{size=} must be an int with mode 'budget', the side of a square of as many pixels; "
+            "modes 'crop' and 'pad' take (height, width)"
+        ) from error
+    if not patch_size <= side <= LARGEST_SIDE:
+        raise InputError(
+            f"{size=} must be at least a patch ({patch_size}) and at most {LARGEST_SIDE}"
+        )
+    return side**2
 
 
 def _nearest_multiples(side: int, patch_size: int) -> list[int]:
@@ -367,6 +410,47 @@ def _fit_by_padding(
     return _padded(resized, target_size)
 
 
+def _size_within_budget(
+    original_size: tuple[int, int], budget: int, patch_size: int, label: str
+) -> tuple[int, int]:
+    """Whole patches of at most so many pixels in about the shape of an image."""
+    height, width = original_size
+    scale = math.sqrt(budget / (width * height))
+    columns, rows = (round(side * scale / patch_size) for side in (width, height))
+    # Rounding up may exceed the budget; the side that is the longer one for this shape gives way.
+    while rows * columns * patch_size**2 > budget:
+        if columns / rows > (width * scale) / (height * scale):
+            columns -= 1
+        else:
+            rows -= 1
+    _check_not_flat(min(rows, columns), original_size, label)
+    return rows * patch_size, columns * patch_size
+
+
+def _fit_by_stretching(
+    original_size: tuple[int, int],
+    target_size: tuple[int, int],
+    patch_size: int,
+    label: str,
+    *,
+    budget: int | None,
+) -> FrameTransform:
+    """All of the image on all of the target.
+
+    With a budget, one whose own size within it is another one keeps that, so that it is noticed.
+    """
+    if budget is not None:
+        target_size = _size_within_budget(original_size, budget, patch_size, label)
+    height, width = original_size
+    identity = FrameTransform.identity(target_size)
+    return replace(
+        identity,
+        original_size=original_size,
+        scale_x=target_size[1] / width,
+        scale_y=target_size[0] / height,
+    )
+
+
 def _check_not_flat(resized_side: int, original_size: tuple[int, int], label: str) -> None:
     if resized_side < 1:
         height, width = original_size
@@ -397,13 +481,13 @@ def _padded(transform: FrameTransform, model_size: tuple[int, int]) -> FrameTran
 
 
 def _resized(
-    image: Image.Image, transform: FrameTransform
+    image: Image.Image, transform: FrameTransform, resampling: Image.Resampling
 ) -> UInt8[np.ndarray, "model_height model_width 3"]:
     """The model frame: the image resized, cut to what is shown of it, white around it."""
     height, width = transform.original_size
     # Scales are quotients of whole numbers, so rounding recovers these exactly.
     resized_size = (round(width * transform.scale_x), round(height * transform.scale_y))
-    resized = np.asarray(image.resize(resized_size, Image.Resampling.BICUBIC))
+    resized = np.asarray(image.resize(resized_size, resampling))
     rows = [row - int(transform.offset_y) for row in transform.content_rows]
     columns = [column - int(transform.offset_x) for column in transform.content_columns]
     frame = np.full((*transform.model_size, 3), WHITE, np.uint8)
@@ -441,7 +525,8 @@ def _shapes_differ(transforms: Sequence[FrameTransform], names: Sequence[str]) -
     )
     return InputError(
         f"the images have {len(examples)} different shapes after resizing (height x width): "
-        f"{found}; pass mode='crop' or mode='pad' to bring them to one shape with white padding"
+        f"{found}; pass mode='crop' or mode='pad' to bring them to one shape with white padding, or "
+        "mode='budget' to stretch them to the shape of the first"
     )
 
 

@@ -17,15 +17,19 @@ import numpy as np
 import tqdm
 
 from vggt_jax import export, inference, memory
-from vggt_jax.checkpoint import cache_folder, load_model
+from vggt_jax.checkpoint import Model, cache_folder, load_model
 from vggt_jax.errors import InputError
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.sparse_attention import BlockSparse
 from vggt_jax.layers.token_order import TokenOrder
-from vggt_jax.models.vggt import VGGT
 from vggt_jax.outputs import Reconstruction
-from vggt_jax.preprocess import Frames, find_images
+from vggt_jax.preprocess import Frames, Mode, find_images
+
+# Which points make the cloud: the most confident three quarters (official file: vggt/demo_viser.py), or,
+# where confidence is a probability, all above this and not at an edge (official file: pi3/example.py).
+_CONFIDENCE_PERCENTILE = 25.0
+_SMALLEST_PROBABILITY = 0.1
 
 
 def reconstruct_files(
@@ -33,11 +37,11 @@ def reconstruct_files(
     model: str,
     out: Path,
     *,
-    mode: Literal["crop", "pad"] | None,
+    mode: Mode | None,
     size: int | None,
     query_points: tuple[str, ...],
     points: Literal["depth", "head"] | None,
-    confidence_percentile: float,
+    confidence_percentile: float | None,
     max_points: int,
     sparse_ratio: float | None,
     cdf_threshold: float | None,
@@ -55,7 +59,7 @@ def reconstruct_files(
         InputError: photographs, options or the output folder cannot be used, or memory is short.
         convert.CheckpointError: the model cannot be loaded.
     """
-    if not 0 <= confidence_percentile < 100:
+    if confidence_percentile is not None and not 0 <= confidence_percentile < 100:
         raise InputError(f"--{confidence_percentile=} must lie in [0, 100)".replace("_", "-"))
     if max_points < 1:
         raise InputError(f"--max-points={max_points} must be at least 1")
@@ -152,16 +156,14 @@ def _check_photographs(images: tuple[Path, ...], out: Path, *, allow_single_imag
 
 
 def _source_of_points(
-    network: VGGT, points: Literal["depth", "head"] | None, model: str
+    network: Model, points: Literal["depth", "head"] | None, model: str
 ) -> Literal["depth", "head"] | None:
     """Where the point cloud comes from: what was asked for, or the best that the model has."""
-    possible = []
-    if network.depth_head is not None and network.camera_head is not None:
-        possible.append("depth")
-    if network.point_head is not None:
-        possible.append("head")
+    possible = network.point_sources
     if points is not None and points not in possible:
-        raise InputError(f"{model}: has no heads for --points {points}, only for {possible}")
+        raise InputError(
+            f"{model}: has no heads for --points {points}, only for {', '.join(possible) or 'none'}"
+        )
     return points or next(iter(possible), None)
 
 
@@ -227,11 +229,14 @@ def _write(
     frames: Frames,
     *,
     points: Literal["depth", "head"] | None,
-    confidence_percentile: float,
+    confidence_percentile: float | None,
     max_points: int,
 ) -> int:
     """Writes all files and returns how many points the cloud has."""
     valid = frames.valid_mask()
+    is_probability = result.confidence_kind == "sigmoid"
+    if confidence_percentile is None:
+        confidence_percentile = 0.0 if is_probability else _CONFIDENCE_PERCENTILE
     arrays = inference.prediction_arrays(result, frames)
     export.write_predictions(folder / "predictions.npz", arrays)
     if result.camera_from_world is not None:
@@ -251,11 +256,21 @@ def _write(
         cloud = result.points_from_depth(), result.depth_confidence
     else:
         cloud = result.world_points, result.world_points_confidence
+    usable = valid if result.depth_edges is None else valid & ~result.depth_edges
+    if is_probability:
+        usable = usable & (cloud[1] > _SMALLEST_PROBABILITY)
+    if not usable.any():
+        tqdm.tqdm.write(
+            f"warning: every point lies at an edge of depth or has a confidence of "
+            f"{_SMALLEST_PROBABILITY} or less, so that the cloud holds them all",
+            file=sys.stderr,
+        )
+        usable = valid
     selected, colors = export.select_points(
         *cloud,
         frames.images,
         confidence_percentile=confidence_percentile,
-        mask=valid,
+        mask=usable,
         max_points=max_points,
     )
     export.write_point_cloud(folder / "points.ply", selected, colors)

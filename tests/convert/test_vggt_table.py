@@ -7,6 +7,7 @@ import pytest
 
 from convert import vggt
 from convert.errors import CheckpointError
+from convert.recognition import identify
 from convert.rules import expand
 from convert.vggt_config import RELEASED, complete_config, read_config
 
@@ -99,7 +100,6 @@ def test_another_size_needs_a_configuration(released_shapes):
 # A few keys of each model, as in its official checkpoint.
 PI3 = ["register_token", "encoder.cls_token", "decoder.0.norm1.weight", "point_decoder.norm.bias"]
 OTHERS = {
-    "Pi3 ": PI3,
     "Pi3X ": [*PI3, "pose_inject_blk.0.norm1.weight"],
     "VGGT-Omega ": ["aggregator.storage_tokens", "aggregator.inter_frame_blocks.0.norm1.weight"],
     "its keys begin with: cls_token, layers": ["layers.0.weight", "layers.1.weight", "cls_token"],
@@ -110,8 +110,13 @@ OTHERS = {
 @pytest.mark.parametrize("looks_like", OTHERS)
 def test_other_models_are_named(looks_like):
     with pytest.raises(CheckpointError, match=looks_like) as raised:
-        vggt.recognise(dict.fromkeys(OTHERS[looks_like], (3,)), "FILE")
+        identify(OTHERS[looks_like], "FILE")
     assert "\n" not in str(raised.value)
+
+
+def test_models_are_told_by_their_keys(released_shapes):
+    assert identify(released_shapes, "FILE") == "vggt"
+    assert identify(PI3, "FILE") == "pi3"
 
 
 def test_absent_fields_are_as_released(toy_config):
@@ -129,7 +134,7 @@ def test_a_configuration_shares_nothing_with_the_defaults():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"dims": 3}, r"unknown field dims; known are img_size, .*enable_track"),
+        ({"dims": 3}, r"unknown field dims for a VGGT; known are img_size, .*enable_track"),
         ({"embed_dim": "64"}, r"embed_dim='64' must be an integer of at least 1"),
         ({"depth": 0}, r"depth=0 must be an integer"),
         ({"depth": True}, r"depth=True must be an integer"),

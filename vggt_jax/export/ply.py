@@ -80,8 +80,8 @@ def write_point_cloud(
 
     Args:
       path: the file; its folder is made if it is missing.
-      points: [m 3], stored as float32 in the coordinates given (the world's are those of the first
-        camera: x right, y down, z forward).
+      points: [m 3], stored as float32 in the coordinates given (VGGT's world is the first camera: x
+        right, y down, z forward).
       colors: [m 3] RGB.
 
     Raises:

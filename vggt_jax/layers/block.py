@@ -1,4 +1,4 @@
-"""The transformer block of encoder, trunk and camera head, and stacks of it."""
+"""The transformer block of encoders, trunks, decoders and heads, and stacks of it."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vggt_jax.layers.attention import Attention, Rope
+from vggt_jax.layers.attention import Attention, Dense, Rope, dense_attention
 from vggt_jax.layers.mlp import Mlp
 from vggt_jax.layers.norm import LayerNorm
 from vggt_jax.layers.precision import Precision
@@ -17,9 +17,10 @@ ModuleT = TypeVar("ModuleT", bound=nnx.Module)
 
 
 class Block(nnx.Module):
-    """Pre-norm transformer block with LayerScale; the residual stream is float32.
+    """Pre-norm transformer block; the residual stream is float32.
 
-    `before` and `after` lie on either side of attention, which the caller runs.
+    `before` and `after` lie on either side of attention, which the caller runs. Branches are scaled
+    by LayerScale, which starts at `layer_scale`, or not at all where that is None.
     """
 
     def __init__(
@@ -29,16 +30,17 @@ class Block(nnx.Module):
         mlp_ratio: float,
         *,
         norm_eps: float,
-        layer_scale: float,
+        layer_scale: float | None,
         qk_norm: bool = False,
         rngs: nnx.Rngs,
     ):
         self.norm1 = LayerNorm(dim, eps=norm_eps)
         self.attn = Attention(dim, num_heads, qk_norm=qk_norm, rngs=rngs)
-        self.ls1 = nnx.Param(jnp.full(dim, layer_scale))
+        scale = lambda: None if layer_scale is None else nnx.Param(jnp.full(dim, layer_scale))
+        self.ls1 = scale()
         self.norm2 = LayerNorm(dim, eps=norm_eps)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), rngs=rngs)
-        self.ls2 = nnx.Param(jnp.full(dim, layer_scale))
+        self.ls2 = scale()
 
     def before(self, x: Float[Array, "*b p c"], rope: Rope | None, precision: Precision):
         """Queries, keys and values `[*b p n h]` of the normalised stream."""
@@ -48,8 +50,27 @@ class Block(nnx.Module):
         self, x: Float[Array, "*b p c"], attended: Float[Array, "*b p n h"], precision: Precision
     ) -> Float[Array, "*b p c"]:
         """Adds the attention branch, then the MLP branch, to the stream."""
-        x = x + self.ls1[...] * self.attn.output(attended, precision).astype(x.dtype)
-        return x + self.ls2[...] * self.mlp(self.norm2(x), precision).astype(x.dtype)
+        x = x + _scaled(self.ls1, self.attn.output(attended, precision).astype(x.dtype))
+        return x + _scaled(self.ls2, self.mlp(self.norm2(x), precision).astype(x.dtype))
+
+    def within_frames(
+        self, x: Float[Array, "*b p c"], rope: Rope | None, dense: Dense, precision: Precision
+    ) -> Float[Array, "*b p c"]:
+        """The whole block, where the tokens of a frame see each other and no others."""
+        q, k, v = self.before(x, rope, precision)
+        frames = lambda y: y.reshape(-1, *y.shape[-3:])
+        attended = dense_attention(
+            frames(q),
+            frames(k),
+            frames(v),
+            precision=precision.matmul,
+            implementation=dense.implementation,
+        )
+        return self.after(x, attended.reshape(q.shape), precision)
+
+
+def _scaled(scale: nnx.Param | None, branch: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
+    return branch if scale is None else scale[...] * branch
 
 
 def stack_modules(make: Callable[[nnx.Rngs], ModuleT], num: int, rngs: nnx.Rngs) -> ModuleT:

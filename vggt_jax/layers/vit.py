@@ -5,15 +5,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vggt_jax.layers.attention import Dense, dense_attention
+from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.block import Block, stack_modules
 from vggt_jax.layers.linear import Conv, apply_linear
 from vggt_jax.layers.norm import LayerNorm
 from vggt_jax.layers.precision import Precision
 
 # ImageNet statistics (official file: vggt/models/aggregator.py)
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+IMAGE_STD = (0.229, 0.224, 0.225)
+Color = tuple[float, float, float] | Float[Array, "3"]
 _NORM_EPS = 1e-6  # official file: vggt/layers/vision_transformer.py
 
 
@@ -47,17 +48,24 @@ class VisionTransformer(nnx.Module):
         self.norm = LayerNorm(dim, eps=_NORM_EPS)
 
     def __call__(
-        self, images: Float[Array, "f height width 3"], dense: Dense, precision: Precision
+        self,
+        images: Float[Array, "f height width 3"],
+        dense: Dense,
+        precision: Precision,
+        *,
+        mean: Color = IMAGE_MEAN,
+        std: Color = IMAGE_STD,
     ) -> Float[Array, "f p d"]:
-        """Encodes RGB images in [0, 1] to the tokens of their patches, row by row, float32."""
-        x = self._embed(images, precision)
+        """Encodes images to the tokens of their patches, row by row, float32.
+
+        Args:
+            images: RGB in [0, 1].
+            mean, std: of the colours that the encoder expects, three each.
+        """
+        x = self._embed((images - jnp.asarray(mean)) / jnp.asarray(std), precision)
 
         def layer(x, block: Block):
-            q, k, v = block.before(x, None, precision)
-            attended = dense_attention(
-                q, k, v, precision=precision.matmul, implementation=dense.implementation
-            )
-            return block.after(x, attended, precision), None
+            return block.within_frames(x, None, dense, precision), None
 
         x, _ = jax.lax.scan(layer, x, self.blocks)
         return self.norm(x)[:, 1 + self.register_tokens.shape[0] :]
@@ -67,7 +75,6 @@ class VisionTransformer(nnx.Module):
         kernel = self.patch_embed.kernel[...]
         side, dim = kernel.shape[0], kernel.shape[-1]
         rows, columns = height // side, width // side
-        images = (images - jnp.asarray(_MEAN)) / jnp.asarray(_STD)
         patches = images.reshape(frames, rows, side, columns, side, 3)
         patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(frames, rows * columns, -1)
         patches = apply_linear(

@@ -101,7 +101,7 @@ def run_trunk(
     """
     b, s, p, c = tokens.shape
     num_heads = frame_blocks.attn.num_heads
-    depth = frame_blocks.ls1.shape[0]
+    depth = frame_blocks.norm1.scale.shape[0]
     if taps and not 0 <= min(taps) <= max(taps) < depth:
         raise ValueError(f"{taps=} must be layers of the trunk, in [0, {depth})")
     if isinstance(attention, BlockSparse) and s * p < attention.min_tokens:
@@ -117,13 +117,7 @@ def run_trunk(
     chunk = frames_per_chunk(b, p)
 
     def frame_layer(block: Block, x):
-        def run(x):
-            q, k, v = (y.reshape(-1, *y.shape[2:]) for y in block.before(x, rope, precision))
-            attended = dense_attention(
-                q, k, v, precision=precision.matmul, implementation=dense.implementation
-            )
-            return block.after(x, attended.reshape(*x.shape[:3], num_heads, -1), precision)
-
+        run = lambda x: block.within_frames(x, rope, dense, precision)
         return update_chunks(run, x, axis=1, max_chunk=chunk)
 
     def attend_densely(q, k, v):

@@ -11,12 +11,12 @@ from vggt_jax.heads.camera import CameraHead
 from vggt_jax.heads.dpt import DPT, activate
 from vggt_jax.heads.track import Tracker, TrackHead
 from vggt_jax.layers.attention import Dense
-from vggt_jax.layers.chunking import map_chunks
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.sparse_attention import BlockSparse, within_frames
 from vggt_jax.layers.vit import VisionTransformer
+from vggt_jax.models.frames import encode_frames, hide_padding, layout_of_images
 from vggt_jax.models.token_layout import TokenLayout
-from vggt_jax.models.trunk import TrunkOutput, frames_per_chunk, make_trunk_blocks, run_trunk
+from vggt_jax.models.trunk import TrunkOutput, make_trunk_blocks, run_trunk
 from vggt_jax.outputs import VGGTOutput
 
 
@@ -89,6 +89,13 @@ class VGGT(nnx.Module):
         self.point_head = dpt(4, config.dpt_features) if config.enable_point else None
         self.track_head = track() if config.enable_track else None
 
+    @property
+    def point_sources(self) -> tuple[str, ...]:
+        """Where a point cloud can come from, the best first: "depth" (and cameras) or "head"."""
+        has_depth = self.depth_head is not None and self.camera_head is not None
+        sources = {"depth": has_depth, "head": self.point_head is not None}
+        return tuple(name for name, is_there in sources.items() if is_there)
+
     def __call__(
         self,
         images: Float[Array, "b s height width 3"] | UInt8[Array, "b s height width 3"],
@@ -117,17 +124,12 @@ class VGGT(nnx.Module):
             raise ValueError("query_points were given, but this model has no track head")
         precision = Precision.from_compute_dtype(compute_dtype)
         layout = self.layout(images)
-        b, s = images.shape[:2]
+        b = images.shape[0]
         if query_points is not None and (
             query_points.ndim != 3 or query_points.shape[::2] != (b, 2) or not query_points.size
         ):
             raise ValueError(f"query_points must be [{b} m 2], not {query_points.shape}")
-        if num_frames is not None:
-            if num_frames.shape != (b,):
-                raise ValueError(f"num_frames must hold one number for each of {b} scenes")
-            # Masked attention weighs padding with zero, which NaN would survive.
-            valid = jnp.arange(s) < num_frames[:, None]
-            images = jnp.where(valid[:, :, None, None, None], images, jnp.zeros((), images.dtype))
+        images = hide_padding(images, num_frames)
         patch_tokens = self.encode(images, attention=attention, compute_dtype=compute_dtype)
         trunk = self.aggregate(
             patch_tokens,
@@ -163,14 +165,10 @@ class VGGT(nnx.Module):
         Raises:
             ValueError: images are no `[b s height width 3]` of fitting sides and type.
         """
-        if images.ndim != 5 or images.shape[-1] != 3 or not images.size:
-            raise ValueError(
-                f"images must be [scene, frame, height, width, 3], channels last, not {images.shape}"
-            )
-        if images.dtype != jnp.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
-            raise ValueError(f"images must be uint8 or float in [0, 1], not {images.dtype}")
-        return TokenLayout.for_images(
-            *images.shape[2:4], self.config.patch_size, self.config.num_special_tokens
+        return layout_of_images(
+            images,
+            patch_size=self.config.patch_size,
+            num_special=self.config.num_special_tokens,
         )
 
     def encode(
@@ -181,20 +179,13 @@ class VGGT(nnx.Module):
         compute_dtype: DTypeLike | None = None,
     ) -> Float[Array, "b s p c"]:
         """Encodes every frame by itself: normalised tokens of its patches, float32."""
-        precision = Precision.from_compute_dtype(compute_dtype)
-        layout = self.layout(images)
-        b, s = images.shape[:2]
-
-        def run(images):
-            if images.dtype == jnp.uint8:
-                images = images.astype(jnp.float32) / 255
-            flat = images.astype(jnp.float32).reshape(-1, *images.shape[2:])
-            tokens = self.encoder(flat, within_frames(attention), precision)
-            return tokens.reshape(b, -1, *tokens.shape[1:])
-
-        with jax.named_scope("encoder"):
-            max_chunk = frames_per_chunk(b, layout.tokens_per_frame)
-            return map_chunks(run, images, axis=1, max_chunk=max_chunk)
+        return encode_frames(
+            self.encoder,
+            images,
+            self.layout(images),
+            dense=within_frames(attention),
+            precision=Precision.from_compute_dtype(compute_dtype),
+        )
 
     def aggregate(
         self,

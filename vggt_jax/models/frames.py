@@ -1,0 +1,75 @@
+"""What every model does with images before its trunk: checks, hiding of padding, encoding."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, UInt8
+
+from vggt_jax.layers.attention import Dense
+from vggt_jax.layers.chunking import map_chunks
+from vggt_jax.layers.precision import Precision
+from vggt_jax.layers.vit import IMAGE_MEAN, IMAGE_STD, Color, VisionTransformer
+from vggt_jax.models.token_layout import TokenLayout
+from vggt_jax.models.trunk import frames_per_chunk
+
+
+def layout_of_images(images: Array, *, patch_size: int, num_special: int) -> TokenLayout:
+    """Where the tokens of these images lie.
+
+    Raises:
+        ValueError: images are no `[b s height width 3]` of fitting sides and type.
+    """
+    if images.ndim != 5 or images.shape[-1] != 3 or not images.size:
+        raise ValueError(
+            f"images must be [scene, frame, height, width, 3], channels last, not {images.shape}"
+        )
+    if images.dtype != jnp.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(f"images must be uint8 or float in [0, 1], not {images.dtype}")
+    return TokenLayout.for_images(*images.shape[2:4], patch_size, num_special)
+
+
+def hide_padding(
+    images: Float[Array, "b s height width 3"] | UInt8[Array, "b s height width 3"],
+    num_frames: Int[Array, " b"] | None,
+) -> Float[Array, "b s height width 3"] | UInt8[Array, "b s height width 3"]:
+    """The images with padded frames black: masked attention weighs them with zero, which NaN would
+    survive.
+
+    Raises:
+        ValueError: `num_frames` is not one number for each scene.
+    """
+    if num_frames is None:
+        return images
+    b, s = images.shape[:2]
+    if num_frames.shape != (b,):
+        raise ValueError(f"num_frames must hold one number for each of {b} scenes")
+    valid = jnp.arange(s) < num_frames[:, None]
+    return jnp.where(valid[:, :, None, None, None], images, jnp.zeros((), images.dtype))
+
+
+def encode_frames(
+    encoder: VisionTransformer,
+    images: Float[Array, "b s height width 3"] | UInt8[Array, "b s height width 3"],
+    layout: TokenLayout,
+    *,
+    dense: Dense,
+    precision: Precision,
+    mean: Color = IMAGE_MEAN,
+    std: Color = IMAGE_STD,
+) -> Float[Array, "b s p c"]:
+    """Encodes every frame by itself, in chunks: normalised tokens of its patches, float32.
+
+    Args:
+        mean, std: of colours in [0, 1], three each.
+    """
+    b = images.shape[0]
+
+    def run(images):
+        if images.dtype == jnp.uint8:
+            images = images.astype(jnp.float32) / 255
+        flat = images.astype(jnp.float32).reshape(-1, *images.shape[2:])
+        tokens = encoder(flat, dense, precision, mean=mean, std=std)
+        return tokens.reshape(b, -1, *tokens.shape[1:])
+
+    with jax.named_scope("encoder"):
+        max_chunk = frames_per_chunk(b, layout.tokens_per_frame)
+        return map_chunks(run, images, axis=1, max_chunk=max_chunk)

@@ -1,0 +1,215 @@
+"""π³: Permutation-Equivariant Visual Geometry Learning (arXiv:2507.13347)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, UInt8
+
+from vggt_jax import geometry
+from vggt_jax.config import Pi3Config
+from vggt_jax.heads.frame_decoder import FrameDecoder
+from vggt_jax.heads.points import PixelHead, points_from_raw
+from vggt_jax.heads.pose import PoseHead
+from vggt_jax.layers.attention import Dense, Rope
+from vggt_jax.layers.chunking import map_chunks
+from vggt_jax.layers.precision import Precision
+from vggt_jax.layers.rope import rope_tables
+from vggt_jax.layers.sparse_attention import BlockSparse, within_frames
+from vggt_jax.layers.vit import IMAGE_MEAN, IMAGE_STD, VisionTransformer
+from vggt_jax.models.frames import encode_frames, hide_padding, layout_of_images
+from vggt_jax.models.token_layout import TokenLayout
+from vggt_jax.models.trunk import TrunkOutput, frames_per_chunk, make_trunk_blocks, run_trunk
+from vggt_jax.outputs import Pi3Output
+
+
+class Pi3(nnx.Module):
+    """π³ with random parameters; `vggt_jax.load_model` reads trained ones.
+
+    No frame is the reference: all have the same special tokens, so that frames in another order give
+    the same results in that order. Use it as an immutable pytree: pass it to functions under
+    `jax.jit` as an argument.
+    """
+
+    def __init__(self, config: Pi3Config, *, rngs: nnx.Rngs):
+        self.config = config
+        dim = config.decoder_dim
+        # Part of the checkpoint, unlike VGGT's.
+        self.image_mean, self.image_std = (
+            nnx.Param(jnp.array(values, jnp.float32)) for values in (IMAGE_MEAN, IMAGE_STD)
+        )
+        # Small at first (official file: pi3/models/pi3.py).
+        registers = jax.random.normal(rngs.params(), (config.num_register_tokens, dim))
+        self.register_token = nnx.Param(1e-6 * registers)
+        self.encoder = VisionTransformer(
+            img_size=config.img_size,
+            patch_size=config.patch_size,
+            dim=config.encoder_dim,
+            depth=config.encoder_depth,
+            num_heads=config.encoder_num_heads,
+            mlp_ratio=config.mlp_ratio,
+            num_register_tokens=config.encoder_num_register_tokens,
+            rngs=rngs,
+        )
+        self.frame_blocks, self.global_blocks = (
+            make_trunk_blocks(
+                dim,
+                config.decoder_num_heads,
+                config.mlp_ratio,
+                config.decoder_depth // 2,
+                norm_eps=1e-6,
+                layer_scale=0.01,
+                rngs=rngs,
+            )
+            for _ in range(2)
+        )
+        decoder = lambda out_dim: FrameDecoder(
+            2 * dim,
+            config.head_dim,
+            out_dim,
+            depth=config.head_depth,
+            num_heads=config.head_num_heads,
+            mlp_ratio=config.mlp_ratio,
+            rngs=rngs,
+        )
+        pixels = lambda out_dim: PixelHead(
+            config.head_dim, out_dim, patch_size=config.patch_size, rngs=rngs
+        )
+        self.point_decoder, self.point_head = decoder(config.head_dim), pixels(3)
+        self.conf_decoder, self.conf_head = decoder(config.head_dim), pixels(1)
+        self.camera_decoder = decoder(config.camera_dim)
+        self.camera_head = PoseHead(config.camera_dim, rngs=rngs)
+
+    @property
+    def point_sources(self) -> tuple[str, ...]:
+        """Where a point cloud can come from, the best first: "head" or "depth"."""
+        return ("head", "depth")
+
+    def __call__(
+        self,
+        images: Float[Array, "b s height width 3"] | UInt8[Array, "b s height width 3"],
+        *,
+        query_points: None = None,
+        attention: Dense | BlockSparse = Dense(),
+        num_frames: Int[Array, " b"] | None = None,
+        compute_dtype: DTypeLike | None = None,
+    ) -> Pi3Output:
+        """Predicts cameras, points and their confidence.
+
+        Args:
+            images: RGB, float in [0, 1] or uint8; sides are multiples of the patch size.
+            query_points: must be None, since π³ tracks no points.
+            attention: how the tokens of all frames attend to each other: `Dense()` or
+                `BlockSparse(...)`. Layer `i` of the latter is block `2 i + 1` of the official decoder.
+            num_frames: how many leading frames of each scene count, from 1; the others are
+                padding, which changes no output of the valid frames. None: all.
+            compute_dtype: of matrix products. `float32` runs at the highest precision; `bfloat16`
+                accumulates in float32, and heads run in float32; None is bfloat16 on a GPU.
+
+        Raises:
+            ValueError: shapes or types do not fit; query points were given.
+        """
+        if query_points is not None:
+            raise ValueError("query_points were given, but π³ has no track head")
+        precision = Precision.from_compute_dtype(compute_dtype)
+        layout = self.layout(images)
+        images = hide_padding(images, num_frames)
+        patch_tokens = self.encode(images, attention=attention, compute_dtype=compute_dtype)
+        trunk = self.aggregate(
+            patch_tokens,
+            layout,
+            attention=attention,
+            num_frames=num_frames,
+            compute_dtype=compute_dtype,
+        )
+        dense, heads = within_frames(attention), precision.heads
+        head_dim = self.config.head_dim // self.config.head_num_heads
+        rope = Rope(*rope_tables(layout.positions(), head_dim))
+
+        def over_frames(name, decoder, head):
+            """What a head makes of the decoded patches of every frame, a chunk of them at a time."""
+
+            def run(kept):
+                tokens = decoder(kept[:, :, -1], rope, dense, precision)
+                return head(tokens[:, :, layout.num_special :])
+
+            with jax.named_scope(name):
+                max_chunk = frames_per_chunk(images.shape[0], layout.tokens_per_frame)
+                return map_chunks(run, trunk.kept, axis=1, max_chunk=max_chunk)
+
+        camera_poses = over_frames(
+            "camera_head", self.camera_decoder, lambda tokens: self.camera_head(tokens, heads)
+        )
+        conf = over_frames(
+            "conf_head", self.conf_decoder, lambda tokens: self.conf_head(tokens, layout, heads)
+        )
+        local_points = over_frames(
+            "point_head",
+            self.point_decoder,
+            lambda tokens: points_from_raw(self.point_head(tokens, layout, heads)),
+        )
+        return Pi3Output(
+            points=geometry.transform_point_maps(local_points, camera_poses),
+            local_points=local_points,
+            conf=conf,
+            camera_poses=camera_poses,
+            attention_stats=trunk.attention_stats,
+        )
+
+    def layout(self, images: Array) -> TokenLayout:
+        """Where the tokens of these images lie.
+
+        Raises:
+            ValueError: images are no `[b s height width 3]` of fitting sides and type.
+        """
+        return layout_of_images(
+            images,
+            patch_size=self.config.patch_size,
+            num_special=self.config.num_special_tokens,
+        )
+
+    def encode(
+        self,
+        images: Float[Array, "b s height width 3"] | UInt8[Array, "b s height width 3"],
+        *,
+        attention: Dense | BlockSparse = Dense(),
+        compute_dtype: DTypeLike | None = None,
+    ) -> Float[Array, "b s p c"]:
+        """Encodes every frame by itself: normalised tokens of its patches, float32."""
+        return encode_frames(
+            self.encoder,
+            images,
+            self.layout(images),
+            dense=within_frames(attention),
+            precision=Precision.from_compute_dtype(compute_dtype),
+            mean=self.image_mean[...],
+            std=self.image_std[...],
+        )
+
+    def aggregate(
+        self,
+        patch_tokens: Float[Array, "b s p c"],
+        layout: TokenLayout,
+        *,
+        attention: Dense | BlockSparse = Dense(),
+        num_frames: Int[Array, " b"] | None = None,
+        taps: tuple[int, ...] = (),
+        compute_dtype: DTypeLike | None = None,
+    ) -> TrunkOutput:
+        """Adds the special tokens and runs the trunk, the official decoder.
+
+        Args:
+            taps: layers (pairs of a frame and a global block) to keep beside the last.
+        """
+        special = self.register_token[...].astype(jnp.float32)
+        special = jnp.broadcast_to(special, (*patch_tokens.shape[:2], *special.shape))
+        return run_trunk(
+            self.frame_blocks,
+            self.global_blocks,
+            jnp.concatenate([special, patch_tokens], axis=2),
+            layout=layout,
+            taps=taps,
+            attention=attention,
+            num_frames=num_frames,
+            precision=Precision.from_compute_dtype(compute_dtype),
+        )
