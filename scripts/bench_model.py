@@ -297,7 +297,7 @@ def kind_of_kernel(name: str) -> str:
     lower = name.lower()
     for kind, marks in (
         ("matrix product", ("gemm", "nvjet", "cublas")),
-        ("attention", ("sdpa", "flash", "fmha", "fprop_sm90_flash", "block_sparse_attention")),
+        ("attention", ("sdpa", "flash", "fmha", "fprop_sm90_flash", "block_sparse", "mosaic")),
         ("selection", ("select_blocks", "pool_blocks", "whole_blocks_first")),
         ("elementwise and reductions", ("fusion", "reduce", "softmax")),
         ("convolution", ("conv", "fprop", "implicit", "cutlass", "cudnn")),
