@@ -19,9 +19,10 @@ computed while the tensor cores work:
                            `---- tensor cores ----^ only for the scores; values run on
 
 There is no running maximum. Weights are `2**(score - reference)` with the maximum of the *first* tile
-as reference, which bfloat16 and float32 hold for scores far above it, with the same relative
-precision. Where they do not, the log-sum-exp becomes NaN, and the tile is computed again by the
-kernel that follows any scores (`triton.redo`). docs/kernels.md tells what this gains.
+as reference. Scores may exceed it by 2**127 where weights are bfloat16, and by 2**16 where they are
+float16, and are as precise as ever. Where they exceed it by more, the log-sum-exp becomes NaN, and the
+tile is computed again by the kernel that follows any scores (`triton.redo`). docs/kernels.md tells
+what this gains.
 """
 
 import dataclasses
@@ -64,10 +65,6 @@ _PRODUCER_REGISTERS = 24
 
 # Up to here a scaled score and its reference may be subtracted in one fused operation: see triton.py.
 _MAX_REFERENCE = 2.0**24
-
-# Weights that are float16 end at 65504 and lose precision below 2**-14. So their reference is higher:
-# later scores may exceed the first tile's by 2**21, and small weights are as precise as sums need.
-_FLOAT16_HEADROOM = 6.0
 
 
 def attention(q, k, v, block_map, kv_tokens, scale, config: MosaicGpuConfig, *, interpret=False):
@@ -276,7 +273,6 @@ def _kernel(
         me = stream * _CONSUMERS + consumer
         queries = q_smem.at[me]
         across = lambda x, shape: lax.broadcast_in_dim(x, shape, [0])
-        headroom = _FLOAT16_HEADROOM if dtype == jnp.float16 else 0.0
 
         def iota(shape, dimension):
             return plgpu.broadcasted_iota(int32, shape, dimension, layout=plgpu.Layout.WGMMA)
@@ -344,7 +340,7 @@ def _kernel(
             plgpu.barrier_wait(q_full.at[stream])
             first_count = keys_that_count(head, row, int32(0))
             scores = leave_out(score_alone(slot(int32(0))), first_count)
-            reference = scores.max(axis=1) * factor + headroom
+            reference = scores.max(axis=1) * factor
             reference = jnp.where(reference == -jnp.inf, 0.0, reference)
             no_sums = plgpu.layout_cast(jnp.zeros((_ROWS, _SUMS), jnp.float32), plgpu.Layout.WGMMA)
             weights, sums = weigh(scores, reference, no_sums)

@@ -94,7 +94,7 @@ def test_rounds(attend, rounds_of, draw, pairs_that_count, assert_right, name):
 
 # By how much, in powers of two, a later key's weight exceeds the others'; and where that is too much
 # for the weights of the first tile of keys to stay the measure.
-GROWTHS = {jnp.bfloat16: ([0, 100, 150, 1000], 127), jnp.float16: ([0, 8, 35, 1000], 22)}
+GROWTHS = {jnp.bfloat16: ([0, 100, 150, 1000], 127), jnp.float16: ([0, 8, 35, 1000], 16)}
 
 
 @pytest.mark.simulated
