@@ -58,7 +58,8 @@ def mosaic_gpu_call(kernel, *, num_blocks, num_warpgroups, scratch, out_type, in
 def _check_pool(needed):
     """Simulated warp groups wait for each other in the pool of threads of JAX's CPU backend. If it has
     fewer threads than there are warp groups, they may wait forever."""
-    threads = int(os.environ.get("NPROC") or os.cpu_count())
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = int(os.environ.get("NPROC") or cores)
     if threads < needed:
         raise NotImplementedError(
             f"the simulator needs {needed} threads in JAX's pool, which has {threads}; set the "

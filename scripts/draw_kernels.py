@@ -269,7 +269,7 @@ def draw_hopper():
     texts = (
         (
             59,
-            "copied by TMA, up to 4 blocks ahead; waits until both consumers are done with a place",
+            "copied by TMA ahead of time; waits until both consumers are done with a place",
         ),
         (39.6, "S = Q K is waited for, P V goes on meanwhile"),
         (3.5, "stream B knows nothing of stream A: the one fills the gaps of the other"),

@@ -49,23 +49,25 @@ def block_sparse_attention(
     the XLA implementation, which alone has forward-mode derivatives (`jax.jvp`).
 
     Args:
-        q, k, v: queries, keys, values, all float32, bfloat16 or float16, and finite. Scores may be of
-            any size; sums of values over all keys must be within float32.
+        q, k, v: queries, keys, values, all float32, bfloat16 or float16, and finite. Scores may be
+            of any size; sums of values over all keys must be within float32.
         block_map: which blocks are kept; its sizes must be those of `q` and `k`.
-        kv_lengths: how many leading keys count, or for each key block how many of its leading keys do;
-            None for all. Keys and values that do not count have no influence, whatever they hold.
+        kv_lengths: how many leading keys count, or for each key block how many of its leading keys
+            do; None for all. Keys and values that do not count have no influence, whatever they
+            hold.
         scale: of the scores, a positive number known when tracing; `1 / sqrt(h)` by default.
-        implementation: "mosaic_gpu" (a Pallas kernel for Hopper GPUs, with JAX from 0.11 on: bfloat16
-            and float16, head dims 64 and 128, query blocks of 128 or more, key blocks of 64 or more),
-            "triton" (a Pallas kernel for NVIDIA GPUs from Ampere on: head dims 32, 64 and 128), both
-            for blocks of a power of two; "xla" (any device, memory bounded), "reference" (the oracle,
-            all scores in memory), or None for the first of them that can do this here. A name means
-            that one or an error.
+        implementation: "mosaic_gpu" (a Pallas kernel for Hopper GPUs, with JAX from 0.11 on:
+            bfloat16 and float16, head dims 64 and 128, query blocks of 128 or more, key blocks of
+            64 or more), "triton" (a Pallas kernel for NVIDIA GPUs from Ampere on: head dims 32, 64
+            and 128), both for blocks of a power of two, up to 65,536 in a list; "xla" (any device,
+            memory bounded), "reference" (the oracle, all scores in memory), or None for the first
+            of them that can do this here. A name means that one or an error.
         config: settings of a kernel, whose implementation they imply; None for the tuned ones.
-        return_lse: also return the log-sum-exp of each query's scaled scores, float32; `-inf` where it
-            sees no key. Results over disjoint sets of keys can be merged with it.
-        interpret: run the kernel in Pallas's interpreter, on any device, slowly; Triton's if none is
-            named. That of "mosaic_gpu" simulates its threads, and raises if they race.
+        return_lse: also return the log-sum-exp of each query's scaled scores, float32; `-inf` where
+            it sees no key. Results over disjoint sets of keys can be merged with it.
+        interpret: run the kernel in Pallas's interpreter, on any device, slowly; Triton's if none
+            is named. That of "mosaic_gpu" simulates its threads, and raises if they race; it asks
+            for the environment variable NPROC where there are few cores.
 
     Raises:
         ValueError: arguments that no implementation could make sense of.
@@ -238,8 +240,8 @@ def _obstacle_of_blocks(block_map, *, smallest_q, smallest_k):
         or (block_q & (block_q - 1)) | (block_k & (block_k - 1))
     ):
         return (
-            f"{block_map.block_q=} and {block_map.block_k=} must be powers of two, from {smallest_q} and "
-            f"{smallest_k} on"
+            f"{block_map.block_q=} and {block_map.block_k=} must be powers of two, from "
+            f"{smallest_q} and {smallest_k} on"
         )
     if block_map.capacity > MAX_CAPACITY:
         return f"{block_map.capacity=} is above {MAX_CAPACITY}"

@@ -50,7 +50,7 @@ class MosaicGpuConfig:
     """
 
     streams: int = 2
-    stages: int = 4
+    stages: int = 2
 
     def __post_init__(self):
         if self.streams not in (1, 2):

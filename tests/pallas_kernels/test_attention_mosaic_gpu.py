@@ -1,6 +1,7 @@
 """What the Mosaic GPU kernel does in its own way: rounds, streams, stages, and tiles done again."""
 
 import dataclasses
+import functools
 import types
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import BlockMap, MosaicGpuConfig, devices
+from pallas_kernels import BlockMap, MosaicGpuConfig, block_sparse_attention, devices
 
 pytestmark = pytest.mark.only("mosaic_gpu", "mosaic_gpu-interpreted")
 
@@ -139,6 +140,21 @@ def test_tiles_whose_scores_grow_are_done_again(
     for tile in range(4):
         rows = slice(128 * tile, 128 * (tile + 1))
         assert relative_error(out[rows], exact_out[rows]) <= float(jnp.finfo(dtype).eps)
+
+
+@pytest.mark.simulated
+def test_first_scores_that_float32_cannot_hold(kernel, draw, oracle, relative_error):
+    """Those of the first tile are -inf in float32; what counts comes after it, far below zero."""
+    q, k, v = draw(4, (128, 1, 64), (128, 1, 64), (128, 1, 64))
+    q = jnp.zeros_like(q).at[..., 0].set(1e30).at[..., 1].set(128.0)
+    k = (0.01 * k).at[:, :, :2].set(0.0).at[:64, :, 0].set(-1e30).at[64:, :, 1].set(-128.0)
+    q, k, v = (x.astype(jnp.bfloat16) for x in (q, k, v))
+    block_map = BlockMap.full(1, 128, 128)
+    attend = functools.partial(block_sparse_attention, **kernel.options)
+    out, lse = attend(q, k, v, block_map, return_lse=True)
+    expected, expected_lse = oracle(q, k[64:], v[64:], BlockMap.full(1, 128, 64), return_lse=True)
+    np.testing.assert_allclose(lse, expected_lse, rtol=1e-5)
+    assert relative_error(out, expected) <= 2 * float(jnp.finfo(jnp.bfloat16).eps)
 
 
 @pytest.mark.simulated

@@ -83,7 +83,7 @@ def test_config_is_checked():
 
 
 def test_mosaic_gpu_config_is_checked():
-    assert MosaicGpuConfig() == MosaicGpuConfig(streams=2, stages=4)
+    assert MosaicGpuConfig() == MosaicGpuConfig(streams=2, stages=2)
     for wrong, message in [
         ({"streams": 0}, "streams=0 must be 1 or 2"),
         ({"streams": 3}, "streams=3 must be 1 or 2"),
