@@ -1,6 +1,5 @@
 """Ray casting: pictures and depth of a world."""
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 

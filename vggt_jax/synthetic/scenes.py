@@ -13,6 +13,7 @@ from vggt_jax.synthetic.render import is_visible, render
 from vggt_jax.synthetic.world import Ranges, World, random_world
 
 _NOISE = 0.012  # standard deviation of a pixel's noise, at the most
+_CLEAR_AHEAD = (0.0, 0.2, 0.4)  # shares of the way from a camera to what it looks at
 # Ranges that all families share: an angle, and how high a thing hangs that stands on nothing.
 _SHARED = {"turn": (0.0, 2 * jnp.pi), "lift": (0.1, 1.5)}
 
@@ -121,7 +122,9 @@ def _render_scene(key: Array, tables: Ranges, num_frames: int, size: tuple[int, 
     positions, target = random_positions(keys[3], ranges, num_frames, room)
     camera_from_world = look_at(keys[4], positions, target)
     intrinsics = random_intrinsics(keys[5], ranges, num_frames, size)
-    world = random_world(keys[6], ranges, positions, room)
+    # Nothing stands in a camera or right before one.
+    ahead = positions + jnp.array(_CLEAR_AHEAD)[:, None, None] * (target - positions)
+    world = random_world(keys[6], ranges, ahead.reshape(-1, 3), room)
     linear, depth = render(world, camera_from_world, intrinsics, size)
     return Scenes(
         images=_develop(keys[7], linear),

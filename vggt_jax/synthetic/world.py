@@ -13,7 +13,7 @@ from vggt_jax.synthetic.textures import Materials, random_materials
 # The most cubes, balls and cylinders in a scene; with the fewest that is still cluttered.
 COUNTS = (14, 6, 6)
 WALLS = 6  # sides of the room: low and high in x, y, z
-_CLEARANCE = 0.3  # metres between a camera and the nearest solid
+_CLEARANCE = 0.3  # metres between a place to keep clear and the nearest solid
 
 Ranges = dict[str, Float[Array, "2"] | Float[Array, ""]]
 
@@ -43,12 +43,12 @@ class World:
     sky: Float[Array, "2 3"]
 
 
-def random_world(key: Array, ranges: Ranges, cameras: Float[Array, "s 3"], room: Array) -> World:
+def random_world(key: Array, ranges: Ranges, clear: Float[Array, "m 3"], room: Array) -> World:
     """A scene around the middle of a room, with room for the cameras.
 
     Args:
         ranges: of the family.
-        cameras: positions; solids nearer than 0.3 m to one are left out.
+        clear: places to keep clear: solids nearer than 0.3 m to one are left out.
         room: half the extent.
     """
     k = sum(COUNTS)
@@ -120,7 +120,7 @@ def random_world(key: Array, ranges: Ranges, cameras: Float[Array, "s 3"], room:
     share = between("objects")
     rank = jnp.concatenate([jnp.arange(n) / n for n in COUNTS])
     solids = Solids(centre=centre, half=half, rotation=rotation, active=rank < share, counts=COUNTS)
-    is_clear = (distance_to(solids, cameras) > _CLEARANCE).all(axis=0)
+    is_clear = (distance_to(solids, clear) > _CLEARANCE).all(axis=0)
     solids = dataclasses.replace(solids, active=solids.active & is_clear)
 
     lamp = jax.random.uniform(next(keys), (3,), minval=-0.7, maxval=0.7) * room
