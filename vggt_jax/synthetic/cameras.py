@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vggt_jax.synthetic.draws import Draws
+from vggt_jax.synthetic.solids import length, unit
 from vggt_jax.synthetic.world import Ranges
 
 _MARGIN = 0.35  # metres between a camera and the walls
@@ -20,13 +22,11 @@ def random_positions(
 
     Two thirds of the scenes have the frames in the order of the path, the others in any.
     """
-    keys = iter(jax.random.split(key, 24))
-    uniform = lambda *shape, low=0.0, high=1.0: jax.random.uniform(
-        next(keys), shape, minval=low, maxval=high
-    )
-    between = lambda name, *shape: uniform(*shape, low=ranges[name][0], high=ranges[name][1])
+    draw = Draws(key, 8 * num_frames + 32)
+    uniform = draw.uniform
+    between = lambda name, *shape: draw.within(ranges[name], *shape)
     progress = (jnp.arange(num_frames) + uniform(num_frames, low=-0.35, high=0.35)) / num_frames
-    order = jax.random.permutation(next(keys), num_frames)
+    order = jnp.argsort(uniform(num_frames))
     progress = jnp.where(uniform() < 1 / 3, progress[order], progress)
 
     # Around the middle, with a distance and a height that wander.
@@ -39,7 +39,7 @@ def random_positions(
     first = far * jnp.stack([jnp.cos(begin), jnp.sin(begin)])
     last = first * near / far + 0.5 * jnp.stack([jnp.cos(end), jnp.sin(end)])
     line = first + progress[:, None] * (last - first)
-    line += 0.04 * jax.random.normal(next(keys), (num_frames, 2))
+    line += 0.04 * draw.normal(num_frames, 2)
     xy = jnp.where(uniform() < ranges["walk"], line, around)
 
     height = between("eye") * (1 + 0.12 * uniform(num_frames, low=-1.0))
@@ -54,13 +54,13 @@ def look_at(
     key: Array, positions: Float[Array, "s 3"], target: Float[Array, "3"]
 ) -> Float[Array, "s 3 4"]:
     """`camera_from_world` of cameras that look about at a place, held upright but for a little roll."""
-    key_target, key_roll = jax.random.split(key)
-    distance = jnp.linalg.norm(target - positions, axis=-1, keepdims=True)
-    jitter = _JITTER * distance / 2 * jax.random.normal(key_target, positions.shape)
-    forward = _unit(target + jitter - positions)
-    right = _unit(jnp.cross(forward, jnp.array([0.0, 0.0, 1.0])))
+    draw = Draws(key, 4 * len(positions))
+    distance = length(target - positions)[:, None]
+    jitter = _JITTER * distance / 2 * draw.normal(*positions.shape)
+    forward = unit(target + jitter - positions)
+    right = unit(jnp.cross(forward, jnp.array([0.0, 0.0, 1.0])))
     down = jnp.cross(forward, right)
-    roll = jnp.deg2rad(_ROLL) * jax.random.normal(key_roll, (len(positions), 1))
+    roll = jnp.deg2rad(_ROLL) * draw.normal(len(positions), 1)
     right, down = (
         jnp.cos(roll) * right + jnp.sin(roll) * down,
         jnp.cos(roll) * down - jnp.sin(roll) * right,
@@ -80,7 +80,3 @@ def random_intrinsics(
     focal = (max(size) / 2) / jnp.tan(field_of_view / 2)
     rows = [[focal, 0.0, width / 2], [0.0, focal, height / 2], [0.0, 0.0, 1.0]]
     return jnp.broadcast_to(jnp.array(rows), (num_frames, 3, 3))
-
-
-def _unit(x: Array) -> Array:
-    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)

@@ -1,5 +1,6 @@
 """Ray casting: pictures and depth of a world."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -33,8 +34,11 @@ def render(
     origin = -turn_back(camera_from_world[:, None, None, :, 3])
     origin = jnp.broadcast_to(origin, direction.shape)
 
+    # What is stacked and taken apart again is stored in between: fused, it would be computed anew
+    # for every component of a component.
+    origin, direction = jax.lax.optimization_barrier((origin, direction))
     depth, surface = cast(world, origin, direction)
-    points = origin + depth[..., None] * direction
+    points = jax.lax.optimization_barrier(origin + depth[..., None] * direction)
     view = -unit(direction)
     solid = jnp.minimum(surface, sum(world.solids.counts) - 1)
     of_solid = normals(world.solids, points, solid)
@@ -42,22 +46,24 @@ def render(
     is_room = (surface >= sum(world.solids.counts))[..., None]
     normal = jnp.where(is_room, of_room, of_solid)
     local = world.solids.local(points, solid) * world.solids.half[solid]
+    local = jnp.where(is_room, points, local)
+    view, local, normal = jax.lax.optimization_barrier((view, local, normal))
     slope = jnp.abs(dot(normal, view)).clip(0.15)
     footprint = depth * length(direction) / intrinsics[:, None, None, 0, 0] / slope
     material = world.materials[jnp.maximum(surface, 0)]
-    color = color_at(material, jnp.where(is_room, points, local), footprint)
+    color = color_at(material, local, footprint)
 
     to_light = world.light - points
     distance = length(to_light)
     lit = _sees_light(world, points + _LIFT * normal, to_light)
-    to_light = to_light / distance[..., None]
+    to_light = jax.lax.optimization_barrier(to_light / distance[..., None])
     facing = dot(normal, to_light).clip(0.0)
     reach = 1.6 / (1 + 0.08 * jnp.minimum(distance, 8.0) ** 2)
     reach = jnp.where(world.is_open, 1.1, reach)
     direct = jnp.where(lit, facing * reach, 0.0)
     # Light from everywhere is a little stronger from above, so that edges show in the shade too.
     shade = world.ambient * (0.8 + 0.2 * normal[..., 2] + 0.1 * normal[..., 0])
-    halfway = to_light + view
+    halfway = jax.lax.optimization_barrier(to_light + view)
     glint = (dot(normal, halfway) / length(halfway).clip(1e-6)).clip(0.0) ** 40
     glint = material.shine * jnp.where(lit, glint, 0.0)
     color = (color * (shade + direct)[..., None] + glint[..., None]) * world.tint
@@ -65,6 +71,7 @@ def render(
     is_sky = surface < 0
     up = -view[..., 2]
     haze = jnp.clip(1 - 2 * up + 0.4 * clouds(-view), 0.0, 1.0)[..., None]
+    haze, color = jax.lax.optimization_barrier((haze, color))
     sky = world.sky[1] + haze * (world.sky[0] - world.sky[1])
     return jnp.where(is_sky[..., None], sky, color), jnp.where(is_sky, 0.0, depth)
 

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from vggt_jax.synthetic.solids import dot
+from vggt_jax.synthetic.draws import Draws
+from vggt_jax.synthetic.solids import dot, unit
 
 KINDS = ("marble", "checks", "stripes", "tiles", "speckles")
 
@@ -37,23 +38,20 @@ class Materials:
         return jax.tree.map(lambda x: x[index], self)
 
 
-def random_materials(key: Array, count: int) -> Materials:
+def random_materials(draw: Draws, count: int) -> Materials:
     """`count` materials; a third of them nearly grey, as walls and furniture are."""
-    keys = jax.random.split(key, 8)
-    hue = jax.random.uniform(keys[0], (count, 3, 3))
-    grey = hue.mean(axis=-1, keepdims=True)
-    saturation = jax.random.choice(keys[1], jnp.array([0.15, 0.6, 1.0]), (count, 1, 1))
-    colors = grey + saturation * (hue - grey)
-    brightness = jax.random.uniform(keys[2], (count, 3, 1), minval=0.15, maxval=1.0)
-    axis = jax.random.normal(keys[3], (count, 3))
-    low, high = jnp.log(1.2), jnp.log(7.0)
+    hue = draw.uniform(count, 3, 3)
+    grey = sum(hue[..., i] for i in range(3))[..., None] / 3
+    saturation = jnp.array([0.15, 0.6, 1.0])[draw.integers(count, 1, 1, below=3)]
+    brightness = draw.uniform(count, 3, 1, low=0.15, high=1.0)
+    colors = (grey + saturation * (hue - grey)) * brightness
     return Materials(
-        kind=jax.random.randint(keys[4], (count,), 0, len(KINDS)),
-        colors=jnp.clip(colors * brightness + 0.03, 0.0, 1.0),
-        frequency=jnp.exp(jax.random.uniform(keys[5], (count,), minval=low, maxval=high)),
-        offset=jax.random.uniform(keys[6], (count, 3), minval=-50.0, maxval=50.0),
-        axis=axis / jnp.linalg.norm(axis, axis=-1, keepdims=True),
-        shine=jax.random.uniform(keys[7], (count,), minval=-0.3, maxval=0.4).clip(0.0),
+        kind=draw.integers(count, below=len(KINDS)),
+        colors=jnp.clip(colors + 0.03, 0.0, 1.0),
+        frequency=1.2 * 6.0 ** draw.uniform(count),
+        offset=draw.uniform(count, 3, low=-50.0, high=50.0),
+        axis=unit(draw.normal(count, 3)),
+        shine=draw.uniform(count, low=-0.3, high=0.4).clip(0.0),
     )
 
 
@@ -68,10 +66,11 @@ def color_at(
             into their mean, so that pictures do not flicker from frame to frame.
     """
     scale = materials.frequency
-    p = places * scale[..., None] + materials.offset
+    p = jax.lax.optimization_barrier(places * scale[..., None] + materials.offset)
     width = footprint * scale
     coarse = _fractal(p, width, octaves=4, seed=1)  # [*p], about [-1, 1]
     fine = _fractal(p * 2.7, width * 2.7, octaves=3, seed=2)
+    coarse, fine = jax.lax.optimization_barrier((coarse, fine))
 
     cell = jnp.floor(p)
     # Over an edge between cells, the share of the pixel on the near side.

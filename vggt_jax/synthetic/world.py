@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from vggt_jax.geometry import matrix_from_quaternion
+from vggt_jax.synthetic.draws import Draws
 from vggt_jax.synthetic.solids import Solids, distance_to
 from vggt_jax.synthetic.textures import Materials, random_materials
 
@@ -52,18 +53,16 @@ def random_world(key: Array, ranges: Ranges, clear: Float[Array, "m 3"], room: A
         room: half the extent.
     """
     k = sum(COUNTS)
-    keys = iter(jax.random.split(key, 32))
-    between = lambda name, *shape: _between(next(keys), ranges[name], shape)
-    chance = lambda name, *shape: jax.random.bernoulli(next(keys), ranges[name], shape)
+    draw = Draws(key, 64 * k)
+    between = lambda name, *shape: draw.within(ranges[name], *shape)
+    chance = lambda name, *shape: draw.chance(ranges[name], *shape)
     is_open = chance("is_open")
 
-    half = between("object_size", k, 1) * jax.random.uniform(
-        next(keys), (k, 3), minval=0.4, maxval=1.3
-    )
+    half = between("object_size", k, 1) * draw.uniform(k, 3, low=0.4, high=1.3)
     # Balls stay round half of the time, and cylinders are round.
     is_ball = (jnp.arange(k) >= COUNTS[0]) & (jnp.arange(k) < sum(COUNTS[:2]))
     is_cylinder = jnp.arange(k) >= sum(COUNTS[:2])
-    round_ball = is_ball & jax.random.bernoulli(next(keys), 0.5, (k,))
+    round_ball = is_ball & draw.chance(0.5, k)
     half = jnp.where(round_ball[:, None], half[:, :1], half)
     half = half.at[:, 1].set(jnp.where(is_cylinder, half[:, 0], half[:, 1]))
     half = half.at[:, 2].multiply(jnp.where(is_cylinder, 1.6, 1.0))
@@ -79,11 +78,11 @@ def random_world(key: Array, ranges: Ranges, clear: Float[Array, "m 3"], room: A
 
     # Things stand on the floor, or on the top of a solid among the first, or hang in the air.
     raised = chance("raised", k) & (jnp.arange(k) > 0)
-    base = jnp.where(has_pedestal, 0, jax.random.randint(next(keys), (k,), 0, 4))
+    base = jnp.where(has_pedestal, 0, draw.integers(k, below=4))
     on_base = raised & (jnp.arange(k) >= 4 - 3 * has_pedestal)
     xy = jnp.where(
         on_base[:, None],
-        xy[base] + half[base, :2] * jax.random.uniform(next(keys), (k, 2), minval=-0.8, maxval=0.8),
+        xy[base] + half[base, :2] * draw.uniform(k, 2, low=-0.8, high=0.8),
         xy,
     )
     lift = jnp.where(on_base, 2 * half[base, 2], 0.0)
@@ -92,14 +91,14 @@ def random_world(key: Array, ranges: Ranges, clear: Float[Array, "m 3"], room: A
 
     yaw = between("turn", k)
     upright = jnp.stack([0 * yaw, 0 * yaw, jnp.sin(yaw / 2), jnp.cos(yaw / 2)], axis=-1)
-    anyhow = jax.random.normal(next(keys), (k, 4))
+    anyhow = draw.normal(k, 4)
     tilted = chance("tilted", k) & ~(has_pedestal & (jnp.arange(k) == 0))
     rotation = matrix_from_quaternion(jnp.where(tilted[:, None], anyhow, upright))
 
     # Pictures and shelves: boxes flat on a wall.
     hung = chance("hung", k) & (jnp.arange(k) < COUNTS[0]) & (jnp.arange(k) >= 4) & ~is_open
-    wall = jax.random.randint(next(keys), (k,), 0, 4)
-    along = jax.random.uniform(next(keys), (k, 2), minval=-0.8, maxval=0.8)
+    wall = draw.integers(k, below=4)
+    along = draw.uniform(k, 2, low=-0.8, high=0.8)
     axis, sign = wall // 2, 2.0 * (wall % 2) - 1
     is_x = (axis == 0)[:, None]
     on_wall = jnp.where(
@@ -108,9 +107,7 @@ def random_world(key: Array, ranges: Ranges, clear: Float[Array, "m 3"], room: A
         jnp.stack([along[:, 0] * room[0], sign * room[1]], axis=-1),
     )
     height = room[2] * (1 + 0.6 * along[:, 1])
-    flat = jnp.array([0.06, 0.6, 0.5]) * jax.random.uniform(
-        next(keys), (k, 3), minval=0.4, maxval=1.6
-    )
+    flat = jnp.array([0.06, 0.6, 0.5]) * draw.uniform(k, 3, low=0.4, high=1.6)
     flat = jnp.where(is_x, flat, flat[:, jnp.array([1, 0, 2])])
     hung_ = hung[:, None]
     half = jnp.where(hung_, flat, half)
@@ -123,25 +120,19 @@ def random_world(key: Array, ranges: Ranges, clear: Float[Array, "m 3"], room: A
     is_clear = (distance_to(solids, clear) > _CLEARANCE).all(axis=0)
     solids = dataclasses.replace(solids, active=solids.active & is_clear)
 
-    lamp = jax.random.uniform(next(keys), (3,), minval=-0.7, maxval=0.7) * room
+    lamp = draw.uniform(3, low=-0.7, high=0.7) * room
     lamp = lamp.at[2].set(1.9 * room[2])
     sun = jnp.array([lamp[0], lamp[1], 1.5 * room[2]]) * 40
-    tint = 1 + 0.15 * jax.random.uniform(next(keys), (3,), minval=-1.0, maxval=1.0)
-    sky = jax.random.uniform(next(keys), (2, 1), minval=0.5, maxval=1.0) * (
-        jnp.array([[0.9, 0.9, 0.95], [0.45, 0.65, 1.0]])
-    )
-    materials = random_materials(next(keys), k + WALLS)
+    tint = 1 + 0.15 * draw.uniform(3, low=-1.0, high=1.0)
+    sky = draw.uniform(2, 1, low=0.5, high=1.0) * (jnp.array([[0.9, 0.9, 0.95], [0.45, 0.65, 1.0]]))
+    materials = random_materials(draw, k + WALLS)
     return World(
         room=room,
         is_open=is_open,
         solids=solids,
         materials=materials,
         light=jnp.where(is_open, sun, lamp),
-        ambient=jax.random.uniform(next(keys), (), minval=0.3, maxval=0.65),
+        ambient=draw.uniform(low=0.3, high=0.65),
         tint=tint,
         sky=sky,
     )
-
-
-def _between(key: Array, limits: Array, shape: tuple[int, ...]) -> Array:
-    return jax.random.uniform(key, shape, minval=limits[0], maxval=limits[1])
