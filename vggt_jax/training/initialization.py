@@ -31,6 +31,7 @@ def small_config() -> VGGTConfig:
         depth=7,
         vit_depth=3,
         vit_num_heads=3,
+        num_register_tokens=3,
         mlp_ratio=3.0,
         camera_trunk_depth=1,
         camera_num_heads=6,
