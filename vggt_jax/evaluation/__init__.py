@@ -20,3 +20,5 @@ from vggt_jax.evaluation.points import PointMetrics as PointMetrics
 from vggt_jax.evaluation.points import nearest_neighbours as nearest_neighbours
 from vggt_jax.evaluation.points import normals_from_point_map as normals_from_point_map
 from vggt_jax.evaluation.points import point_metrics as point_metrics
+from vggt_jax.evaluation.scene import SceneTruth as SceneTruth
+from vggt_jax.evaluation.scene import scene_metrics as scene_metrics
