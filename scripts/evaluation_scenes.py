@@ -41,7 +41,13 @@ class Batch:
 
 
 def synthetic_batches(
-    *, num_scenes: int, batch_size: int, num_frames: int, size: tuple[int, int], split: str, seed: int
+    *,
+    num_scenes: int,
+    batch_size: int,
+    num_frames: int,
+    size: tuple[int, int],
+    split: str,
+    seed: int,
 ) -> Iterator[Batch]:
     """Scenes of the synthetic world, rendered batch by batch; the last batch may be smaller."""
     for first in range(0, num_scenes, batch_size):
@@ -73,7 +79,12 @@ def _render(seed, index, *, num_frames, size, split) -> tuple[Array, SceneTruth]
 
 
 def folder_batches(
-    folder: pathlib.Path, *, model: Any, batch_size: int, num_frames: int | None, image_side: int | None
+    folder: pathlib.Path,
+    *,
+    model: Any,
+    batch_size: int,
+    num_frames: int | None,
+    image_side: int | None,
 ) -> Iterator[Batch]:
     """Scenes of a folder (FOLDER_LAYOUT), those of one shape together.
 
