@@ -1,0 +1,11 @@
+"""A procedural world: scenes of textured solids, rendered by ray casting, with everything known.
+
+Pure JAX functions that run inside a jitted training step, so that no data set is stored or read.
+"""
+
+from vggt_jax.synthetic.families import FAMILIES as FAMILIES
+from vggt_jax.synthetic.families import SPLITS as SPLITS
+from vggt_jax.synthetic.families import Split as Split
+from vggt_jax.synthetic.scenes import Scenes as Scenes
+from vggt_jax.synthetic.scenes import correspondences as correspondences
+from vggt_jax.synthetic.scenes import render_scenes as render_scenes

@@ -1,0 +1,111 @@
+"""Ray casting: pictures and depth of a world."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from vggt_jax.synthetic.solids import first_hit, normals
+from vggt_jax.synthetic.textures import clouds, color_at
+from vggt_jax.synthetic.world import World
+
+_FAR = 1e3  # metres, beyond everything
+_LIFT = 2e-3  # metres that shadow rays begin above the surface
+
+
+def render(
+    world: World,
+    camera_from_world: Float[Array, "s 3 4"],
+    intrinsics: Float[Array, "s 3 3"],
+    size: tuple[int, int],
+) -> tuple[Float[Array, "s height width 3"], Float[Array, "s height width"]]:
+    """Linear colours, and depth along the viewing axis in metres, 0 where there is sky."""
+    height, width = size
+    x = (jnp.arange(width) + 0.5 - intrinsics[:, None, None, 0, 2]) / intrinsics[
+        :, None, None, 0, 0
+    ]
+    y = (jnp.arange(height)[:, None] + 0.5 - intrinsics[:, None, None, 1, 2]) / intrinsics[
+        :, None, None, 1, 1
+    ]
+    x, y = jnp.broadcast_arrays(x, y)
+    in_camera = jnp.stack([x, y, jnp.ones_like(x)], axis=-1)  # z is 1, so distances are depths
+    rotation = camera_from_world[:, None, None, :, :3]
+    turn_back = lambda v: sum(rotation[..., i, :] * v[..., i, None] for i in range(3))
+    direction = turn_back(in_camera)
+    origin = -turn_back(camera_from_world[:, None, None, :, 3])
+    origin = jnp.broadcast_to(origin, direction.shape)
+
+    depth, surface = cast(world, origin, direction)
+    points = origin + depth[..., None] * direction
+    length = jnp.linalg.norm(direction, axis=-1)
+    view = -direction / length[..., None]
+    solid = jnp.minimum(surface, sum(world.solids.counts) - 1)
+    of_solid = normals(world.solids, points, solid)
+    of_room = _room_normals()[jnp.clip(surface - sum(world.solids.counts), 0, 5)]
+    is_room = (surface >= sum(world.solids.counts))[..., None]
+    normal = jnp.where(is_room, of_room, of_solid)
+    local = world.solids.local(points, solid) * world.solids.half[solid]
+    slope = jnp.abs(jnp.sum(normal * view, axis=-1)).clip(0.15)
+    footprint = depth * length / intrinsics[:, None, None, 0, 0] / slope
+    material = world.materials[jnp.maximum(surface, 0)]
+    color = color_at(material, jnp.where(is_room, points, local), footprint)
+
+    to_light = world.light - points
+    distance = jnp.linalg.norm(to_light, axis=-1)
+    lit = _sees_light(world, points + _LIFT * normal, to_light)
+    to_light = to_light / distance[..., None]
+    facing = jnp.sum(normal * to_light, axis=-1).clip(0.0)
+    reach = 1.6 / (1 + 0.08 * jnp.minimum(distance, 8.0) ** 2)
+    reach = jnp.where(world.is_open, 1.1, reach)
+    direct = jnp.where(lit, facing * reach, 0.0)
+    # Light from everywhere is a little stronger from above, so that edges show in the shade too.
+    shade = world.ambient * (0.8 + 0.2 * normal[..., 2] + 0.1 * normal[..., 0])
+    halfway = to_light + view
+    halfway = halfway / jnp.linalg.norm(halfway, axis=-1, keepdims=True).clip(1e-6)
+    glint = material.shine * jnp.where(lit, jnp.sum(normal * halfway, axis=-1).clip(0.0) ** 40, 0.0)
+    color = (color * (shade + direct)[..., None] + glint[..., None]) * world.tint
+
+    is_sky = surface < 0
+    up = -view[..., 2]
+    haze = jnp.clip(1 - 2 * up + 0.4 * clouds(-view), 0.0, 1.0)[..., None]
+    sky = world.sky[1] + haze * (world.sky[0] - world.sky[1])
+    return jnp.where(is_sky[..., None], sky, color), jnp.where(is_sky, 0.0, depth)
+
+
+def cast(
+    world: World, origin: Float[Array, "*r 3"], direction: Float[Array, "*r 3"]
+) -> tuple[Float[Array, "*r"], Array]:
+    """Where rays from inside the room end, in lengths of their direction, and on which surface.
+
+    Returns:
+        The distance and the surface: a solid, or, after the solids, a side of the room (low and
+        high in x, y, z); -1 for the sky.
+    """
+    safe = jnp.where(jnp.abs(direction) < 1e-9, 1e-9, direction)
+    low = jnp.array([-world.room[0], -world.room[1], 0.0])
+    high = jnp.array([world.room[0], world.room[1], 2 * world.room[2]])
+    leave = jnp.where(safe > 0, (high - origin) / safe, (low - origin) / safe)
+    axis = jnp.argmin(leave, axis=-1)
+    is_high = jnp.take_along_axis(safe, axis[..., None], axis=-1)[..., 0] > 0
+    side = 2 * axis + is_high
+    is_sky = world.is_open & (side != 4)  # all but the floor
+    to_room = jnp.where(is_sky, _FAR, leave.min(axis=-1))
+    distance, solid = first_hit(world.solids, origin, direction, to_room)
+    side = jnp.where(is_sky, -1, sum(world.solids.counts) + side)
+    return distance, jnp.where(solid >= 0, solid, side)
+
+
+def is_visible(
+    world: World, origin: Float[Array, "*r 3"], points: Float[Array, "*r 3"]
+) -> Bool[Array, "*r"]:
+    """Whether nothing lies between a place and a point on a surface (within a thousandth)."""
+    distance, _ = cast(world, origin, points - origin)
+    return distance > 1 - 1e-3
+
+
+def _sees_light(world: World, points: Array, to_light: Array) -> Array:
+    limit = jnp.full(points.shape[:-1], 0.98)
+    return first_hit(world.solids, points, to_light, limit)[1] < 0
+
+
+def _room_normals() -> Array:
+    """Inward, of the sides in the order of `cast`."""
+    return jnp.concatenate([jnp.stack([a, -a]) for a in jnp.eye(3)])

@@ -1,0 +1,135 @@
+"""Solid textures: colours as functions of the place in an object, different for every object."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+KINDS = ("marble", "checks", "stripes", "tiles", "speckles")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Materials:
+    """What surfaces look like, one row each.
+
+    Attributes:
+        kind: place in KINDS.
+        colors: three, linear RGB in [0, 1].
+        frequency: features per metre.
+        offset: of the place, so that no two objects show the same part of a pattern.
+        axis: unit vector across stripes.
+        shine: strength of the highlight.
+    """
+
+    kind: Int[Array, "*m"]
+    colors: Float[Array, "*m 3 3"]
+    frequency: Float[Array, "*m"]
+    offset: Float[Array, "*m 3"]
+    axis: Float[Array, "*m 3"]
+    shine: Float[Array, "*m"]
+
+    def __getitem__(self, index: Array) -> "Materials":
+        return jax.tree.map(lambda x: x[index], self)
+
+
+def random_materials(key: Array, count: int) -> Materials:
+    """`count` materials; a third of them nearly grey, as walls and furniture are."""
+    keys = jax.random.split(key, 8)
+    hue = jax.random.uniform(keys[0], (count, 3, 3))
+    grey = hue.mean(axis=-1, keepdims=True)
+    saturation = jax.random.choice(keys[1], jnp.array([0.15, 0.6, 1.0]), (count, 1, 1))
+    colors = grey + saturation * (hue - grey)
+    brightness = jax.random.uniform(keys[2], (count, 3, 1), minval=0.15, maxval=1.0)
+    axis = jax.random.normal(keys[3], (count, 3))
+    low, high = jnp.log(1.2), jnp.log(7.0)
+    return Materials(
+        kind=jax.random.randint(keys[4], (count,), 0, len(KINDS)),
+        colors=jnp.clip(colors * brightness + 0.03, 0.0, 1.0),
+        frequency=jnp.exp(jax.random.uniform(keys[5], (count,), minval=low, maxval=high)),
+        offset=jax.random.uniform(keys[6], (count, 3), minval=-50.0, maxval=50.0),
+        axis=axis / jnp.linalg.norm(axis, axis=-1, keepdims=True),
+        shine=jax.random.uniform(keys[7], (count,), minval=-0.3, maxval=0.4).clip(0.0),
+    )
+
+
+def color_at(
+    materials: Materials, places: Float[Array, "*p 3"], footprint: Float[Array, "*p"]
+) -> Float[Array, "*p 3"]:
+    """Colours of places in objects, a material each.
+
+    Args:
+        places: metres.
+        footprint: about the width in metres that a pixel covers there; patterns that are finer fade
+            into their mean, so that pictures do not flicker from frame to frame.
+    """
+    scale = materials.frequency
+    p = places * scale[..., None] + materials.offset
+    width = footprint * scale
+    coarse = _fractal(p, width, octaves=4, seed=1)  # [*p], about [-1, 1]
+    fine = _fractal(p * 2.7, width * 2.7, octaves=3, seed=2)
+
+    cell = jnp.floor(p)
+    # Over an edge between cells, the share of the pixel on the near side.
+    nearest_edge = jnp.min(jnp.abs(p - jnp.round(p)), axis=-1)
+    sharp = _fade(width)
+    parity = sharp * (1 - 2 * jnp.mod(cell.sum(axis=-1), 2))
+    stripes = sharp * jnp.sin(2 * jnp.pi * (jnp.sum(p * materials.axis, axis=-1) + 0.35 * coarse))
+    of_cell = sharp * (2 * _hash(cell.astype(jnp.int32), 3) - 1)
+    grout = sharp * (nearest_edge < 0.05)
+    speckles = _fade(3 * width) * jnp.where(_noise(p * 3.0, 4) > 0.35, 1.0, -0.6)
+
+    kind = materials.kind
+    pattern = jnp.select(
+        [kind == i for i in range(4)], [1.8 * coarse, parity, stripes, of_cell], speckles
+    )
+    a, b, c = (materials.colors[..., i, :] for i in range(3))
+    mix = lambda x, y, share: x + (y - x) * share[..., None]
+    color = mix(a, b, jnp.clip(0.5 + 0.5 * pattern, 0.0, 1.0))
+    color = mix(color, c, jnp.clip(0.9 * fine, 0.0, 0.8))
+    color = color * (1 - 0.7 * grout * (kind == 3))[..., None]
+    return color * (1 + 0.35 * coarse + 0.25 * fine)[..., None].clip(0.2)
+
+
+def clouds(directions: Float[Array, "*p 3"]) -> Float[Array, "*p"]:
+    """A slow pattern over directions, about [-1, 1]."""
+    return _fractal(4.0 * directions, jnp.zeros(directions.shape[:-1]), octaves=3, seed=5)
+
+
+def _fade(width: Array) -> Array:
+    """1 where a pattern of period 1 is wider than pixels, 0 where pixels average it out."""
+    return jnp.clip(2.0 - 4.0 * width, 0.0, 1.0)
+
+
+def _fractal(p: Array, width: Array, *, octaves: int, seed: int) -> Array:
+    total = 0.0
+    for octave in range(octaves):
+        scale = 2.03**octave
+        total += 0.6**octave * _fade(width * scale) * _noise(p * scale, seed + 10 * octave)
+    return total
+
+
+def _noise(p: Array, seed: int) -> Array:
+    """Smooth noise in [-1, 1] that changes over a distance of 1: hashed corners, interpolated."""
+    corner = jnp.floor(p)
+    t = p - corner
+    t = t * t * (3 - 2 * t)
+    corner = corner.astype(jnp.int32)
+    total = 0.0
+    for i in range(8):
+        bits = jnp.array([i & 1, i >> 1 & 1, i >> 2], jnp.int32)
+        weight = jnp.prod(jnp.where(bits == 1, t, 1 - t), axis=-1)
+        total += weight * _hash(corner + bits, seed)
+    return 2 * total - 1
+
+
+def _hash(cell: Int[Array, "*p 3"], seed: int) -> Float[Array, "*p"]:
+    """A number in [0, 1) for each cell of a grid: multiplications by odd constants and shifts."""
+    cell = cell.astype(jnp.uint32)
+    # Constants of xxHash32 (github.com/Cyan4973/xxHash, doc/xxhash_spec.md).
+    x = cell[..., 0] * jnp.uint32(2654435761) ^ cell[..., 1] * jnp.uint32(2246822519)
+    x = x ^ cell[..., 2] * jnp.uint32(3266489917) ^ jnp.uint32(seed * 668265263 % 2**32)
+    x = (x ^ x >> 15) * jnp.uint32(2246822519)
+    x = (x ^ x >> 13) * jnp.uint32(3266489917)
+    return (x >> 8).astype(jnp.float32) * 2.0**-24

@@ -1,0 +1,147 @@
+"""What a scene consists of, drawn at random."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from vggt_jax.geometry import matrix_from_quaternion
+from vggt_jax.synthetic.solids import Solids, distance_to
+from vggt_jax.synthetic.textures import Materials, random_materials
+
+# The most cubes, balls and cylinders in a scene; with the fewest that is still cluttered.
+COUNTS = (14, 6, 6)
+WALLS = 6  # sides of the room: low and high in x, y, z
+_CLEARANCE = 0.3  # metres between a place to keep clear and the nearest solid
+
+Ranges = dict[str, Float[Array, "2"] | Float[Array, ""]]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class World:
+    """A scene. World coordinates are metres, z up, the floor at z = 0.
+
+    Attributes:
+        room: half the extent of the room around (0, 0, ceiling / 2).
+        is_open: no walls and no ceiling.
+        materials: of the solids, then of the sides of the room.
+        light: place of the lamp; far away in the open.
+        ambient: share of the light that comes from everywhere.
+        tint: colour of the light.
+        sky: colours at the horizon and above.
+    """
+
+    room: Float[Array, "3"]
+    is_open: Bool[Array, ""]
+    solids: Solids
+    materials: Materials
+    light: Float[Array, "3"]
+    ambient: Float[Array, ""]
+    tint: Float[Array, "3"]
+    sky: Float[Array, "2 3"]
+
+
+def random_world(key: Array, ranges: Ranges, clear: Float[Array, "m 3"], room: Array) -> World:
+    """A scene around the middle of a room, with room for the cameras.
+
+    Args:
+        ranges: of the family.
+        clear: places to keep clear: solids nearer than 0.3 m to one are left out.
+        room: half the extent.
+    """
+    k = sum(COUNTS)
+    keys = iter(jax.random.split(key, 32))
+    between = lambda name, *shape: _between(next(keys), ranges[name], shape)
+    chance = lambda name, *shape: jax.random.bernoulli(next(keys), ranges[name], shape)
+    is_open = chance("is_open")
+
+    half = between("object_size", k, 1) * jax.random.uniform(
+        next(keys), (k, 3), minval=0.4, maxval=1.3
+    )
+    # Balls stay round half of the time, and cylinders are round.
+    is_ball = (jnp.arange(k) >= COUNTS[0]) & (jnp.arange(k) < sum(COUNTS[:2]))
+    is_cylinder = jnp.arange(k) >= sum(COUNTS[:2])
+    round_ball = is_ball & jax.random.bernoulli(next(keys), 0.5, (k,))
+    half = jnp.where(round_ball[:, None], half[:, :1], half)
+    half = half.at[:, 1].set(jnp.where(is_cylinder, half[:, 0], half[:, 1]))
+    half = half.at[:, 2].multiply(jnp.where(is_cylinder, 1.6, 1.0))
+
+    angle, radius = between("turn", k), between("spread", k)
+    xy = radius[:, None] * jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+    # Solid 0 is the pedestal, where there is one.
+    side = between("pedestal")
+    has_pedestal = side > 0
+    pedestal = jnp.stack([side, side * 0.8, jnp.float32(0.35)])
+    half = half.at[0].set(jnp.where(has_pedestal, pedestal, half[0]))
+    xy = xy.at[0].multiply(jnp.where(has_pedestal, 0.0, 1.0))
+
+    # Things stand on the floor, or on the top of a solid among the first, or hang in the air.
+    raised = chance("raised", k) & (jnp.arange(k) > 0)
+    base = jnp.where(has_pedestal, 0, jax.random.randint(next(keys), (k,), 0, 4))
+    on_base = raised & (jnp.arange(k) >= 4 - 3 * has_pedestal)
+    xy = jnp.where(
+        on_base[:, None],
+        xy[base] + half[base, :2] * jax.random.uniform(next(keys), (k, 2), minval=-0.8, maxval=0.8),
+        xy,
+    )
+    lift = jnp.where(on_base, 2 * half[base, 2], 0.0)
+    lift += raised * ~on_base * between("lift", k)
+    centre = jnp.concatenate([xy, (lift + half[:, 2])[:, None]], axis=-1)
+
+    yaw = between("turn", k)
+    upright = jnp.stack([0 * yaw, 0 * yaw, jnp.sin(yaw / 2), jnp.cos(yaw / 2)], axis=-1)
+    anyhow = jax.random.normal(next(keys), (k, 4))
+    tilted = chance("tilted", k) & ~(has_pedestal & (jnp.arange(k) == 0))
+    rotation = matrix_from_quaternion(jnp.where(tilted[:, None], anyhow, upright))
+
+    # Pictures and shelves: boxes flat on a wall.
+    hung = chance("hung", k) & (jnp.arange(k) < COUNTS[0]) & (jnp.arange(k) >= 4) & ~is_open
+    wall = jax.random.randint(next(keys), (k,), 0, 4)
+    along = jax.random.uniform(next(keys), (k, 2), minval=-0.8, maxval=0.8)
+    axis, sign = wall // 2, 2.0 * (wall % 2) - 1
+    is_x = (axis == 0)[:, None]
+    on_wall = jnp.where(
+        is_x,
+        jnp.stack([sign * room[0], along[:, 0] * room[1]], axis=-1),
+        jnp.stack([along[:, 0] * room[0], sign * room[1]], axis=-1),
+    )
+    height = room[2] * (1 + 0.6 * along[:, 1])
+    flat = jnp.array([0.06, 0.6, 0.5]) * jax.random.uniform(
+        next(keys), (k, 3), minval=0.4, maxval=1.6
+    )
+    flat = jnp.where(is_x, flat, flat[:, jnp.array([1, 0, 2])])
+    hung_ = hung[:, None]
+    half = jnp.where(hung_, flat, half)
+    centre = jnp.where(hung_, jnp.concatenate([on_wall, height[:, None]], axis=-1), centre)
+    rotation = jnp.where(hung_[..., None], jnp.eye(3), rotation)
+
+    share = between("objects")
+    rank = jnp.concatenate([jnp.arange(n) / n for n in COUNTS])
+    solids = Solids(centre=centre, half=half, rotation=rotation, active=rank < share, counts=COUNTS)
+    is_clear = (distance_to(solids, clear) > _CLEARANCE).all(axis=0)
+    solids = dataclasses.replace(solids, active=solids.active & is_clear)
+
+    lamp = jax.random.uniform(next(keys), (3,), minval=-0.7, maxval=0.7) * room
+    lamp = lamp.at[2].set(1.9 * room[2])
+    sun = jnp.array([lamp[0], lamp[1], 1.5 * room[2]]) * 40
+    tint = 1 + 0.15 * jax.random.uniform(next(keys), (3,), minval=-1.0, maxval=1.0)
+    sky = jax.random.uniform(next(keys), (2, 1), minval=0.5, maxval=1.0) * (
+        jnp.array([[0.9, 0.9, 0.95], [0.45, 0.65, 1.0]])
+    )
+    materials = random_materials(next(keys), k + WALLS)
+    return World(
+        room=room,
+        is_open=is_open,
+        solids=solids,
+        materials=materials,
+        light=jnp.where(is_open, sun, lamp),
+        ambient=jax.random.uniform(next(keys), (), minval=0.3, maxval=0.65),
+        tint=tint,
+        sky=sky,
+    )
+
+
+def _between(key: Array, limits: Array, shape: tuple[int, ...]) -> Array:
+    return jax.random.uniform(key, shape, minval=limits[0], maxval=limits[1])
