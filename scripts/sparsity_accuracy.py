@@ -331,7 +331,7 @@ def tables(about: dict, lines: list[dict]) -> str:
         cells += [share("density"), share("covered"), share("saved"), share("entropy")]
         cells += [cell(line["metrics"].get(name), ".2f" if name == "rpe_rotation" else ".3f") for name in columns]  # fmt: skip
         text.append("| " + " | ".join(cells) + " |")
-    by_layer = [line for line in lines if "entropy_by_layer" in line and line.get("seed", 0) == 0]
+    by_layer = [line for line in first_seeds(lines) if "entropy_by_layer" in line]
     for name, title in (("entropy", "Entropy"), ("covered", "Covered"), ("density", "Density")):
         depth = len(by_layer[0][f"{name}_by_layer"])
         text += ["", f"{title} by layer:", "", "| rule | asked to drop | " + " | ".join(map(str, range(depth))) + " |"]  # fmt: skip
@@ -344,6 +344,11 @@ def tables(about: dict, lines: list[dict]) -> str:
     if failed:
         text += ["", f"In {failed} settings some scene has a prediction that is not finite."]
     return "\n".join(text) + "\n"
+
+
+def first_seeds(lines: list[dict]) -> list[dict]:
+    """One line for each rule and share."""
+    return list({(line["rule"], line["dropped"]): line for line in reversed(lines)}.values())[::-1]
 
 
 def cell(value: float | None, digits: str) -> str:
@@ -410,10 +415,10 @@ def plot_layers(lines: list[dict], path: pathlib.Path):
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
     titles = ("entropy, share of the highest", f"covered, {chosen:.0%} dropped", f"density, {chosen:.0%} dropped")  # fmt: skip
     for axis, name, title in zip(axes, ("entropy", "covered", "density"), titles, strict=True):
-        for line in lines:
+        for line in first_seeds(lines):
             rule = line["rule"]
             is_whole = rule == "everything" and name == "entropy"
-            if not is_whole and (rule not in COLOURS or line["dropped"] != chosen or line.get("seed", 0) != 0):  # fmt: skip
+            if not is_whole and (rule not in COLOURS or line["dropped"] != chosen):
                 continue
             values = [np.nan if x is None else x for x in line[f"{name}_by_layer"]]
             axis.plot(values, "o-", ms=3.5, color=COLOURS.get(rule, "k"), label=rule)
