@@ -96,16 +96,22 @@ def run(args):
     start = time.perf_counter()
     model = vggt_jax.load_model(args.model)
     results, names, images = {}, [], None
-    settings = None
+    settings, sizes = None, {}
     for batch in batches_of(args, model):
         names += batch.names
+        number_of_scenes = len(batch.names)
+        # A last batch that lacks scenes repeats one: another size would compile everything anew.
+        size = sizes.setdefault(batch.images.shape[1:], number_of_scenes)
+        repeat = np.minimum(np.arange(max(size, number_of_scenes)), number_of_scenes - 1)
+        batch = jax.tree.map(lambda x: x[repeat], (batch.images, batch.truth))
         if settings is None:
-            settings = settings_of(args, model, batch.images)
-        images = batch.images
+            settings = settings_of(args, model, batch[0])
+        images, truth = batch
         tokens = encode(model, images, compute_dtype=args.compute_dtype)
         for setting in settings:
-            found = evaluate(args, model, images, tokens, batch.truth, setting.attention)
-            results.setdefault(setting, []).append(jax.device_get(found))
+            found = evaluate(args, model, images, tokens, truth, setting.attention)
+            found = jax.tree.map(lambda x: x[:number_of_scenes], jax.device_get(found))
+            results.setdefault(setting, []).append(found)
         print(f"{len(names)} scenes, {time.perf_counter() - start:.0f} s", file=sys.stderr)
     layout = model.layout(images)
     about = {
@@ -266,7 +272,8 @@ def summarise(setting: Setting, batches: list[dict]) -> dict:
         failed = max(failed, int(np.isinf(values).sum()))
         values = values[~np.isnan(values)]  # where the truth does not define it
         metrics[name] = number(values.mean()) if values.size else None
-        errors[name] = number(values.std(ddof=1) / math.sqrt(values.size)) if values.size > 1 else None  # fmt: skip
+        is_spread = values.size > 1 and np.isfinite(values).all()
+        errors[name] = number(values.std(ddof=1) / math.sqrt(values.size)) if is_spread else None
     line |= {"metrics": metrics, "standard_errors": errors, "failed_scenes": failed}
     for name in batches[0]["stats"]:
         values = np.concatenate([batch["stats"][name] for batch in batches]).astype(np.float64)

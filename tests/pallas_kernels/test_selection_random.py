@@ -129,6 +129,17 @@ def test_lots_need_a_number(q_and_k):
             select_blocks(*q_and_k, random_key=jax.random.key(0), **rule)
 
 
+@pytest.mark.parametrize("key", [None, 9])
+def test_the_kernel_as_the_interpreter_runs_it(q_and_k, key):
+    key = None if key is None else jax.random.key(key)
+    options = dict(sparse_ratio=0.7, num_sink_blocks=SINKS, random_key=key, **BLOCKS)
+    found = select_blocks(*q_and_k, implementation="triton", interpret=True, **options)
+    expected = select_blocks(*q_and_k, implementation="xla", **options)
+    assert found.block_map.keeps_same_blocks(expected.block_map)
+    np.testing.assert_allclose(found.covered, expected.covered, atol=1e-5)
+    np.testing.assert_allclose(found.entropy, expected.entropy, atol=1e-5)
+
+
 @pytest.mark.gpu
 def test_the_kernel_draws_and_weighs_as_plain_jax(draw):
     q, k = draw(5, (4099, N, 64), (8195, N, 64))
