@@ -140,7 +140,7 @@ class DPT(nnx.Module):
         else:
             x = position(resize_bilinear(x, height, width))
             x = jax.nn.relu(self.output_conv2_0(x, precision))
-            x = self.output_conv2_2(x, precision)
+            x = self.output_conv2_2(x, precision.heads)  # float32 where training narrows the rest
         return x.reshape(b, s, *x.shape[1:])
 
 

@@ -90,6 +90,7 @@ def run_trunk(
     attention: Dense | BlockSparse,
     num_frames: Int[Array, " b"] | None,
     precision: Precision,
+    recompute: bool = False,
 ) -> TrunkOutput:
     """Runs pairs of a frame and a global block and keeps the output of the tapped pairs only.
 
@@ -98,6 +99,8 @@ def run_trunk(
         tokens: float32.
         taps: layers (pairs) to keep.
         num_frames: valid leading frames of each scene, the others are hidden from them.
+        recompute: whether a backward pass computes each block again instead of keeping its
+            intermediate values.
     """
     b, s, p, c = tokens.shape
     num_heads = frame_blocks.attn.num_heads
@@ -159,6 +162,9 @@ def run_trunk(
         )
         after = lambda x, attended: block.after(x, attended, precision)
         return update_chunks(after, x, attended, axis=1, max_chunk=chunk), stats
+
+    if recompute:
+        frame_layer, global_layer = jax.checkpoint(frame_layer), jax.checkpoint(global_layer)
 
     # A layer writes to the place of the next tap, which is overwritten until that tap has written:
     # one buffer, updated in place, without branches. Layers after the last tap need a place too.

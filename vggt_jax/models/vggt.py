@@ -182,11 +182,13 @@ class VGGT(nnx.Module):
         num_frames: Int[Array, " b"] | None = None,
         taps: tuple[int, ...] | None = None,
         compute_dtype: DTypeLike | None = None,
+        recompute: bool = False,
     ) -> TrunkOutput:
         """Adds the special tokens and runs the trunk.
 
         Args:
             taps: layers to keep; None for those that the heads read.
+            recompute: for training, see `run_trunk`.
         """
         b, s = patch_tokens.shape[:2]
         # Index 0 is for the first frame, 1 for all others.
@@ -203,6 +205,7 @@ class VGGT(nnx.Module):
             attention=attention,
             num_frames=num_frames,
             precision=Precision.from_compute_dtype(compute_dtype),
+            recompute=recompute,
         )
 
     def decode(

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from vggt_jax.synthetic.solids import first_hit, normals
+from vggt_jax.synthetic.solids import dot, first_hit, length, normals, unit
 from vggt_jax.synthetic.textures import clouds, color_at
 from vggt_jax.synthetic.world import World
 
@@ -35,32 +35,31 @@ def render(
 
     depth, surface = cast(world, origin, direction)
     points = origin + depth[..., None] * direction
-    length = jnp.linalg.norm(direction, axis=-1)
-    view = -direction / length[..., None]
+    view = -unit(direction)
     solid = jnp.minimum(surface, sum(world.solids.counts) - 1)
     of_solid = normals(world.solids, points, solid)
     of_room = _room_normals()[jnp.clip(surface - sum(world.solids.counts), 0, 5)]
     is_room = (surface >= sum(world.solids.counts))[..., None]
     normal = jnp.where(is_room, of_room, of_solid)
     local = world.solids.local(points, solid) * world.solids.half[solid]
-    slope = jnp.abs(jnp.sum(normal * view, axis=-1)).clip(0.15)
-    footprint = depth * length / intrinsics[:, None, None, 0, 0] / slope
+    slope = jnp.abs(dot(normal, view)).clip(0.15)
+    footprint = depth * length(direction) / intrinsics[:, None, None, 0, 0] / slope
     material = world.materials[jnp.maximum(surface, 0)]
     color = color_at(material, jnp.where(is_room, points, local), footprint)
 
     to_light = world.light - points
-    distance = jnp.linalg.norm(to_light, axis=-1)
+    distance = length(to_light)
     lit = _sees_light(world, points + _LIFT * normal, to_light)
     to_light = to_light / distance[..., None]
-    facing = jnp.sum(normal * to_light, axis=-1).clip(0.0)
+    facing = dot(normal, to_light).clip(0.0)
     reach = 1.6 / (1 + 0.08 * jnp.minimum(distance, 8.0) ** 2)
     reach = jnp.where(world.is_open, 1.1, reach)
     direct = jnp.where(lit, facing * reach, 0.0)
     # Light from everywhere is a little stronger from above, so that edges show in the shade too.
     shade = world.ambient * (0.8 + 0.2 * normal[..., 2] + 0.1 * normal[..., 0])
     halfway = to_light + view
-    halfway = halfway / jnp.linalg.norm(halfway, axis=-1, keepdims=True).clip(1e-6)
-    glint = material.shine * jnp.where(lit, jnp.sum(normal * halfway, axis=-1).clip(0.0) ** 40, 0.0)
+    glint = (dot(normal, halfway) / length(halfway).clip(1e-6)).clip(0.0) ** 40
+    glint = material.shine * jnp.where(lit, glint, 0.0)
     color = (color * (shade + direct)[..., None] + glint[..., None]) * world.tint
 
     is_sky = surface < 0
@@ -79,15 +78,17 @@ def cast(
         The distance and the surface: a solid, or, after the solids, a side of the room (low and
         high in x, y, z); -1 for the sky.
     """
-    safe = jnp.where(jnp.abs(direction) < 1e-9, 1e-9, direction)
-    low = jnp.array([-world.room[0], -world.room[1], 0.0])
-    high = jnp.array([world.room[0], world.room[1], 2 * world.room[2]])
-    leave = jnp.where(safe > 0, (high - origin) / safe, (low - origin) / safe)
-    axis = jnp.argmin(leave, axis=-1)
-    is_high = jnp.take_along_axis(safe, axis[..., None], axis=-1)[..., 0] > 0
-    side = 2 * axis + is_high
+    low = (-world.room[0], -world.room[1], 0.0)
+    high = (world.room[0], world.room[1], 2 * world.room[2])
+    to_room, side = jnp.inf, 0
+    for axis in range(3):
+        o, d = origin[..., axis], direction[..., axis]
+        d = jnp.where(jnp.abs(d) < 1e-9, 1e-9, d)
+        leave = jnp.where(d > 0, high[axis] - o, low[axis] - o) / d
+        side = jnp.where(leave < to_room, 2 * axis + (d > 0), side)
+        to_room = jnp.minimum(leave, to_room)
     is_sky = world.is_open & (side != 4)  # all but the floor
-    to_room = jnp.where(is_sky, _FAR, leave.min(axis=-1))
+    to_room = jnp.where(is_sky, _FAR, to_room)
     distance, solid = first_hit(world.solids, origin, direction, to_room)
     side = jnp.where(is_sky, -1, sum(world.solids.counts) + side)
     return distance, jnp.where(solid >= 0, solid, side)

@@ -6,12 +6,15 @@ the ray, so that one formula serves boxes, ellipsoids and elliptic cylinders in 
 """
 
 import dataclasses
+import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 CUBE, BALL, CYLINDER = range(3)
+Vector = tuple[Array, ...]  # components of a vector for every ray
 
 # Rays begin this far from where they leave, in metres: far above float32's error, far below a pixel.
 _START = 1e-3
@@ -60,12 +63,14 @@ def first_hit(
         The distance, `limit` where nothing is met, and the index of the solid, -1 where none is.
     """
 
+    origins, directions = _components(origin), _components(direction)
+
     def meet(interval, index, state):
         distance, solid = state
         rotation, half, centre = solids.rotation[index], solids.half[index], solids.centre[index]
-        o = _rotate_back(origin - centre, rotation) / half
-        d = _rotate_back(direction, rotation) / half
-        enter, leave = interval(o, d)
+        moved = tuple(x - centre[i] for i, x in enumerate(origins))
+        into_shape = lambda v: tuple(_dot(v, rotation[:, i]) / half[i] for i in range(3))
+        enter, leave = interval(into_shape(moved), into_shape(directions))
         is_nearer = (enter < leave) & (enter > _START) & (enter < distance) & solids.active[index]
         return jnp.where(is_nearer, enter, distance), jnp.where(is_nearer, index, solid)
 
@@ -84,16 +89,31 @@ def normals(
 ) -> Float[Array, "*p 3"]:
     """Outward unit normals at points on the surface of a solid each."""
     p = solids.local(points, solid)
-    size = jnp.abs(p)
-    largest = size >= size.max(axis=-1, keepdims=True)
+    x, y, z = (jnp.abs(component) for component in _components(p))
+    largest = jnp.stack([(x >= y) & (x >= z), (y > x) & (y >= z), (z > x) & (z > y)], axis=-1)
     of_cube = jnp.where(largest, jnp.sign(p), 0.0)
-    is_cap = size[..., 2] > jnp.hypot(p[..., 0], p[..., 1])
+    is_cap = z > jnp.sqrt(x * x + y * y)
     of_cylinder = jnp.where(is_cap[..., None], jnp.array([0.0, 0, 1]), jnp.array([1.0, 1, 0])) * p
     shape = solids.shape(solid)[..., None]
     local = jnp.where(shape == CUBE, of_cube, jnp.where(shape == BALL, p, of_cylinder))
     # Normals are mapped by the inverse transposed.
-    world = jnp.sum(solids.rotation[solid] * (local / solids.half[solid])[..., None, :], axis=-1)
-    return world / jnp.linalg.norm(world, axis=-1, keepdims=True)
+    local, rotation = local / solids.half[solid], solids.rotation[solid]
+    return unit(sum(rotation[..., i] * local[..., i, None] for i in range(3)))
+
+
+def unit(v: Float[Array, "*p 3"]) -> Float[Array, "*p 3"]:
+    """Vectors of length 1."""
+    return v / length(v)[..., None]
+
+
+def length(v: Float[Array, "*p 3"]) -> Float[Array, "*p"]:
+    """Lengths of vectors."""
+    return jnp.sqrt(dot(v, v))
+
+
+def dot(a: Float[Array, "*p 3"], b: Float[Array, "*p 3"]) -> Float[Array, "*p"]:
+    """Scalar products."""
+    return _dot(_components(a), _components(b))
 
 
 def distance_to(solids: Solids, points: Float[Array, "m 3"]) -> Float[Array, "m k"]:
@@ -107,6 +127,15 @@ def _rotate_back(x: Float[Array, "*p 3"], rotation: Float[Array, "*q 3 3"]) -> A
     return sum(x[..., i, None] * rotation[..., i, :] for i in range(3))
 
 
+def _components(v: Array) -> tuple[Array, Array, Array]:
+    """x, y and z apart: sums over an axis of 3 would be kernels of their own on a GPU."""
+    return v[..., 0], v[..., 1], v[..., 2]
+
+
+def _dot(a: Sequence[Array], b: Sequence[Array]) -> Array:
+    return sum(a[i] * b[i] for i in range(len(a)))
+
+
 def _slab(o: Array, d: Array) -> tuple[Array, Array]:
     """Where a ray is in [-1, 1]."""
     d = jnp.where(jnp.abs(d) < _SMALLEST, _SMALLEST, d)
@@ -114,22 +143,22 @@ def _slab(o: Array, d: Array) -> tuple[Array, Array]:
     return jnp.minimum(a, b), jnp.maximum(a, b)
 
 
-def _in_cube(o: Array, d: Array) -> tuple[Array, Array]:
-    enter, leave = _slab(o, d)
-    return enter.max(axis=-1), leave.min(axis=-1)
+def _in_cube(o: Vector, d: Vector) -> tuple[Array, Array]:
+    enters, leaves = zip(*map(_slab, o, d), strict=True)
+    return functools.reduce(jnp.maximum, enters), functools.reduce(jnp.minimum, leaves)
 
 
-def _in_ball(o: Array, d: Array) -> tuple[Array, Array]:
-    a, b = jnp.sum(d * d, axis=-1), jnp.sum(o * d, axis=-1)
+def _in_ball(o: Vector, d: Vector) -> tuple[Array, Array]:
+    a = _dot(d, d) + _SMALLEST**2
+    middle = -_dot(o, d) / a
     # The distance of the line from the centre, which does not cancel like `b * b - a * c`.
-    foot = o - (b / a)[..., None] * d
-    inside = 1 - jnp.sum(foot * foot, axis=-1)
+    foot = tuple(x + middle * v for x, v in zip(o, d, strict=True))
+    inside = 1 - _dot(foot, foot)
     half = jnp.sqrt(jnp.maximum(inside, 0.0) / a)
-    return -b / a - half, jnp.where(inside > 0, -b / a + half, -jnp.inf)
+    return middle - half, jnp.where(inside > 0, middle + half, -jnp.inf)
 
 
-def _in_cylinder(o: Array, d: Array) -> tuple[Array, Array]:
-    d = jnp.where(jnp.abs(d) < _SMALLEST, _SMALLEST, d)
-    enter_side, leave_side = _in_ball(o[..., :2], d[..., :2])
-    enter_cap, leave_cap = _slab(o[..., 2], d[..., 2])
+def _in_cylinder(o: Vector, d: Vector) -> tuple[Array, Array]:
+    enter_side, leave_side = _in_ball(o[:2], d[:2])
+    enter_cap, leave_cap = _slab(o[2], d[2])
     return jnp.maximum(enter_side, enter_cap), jnp.minimum(leave_side, leave_cap)

@@ -1,10 +1,13 @@
 """Solid textures: colours as functions of the place in an object, different for every object."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+from vggt_jax.synthetic.solids import dot
 
 KINDS = ("marble", "checks", "stripes", "tiles", "speckles")
 
@@ -72,11 +75,12 @@ def color_at(
 
     cell = jnp.floor(p)
     # Over an edge between cells, the share of the pixel on the near side.
-    nearest_edge = jnp.min(jnp.abs(p - jnp.round(p)), axis=-1)
+    to_edge = jnp.abs(p - jnp.round(p))
+    nearest_edge = jnp.minimum(jnp.minimum(to_edge[..., 0], to_edge[..., 1]), to_edge[..., 2])
     sharp = _fade(width)
-    parity = sharp * (1 - 2 * jnp.mod(cell.sum(axis=-1), 2))
-    stripes = sharp * jnp.sin(2 * jnp.pi * (jnp.sum(p * materials.axis, axis=-1) + 0.35 * coarse))
-    of_cell = sharp * (2 * _hash(cell.astype(jnp.int32), 3) - 1)
+    parity = sharp * (1 - 2 * jnp.mod(cell[..., 0] + cell[..., 1] + cell[..., 2], 2))
+    stripes = sharp * jnp.sin(2 * jnp.pi * (dot(p, materials.axis) + 0.35 * coarse))
+    of_cell = sharp * (2 * _hash(cell, 3) - 1)
     grout = sharp * (nearest_edge < 0.05)
     speckles = _fade(3 * width) * jnp.where(_noise(p * 3.0, 4) > 0.35, 1.0, -0.6)
 
@@ -115,21 +119,22 @@ def _noise(p: Array, seed: int) -> Array:
     corner = jnp.floor(p)
     t = p - corner
     t = t * t * (3 - 2 * t)
-    corner = corner.astype(jnp.int32)
+    share = lambda axis: (1 - t[..., axis], t[..., axis])
     total = 0.0
-    for i in range(8):
-        bits = jnp.array([i & 1, i >> 1 & 1, i >> 2], jnp.int32)
-        weight = jnp.prod(jnp.where(bits == 1, t, 1 - t), axis=-1)
-        total += weight * _hash(corner + bits, seed)
+    # Components apart and no sums over an axis of 3, which would be kernels of their own on a GPU.
+    for (i, of_x), (j, of_y), (k, of_z) in itertools.product(
+        *(enumerate(share(a)) for a in range(3))
+    ):
+        total += of_x * of_y * of_z * _hash(corner, seed, (i, j, k))
     return 2 * total - 1
 
 
-def _hash(cell: Int[Array, "*p 3"], seed: int) -> Float[Array, "*p"]:
+def _hash(corner: Float[Array, "*p 3"], seed: int, step: tuple[int, int, int] = (0, 0, 0)) -> Array:
     """A number in [0, 1) for each cell of a grid: multiplications by odd constants and shifts."""
-    cell = cell.astype(jnp.uint32)
+    cell = lambda axis: corner[..., axis].astype(jnp.int32).astype(jnp.uint32) + step[axis]
     # Constants of xxHash32 (github.com/Cyan4973/xxHash, doc/xxhash_spec.md).
-    x = cell[..., 0] * jnp.uint32(2654435761) ^ cell[..., 1] * jnp.uint32(2246822519)
-    x = x ^ cell[..., 2] * jnp.uint32(3266489917) ^ jnp.uint32(seed * 668265263 % 2**32)
+    x = cell(0) * jnp.uint32(2654435761) ^ cell(1) * jnp.uint32(2246822519)
+    x = x ^ cell(2) * jnp.uint32(3266489917) ^ jnp.uint32(seed * 668265263 % 2**32)
     x = (x ^ x >> 15) * jnp.uint32(2246822519)
     x = (x ^ x >> 13) * jnp.uint32(3266489917)
     return (x >> 8).astype(jnp.float32) * 2.0**-24

@@ -1,0 +1,360 @@
+"""The run around the steps: compiling, saving, validating, logging, stopping in time."""
+
+import concurrent.futures
+import json
+import math
+import pathlib
+import signal
+import threading
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
+from vggt_jax.checkpoint import load_model, named_parameters, save_model
+from vggt_jax.config import VGGTConfig
+from vggt_jax.errors import InputError
+from vggt_jax.models.vggt import VGGT
+from vggt_jax.training.checkpoints import Checkpoints
+from vggt_jax.training.initialization import initial_model, small_config
+from vggt_jax.training.optimizer import make_optimizer
+from vggt_jax.training.settings import TrainSettings
+from vggt_jax.training.state import TrainState, initial_state, with_named
+from vggt_jax.training.step import AXIS, Recipe, Render, make_steps, make_validation
+from vggt_jax.training.variants import Variant, variant_of
+
+_VALIDATION_KEY = 2**31 - 1  # folded into the seed: no step has this number
+_SECONDS_TO_END = 20.0  # for the last checkpoint and the export
+
+
+def train(
+    settings: TrainSettings,
+    *,
+    render: Render | None = None,
+    render_validation: Render | None = None,
+    say: Callable[[str], None] = print,
+) -> TrainState:
+    """Trains until the steps are done, time is up, or a signal asks to stop; then saves and exports.
+
+    Args:
+        render, render_validation: scenes from one key each; by default the synthetic world's
+            "train" and "validation".
+        say: takes the lines for the console.
+
+    Returns:
+        The state at the end.
+
+    Raises:
+        InputError: settings do not fit the model, the devices, or the run that is there.
+    """
+    start = time.monotonic()
+    if settings.compilation_cache is not None:
+        jax.config.update("jax_compilation_cache_dir", str(settings.compilation_cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 5.0)
+    mesh = jax.make_mesh((jax.device_count(),), (AXIS,))
+    replicated = NamedSharding(mesh, PartitionSpec())
+    variants = tuple(map(Variant.parse, settings.variants))
+    validation_variant = Variant.parse(settings.validation_variant)
+
+    settings.out.mkdir(parents=True, exist_ok=True)
+    with Checkpoints(settings.out / "checkpoints", keep=settings.keep) as checkpoints:
+        latest = checkpoints.latest()
+        if latest is not None:
+            _check_same_run(settings, checkpoints.document(latest)["settings"], say)
+        model = _first_model(settings, only_shapes=latest is not None)
+        for variant in (*variants, validation_variant):
+            variant.check(patch_size=model.config.patch_size, num_devices=mesh.size)
+        _check_frozen(settings.freeze, model)
+        abstract = jax.eval_shape(lambda: model)
+        optimizer = make_optimizer(settings.optimizer)
+        recipe = lambda render: Recipe(
+            model=abstract,
+            render=render,
+            optimizer=optimizer,
+            settings=settings.optimizer,
+            weights=settings.loss,
+            execution=settings.execution,
+            frozen=settings.freeze,
+        )
+        shapes = jax.eval_shape(lambda: initial_state(abstract_to_zeros(abstract), optimizer))
+        if latest is None:
+            state = jax.device_put(initial_state(model, optimizer), replicated)
+        else:
+            state = checkpoints.restore(latest, shapes, replicated)
+            say(f"going on after step {latest} of {settings.total_steps}")
+        del model
+
+        training = make_steps_of_variants(
+            recipe(render or synthetic("train", settings.render_at_once)), variants, settings, mesh
+        )
+        validation = make_validation(
+            recipe(render_validation or synthetic("validation", settings.render_at_once)),
+            validation_variant,
+            num_batches=settings.validation_batches,
+            mesh=mesh,
+        )
+        key = jax.device_put(jax.random.key(settings.seed), replicated)
+        total = jax.device_put(jnp.asarray(settings.total_steps, jnp.int32), replicated)
+        programs = {
+            str(variant): lambda fn=fn: fn.lower(state, key, total).compile()
+            for variant, fn in training.items()
+        }
+        if settings.validate_every:
+            programs["validation"] = lambda: validation.lower(state.ema, key).compile()
+        compiled = compile_all(programs, say)
+        _write_json(settings.out / "settings.json", settings.to_dict())
+        run = _Run(settings, variants, compiled, checkpoints, abstract, key, total, start, say)
+        with _SignalsAskToStop() as stop:
+            return run(state, stop)
+
+
+def synthetic(split: str, at_once: int) -> Render:
+    """Scenes of the synthetic world, rendered a few at a time."""
+    from vggt_jax.synthetic import render_scenes
+
+    def render(keys, num_frames, size):
+        one = lambda key: jax.tree.map(
+            lambda x: x[0], render_scenes(key, 1, num_frames, size=size, split=split)
+        )
+        if at_once == 0 or at_once >= keys.shape[0]:
+            return jax.vmap(one)(keys)
+        return jax.lax.map(one, keys, batch_size=at_once)
+
+    return render
+
+
+def make_steps_of_variants(recipe, variants, settings, mesh):
+    """The jitted steps of every variant."""
+    return {
+        variant: make_steps(recipe, variant, num_steps=settings.steps_per_dispatch, mesh=mesh)
+        for variant in variants
+    }
+
+
+def abstract_to_zeros(model: nnx.Module) -> nnx.Module:
+    """A model of zeros, under `jax.eval_shape`, from one of shapes."""
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), model)
+
+
+def compile_all(programs: dict[str, Callable], say: Callable[[str], None]) -> dict[str, Callable]:
+    """Compiles programs at the same time, each in a thread, and says how long each took."""
+
+    def timed(compile):
+        begin = time.monotonic()
+        return compile(), time.monotonic() - begin
+
+    begin = time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor(len(programs)) as pool:
+        futures = {name: pool.submit(timed, compile) for name, compile in programs.items()}
+        done = {name: future.result() for name, future in futures.items()}
+    for name, (program, seconds) in done.items():
+        memory = program.memory_analysis()
+        size = "" if memory is None else f", {memory.temp_size_in_bytes / 2**30:.1f} GiB temporary"
+        say(f"compiled {name} in {seconds:.0f} s{size}")
+    say(f"compiled {len(done)} programs in {time.monotonic() - begin:.0f} s")
+    return {name: program for name, (program, _) in done.items()}
+
+
+class _Run:
+    """The loop over dispatches. Results of one are read after the next has been sent off, so that
+    the device never waits for Python."""
+
+    def __init__(self, settings, variants, programs, checkpoints, model, key, total, start, say):
+        self.settings, self.variants, self.programs = settings, variants, programs
+        self.checkpoints, self.model, self.key, self.total = checkpoints, model, key, total
+        self.start, self.say = start, say
+        self.log_file = settings.out / "train.jsonl"
+        self.slowest = 0.0
+
+    def __call__(self, state: TrainState, stop: threading.Event) -> TrainState:
+        settings, per = self.settings, self.settings.steps_per_dispatch
+        first = int(state.step)
+        dispatch, pending = first // per, None
+        saved = began = self.begin = time.monotonic()
+        if first == 0 and settings.validate_every:
+            self.validate(state, 0)
+        self.begin, self.first = time.monotonic(), first
+        reason = "all steps are done"
+        while dispatch < settings.num_dispatches:
+            if stop.is_set():
+                reason = "a signal asked to stop"
+                break
+            if self.time_is_up():
+                reason = f"{settings.max_minutes:g} minutes are up"
+                break
+            variant = variant_of(dispatch, self.variants, settings.seed)
+            state, found = self.programs[str(variant)](state, self.key, self.total)
+            dispatch += 1
+            if pending is not None:
+                began = self.report(*pending, began)
+            pending = (dispatch * per, variant, found)
+            step = dispatch * per
+            validates = settings.validate_every and (
+                step // settings.validate_every > (step - per) // settings.validate_every
+            )
+            if validates or time.monotonic() - saved > 60 * settings.save_minutes:
+                began = self.report(*pending, began)
+                pending = None
+                if time.monotonic() - saved > 60 * settings.save_minutes:
+                    self.save(state, step)
+                    saved = time.monotonic()
+                if validates:
+                    self.validate(state, step)
+                began = time.monotonic()
+        if pending is not None:
+            self.report(*pending, began)
+        step = int(state.step)
+        self.save(state, step)
+        self.export(state)
+        self.checkpoints.wait()
+        self.say(f"stopped at step {step} of {settings.total_steps}: {reason}")
+        if step < settings.total_steps:
+            self.say("the same command again goes on from here")
+        return state
+
+    def time_is_up(self) -> bool:
+        if self.settings.max_minutes is None:
+            return False
+        # One dispatch is under way, and the next would follow it.
+        needed = 2 * self.slowest + _SECONDS_TO_END
+        return time.monotonic() - self.start + needed > 60 * self.settings.max_minutes
+
+    def report(self, step: int, variant: Variant, found: dict, began: float) -> float:
+        """Logs a dispatch when it is done, and returns when that was."""
+        found = jax.device_get(found)
+        now = time.monotonic()
+        seconds = now - began
+        self.slowest = max(self.slowest, seconds)
+        skipped = int(np.sum(found["skipped"]))
+        fine = found["skipped"] == 0
+        means = {
+            name: float(np.mean(x[fine])) if fine.any() else math.nan
+            for name, x in found.items()
+            if name != "skipped"
+        }
+        per = self.settings.steps_per_dispatch
+        speed = per * variant.num_scenes / seconds
+        line = {"kind": "train", "step": step, "variant": str(variant), **means}
+        line |= {"skipped": skipped, "scenes_per_second": speed, "seconds": now - self.start}
+        self.log(line)
+        every = self.settings.log_every
+        if step // every > (step - per) // every or step == per:
+            rate = (step - self.first) / (now - self.begin)
+            left = (self.settings.total_steps - step) / rate / 60
+            parts = " ".join(
+                f"{short} {means[name]:.4f}" for short, name in _SHORT.items() if name in means
+            )
+            self.say(
+                f"step {step}/{self.settings.total_steps} {parts} lr {means['learning_rate']:.1e} "
+                f"{speed:.0f} scenes/s {rate:.2f} steps/s, {left:.1f} min left"
+                + (f", skipped {skipped}" if skipped else "")
+            )
+        return now
+
+    def validate(self, state: TrainState, step: int) -> None:
+        key = jax.random.fold_in(self.key, _VALIDATION_KEY)
+        begin = time.monotonic()
+        found = jax.device_get(self.programs["validation"](state.ema, key))
+        values = {name: float(x) for name, x in found.items()}
+        self.log({"kind": "validation", "step": step, **values, "seconds": begin - self.start})
+        parts = " ".join(
+            f"{name} {values[name]:.4f}" for name in ("auc30", "abs_rel", "total") if name in values
+        )
+        self.say(f"validation at step {step}: {parts} ({time.monotonic() - begin:.1f} s)")
+
+    def save(self, state: TrainState, step: int) -> None:
+        document = {"settings": self.settings.to_dict(), "config": self.model.config.to_dict()}
+        self.checkpoints.save(step, state, document)
+
+    def export(self, state: TrainState) -> None:
+        path = self.settings.export or self.settings.out / "model.safetensors"
+        export_model(self.model, state.ema, path)
+        mebibytes = path.stat().st_size / 2**20 if path.is_file() else math.nan
+        self.say(f"wrote {path} ({mebibytes:.1f} MiB)")
+
+    def log(self, line: dict) -> None:
+        # JSON has no NaN.
+        clean = {
+            name: None if isinstance(x, float) and not math.isfinite(x) else x
+            for name, x in line.items()
+        }
+        with self.log_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(clean) + "\n")
+
+
+_SHORT = {"loss": "total", "cam": "camera", "depth": "depth_error", "points": "points_error"}
+_SHORT |= {"grad": "gradient_norm"}
+
+
+def export_model(model: nnx.Module, params: dict, path: pathlib.Path) -> None:
+    """Writes a model with these parameters, every kernel in bfloat16, as a checkpoint of ours.
+
+    Args:
+        model: may be abstract.
+    """
+    params = {
+        name: x.astype(jnp.bfloat16) if name.endswith(".kernel") else x
+        for name, x in params.items()
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_model(with_named(model, params), path, overwrite=True)
+
+
+class _SignalsAskToStop:
+    """Turns SIGTERM and the first Ctrl-C into an event, where signals can be handled at all: in the
+    main thread."""
+
+    def __enter__(self) -> threading.Event:
+        event = threading.Event()
+        self.before = {}
+        if threading.current_thread() is threading.main_thread():
+
+            def handle(number, frame):
+                event.set()
+                signal.signal(signal.SIGINT, self.before[signal.SIGINT])  # the second one ends it
+
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self.before[number] = signal.signal(number, handle)
+        return event
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def _first_model(settings: TrainSettings, *, only_shapes: bool) -> VGGT:
+    if settings.init is not None:
+        model = load_model(settings.init)
+        if not isinstance(model, VGGT):
+            raise InputError(f"init {settings.init}: only VGGT can be trained, not π³")
+        return model
+    config = small_config() if settings.config is None else VGGTConfig.from_json(settings.config)
+    make = lambda: initial_model(config, jax.random.key(settings.seed))
+    return jax.eval_shape(make) if only_shapes else jax.jit(make)()
+
+
+def _check_same_run(settings: TrainSettings, earlier: dict, say) -> None:
+    if differences := settings.differences(earlier):
+        raise InputError(
+            f"{settings.out} holds a run of other settings; choose another folder, or those settings: "
+            + "; ".join(differences)
+        )
+    if earlier["steps"] != settings.steps:
+        say(
+            f"steps changed from {earlier['steps']} to {settings.steps}: "
+            "the learning rate follows the new schedule from here"
+        )
+
+
+def _check_frozen(frozen: tuple[str, ...], model: nnx.Module) -> None:
+    names = list(named_parameters(model))
+    if unknown := [start for start in frozen if not any(name.startswith(start) for name in names)]:
+        raise InputError(f"freeze: no parameter begins with {unknown}; names are like {names[0]}")
+
+
+def _write_json(path: pathlib.Path, document: dict) -> None:
+    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,170 @@
+"""The losses of VGGT: cameras, depth and points (arXiv:2503.11651, section 3.4).
+
+Weights and details that the paper leaves open are those of the official `training/loss.py` and its
+default configuration. Two differ: every mean is over a scene first and then over scenes, so that
+devices can average what they found, whatever their masks; and no quantile of the worst pixels is
+left out, since rendered depth has no outliers.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from vggt_jax.outputs import VGGTOutput
+from vggt_jax.training.normalization import Targets
+
+_MAX_TRANSLATION_ERROR = 100.0  # official file: training/loss.py, camera_loss_single
+_MAX_GRADIENT_ERROR = 100.0  # official file: training/loss.py, gradient_loss
+_HUBER_DELTA = 0.1  # where the quadratic part ends, in units of the encoding
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossWeights:
+    """How the parts add up."""
+
+    camera: float = 5.0
+    """Weight of the cameras."""
+    depth: float = 1.0
+    """Weight of depth: confidence, plain and gradient term."""
+    points: float = 1.0
+    """Weight of the point map, likewise."""
+    translation: float = 1.0
+    """Of the translation within the camera loss."""
+    rotation: float = 1.0
+    """Of the quaternion within the camera loss."""
+    field_of_view: float = 0.5
+    """Of the fields of view within the camera loss."""
+    iteration_decay: float = 0.6
+    """What each earlier iteration of the camera head counts of the next one."""
+    confidence: float = 0.2
+    """Of the logarithm that keeps confidences up; the paper's alpha."""
+    gradient: float = 1.0
+    """Of the gradient term within depth and points."""
+    camera_error: Literal["l1", "huber"] = "l1"
+    """Absolute error (official code) or Huber's (paper)."""
+
+
+def losses(
+    output: VGGTOutput, targets: Targets, weights: LossWeights
+) -> dict[str, Float[Array, ""]]:
+    """The parts of the loss and their weighted sum, all finite for finite predictions.
+
+    What the model has no head for is left out.
+
+    Returns:
+        `total`, the weighted sum; `translation`, `rotation`, `field_of_view` and their sum
+        `camera`; `X_confidence`, `X_error` and `X_gradient` for X of `depth` and `points`. A scene
+        without valid pixels adds 0 to each.
+    """
+    parts = {}
+    total = jnp.zeros(())
+    if output.pose_enc_list is not None:
+        parts |= camera_losses(output.pose_enc_list, targets, weights)
+        total += weights.camera * parts["camera"]
+    maps = {
+        "depth": (output.depth, output.depth_conf, targets.depth[..., None], weights.depth),
+        "points": (
+            output.world_points,
+            output.world_points_conf,
+            targets.world_points,
+            weights.points,
+        ),
+    }
+    for name, (values, confidence, truth, weight) in maps.items():
+        if values is None:
+            continue
+        found = map_losses(values, confidence, truth, targets.valid, weights.confidence)
+        parts |= {f"{name}_{part}": value for part, value in found.items()}
+        total += weight * (
+            found["confidence"] + found["error"] + weights.gradient * found["gradient"]
+        )
+    return parts | {"total": total}
+
+
+def camera_losses(
+    encodings: Float[Array, "i b s 9"], targets: Targets, weights: LossWeights
+) -> dict[str, Float[Array, ""]]:
+    """Errors of the pose encodings, averaged over iterations with decreasing weight.
+
+    Quaternions are compared as they are, without a choice of sign: the truth has a scalar that is
+    not negative. Scenes without valid points do not count, since their scale is unknown.
+    """
+    difference = jnp.abs(encodings - targets.pose_enc)  # [i b s 9]
+    if weights.camera_error == "huber":
+        inside = 0.5 * difference**2 / _HUBER_DELTA
+        difference = jnp.where(difference < _HUBER_DELTA, inside, difference - 0.5 * _HUBER_DELTA)
+    num = encodings.shape[0]
+    decay = weights.iteration_decay ** jnp.arange(num - 1, -1, -1, dtype=jnp.float32) / num
+    has_points = jnp.any(targets.valid, axis=(1, 2, 3))
+
+    def mean(part):  # [i b s k]
+        of_scene = jnp.einsum("i,ib->b", decay, jnp.mean(part, axis=(2, 3)))
+        return jnp.mean(jnp.where(has_points, of_scene, 0.0))
+
+    parts = {
+        "translation": mean(jnp.minimum(difference[..., :3], _MAX_TRANSLATION_ERROR)),
+        "rotation": mean(difference[..., 3:7]),
+        "field_of_view": mean(difference[..., 7:]),
+    }
+    camera = sum(getattr(weights, name) * value for name, value in parts.items())
+    return parts | {"camera": camera}
+
+
+def map_losses(
+    values: Float[Array, "b s height width c"],
+    confidence: Float[Array, "b s height width"],
+    truth: Float[Array, "b s height width c"],
+    valid: Bool[Array, "b s height width"],
+    alpha: float,
+) -> dict[str, Float[Array, ""]]:
+    """Losses of a map: `error`, the mean distance; `confidence`, the mean of
+    `confidence * distance - alpha * log(confidence)`; and `gradient`, see `gradient_loss`.
+    """
+    error = jnp.where(valid[..., None], values - truth, 0.0)
+    distance = _length(error)
+    count = jnp.maximum(jnp.sum(valid, axis=(1, 2, 3)), 1)
+    mean = lambda x: jnp.mean(jnp.sum(jnp.where(valid, x, 0.0), axis=(1, 2, 3)) / count)
+    # What a pixel that does not count holds must not reach the gradient either.
+    confidence = jnp.where(valid, confidence, 1.0)
+    return {
+        "confidence": mean(confidence * distance - alpha * jnp.log(confidence)),
+        "error": mean(distance),
+        "gradient": gradient_loss(error, valid),
+    }
+
+
+def gradient_loss(
+    error: Float[Array, "b s height width c"],
+    valid: Bool[Array, "b s height width"],
+    *,
+    num_scales: int = 4,
+) -> Float[Array, ""]:
+    """How much the error changes between neighbouring valid pixels, at several scales.
+
+    At each scale, which takes every first, second, fourth, ... pixel, the absolute differences to
+    the right and lower neighbours are summed and divided by the number of valid values.
+
+    Args:
+        error: prediction minus truth; 0 where not valid.
+    """
+    total = jnp.zeros(())
+    for scale in range(num_scales):
+        step = 2**scale
+        e, v = error[:, :, ::step, ::step], valid[:, :, ::step, ::step, None]
+        across = jnp.where(v[:, :, :, 1:] & v[:, :, :, :-1], e[:, :, :, 1:] - e[:, :, :, :-1], 0.0)
+        down = jnp.where(v[:, :, 1:] & v[:, :, :-1], e[:, :, 1:] - e[:, :, :-1], 0.0)
+        clipped = lambda x: jnp.minimum(jnp.abs(x), _MAX_GRADIENT_ERROR)
+        of_scene = jnp.sum(clipped(across), (1, 2, 3, 4)) + jnp.sum(clipped(down), (1, 2, 3, 4))
+        count = jnp.maximum(jnp.sum(v, axis=(1, 2, 3, 4)) * error.shape[-1], 1)
+        total += jnp.mean(of_scene / count)
+    return total / num_scales
+
+
+def _length(x: Float[Array, "*b c"]) -> Float[Array, "*b"]:
+    """Euclidean length with a gradient of 0 at 0."""
+    if x.shape[-1] == 1:
+        return jnp.abs(x[..., 0])
+    square = jnp.sum(x * x, axis=-1)
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)

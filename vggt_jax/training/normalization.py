@@ -1,0 +1,82 @@
+"""What the model shall predict: the truth of a scene in the first camera's frame, at unit scale."""
+
+import dataclasses
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from vggt_jax import geometry
+
+_MIN_SCALE = 1e-6  # of a scene whose points all lie at the first camera
+
+
+class SceneTruth(Protocol):
+    """What training asks of scenes; `vggt_jax.synthetic.Scenes` has it."""
+
+    images: Float[Array, "b s height width 3"]
+    depth: Float[Array, "b s height width"]
+    valid: Bool[Array, "b s height width"]
+    camera_from_world: Float[Array, "b s 3 4"]
+    intrinsics: Float[Array, "b s 3 3"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Targets:
+    """The truth in the model's terms.
+
+    Attributes:
+        pose_enc: as `VGGTOutput.pose_enc`, with a unit quaternion whose scalar is not negative.
+        depth: along the viewing axis; 0 where there is none.
+        world_points: in the first camera's frame; 0 where there is no depth.
+        valid: pixels with a depth.
+        scale: length of the scene's unit in the units that it came in.
+    """
+
+    pose_enc: Float[Array, "b s 9"]
+    depth: Float[Array, "b s height width"]
+    world_points: Float[Array, "b s height width 3"]
+    valid: Bool[Array, "b s height width"]
+    scale: Float[Array, " b"]
+
+
+def normalize_scenes(scenes: SceneTruth) -> Targets:
+    """Puts the world into the first camera and divides lengths by the scene's scale.
+
+    The scale is the mean distance of all valid points of all frames to the first camera
+    (arXiv:2503.11651, section 3.4); a scene without valid points keeps its own. Pixels whose depth
+    is not finite and positive do not count as valid.
+    """
+    valid = scenes.valid & jnp.isfinite(scenes.depth) & (scenes.depth > 0)
+    depth = jnp.where(valid, scenes.depth, 0.0)
+    camera_from_first = _relative_to_first(scenes.camera_from_world)
+    points = geometry.unproject_depth(depth, camera_from_first, scenes.intrinsics, pixel_centre=0.5)
+    points = jnp.where(valid[..., None], points, 0.0)
+    count = jnp.sum(valid, axis=(1, 2, 3))
+    distances = jnp.sum(jnp.linalg.norm(points, axis=-1), axis=(1, 2, 3))
+    scale = jnp.where(count > 0, jnp.maximum(distances / jnp.maximum(count, 1), _MIN_SCALE), 1.0)
+    over_scale = lambda x: x / scale.reshape(-1, *[1] * (x.ndim - 1))
+    translation = over_scale(camera_from_first[..., 3])
+    cameras = jnp.concatenate([camera_from_first[..., :3], translation[..., None]], axis=-1)
+    return Targets(
+        pose_enc=geometry.pose_encoding_from_camera(
+            cameras, scenes.intrinsics, scenes.depth.shape[-2:]
+        ),
+        depth=over_scale(depth),
+        world_points=over_scale(points),
+        valid=valid,
+        scale=scale,
+    )
+
+
+def _relative_to_first(camera_from_world: Float[Array, "b s 3 4"]) -> Float[Array, "b s 3 4"]:
+    world_from_first = geometry.invert_rigid(camera_from_world[:, :1])
+    einsum = lambda *factors: jnp.einsum(
+        "...ij,...jk->...ik", *factors, precision=jax.lax.Precision.HIGHEST
+    )
+    rotation, translation = camera_from_world[..., :3], camera_from_world[..., 3:]
+    turned = einsum(rotation, world_from_first[..., :3])
+    moved = einsum(rotation, world_from_first[..., 3:]) + translation
+    return jnp.concatenate([turned, moved], axis=-1)

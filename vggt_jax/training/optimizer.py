@@ -1,0 +1,80 @@
+"""AdamW with warm-up and decay, and an average of the weights."""
+
+import dataclasses
+from typing import Literal
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from vggt_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """AdamW, its schedule and the average of the weights."""
+
+    learning_rate: float = 1e-3
+    """The largest, after warm-up. To fine-tune, take a hundredth of it."""
+    warmup_steps: int = 500
+    """Steps over which the learning rate rises from 0."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How it falls to 0 at the last step, or not at all."""
+    weight_decay: float = 0.05
+    """Of kernels only: not of norms, biases, scales, tokens and tables."""
+    beta1: float = 0.9
+    """Decay of the mean of gradients."""
+    beta2: float = 0.95
+    """Decay of the mean of their squares."""
+    max_gradient_norm: float = 1.0
+    """Longer gradients are shortened to it."""
+    ema_decay: float = 0.999
+    """Of the average of the weights, which validation and export use. It starts lower, at
+    (1 + step) / (10 + step)."""
+
+    def __post_init__(self):
+        if self.learning_rate <= 0 or self.max_gradient_norm <= 0 or self.warmup_steps < 0:
+            raise InputError(
+                f"{self.learning_rate=} and {self.max_gradient_norm=} must be positive, "
+                f"{self.warmup_steps=} not negative"
+            )
+        if not 0 <= self.ema_decay < 1:
+            raise InputError(f"{self.ema_decay=} must be in [0, 1)")
+
+
+def learning_rate(
+    settings: OptimizerSettings, step: Array, total_steps: Array | int
+) -> Float[Array, ""]:
+    """The learning rate of a step, counted from 0: rises to `warmup_steps`, then falls to 0."""
+    step = jnp.asarray(step, jnp.float32)
+    warmup = settings.warmup_steps
+    rise = jnp.minimum((step + 1) / (warmup + 1), 1.0)
+    done = jnp.clip((step - warmup) / jnp.maximum(total_steps - warmup, 1), 0.0, 1.0)
+    fall = {
+        "cosine": 0.5 * (1 + jnp.cos(jnp.pi * done)),
+        "linear": 1 - done,
+        "constant": jnp.ones(()),
+    }[settings.schedule]
+    return settings.learning_rate * rise * fall
+
+
+def make_optimizer(settings: OptimizerSettings) -> optax.GradientTransformation:
+    """Adam with decay, at a learning rate of 1: the step multiplies by `-learning_rate`."""
+    return optax.chain(
+        optax.scale_by_adam(b1=settings.beta1, b2=settings.beta2),
+        optax.add_decayed_weights(settings.weight_decay, mask=decays),
+    )
+
+
+def decays(params: dict[str, Array]) -> dict[str, bool]:
+    """Which parameters decay: kernels that training reaches."""
+    return {
+        name: name.endswith(".kernel") and not name.startswith("track_head.") for name in params
+    }
+
+
+def average(ema: Array, param: Array, step: Array, decay: float) -> Array:
+    """The next average of a parameter, after the step of this number, counted from 0."""
+    step = step.astype(jnp.float32)
+    decay = jnp.minimum(decay, (1 + step) / (10 + step))
+    return decay * ema + (1 - decay) * param

@@ -1,0 +1,69 @@
+"""The forward pass of training: the model's own parts, with choices that inference does not have."""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vggt_jax.heads.dpt import activate
+from vggt_jax.layers.precision import Precision
+from vggt_jax.models.vggt import VGGT
+from vggt_jax.outputs import VGGTOutput
+
+Part = Literal["encoder", "trunk", "heads"]
+PARTS = ("encoder", "trunk", "heads")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How the model runs in training; none of it changes what is learned, but for rounding."""
+
+    compute_type: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Of matrix products in encoder and trunk; auto is bfloat16 on a GPU. Parameters, gradients and
+    the optimiser are float32 always."""
+    dense_heads: Literal["bfloat16", "float32"] = "bfloat16"
+    """Of convolutions in the depth and point heads, where compute-type is bfloat16; float32 runs
+    through TF32 on a GPU. The last layer and the camera head are float32 always."""
+    recompute: tuple[Part, ...] = ()
+    """Parts to compute a second time in the backward pass instead of keeping their intermediate
+    values: encoder, trunk (block by block), heads. Saves memory, costs up to a third more time."""
+
+    @property
+    def precision(self) -> Precision:
+        dtype = None if self.compute_type == "auto" else jnp.dtype(self.compute_type)
+        return Precision.from_compute_dtype(dtype)
+
+
+def predict(
+    model: VGGT, images: Float[Array, "b s height width 3"], execution: Execution = Execution()
+) -> VGGTOutput:
+    """Cameras, depth and points, as `model(images)` gives them; differentiable."""
+    precision = execution.precision
+    dtype = precision.compute_dtype
+    dense = precision if execution.dense_heads == "bfloat16" else precision.heads
+    again = lambda part, fn: jax.checkpoint(fn) if part in execution.recompute else fn
+    layout = model.layout(images)
+    encode = again("encoder", lambda model, images: model.encode(images, compute_dtype=dtype))
+    trunk = model.aggregate(
+        encode(model, images),
+        layout,
+        compute_dtype=dtype,
+        recompute="trunk" in execution.recompute,
+    )
+    outputs = {}
+    if model.camera_head is not None:
+        with jax.named_scope("camera_head"):
+            encodings = model.camera_head(trunk.first_tokens, precision.heads)
+        outputs |= {"pose_enc": encodings[-1], "pose_enc_list": encodings}
+    decode = again("heads", lambda head, trunk: head(trunk, layout, dense).astype(jnp.float32))
+    if model.depth_head is not None:
+        with jax.named_scope("depth_head"):
+            depth, conf = activate(decode(model.depth_head, trunk), "exp")
+        outputs |= {"depth": depth, "depth_conf": conf}
+    if model.point_head is not None:
+        with jax.named_scope("point_head"):
+            points, conf = activate(decode(model.point_head, trunk), "inv_log")
+        outputs |= {"world_points": points, "world_points_conf": conf}
+    return VGGTOutput(**outputs)

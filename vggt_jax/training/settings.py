@@ -1,0 +1,127 @@
+"""Everything that a training run can be asked for."""
+
+import dataclasses
+import pathlib
+
+from vggt_jax.errors import InputError
+from vggt_jax.training.losses import LossWeights
+from vggt_jax.training.optimizer import OptimizerSettings
+from vggt_jax.training.predict import PARTS, Execution
+from vggt_jax.training.variants import DEFAULT_VARIANTS, Variant
+
+# What may differ between a run and its continuation: nothing that a past step depended on.
+FREE_ON_RESUME = (
+    "steps",
+    "max_minutes",
+    "save_minutes",
+    "keep",
+    "validate_every",
+    "validation_batches",
+    "validation_variant",
+    "log_every",
+    "export",
+    "compilation_cache",
+    "out",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """Train VGGT on scenes that are rendered on the way, or fine-tune a checkpoint on them.
+
+    OUT gets checkpoints/ (the whole state), train.jsonl (a line for every dispatch of steps and for
+    every validation), settings.json and model.safetensors (the average of the weights). The same
+    command again goes on from the newest checkpoint. Ctrl-C and SIGTERM save first.
+    """
+
+    out: pathlib.Path
+    """Folder of the run; one that exists is continued."""
+    steps: int = 8000
+    """Steps in all, on which the learning rate depends; rounded up to whole dispatches. May be changed
+    when a run goes on: the rate then follows the new schedule from there."""
+    max_minutes: float | None = None
+    """Stop in time to have saved and exported after this many minutes since the start of the
+    command, compilation included."""
+    config: pathlib.Path | None = None
+    """JSON file with sizes of the model, the fields of VGGTConfig; by default the small model of
+    the project."""
+    init: str | None = None
+    """Fine-tune this checkpoint (ours, an official file, or a hub name such as facebook/VGGT-1B)
+    instead of starting from random weights."""
+    freeze: tuple[str, ...] = ()
+    """Beginnings of names of parameters that do not learn, such as encoder. or camera_head."""
+    seed: int = 0
+    """Of weights, scenes and variants."""
+    variants: tuple[str, ...] = DEFAULT_VARIANTS
+    """Shapes of batches, SCENESxFRAMES@HEIGHTxWIDTH:WEIGHT; each dispatch takes one at random by
+    weight. Each is compiled once."""
+    steps_per_dispatch: int = 10
+    """Steps in one program, between which Python does nothing."""
+    render_at_once: int = 8
+    """Scenes that a device renders at a time; fewer take less memory. 0 for all."""
+    validate_every: int = 500
+    """Steps between validations of the average of the weights; 0 for none."""
+    validation_variant: str = "16x8@224x224"
+    """Shape of a batch in validation."""
+    validation_batches: int = 8
+    """Batches of a validation, always of the same scenes."""
+    save_minutes: float = 5.0
+    """Minutes between checkpoints."""
+    keep: int = 2
+    """Checkpoints to keep."""
+    log_every: int = 50
+    """Steps between lines on the console; the file has one for every dispatch."""
+    export: pathlib.Path | None = None
+    """Where to write the average of the weights, kernels in bfloat16, whenever the command ends; by
+    default OUT/model.safetensors."""
+    compilation_cache: pathlib.Path | None = None
+    """Folder that keeps compiled programs for the next start."""
+    optimizer: OptimizerSettings = dataclasses.field(default_factory=OptimizerSettings)
+    loss: LossWeights = dataclasses.field(default_factory=LossWeights)
+    execution: Execution = dataclasses.field(default_factory=Execution)
+
+    def __post_init__(self):
+        for name in ("steps", "steps_per_dispatch", "keep", "log_every", "validation_batches"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}, and must be at least 1")
+        for name in ("validate_every", "render_at_once"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} is {getattr(self, name)}, and must not be negative")
+        if not self.variants:
+            raise InputError("variants: at least one is needed")
+        if unknown := set(self.execution.recompute) - set(PARTS):
+            raise InputError(f"recompute: {sorted(unknown)} unknown; known are {', '.join(PARTS)}")
+        if self.init is not None and self.config is not None:
+            raise InputError("config: a checkpoint given by init has its own; leave one out")
+        for text in (*self.variants, self.validation_variant):
+            Variant.parse(text)
+
+    @property
+    def num_dispatches(self) -> int:
+        return -(-self.steps // self.steps_per_dispatch)
+
+    @property
+    def total_steps(self) -> int:
+        return self.num_dispatches * self.steps_per_dispatch
+
+    def to_dict(self) -> dict:
+        """JSON-ready values."""
+
+        def plain(value):
+            if isinstance(value, dict):
+                return {key: plain(x) for key, x in value.items()}
+            if isinstance(value, tuple | list):
+                return [plain(x) for x in value]
+            return str(value) if isinstance(value, pathlib.Path) else value
+
+        return plain(dataclasses.asdict(self))
+
+    def differences(self, earlier: dict) -> list[str]:
+        """How these settings differ from those that a run began with, where that matters."""
+        mine = self.to_dict()
+        names = [name for name in mine if name not in FREE_ON_RESUME]
+        return [
+            f"{name}: {earlier.get(name)!r} before, {mine[name]!r} now"
+            for name in names
+            if earlier.get(name) != mine[name]
+        ]

@@ -1,0 +1,46 @@
+"""All that training carries from step to step."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Int
+
+from vggt_jax.checkpoint import named_parameters
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainState:
+    """Parameters by their dotted names, their average, the optimiser's moments, and counters.
+
+    Attributes:
+        step: steps taken, those skipped among them.
+        skipped: steps whose loss or gradient was not finite, and which changed nothing.
+    """
+
+    params: dict[str, Array]
+    ema: dict[str, Array]
+    moments: optax.OptState
+    step: Int[Array, ""]
+    skipped: Int[Array, ""]
+
+
+def initial_state(model: nnx.Module, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step; parameters become float32."""
+    params = {name: x.astype(jnp.float32) for name, x in named_parameters(model).items()}
+    return TrainState(
+        params=params,
+        ema=jax.tree.map(jnp.copy, params),
+        moments=optimizer.init(params),
+        step=jnp.zeros((), jnp.int32),
+        skipped=jnp.zeros((), jnp.int32),
+    )
+
+
+def with_named(model: nnx.Module, params: dict[str, Array]) -> nnx.Module:
+    """The model with these parameters; it may be abstract. Works under `jax.jit` and `jax.grad`."""
+    names = list(named_parameters(model))
+    return jax.tree.unflatten(jax.tree.structure(model), [params[name] for name in names])

@@ -1,0 +1,72 @@
+"""The shapes of batches, and which one a step takes."""
+
+import dataclasses
+import re
+
+import numpy as np
+
+from vggt_jax.errors import InputError
+
+_PATTERN = re.compile(r"(\d+)x(\d+)@(\d+)x(\d+)(?::(\d+(?:\.\d+)?))?")
+
+# About 250 frames each: what one GPU of 80 GB holds of the small model (docs/training.md).
+DEFAULT_VARIANTS = (
+    "32x8@224x224:3",
+    "64x4@224x224:1",
+    "28x12@168x224:2",
+    "10x24@224x168:1",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One shape of batch: scenes, frames of each, pixels, and how often it is taken."""
+
+    num_scenes: int
+    num_frames: int
+    height: int
+    width: int
+    weight: float = 1.0
+
+    @classmethod
+    def parse(cls, text: str) -> "Variant":
+        """Reads `SCENESxFRAMES@HEIGHTxWIDTH` with an optional `:WEIGHT`.
+
+        Raises:
+            InputError: another form, or a zero.
+        """
+        match = _PATTERN.fullmatch(text)
+        if match is None:
+            raise InputError(
+                f"variant {text!r} must be SCENESxFRAMES@HEIGHTxWIDTH:WEIGHT, such as 32x8@224x224:3"
+            )
+        sizes = [int(number) for number in match.groups()[:4]]
+        weight = float(match[5] or 1)
+        if min(sizes) < 1 or weight <= 0:
+            raise InputError(f"variant {text!r}: every number must be positive")
+        return cls(
+            num_scenes=sizes[0],
+            num_frames=sizes[1],
+            height=sizes[2],
+            width=sizes[3],
+            weight=weight,
+        )
+
+    def check(self, *, patch_size: int, num_devices: int) -> None:
+        """Raises InputError where the model or the devices cannot take it."""
+        if self.height % patch_size or self.width % patch_size:
+            raise InputError(f"variant {self}: sides must be multiples of {patch_size} pixels")
+        if self.num_scenes % num_devices:
+            raise InputError(
+                f"variant {self}: {self.num_scenes} scenes do not divide among {num_devices} devices"
+            )
+
+    def __str__(self) -> str:
+        return f"{self.num_scenes}x{self.num_frames}@{self.height}x{self.width}:{self.weight:g}"
+
+
+def variant_of(dispatch: int, variants: tuple[Variant, ...], seed: int) -> Variant:
+    """Which variant a dispatch takes: random by weight, the same in every run of this seed."""
+    weights = np.array([variant.weight for variant in variants])
+    rng = np.random.default_rng([seed, dispatch])
+    return variants[rng.choice(len(variants), p=weights / weights.sum())]
