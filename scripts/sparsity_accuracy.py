@@ -27,7 +27,6 @@ import sys
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from evaluation_scenes import FOLDER_LAYOUT, folder_batches, synthetic_batches
 
@@ -198,21 +197,35 @@ def fit_thresholds(args, model, images, sparse) -> dict[float, float]:
     """For each share of dropped blocks, the threshold that drops about as much in these scenes."""
     tokens = encode(model, images, compute_dtype=args.compute_dtype)
 
-    def density(attention):
+    def density(threshold):
         trunk = aggregate(
-            model, images, tokens, attention=attention, compute_dtype=args.compute_dtype, taps=()
+            model,
+            images,
+            tokens,
+            attention=sparse(cdf_threshold=threshold),
+            compute_dtype=args.compute_dtype,
+            taps=(),
         )
-        return float(jnp.mean(trunk.attention_stats.density))
+        by_layer = np.mean(trunk.attention_stats.density, axis=(0, 2))
+        return float(np.mean(by_layer[args.layers] if args.layers else by_layer))
 
+    of_ratio = functools.partial(density_of_ratio, args, model, images)
     # A threshold of 0 keeps one block of patches, one of 1 all.
-    ends = [density(sparse(sparse_ratio=1.0))], [1.0]
-    middle = [density(sparse(cdf_threshold=threshold)) for threshold in _THRESHOLDS]
-    densities, thresholds = ends[0] + middle + ends[1], [0.0, *_THRESHOLDS, 1.0]
-    wanted = {dropped: density(sparse(sparse_ratio=dropped)) for dropped in args.dropped}
+    densities = [of_ratio(1.0), *map(density, _THRESHOLDS), 1.0]
+    thresholds = [0.0, *_THRESHOLDS, 1.0]
     return {
-        dropped: round(float(np.interp(value, densities, thresholds)), 4)
-        for dropped, value in wanted.items()
+        dropped: round(float(np.interp(of_ratio(dropped), densities, thresholds)), 4)
+        for dropped in args.dropped
     }
+
+
+def density_of_ratio(args, model, images, dropped: float) -> float:
+    """Which share of the blocks a sparse layer keeps that drops so many of the patches' blocks."""
+    layout, num_frames = model.layout(images), images.shape[1]
+    special = num_frames * layout.num_special
+    patches = num_frames * layout.tokens_per_frame - special
+    sinks, blocks = (-(-count // args.block_k) for count in (special, patches))
+    return (max(1, int(blocks * (1 - dropped))) + sinks) / (blocks + sinks)
 
 
 @functools.partial(jax.jit, static_argnames="compute_dtype")

@@ -82,7 +82,11 @@ def test_from_the_synthetic_world_to_tables_and_plots(script, monkeypatch, check
         expected = dense["metrics"][name]
         np.testing.assert_allclose(everything["metrics"][name], expected, rtol=1e-3, err_msg=name)
     assert "density" not in dense and everything["density"] == everything["covered"] == 1
-    assert avg["density"] == random["density"] < 0.5
+    # 48 patches in 6 blocks of 8, of which int(6 / 4) is kept, and 12 special tokens in 2.
+    np.testing.assert_allclose([avg["density"], random["density"]], 3 / 8, rtol=1e-6)
+    args = types.SimpleNamespace(block_k=8)
+    model = vggt_jax.load_model(checkpoint)
+    assert script.main.density_of_ratio(args, model, jnp.zeros((1, 4, H, W, 3)), 0.75) == 3 / 8
     assert random["covered"] < avg["covered"] < 1
     assert len({line["metrics"]["abs_rel"] for line in (dense, avg, random)}) == 3
     for line in lines[1:]:
@@ -120,15 +124,16 @@ def test_summary_of_several_batches(script):
 
 def test_thresholds_are_fitted_between_measured_ones(script, monkeypatch):
     def aggregate(model, images, tokens, *, attention, compute_dtype, taps):
-        kept = attention.cdf_threshold
-        # Of 100 blocks, at least one: the square of the probability is kept.
-        density = 1 - attention.sparse_ratio if kept is None else kept**2
-        stats = types.SimpleNamespace(density=np.maximum(density, 0.01))
-        return types.SimpleNamespace(attention_stats=stats)
+        # Three scenes, two layers of which the first is dense, five heads.
+        density = np.ones((3, 2, 5))
+        density[:, 1] = max(attention.cdf_threshold**2, 0.01)
+        return types.SimpleNamespace(attention_stats=types.SimpleNamespace(density=density))
 
     monkeypatch.setattr(script.main, "aggregate", aggregate)
     monkeypatch.setattr(script.main, "encode", lambda model, images, compute_dtype: None)
-    args = types.SimpleNamespace(compute_dtype=None, dropped=[0.0, 0.4, 0.9, 1.0])
+    ratio = lambda args, model, images, dropped: max(1 - dropped, 0.01)
+    monkeypatch.setattr(script.main, "density_of_ratio", ratio)
+    args = types.SimpleNamespace(compute_dtype=None, dropped=[0.0, 0.4, 0.9, 1.0], layers=[1])
     found = script.main.fit_thresholds(args, None, None, vggt_jax.BlockSparse)
     assert found[0.0] == 1 and found[1.0] == 0
     # Between 0.75 and 0.9, and between 0.2 and 0.5, along a line.
