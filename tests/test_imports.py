@@ -22,6 +22,16 @@ ABOVE = {
     "layers": ("heads", "models", "checkpoint", "inference", "outputs", "export", "cli"),
     "heads": ("models.vggt", "checkpoint", "inference", "outputs", "export", "cli"),
     "models": ("checkpoint", "inference", "export", "cli"),
+    "evaluation": (
+        "models",
+        "heads",
+        "layers",
+        "checkpoint",
+        "inference",
+        "outputs",
+        "export",
+        "cli",
+    ),
     "export": ("models", "heads", "checkpoint", "inference", "cli"),
 }
 

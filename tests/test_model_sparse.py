@@ -66,6 +66,18 @@ def test_padded_frames_change_nothing(run, relative_error):
         np.testing.assert_allclose(getattr(padded.attention_stats, name), value, rtol=1e-5)
 
 
+def test_random_blocks_differ_by_layer_and_not_by_padding(run, relative_error):
+    attention = BlockSparse(sparse_ratio=0.6, random_seed=7, **SMALL)
+    rule = run(BlockSparse(sparse_ratio=0.6, **SMALL), **CAMERAS_ONLY)
+    lots = run(attention, **CAMERAS_ONLY)
+    padded = run(attention, num_frames=np.array([3, 3]), add_frames=2, **CAMERAS_ONLY)
+    assert relative_error(padded.pose_enc[:, :3], lots.pose_enc) <= 2e-5
+    assert relative_error(lots.pose_enc, rule.pose_enc) > 1e-4
+    np.testing.assert_array_equal(lots.attention_stats.density, rule.attention_stats.density)
+    assert np.all(lots.attention_stats.covered.mean(-1) < rule.attention_stats.covered.mean(-1))
+    assert np.all((0 < rule.attention_stats.entropy) & (rule.attention_stats.entropy < 1))
+
+
 def test_layers_are_sparse_or_dense_as_asked(run):
     attention = BlockSparse(sparse_ratio=(0.3, 0.3, 0.5, 0.9, 0.6), layers=(1, 2, 3), **SMALL)
     density = np.asarray(run(attention, **CAMERAS_ONLY).attention_stats.density)

@@ -14,6 +14,7 @@ from pallas_kernels import devices
 from pallas_kernels.arguments import check_kv_lengths, checked_scale
 from pallas_kernels.block_map import BlockMap, index_dtype
 from pallas_kernels.blocks import count_blocks, tokens_per_block
+from pallas_kernels.selection.pooled_softmax import pooled_softmax
 from pallas_kernels.selection.pooling import PoolMode
 
 Implementation = Literal["triton", "xla"]
@@ -34,6 +35,9 @@ class BlockSelection:
         block_map: the kept blocks.
         covered: for each row, the probability of the kept blocks in the pooled softmax, in [0, 1];
             sinks take no part in that softmax. 0 for query blocks without tokens.
+        entropy: for each row, that of the pooled softmax in nats, whatever is kept: 0 where one block
+            has all of it, the logarithm of their number where all are alike. 0 for query blocks
+            without tokens.
         density: for each head, the share of the pairs of blocks that is kept, of those that have
             tokens; sinks included.
         missing: for each row, how many blocks the rule asked for that the capacity has no room for.
@@ -41,6 +45,7 @@ class BlockSelection:
 
     block_map: BlockMap
     covered: Float[Array, "*batch n qb"]
+    entropy: Float[Array, "*batch n qb"]
     density: Float[Array, "*batch n"]
     missing: Int[Array, "*batch n qb"]
 
@@ -59,6 +64,7 @@ def select_blocks(
     kv_lengths: int | Int[Array, "..."] | None = None,
     scale: float | None = None,
     capacity: int | None = None,
+    random_key: Array | None = None,
     implementation: Implementation | None = None,
     interpret: bool = False,
 ) -> BlockSelection:
@@ -92,6 +98,10 @@ def select_blocks(
         capacity: the most room for blocks in a row, sinks included. By default, and at most, there is
             room for whatever the rule can ask. With less, a row keeps the most probable blocks that find room, and
             `BlockSelection.missing` counts the others.
+        random_key: of `jax.random`; each row keeps as many blocks as `sparse_ratio` says, but drawn by
+            lot and not the most probable: what any rule is to be measured against. The draw depends on
+            the key, the head, the row and the block alone, so that a batch under `jax.vmap` shares
+            it unless the keys differ. `covered` and `entropy` still are of the pooled softmax.
         implementation: "triton" (NVIDIA GPUs), "xla" (any device), or None to choose by device. A name
             means that one or an error.
         interpret: run the Triton kernel in Pallas's interpreter, on any device, slowly.
@@ -101,6 +111,8 @@ def select_blocks(
         NotImplementedError: the implementation named cannot do this here.
     """
     _check_arguments(q, k, sparse_ratio, cdf_threshold, pool_mode, block_q, block_k)
+    if random_key is not None and (sparse_ratio is None or cdf_threshold is not None):
+        raise ValueError("random blocks need a number of them: give sparse_ratio, no cdf_threshold")
     # A choice of blocks has no gradient. Numbers that are known stay so.
     q, k, sparse_ratio, cdf_threshold = (
         lax.stop_gradient(x) if isinstance(x, jax.core.Tracer) else x
@@ -130,6 +142,7 @@ def select_blocks(
         q_length,
         kv_lengths,
         scale,
+        random_key,
         pool_mode=pool_mode,
         block_q=block_q,
         block_k=block_k,
@@ -150,8 +163,8 @@ def select_blocks(
 )  # fmt: skip
 @jax.named_scope("select_blocks")
 def _select(
-    q, k, num_kept, cdf_threshold, q_length, kv_lengths, scale, *, pool_mode, block_q, block_k,
-    num_sink_blocks, capacity, may_overflow, implementation, interpret,
+    q, k, num_kept, cdf_threshold, q_length, kv_lengths, scale, random_key, *, pool_mode,
+    block_q, block_k, num_sink_blocks, capacity, may_overflow, implementation, interpret,
 ):  # fmt: skip
     q_tokens = tokens_per_block(q_length, q.shape[0], block_q)
     kv_tokens = tokens_per_block(kv_lengths, k.shape[0], block_k)
@@ -178,10 +191,12 @@ def _select(
         jnp.zeros(shape, jnp.float32),
         jnp.zeros(shape, jnp.int32),
     )
+    takes_part = (kv_tokens > 0) & (jnp.arange(kv_tokens.size) >= num_sink_blocks)
     heads, rows = _stripe(num_heads, num_rows, kv_tokens.size)
     stripes = count_blocks(num_rows, rows)
 
-    def select_stripe(i, results):
+    def select_stripe(i, carry):
+        results, entropy = carry
         # The last stripe of a head starts early enough to be whole; what it repeats comes out the same.
         head, row = heads * (i // stripes), jnp.minimum(rows * (i % stripes), num_rows - rows)
         of_heads = lambda x: lax.dynamic_slice_in_dim(x, head, heads)
@@ -189,10 +204,13 @@ def _select(
         scores = jnp.einsum(
             "nqh,nkh->nqk", queries, of_heads(pooled_k), precision=lax.Precision.HIGHEST
         )
-        return select_rows(
+        ranked = scores
+        if random_key is not None:
+            ranked = _lots(random_key, (head, row), scores.shape, num_sink_blocks)
+        results = select_rows(
             results,
             (head, row),
-            scores,
+            ranked,
             kv_tokens,
             of_heads(num_kept),
             None if probability is None else of_heads(probability),
@@ -200,9 +218,21 @@ def _select(
             capacity=capacity,
             may_overflow=may_overflow,
         )
+        masses, here = pooled_softmax(scores, takes_part)
+        write = lambda x, part: lax.dynamic_update_slice(x, part, (head, row))
+        if random_key is not None:
+            # The rule weighed the lots.
+            indices, counts, covered, missing = results
+            indices = lax.dynamic_slice(indices, (head, row, 0), (heads, rows, capacity))
+            count = lax.dynamic_slice(counts, (head, row), (heads, rows))
+            is_kept = jnp.arange(capacity) < count[..., None]
+            kept = jnp.take_along_axis(masses, indices.astype(jnp.int32), axis=-1)
+            kept = jnp.sum(jnp.where(is_kept, kept, 0.0), axis=-1)
+            results = (results[0], counts, write(covered, kept), missing)
+        return results, write(entropy, here)
 
-    indices, counts, covered, missing = lax.fori_loop(
-        0, num_heads // heads * stripes, select_stripe, results
+    (indices, counts, covered, missing), entropy = lax.fori_loop(
+        0, num_heads // heads * stripes, select_stripe, (results, jnp.zeros(shape, jnp.float32))
     )
 
     live = q_tokens > 0
@@ -218,9 +248,24 @@ def _select(
             block_k=block_k,
         ),
         covered=jnp.where(live, covered, 0.0),
+        entropy=jnp.where(live, entropy, 0.0),
         density=jnp.sum(counts.astype(jnp.float32), axis=-1) / pairs,
         missing=jnp.where(live, missing, 0),
     )
+
+
+def _lots(key, place, shape, num_sink_blocks):
+    """A random number for each pair of blocks: the same however rows are cut into stripes."""
+    heads, rows, num_blocks = shape
+
+    def of_row(head, row):
+        of_row = jax.random.fold_in(jax.random.fold_in(key, head), row)
+        # Counted behind the sinks, so that more of them draw no other blocks.
+        return jax.random.uniform(of_row, (num_blocks - num_sink_blocks,))
+
+    of_rows = jax.vmap(jax.vmap(of_row, (None, 0)), (0, None))
+    lots = of_rows(place[0] + jnp.arange(heads), place[1] + jnp.arange(rows))
+    return jnp.pad(lots, ((0, 0), (0, 0), (num_sink_blocks, 0)))
 
 
 def _stripe(num_heads, num_rows, num_blocks):

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import softmax
+from scipy.stats import entropy
 
 from pallas_kernels.selection.reference import select_by_sorting
 from vggt_jax import BlockSparse
@@ -111,6 +113,46 @@ def test_stats_of_the_pooled_probability():
     np.testing.assert_allclose(everything.saved, 0)
 
 
+def test_entropy_as_a_share_of_the_highest():
+    q, k, v = scene()
+    q = 5 * q  # Pooled noise hardly tells blocks apart.
+    for frames in (S, 3):
+        _, stats = attend((q, k, v), jnp.int32(frames), sparse_ratio=0.5)
+        for head in range(N):
+            patch_q, patch_k = (x[:frames, SPECIAL:, head].reshape(-1, H) for x in (q, k))
+            scores = pooled(patch_q, BLOCK_Q) @ pooled(patch_k, BLOCK_K).T / np.sqrt(H)
+            share = np.mean(entropy(softmax(scores, -1), axis=-1)) / np.log(scores.shape[1])
+            np.testing.assert_allclose(stats.entropy[head], share, rtol=1e-5)
+            assert share < 0.99
+    _, stats = attend((q, 0 * k, v), sparse_ratio=0.5)
+    np.testing.assert_allclose(stats.entropy, 1, rtol=1e-5)
+
+
+def test_random_blocks_are_as_many_and_differ_by_layer_and_seed():
+    qkv = scene()
+
+    def run(layer, seed, frames=None):
+        return sparse_attention(
+            *qkv,
+            num_special=SPECIAL,
+            setting=LayerSetting(0.75, None),
+            attention=BlockSparse(
+                sparse_ratio=0.75, block_q=BLOCK_Q, block_k=BLOCK_K, random_seed=seed
+            ),
+            layer=layer,
+            num_frames=frames,
+        )
+
+    (rule, expected), (lots, found) = run(0, None), run(0, 5)
+    np.testing.assert_array_equal(found.density, expected.density)
+    np.testing.assert_array_equal(found.entropy, expected.entropy)
+    assert np.all(found.covered < expected.covered)
+    np.testing.assert_array_equal(lots, run(jnp.int32(0), 5)[0])
+    for other in (rule, run(1, 5)[0], run(0, 6)[0]):
+        assert np.max(np.abs(lots - other)[:, SPECIAL:]) > 1e-2
+        np.testing.assert_allclose(lots[:, :SPECIAL], other[:, :SPECIAL], atol=1e-5)
+
+
 def test_saved_arithmetic():
     rng = np.random.default_rng(1)
     special, patches, s = 2, 62, 64
@@ -133,6 +175,7 @@ def test_saved_arithmetic():
         ({}, "needs sparse_ratio or cdf_threshold"),
         ({"sparse_ratio": 1.5}, r"sparse_ratio=1.5 must be in \[0, 1\]"),
         ({"cdf_threshold": (0.5, -0.1)}, r"cdf_threshold=\(0.5, -0.1\) must be in \[0, 1\]"),
+        ({"cdf_threshold": 0.5, "random_seed": 3}, "random_seed=3 draws a given number of blocks"),
         ({"sparse_ratio": 0.5, "pool_mode": "min"}, "pool_mode='min' is unknown; use one of"),
         ({"sparse_ratio": 0.5, "token_order": "z"}, "token_order='z' is unknown; use one of"),
         ({"sparse_ratio": 0.5, "implementation": "cudnn"}, "implementation='cudnn' is unknown"),

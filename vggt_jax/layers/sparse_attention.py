@@ -42,6 +42,9 @@ class BlockSparse:
         layers: the layers of the trunk that are sparse, None for all; the others are dense.
         min_tokens: scenes of fewer tokens, those of padded frames included, run dense.
         block_q, block_k: tokens in a block of queries and in a block of keys.
+        random_seed: keep as many blocks as `sparse_ratio` says, but drawn by lot from this seed: the
+            floor that a rule is to be measured against, of no use otherwise. The draw differs by layer,
+            head and row, and is the same for all scenes. None keeps those that matter most.
         implementation: of attention, as `pallas_kernels.block_sparse_attention` names them:
             "mosaic_gpu", "triton", "xla", or None to choose by device.
     """
@@ -54,6 +57,7 @@ class BlockSparse:
     min_tokens: int = 0
     block_q: int = 128
     block_k: int = 64
+    random_seed: int | None = None
     implementation: Literal["mosaic_gpu", "triton", "xla"] | None = None
 
     def __post_init__(self):
@@ -67,6 +71,13 @@ class BlockSparse:
             raise ValueError(f"layers={self.layers} must be a sequence of layers")
         if self.sparse_ratio is None and self.cdf_threshold is None:
             raise ValueError("BlockSparse needs sparse_ratio or cdf_threshold, or both")
+        if self.random_seed is not None and (
+            self.sparse_ratio is None or self.cdf_threshold is not None
+        ):
+            raise ValueError(
+                f"random_seed={self.random_seed} draws a given number of blocks: give sparse_ratio, "
+                f"no cdf_threshold"
+            )
         for name in ("sparse_ratio", "cdf_threshold"):
             value = getattr(self, name)
             if value is not None and not np.all((0 <= np.array(value)) & (np.array(value) <= 1)):
@@ -130,17 +141,21 @@ class AttentionStats:
             of queries.
         saved: the share of the arithmetic of dense attention that was not done. Less than 1 - density,
             for special queries and for blocks that are not full.
+        entropy: of the pooled probability, of which `covered` is a part: the mean over the blocks of
+            queries, as a share of the highest possible, in [0, 1]. 0 where each looks at one block
+            alone, 1 where all blocks matter alike. Not measured, NaN, in dense layers.
     """
 
     density: Float[Array, "*layers n"]
     covered: Float[Array, "*layers n"]
     saved: Float[Array, "*layers n"]
+    entropy: Float[Array, "*layers n"]
 
     @classmethod
     def of_dense(cls, *shape: int):
         """What dense attention would report."""
         full = lambda value: jnp.full(shape, value, jnp.float32)
-        return cls(density=full(1.0), covered=full(1.0), saved=full(0.0))
+        return cls(density=full(1.0), covered=full(1.0), saved=full(0.0), entropy=full(np.nan))
 
 
 def sparse_attention(
@@ -151,6 +166,7 @@ def sparse_attention(
     num_special: int,
     setting: LayerSetting,
     attention: BlockSparse,
+    layer: int | Int[Array, ""] = 0,
     num_frames: Int[Array, ""] | None = None,
 ) -> tuple[Float[Array, "s p n h"], AttentionStats]:
     """Attention over all tokens of one scene, whose frames start with their special tokens.
@@ -160,6 +176,7 @@ def sparse_attention(
     have a map of their own that keeps everything. Padded frames are two tails that do not count.
 
     Args:
+        layer: which layer of the trunk this is, for random blocks to differ.
         num_frames: how many leading frames count, None for all.
     """
     s, p, n, h = q.shape
@@ -187,6 +204,9 @@ def sparse_attention(
     )
     kv_lengths = jnp.clip(ends - starts, 0, block_k)
 
+    random_key = None
+    if attention.random_seed is not None:
+        random_key = jax.random.fold_in(jax.random.key(attention.random_seed), layer)
     patch_queries = patches(q)
     selection = select_blocks(
         patch_queries,
@@ -199,6 +219,7 @@ def sparse_attention(
         num_sink_blocks=num_sink_blocks,
         q_length=None if num_frames is None else num_frames * num_patches,
         kv_lengths=kv_lengths,
+        random_key=random_key,
         # Blocks are selected by Triton's kernels for either kernel of attention.
         implementation="xla" if attention.implementation == "xla" else None,
     )
@@ -212,6 +233,8 @@ def sparse_attention(
 
     block_map, live = selection.block_map, selection.block_map.counts > 0
     num_live = jnp.maximum(jnp.sum(live, axis=-1), 1)
+    num_patch_blocks = jnp.sum(kv_lengths[num_sink_blocks:] > 0)
+    highest = jnp.log(jnp.maximum(num_patch_blocks, 2).astype(jnp.float32))
     kept_pairs = jnp.sum(block_map.counts.astype(jnp.float32), axis=-1) * (
         attention.block_q * block_k
     )
@@ -221,6 +244,7 @@ def sparse_attention(
         density=selection.density,
         covered=jnp.sum(selection.covered, axis=-1) / num_live,
         saved=jnp.maximum(1 - done, 0.0),
+        entropy=jnp.sum(selection.entropy, axis=-1) / num_live / highest,
     )
     return jnp.concatenate(parts, axis=1), stats
 

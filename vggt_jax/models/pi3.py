@@ -111,7 +111,6 @@ class Pi3(nnx.Module):
         """
         if query_points is not None:
             raise ValueError("query_points were given, but π³ has no track head")
-        precision = Precision.from_compute_dtype(compute_dtype)
         layout = self.layout(images)
         images = hide_padding(images, num_frames)
         patch_tokens = self.encode(images, attention=attention, compute_dtype=compute_dtype)
@@ -122,39 +121,7 @@ class Pi3(nnx.Module):
             num_frames=num_frames,
             compute_dtype=compute_dtype,
         )
-        dense, heads = within_frames(attention), precision.heads
-        head_dim = self.config.head_dim // self.config.head_num_heads
-        rope = Rope(*rope_tables(layout.positions(), head_dim))
-
-        def over_frames(name, decoder, head):
-            """What a head makes of the decoded patches of every frame, a chunk of them at a time."""
-
-            def run(kept):
-                tokens = decoder(kept[:, :, -1], rope, dense, precision)
-                return head(tokens[:, :, layout.num_special :])
-
-            with jax.named_scope(name):
-                max_chunk = frames_per_chunk(images.shape[0], layout.tokens_per_frame)
-                return map_chunks(run, trunk.kept, axis=1, max_chunk=max_chunk)
-
-        camera_poses = over_frames(
-            "camera_head", self.camera_decoder, lambda tokens: self.camera_head(tokens, heads)
-        )
-        conf = over_frames(
-            "conf_head", self.conf_decoder, lambda tokens: self.conf_head(tokens, layout, heads)
-        )
-        local_points = over_frames(
-            "point_head",
-            self.point_decoder,
-            lambda tokens: points_from_raw(self.point_head(tokens, layout, heads)),
-        )
-        return Pi3Output(
-            points=geometry.transform_point_maps(local_points, camera_poses),
-            local_points=local_points,
-            conf=conf,
-            camera_poses=camera_poses,
-            attention_stats=trunk.attention_stats,
-        )
+        return self.decode(trunk, layout, attention=attention, compute_dtype=compute_dtype)
 
     def layout(self, images: Array) -> TokenLayout:
         """Where the tokens of these images lie.
@@ -212,4 +179,48 @@ class Pi3(nnx.Module):
             attention=attention,
             num_frames=num_frames,
             precision=Precision.from_compute_dtype(compute_dtype),
+        )
+
+    def decode(
+        self,
+        trunk: TrunkOutput,
+        layout: TokenLayout,
+        *,
+        attention: Dense | BlockSparse = Dense(),
+        compute_dtype: DTypeLike | None = None,
+    ) -> Pi3Output:
+        """Runs the heads; the arguments are those of the call."""
+        precision = Precision.from_compute_dtype(compute_dtype)
+        dense, heads = within_frames(attention), precision.heads
+        head_dim = self.config.head_dim // self.config.head_num_heads
+        rope = Rope(*rope_tables(layout.positions(), head_dim))
+
+        def over_frames(name, decoder, head):
+            """What a head makes of the decoded patches of every frame, a chunk of them at a time."""
+
+            def run(kept):
+                tokens = decoder(kept[:, :, -1], rope, dense, precision)
+                return head(tokens[:, :, layout.num_special :])
+
+            with jax.named_scope(name):
+                max_chunk = frames_per_chunk(trunk.kept.shape[0], layout.tokens_per_frame)
+                return map_chunks(run, trunk.kept, axis=1, max_chunk=max_chunk)
+
+        camera_poses = over_frames(
+            "camera_head", self.camera_decoder, lambda tokens: self.camera_head(tokens, heads)
+        )
+        conf = over_frames(
+            "conf_head", self.conf_decoder, lambda tokens: self.conf_head(tokens, layout, heads)
+        )
+        local_points = over_frames(
+            "point_head",
+            self.point_decoder,
+            lambda tokens: points_from_raw(self.point_head(tokens, layout, heads)),
+        )
+        return Pi3Output(
+            points=geometry.transform_point_maps(local_points, camera_poses),
+            local_points=local_points,
+            conf=conf,
+            camera_poses=camera_poses,
+            attention_stats=trunk.attention_stats,
         )

@@ -123,7 +123,8 @@ def run_trunk(
         run = lambda x: block.within_frames(x, rope, dense, precision)
         return update_chunks(run, x, axis=1, max_chunk=chunk)
 
-    def attend_densely(q, k, v):
+    def attend_densely(q, k, v, layer):
+        del layer
         scene = lambda y: y.reshape(b, s * p, *y.shape[3:])
         attended = dense_attention(
             scene(q),
@@ -139,23 +140,25 @@ def run_trunk(
         attend = functools.partial(
             sparse_attention, num_special=layout.num_special, setting=setting, attention=attention
         )
-        return jax.vmap(lambda q, k, v, frames: attend(q, k, v, num_frames=frames))
+
+        def scenes(q, k, v, layer):
+            scene = lambda q, k, v, frames: attend(q, k, v, layer=layer, num_frames=frames)
+            return jax.vmap(scene)(q, k, v, num_frames)
+
+        return scenes
 
     # One branch for each setting that some layer has.
     distinct = list(dict.fromkeys(settings))
     branches = [
-        attend_densely
-        if setting is None
-        else lambda q, k, v, setting=setting: attend_sparsely(setting)(q, k, v, num_frames)
-        for setting in distinct
+        attend_densely if setting is None else attend_sparsely(setting) for setting in distinct
     ]
 
-    def global_layer(block: Block, x, branch):
+    def global_layer(block: Block, x, branch, index):
         q, k, v = block.before(x, rope, precision)
         attended, stats = (
-            branches[0](q, k, v)
+            branches[0](q, k, v, index)
             if len(branches) == 1
-            else jax.lax.switch(branch, branches, q, k, v)
+            else jax.lax.switch(branch, branches, q, k, v, index)
         )
         after = lambda x, attended: block.after(x, attended, precision)
         return update_chunks(after, x, attended, axis=1, max_chunk=chunk), stats
@@ -177,7 +180,7 @@ def run_trunk(
 
     def layer(carry, inputs):
         x, kept = carry
-        frame_block, global_block, place, branch = inputs
+        frame_block, global_block, place, branch, index = inputs
         with jax.named_scope("trunk/frame"):
             x = frame_layer(frame_block, x)
         kept = keep(kept, x, place, 0)
@@ -185,7 +188,7 @@ def run_trunk(
         # The stream is updated in place from here on, so what reads it comes before.
         x, kept, first_of_frame = jax.lax.optimization_barrier((x, kept, first_of_frame))
         with jax.named_scope("trunk/global"):
-            x, stats = global_layer(global_block, x, branch)
+            x, stats = global_layer(global_block, x, branch, index)
         kept = keep(kept, x, place, c)
         firsts = jnp.concatenate([first_of_frame, x[:, :, 0]], axis=-1)
         return (x, kept), (firsts, stats)
@@ -194,7 +197,13 @@ def run_trunk(
     (_, kept), (firsts, stats) = jax.lax.scan(
         layer,
         (tokens, kept),
-        (frame_blocks, global_blocks, jnp.asarray(place_of_layer), branch_of_layer),
+        (
+            frame_blocks,
+            global_blocks,
+            jnp.asarray(place_of_layer),
+            branch_of_layer,
+            jnp.arange(depth),
+        ),
     )
     by_scene = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), stats)
     return TrunkOutput(

@@ -122,7 +122,6 @@ class VGGT(nnx.Module):
         """
         if query_points is not None and self.track_head is None:
             raise ValueError("query_points were given, but this model has no track head")
-        precision = Precision.from_compute_dtype(compute_dtype)
         layout = self.layout(images)
         b = images.shape[0]
         if query_points is not None and (
@@ -138,26 +137,13 @@ class VGGT(nnx.Module):
             num_frames=num_frames,
             compute_dtype=compute_dtype,
         )
-        outputs = {"attention_stats": trunk.attention_stats}
-        if self.camera_head is not None:
-            with jax.named_scope("camera_head"):
-                encodings = self.camera_head(trunk.first_tokens, precision.heads, num_frames)
-            outputs |= {"pose_enc": encodings[-1], "pose_enc_list": encodings}
-        if self.depth_head is not None:
-            with jax.named_scope("depth_head"):
-                depth, conf = activate(self.depth_head(trunk, layout, precision.heads), "exp")
-            outputs |= {"depth": depth, "depth_conf": conf}
-        if self.point_head is not None:
-            with jax.named_scope("point_head"):
-                points, conf = activate(self.point_head(trunk, layout, precision.heads), "inv_log")
-            outputs |= {"world_points": points, "world_points_conf": conf}
-        if query_points is not None:
-            with jax.named_scope("track_head"):
-                track, vis, conf = self.track_head(
-                    trunk, layout, query_points, precision.heads, num_frames
-                )
-            outputs |= {"track": track, "vis": vis, "conf": conf}
-        return VGGTOutput(**outputs)
+        return self.decode(
+            trunk,
+            layout,
+            query_points=query_points,
+            num_frames=num_frames,
+            compute_dtype=compute_dtype,
+        )
 
     def layout(self, images: Array) -> TokenLayout:
         """Where the tokens of these images lie.
@@ -221,3 +207,35 @@ class VGGT(nnx.Module):
             precision=Precision.from_compute_dtype(compute_dtype),
             recompute=recompute,
         )
+
+    def decode(
+        self,
+        trunk: TrunkOutput,
+        layout: TokenLayout,
+        *,
+        query_points: Float[Array, "b m 2"] | None = None,
+        num_frames: Int[Array, " b"] | None = None,
+        compute_dtype: DTypeLike | None = None,
+    ) -> VGGTOutput:
+        """Runs the heads; the arguments are those of the call, which checks them."""
+        precision = Precision.from_compute_dtype(compute_dtype)
+        outputs = {"attention_stats": trunk.attention_stats}
+        if self.camera_head is not None:
+            with jax.named_scope("camera_head"):
+                encodings = self.camera_head(trunk.first_tokens, precision.heads, num_frames)
+            outputs |= {"pose_enc": encodings[-1], "pose_enc_list": encodings}
+        if self.depth_head is not None:
+            with jax.named_scope("depth_head"):
+                depth, conf = activate(self.depth_head(trunk, layout, precision.heads), "exp")
+            outputs |= {"depth": depth, "depth_conf": conf}
+        if self.point_head is not None:
+            with jax.named_scope("point_head"):
+                points, conf = activate(self.point_head(trunk, layout, precision.heads), "inv_log")
+            outputs |= {"world_points": points, "world_points_conf": conf}
+        if query_points is not None:
+            with jax.named_scope("track_head"):
+                track, vis, conf = self.track_head(
+                    trunk, layout, query_points, precision.heads, num_frames
+                )
+            outputs |= {"track": track, "vis": vis, "conf": conf}
+        return VGGTOutput(**outputs)

@@ -1,0 +1,453 @@
+"""What block-sparse attention costs in accuracy: dense against sparse on scenes with truth.
+
+    python scripts/sparsity_accuracy.py --model MODEL --out docs/sparsity_accuracy
+    python scripts/sparsity_accuracy.py --model facebook/VGGT-1B --scenes FOLDER --frames 48 --out X
+
+Every setting sees the same scenes: dense attention; at each share of dropped blocks the rules "avg" and
+"max" (how blocks are pooled), "hilbert" (avg, with patches along a Hilbert curve), "cdf" (as many blocks
+as have a share of the probability; the threshold is fitted, so that about the same share is dropped), and
+"random", the floor: as many blocks as "avg" keeps, drawn by lot, once for each of --random-seeds. Blocks are
+dropped among the patches; special tokens always see and are seen by everything.
+
+Scenes are those of the synthetic world (--split, --num-scenes, --seed) or, with --scenes, of
+
+FOLDER_LAYOUT
+Writes OUT.jsonl (a line for the run, one for each setting, with numbers by layer), OUT.md (tables),
+OUT.png and OUT_layers.png. --report-only makes the last three anew from OUT.jsonl.
+docs/evaluation.md defines every number.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+import sys
+import time
+
+import jax
+import numpy as np
+from evaluation_scenes import FOLDER_LAYOUT, folder_batches, synthetic_batches
+
+import vggt_jax
+from convert.errors import CheckpointError
+from vggt_jax.evaluation import scene_metrics
+from vggt_jax.outputs import Pi3Output
+
+RULES = ("avg", "max", "hilbert", "cdf", "random")
+# Where the density of the threshold rule is measured, to interpolate between.
+_THRESHOLDS = (0.2, 0.5, 0.75, 0.9, 0.97, 0.995)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One row of the table. `dropped`: the share of the blocks that it was asked to leave out."""
+
+    rule: str
+    dropped: float
+    attention: vggt_jax.Dense | vggt_jax.BlockSparse
+    seed: int | None = None
+    threshold: float | None = None
+
+    @property
+    def label(self) -> str:
+        parts = [self.rule] if self.rule in ("dense", "everything") else [self.rule, f"{self.dropped:.0%}"]  # fmt: skip
+        return " ".join(parts + ([f"seed {self.seed}"] if self.seed is not None else []))
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__.replace("FOLDER_LAYOUT", FOLDER_LAYOUT),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", help="checkpoint or hub name, as load_model takes it")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs/sparsity_accuracy"), help="where to write, without extension")  # fmt: skip
+    parser.add_argument("--scenes", type=pathlib.Path, help="folder of scenes instead of the synthetic world")  # fmt: skip
+    parser.add_argument("--num-scenes", type=int, default=32, help="synthetic scenes")
+    parser.add_argument("--split", default="test", choices=["train", "validation", "test"])
+    parser.add_argument("--seed", type=int, default=0, help="of the synthetic scenes")
+    parser.add_argument("--frames", type=int, default=48, help="frames of every scene")
+    parser.add_argument("--size", type=int, nargs="+", help="synthetic: height width; a folder: the side to resize to. By default the model's own")  # fmt: skip
+    parser.add_argument("--batch-size", type=int, default=8, help="scenes at a time")
+    parser.add_argument("--dropped", type=float, nargs="+", default=[0.25, 0.5, 0.75, 0.9], help="shares of the blocks")  # fmt: skip
+    parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES))
+    parser.add_argument("--random-seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--layers", type=int, nargs="+", help="sparse layers of the trunk; all without it")  # fmt: skip
+    parser.add_argument("--block-q", type=int, default=128)
+    parser.add_argument("--block-k", type=int, default=64)
+    parser.add_argument("--compute-dtype", choices=["float32", "bfloat16"])
+    parser.add_argument("--max-points", type=int, default=20_000, help="points of a cloud")
+    parser.add_argument("--report-only", action="store_true")
+    args = parser.parse_args()
+    try:
+        if not args.report_only:
+            run(args)
+        report(args.out)
+    except (ValueError, CheckpointError) as error:
+        sys.exit(f"sparsity_accuracy: error: {error}")
+
+
+def run(args):
+    """Measures everything and writes OUT.jsonl."""
+    if args.model is None:
+        raise vggt_jax.InputError("--model: which model to measure?")
+    start = time.perf_counter()
+    model = vggt_jax.load_model(args.model)
+    results, names, images = {}, [], None
+    settings, sizes = None, {}
+    for batch in batches_of(args, model):
+        names += batch.names
+        number_of_scenes = len(batch.names)
+        # A last batch that lacks scenes repeats one: another size would compile everything anew.
+        size = sizes.setdefault(batch.images.shape[1:], number_of_scenes)
+        repeat = np.minimum(np.arange(max(size, number_of_scenes)), number_of_scenes - 1)
+        batch = jax.tree.map(lambda x: x[repeat], (batch.images, batch.truth))
+        if settings is None:
+            settings = settings_of(args, model, batch[0])
+        images, truth = batch
+        tokens = encode(model, images, compute_dtype=args.compute_dtype)
+        for setting in settings:
+            found = evaluate(args, model, images, tokens, truth, setting.attention)
+            found = jax.tree.map(lambda x: x[:number_of_scenes], jax.device_get(found))
+            results.setdefault(setting, []).append(found)
+        print(f"{len(names)} scenes, {time.perf_counter() - start:.0f} s", file=sys.stderr)
+    layout = model.layout(images)
+    about = {
+        "model": args.model,
+        "scenes": str(args.scenes) if args.scenes else f"synthetic, {args.split}, seed {args.seed}",
+        "num_scenes": len(names),
+        "frames": images.shape[1],
+        "size": list(images.shape[2:4]),
+        "tokens": images.shape[1] * layout.tokens_per_frame,
+        "block_q": args.block_q,
+        "block_k": args.block_k,
+        "sparse_layers": args.layers,
+        "compute_dtype": str(args.compute_dtype or "default"),
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+        "seconds": round(time.perf_counter() - start),
+        "command": "python scripts/sparsity_accuracy.py " + " ".join(sys.argv[1:]),
+    }
+    lines = [{"run": about}] + [summarise(setting, found) for setting, found in results.items()]
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+    args.out.with_suffix(".jsonl").write_text(text)
+
+
+def batches_of(args, model):
+    if args.scenes is not None:
+        if args.size is not None and len(args.size) != 1:
+            raise vggt_jax.InputError(f"--size {args.size}: with --scenes give the side alone")
+        return folder_batches(
+            args.scenes,
+            model=model,
+            batch_size=args.batch_size,
+            num_frames=args.frames,
+            image_side=args.size[0] if args.size else None,
+        )
+    size = args.size or [model.config.img_size]
+    if len(size) > 2:
+        raise vggt_jax.InputError(f"--size {size}: give height and width")
+    return synthetic_batches(
+        num_scenes=args.num_scenes,
+        batch_size=args.batch_size,
+        num_frames=args.frames,
+        size=(size[0], size[-1]),
+        split=args.split,
+        seed=args.seed,
+    )
+
+
+def settings_of(args, model, images) -> list[Setting]:
+    """All rows of the table."""
+    sparse = functools.partial(
+        vggt_jax.BlockSparse, block_q=args.block_q, block_k=args.block_k, layers=args.layers
+    )
+    settings = [
+        Setting(rule="dense", dropped=0.0, attention=vggt_jax.Dense()),
+        # Dense attention by the sparse code: what it says of the layers is of dense attention.
+        Setting(rule="everything", dropped=0.0, attention=sparse(sparse_ratio=0.0)),
+    ]
+    thresholds = {}
+    if "cdf" in args.rules:
+        thresholds = fit_thresholds(args, model, images, sparse)
+    for dropped in args.dropped:
+        of_rule = {
+            "avg": sparse(sparse_ratio=dropped),
+            "max": sparse(sparse_ratio=dropped, pool_mode="max"),
+            "hilbert": sparse(sparse_ratio=dropped, token_order="hilbert"),
+        }
+        for rule in args.rules:
+            new = functools.partial(Setting, rule=rule, dropped=dropped)
+            if rule == "cdf":
+                threshold = thresholds[dropped]
+                settings.append(new(threshold=threshold, attention=sparse(cdf_threshold=threshold)))
+            elif rule == "random":
+                settings += [
+                    new(seed=seed, attention=sparse(sparse_ratio=dropped, random_seed=seed))
+                    for seed in args.random_seeds
+                ]
+            else:
+                settings.append(new(attention=of_rule[rule]))
+    return settings
+
+
+def fit_thresholds(args, model, images, sparse) -> dict[float, float]:
+    """For each share of dropped blocks, the threshold that drops about as much in these scenes."""
+    tokens = encode(model, images, compute_dtype=args.compute_dtype)
+
+    def density(threshold):
+        trunk = aggregate(
+            model,
+            images,
+            tokens,
+            attention=sparse(cdf_threshold=threshold),
+            compute_dtype=args.compute_dtype,
+            taps=(),
+        )
+        by_layer = np.mean(trunk.attention_stats.density, axis=(0, 2))
+        return float(np.mean(by_layer[args.layers] if args.layers else by_layer))
+
+    of_ratio = functools.partial(density_of_ratio, args, model, images)
+    # A threshold of 0 keeps one block of patches, one of 1 all.
+    densities = [of_ratio(1.0), *map(density, _THRESHOLDS), 1.0]
+    thresholds = [0.0, *_THRESHOLDS, 1.0]
+    return {
+        dropped: round(float(np.interp(of_ratio(dropped), densities, thresholds)), 4)
+        for dropped in args.dropped
+    }
+
+
+def density_of_ratio(args, model, images, dropped: float) -> float:
+    """Which share of the blocks a sparse layer keeps that drops so many of the patches' blocks."""
+    layout, num_frames = model.layout(images), images.shape[1]
+    special = num_frames * layout.num_special
+    patches = num_frames * layout.tokens_per_frame - special
+    sinks, blocks = (-(-count // args.block_k) for count in (special, patches))
+    return (max(1, int(blocks * (1 - dropped))) + sinks) / (blocks + sinks)
+
+
+@functools.partial(jax.jit, static_argnames="compute_dtype")
+def encode(model, images, *, compute_dtype):
+    return model.encode(images, compute_dtype=compute_dtype)
+
+
+@functools.partial(jax.jit, static_argnames=("attention", "compute_dtype", "taps"))
+def aggregate(model, images, tokens, *, attention, compute_dtype, taps=None):
+    options = {} if taps is None else {"taps": taps}
+    layout = model.layout(images)
+    return model.aggregate(
+        tokens, layout, attention=attention, compute_dtype=compute_dtype, **options
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("compute_dtype", "max_points"))
+def compare(model, images, trunk, truth, *, compute_dtype, max_points):
+    """Metrics by name, one number for each scene."""
+    output = model.decode(trunk, model.layout(images), compute_dtype=compute_dtype)
+    if isinstance(output, Pi3Output):
+        fields, pixel_centre = output.scene(), 0.5
+    else:
+        fields, pixel_centre = output.scene(images.shape[2:4]), 0.0
+    recon = vggt_jax.Reconstruction(images=images, pixel_centre=pixel_centre, **fields)
+    points = None
+    if model.point_sources:
+        points = recon.points_from_depth() if model.point_sources[0] == "depth" else recon.world_points  # fmt: skip
+    predictions = recon.camera_from_world, recon.depth, points
+    # One scene after the other: distances between points need the memory.
+    return jax.lax.map(
+        lambda scene: scene_metrics(*scene[0], scene[1], max_points=max_points),
+        (predictions, truth),
+    )
+
+
+def evaluate(args, model, images, tokens, truth, attention) -> dict:
+    """Metrics [b] and statistics of attention [b layers n] of one setting."""
+    options = {"compute_dtype": args.compute_dtype}
+    trunk = aggregate(model, images, tokens, attention=attention, **options)
+    stats = trunk.attention_stats
+    # Without the statistics the heads are compiled once for all settings.
+    trunk = dataclasses.replace(trunk, attention_stats=None)
+    metrics = compare(model, images, trunk, truth, max_points=args.max_points, **options)
+    return {"metrics": metrics, "stats": {} if stats is None else vars(stats)}
+
+
+def summarise(setting: Setting, batches: list[dict]) -> dict:
+    """A line of the results: means over scenes, their standard errors, means by layer."""
+    line = {"rule": setting.rule, "dropped": setting.dropped}
+    for name in ("seed", "threshold"):
+        if (value := getattr(setting, name)) is not None:
+            line[name] = value
+    metrics, errors, failed = {}, {}, 0
+    for name in batches[0]["metrics"]:
+        values = np.concatenate([batch["metrics"][name] for batch in batches]).astype(np.float64)
+        failed = max(failed, int(np.isinf(values).sum()))
+        values = values[~np.isnan(values)]  # where the truth does not define it
+        metrics[name] = number(values.mean()) if values.size else None
+        is_spread = values.size > 1 and np.isfinite(values).all()
+        errors[name] = number(values.std(ddof=1) / math.sqrt(values.size)) if is_spread else None
+    line |= {"metrics": metrics, "standard_errors": errors, "failed_scenes": failed}
+    for name in batches[0]["stats"]:
+        values = np.concatenate([batch["stats"][name] for batch in batches]).astype(np.float64)
+        is_measured = ~np.isnan(values)
+        line[name] = number(values[is_measured].mean()) if is_measured.any() else None
+        line[f"{name}_by_layer"] = [number(x) for x in values.mean((0, 2))]
+    return line
+
+
+def number(x: float) -> float | None:
+    """Six digits; None for what JSON has no number for."""
+    return float(f"{x:.6g}") if math.isfinite(x) else None
+
+
+# The report
+
+COLUMNS = {
+    "auc_30": "AUC@30", "auc_5": "AUC@5", "rra_5": "RRA@5", "rta_5": "RTA@5", "ate": "ATE",
+    "rpe_translation": "RPE t", "rpe_rotation": "RPE r", "abs_rel": "AbsRel", "delta1": "δ<1.25",
+    "accuracy": "acc.", "completeness": "comp.", "chamfer": "chamfer", "f_score": "F",
+    "normal_consistency": "normals",
+}  # fmt: skip
+COLOURS = {"avg": "C0", "max": "C1", "hilbert": "C2", "cdf": "C3", "random": "0.5"}
+
+
+def report(out: pathlib.Path):
+    """Writes OUT.md and the pictures from OUT.jsonl."""
+    path = out.with_suffix(".jsonl")
+    try:
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        about, lines = lines[0]["run"], lines[1:]
+    except (OSError, ValueError, LookupError) as error:
+        raise vggt_jax.InputError(f"{path}: holds no results ({error}); run without --report-only") from error  # fmt: skip
+    text = tables(about, lines)
+    out.with_suffix(".md").write_text(text)
+    print(text)
+    plot(about, lines, out.with_suffix(".png"))
+    plot_layers(lines, out.with_name(out.name + "_layers.png"))
+
+
+def tables(about: dict, lines: list[dict]) -> str:
+    height, width = about["size"]
+    columns = {name: title for name, title in COLUMNS.items() if lines[0]["metrics"].get(name) is not None}  # fmt: skip
+    text = [
+        f"{about['model']}: {about['num_scenes']} scenes ({about['scenes']}) of {about['frames']} "
+        f"frames of {width}x{height}, {about['tokens']} tokens; blocks of {about['block_q']} queries "
+        f"and {about['block_k']} keys; {about['device']}, JAX {about['jax']}.",
+        "",
+        "| rule | asked to drop | density | covered | saved | entropy | "
+        + " | ".join(columns.values())
+        + " |",  # fmt: skip
+        "|" + "---|" * (6 + len(columns)),
+    ]
+    for line in lines:
+        share = lambda name: cell(line.get(name), ".3f")
+        rule = line["rule"]
+        if "seed" in line:
+            rule += f" ({line['seed']})"
+        if "threshold" in line:
+            rule += f" ({line['threshold']:g})"
+        cells = [rule, "" if rule in ("dense", "everything") else f"{line['dropped']:.0%}"]
+        cells += [share("density"), share("covered"), share("saved"), share("entropy")]
+        cells += [cell(line["metrics"].get(name), ".2f" if name == "rpe_rotation" else ".3f") for name in columns]  # fmt: skip
+        text.append("| " + " | ".join(cells) + " |")
+    by_layer = [line for line in first_seeds(lines) if "entropy_by_layer" in line]
+    for name, title in (("entropy", "Entropy"), ("covered", "Covered"), ("density", "Density")):
+        depth = len(by_layer[0][f"{name}_by_layer"])
+        text += ["", f"{title} by layer:", "", "| rule | asked to drop | " + " | ".join(map(str, range(depth))) + " |"]  # fmt: skip
+        text.append("|" + "---|" * (2 + depth))
+        for line in by_layer:
+            cells = [line["rule"], f"{line['dropped']:.0%}"]
+            cells += [cell(value, ".2f") for value in line[f"{name}_by_layer"]]
+            text.append("| " + " | ".join(cells) + " |")
+    failed = sum(line["failed_scenes"] > 0 for line in lines)
+    if failed:
+        text += ["", f"In {failed} settings some scene has a prediction that is not finite."]
+    return "\n".join(text) + "\n"
+
+
+def first_seeds(lines: list[dict]) -> list[dict]:
+    """One line for each rule and share."""
+    return list({(line["rule"], line["dropped"]): line for line in reversed(lines)}.values())[::-1]
+
+
+def cell(value: float | None, digits: str) -> str:
+    return "-" if value is None else format(value, digits)
+
+
+def curve(lines: list[dict], rule: str, value) -> tuple[list, list, list]:
+    """Density and mean, lowest and highest value over the seeds of a rule, dense attention first."""
+    points = {0.0: [(1.0, value(lines[0]))]}
+    for line in lines:
+        if line["rule"] == rule and value(line) is not None:
+            points.setdefault(line["dropped"], []).append((line["density"], value(line)))
+    groups = sorted(points.values(), key=lambda group: -group[0][0])
+    return (
+        [np.mean([density for density, _ in group]) for group in groups],
+        [np.mean([v for _, v in group]) for group in groups],
+        [(min(v for _, v in group), max(v for _, v in group)) for group in groups],
+    )
+
+
+def plot(about: dict, lines: list[dict], path: pathlib.Path):
+    """Accuracy against what is kept, a curve for each rule."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    panels = {"auc_30": "AUC@30", "auc_5": "AUC@5", "abs_rel": "AbsRel of depth", "chamfer": "chamfer"}  # fmt: skip
+    panels = {name: title for name, title in panels.items() if lines[0]["metrics"].get(name) is not None}  # fmt: skip
+    figure, axes = plt.subplots(1, len(panels) + 1, figsize=(3.2 * (len(panels) + 1), 3.3), layout="constrained", squeeze=False)  # fmt: skip
+    rules = [rule for rule in COLOURS if any(line["rule"] == rule for line in lines)]
+    for axis, (name, title) in zip(axes[0], panels.items(), strict=False):
+        for rule in rules:
+            density, mean, ends = curve(lines, rule, lambda line: line["metrics"][name])
+            axis.plot(density, mean, "o-", ms=3.5, color=COLOURS[rule], label=rule)
+            low, high = zip(*ends, strict=True)
+            axis.fill_between(density, low, high, color=COLOURS[rule], alpha=0.2, lw=0)
+        axis.axhline(lines[0]["metrics"][name], color="k", lw=0.8, ls=":")
+        axis.set_title(title)
+    for rule in rules:
+        value = lambda line: line.get("covered", 1.0)
+        density, mean, _ = curve(lines, rule, value)
+        axes[0, -1].plot(density, mean, "o-", ms=3.5, color=COLOURS[rule], label=rule)
+    axes[0, -1].set_title("pooled probability covered")
+    for axis in axes[0]:
+        axis.set_xlabel("share of the blocks kept")
+        axis.invert_xaxis()
+        axis.grid(alpha=0.3)
+    axes[0, 0].legend(frameon=False)
+    figure.suptitle(f"{about['num_scenes']} scenes of {about['frames']} frames, {about['tokens']} tokens (dotted: dense)", fontsize=10)  # fmt: skip
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def plot_layers(lines: list[dict], path: pathlib.Path):
+    """Entropy with everything kept, and what the rules cover and keep by layer."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    shares = [line["dropped"] for line in lines if line["rule"] in COLOURS]
+    chosen = min(shares, key=lambda share: abs(share - 0.75))
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
+    titles = ("entropy, share of the highest", f"covered, {chosen:.0%} dropped", f"density, {chosen:.0%} dropped")  # fmt: skip
+    for axis, name, title in zip(axes, ("entropy", "covered", "density"), titles, strict=True):
+        for line in first_seeds(lines):
+            rule = line["rule"]
+            is_whole = rule == "everything" and name == "entropy"
+            if not is_whole and (rule not in COLOURS or line["dropped"] != chosen):
+                continue
+            values = [np.nan if x is None else x for x in line[f"{name}_by_layer"]]
+            axis.plot(values, "o-", ms=3.5, color=COLOURS.get(rule, "k"), label=rule)
+        axis.set(title=title, xlabel="layer", ylim=(0, 1.02))
+        axis.grid(alpha=0.3)
+    axes[0].legend(frameon=False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()
