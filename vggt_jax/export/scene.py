@@ -28,7 +28,7 @@ class Cameras:
     `scene_cameras`.
 
     Attributes:
-      names: one per frame, distinct, relative paths with forward slashes.
+      names: one per frame, relative paths with forward slashes.
       camera_from_world: [s 3 4], OpenCV.
       intrinsics: [s 3 3] for the model's frames.
       original_intrinsics: [s 3 3] for the photographs.
@@ -61,7 +61,7 @@ def scene_cameras(recon: Reconstruction) -> Cameras:
 
     Raises:
       InputError: there are several scenes, no cameras, a camera that is not finite, is skewed or no
-        rotation, or names that repeat or leave the folder.
+        rotation, or a name that leaves the folder.
     """
     if recon.images.ndim != 4:
         raise InputError("several scenes cannot be exported together; give one, without scene axis")
@@ -216,9 +216,4 @@ def _names(recon: Reconstruction) -> tuple[str, ...]:
         path = PurePosixPath(name)
         if not name or path.is_absolute() or ".." in path.parts:
             raise InputError(f"frame {i}: {name!r} is no name of a file inside a folder of images")
-        if name in names[:i]:
-            raise InputError(
-                f"{name}: is there twice, and a file can be one image only; reconstruct again "
-                "without the copy"
-            )
     return names
