@@ -208,6 +208,38 @@ def test_tracks_of_the_head_are_intersected(tmp_path, make_room, mode):
     assert report.errors.median < 1e-3
 
 
+def test_tracks_that_nobody_sees(tmp_path, make_room):
+    room, _ = with_tracks(make_room("pad"))
+    recon = dataclasses.replace(room.recon, track_visibility=0 * room.recon.track_visibility)
+    room = dataclasses.replace(room, recon=recon)
+    report, model = export(room, tmp_path / "out", tracks="head")
+    assert report.num_points == 0 and model.num_reg_images() == 4
+    assert "there are cameras alone" in str(report)
+    with pytest.raises(InputError, match="there are 0 tracks"):
+        export(room, tmp_path / "adjusted", tracks="head", bundle_adjustment=True)
+
+
+def test_tracks_of_the_head_are_adjusted_as_they_are(tmp_path, make_room):
+    room, _ = with_tracks(make_room("pad"))
+    poses = moved(room, 0.004).recon.camera_from_world
+    recon = dataclasses.replace(room.recon, camera_from_world=poses)
+    recon = dataclasses.replace(recon, track_visibility=np.ones_like(recon.track_visibility))
+    names = ("tracks", "track_visibility", "track_confidence")
+    first = {name: getattr(recon, name)[:, :20] for name in names}
+    few = dataclasses.replace(room, recon=dataclasses.replace(recon, **first))
+    with pytest.raises(InputError, match="two frames that share 30 points"):
+        export(few, tmp_path / "few", tracks="head", bundle_adjustment=True)
+    rng = np.random.default_rng(3)
+    copies = [with_tracks(room, seed)[0].recon for seed in rng.integers(0, 99, 5)]
+    many = {
+        name: np.concatenate([getattr(copy, name) for copy in copies], axis=1) for name in names
+    }
+    spoiled = dataclasses.replace(room, recon=dataclasses.replace(recon, **many))
+    report, _ = export(spoiled, tmp_path / "out", tracks="head", bundle_adjustment=True)
+    assert report.errors.mean < 0.1 * report.errors_before_adjustment.mean
+    assert "matched in the images" not in str(report)
+
+
 def misplaced(poses, truth):
     """How far directions between cameras are from the truth, in degrees, the mean over all pairs."""
     angles = []
@@ -311,7 +343,7 @@ def test_frames_that_agree_nowhere_give_cameras_and_a_note(tmp_path, make_room):
     room = dataclasses.replace(room, recon=recon)
     report, model = export(room, tmp_path / "out")
     assert model.num_reg_images() == 4 and report.num_points == 0
-    assert "raise depth_tolerance" in str(report)
+    assert "raise max_reprojection_error" in str(report)
     with pytest.raises(InputError, match="bundle_adjustment needs tracks"):
         export(room, tmp_path / "adjusted", bundle_adjustment=True)
     assert not (tmp_path / "adjusted").exists()

@@ -13,6 +13,7 @@ from vggt_jax.export.tracks import Tracks
 
 # Points: fewer hardly hold two frames together (COLMAP asks for as many to place an image).
 _FEWEST_SHARED = 30
+MORE_TRACKS = "raise max_reprojection_error, or depth_tolerance for tracks from depth"
 CameraModel = Literal["PINHOLE", "SIMPLE_PINHOLE"]
 
 
@@ -107,7 +108,7 @@ def write_colmap(
     if bundle_adjustment and (len(cameras.names) < 2 or not len(tracks.points)):
         raise InputError(
             f"bundle_adjustment needs tracks through two frames; there are {len(tracks.points)} tracks "
-            f"and {len(cameras.names)} frames: raise depth_tolerance or max_reprojection_error"
+            f"and {len(cameras.names)} frames: {MORE_TRACKS}"
         )
     model = _sparse_model(pycolmap, cameras, tracks, camera_model, shared_camera)
     before, adjusted = None, []
@@ -116,8 +117,8 @@ def write_colmap(
         adjusted = _largest_group(cameras, tracks)
         if len(adjusted) < 2:
             raise InputError(
-                f"bundle_adjustment needs two frames that share {_FEWEST_SHARED} points; raise "
-                "depth_tolerance or max_reprojection_error, or leave it out"
+                f"bundle_adjustment needs two frames that share {_FEWEST_SHARED} points; "
+                f"{MORE_TRACKS}, or leave it out"
             )
         _adjust(pycolmap, model, adjusted)
     model.update_point_3d_errors()

@@ -12,6 +12,7 @@ import numpy as np
 
 from vggt_jax.errors import InputError
 from vggt_jax.export.colmap import (
+    MORE_TRACKS,
     CameraModel,
     TrackErrors,
     colmap_cameras,
@@ -244,8 +245,8 @@ def export_reconstruction(
             )
         if not errors.num_points:
             notes.append(
-                f"no point is seen alike by {min_track_length} frames, so there are cameras alone; raise "
-                "depth_tolerance or max_reprojection_error"
+                f"no point is seen alike by {min_track_length} frames, so there are cameras alone; "
+                f"{MORE_TRACKS}"
             )
         return ExportReport(
             path=path,

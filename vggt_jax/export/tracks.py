@@ -325,7 +325,8 @@ def _intersected(
 def _sums(index: np.ndarray, values: np.ndarray, size: int) -> np.ndarray:
     """[size k]: sums of the rows of each index, in their order, so that runs give the same bits."""
     columns = [np.bincount(index, weights=column, minlength=size) for column in values.T]
-    return np.stack(columns, axis=1)
+    # Of nothing, bincount makes integers.
+    return np.stack(columns, axis=1).astype(np.float64)
 
 
 def _sorted_tracks(found: list[tuple[np.ndarray, ...]], images: np.ndarray) -> Tracks:
