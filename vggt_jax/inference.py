@@ -18,6 +18,7 @@ from vggt_jax.layers.sparse_attention import BlockSparse
 from vggt_jax.models.pi3 import Pi3
 from vggt_jax.outputs import Pi3Output, Reconstruction
 from vggt_jax.preprocess import PIXEL_BUDGET, Frames, Mode, load_images
+from vggt_jax.results import transform_arrays
 
 
 def reconstruct(
@@ -200,7 +201,10 @@ def cut_to_frames(result: Reconstruction, frames: Frames) -> Reconstruction:
 
 
 def prediction_arrays(result: Reconstruction, frames: Frames) -> dict[str, np.ndarray]:
-    """What is written of a scene, by name: all arrays of its `cut_to_frames`, the frames, their names."""
+    """What is written of a scene, by name: all arrays of its `cut_to_frames`, frames, names, transforms.
+
+    `load_reconstruction` reads it.
+    """
     arrays = {name: x for name, x in vars(result).items() if isinstance(x, np.ndarray)}
     if result.attention_stats is not None:
         stats = vars(result.attention_stats)
@@ -212,6 +216,8 @@ def prediction_arrays(result: Reconstruction, frames: Frames) -> dict[str, np.nd
         "names": np.array(frames.names),
         "valid": frames.valid_mask(),
         "confidence_kind": np.array(result.confidence_kind),
+        "pixel_centre": np.array(result.pixel_centre),
+        **transform_arrays(frames.transforms),
     }
 
 
