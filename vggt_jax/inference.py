@@ -84,6 +84,8 @@ def infer(
     attention: Dense | BlockSparse = Dense(),
     mode: Mode | None = None,
     size: int | tuple[int, int] | None = None,
+    fps: float | None = None,
+    frames: int | None = None,
     compute_dtype: DTypeLike | None = None,
     pad_frames: bool = True,
     progress: bool = False,
@@ -115,7 +117,9 @@ def infer(
     """
     if isinstance(model, str | os.PathLike):
         model = load_model(model)
-    frames = read_frames(images, model=model, mode=mode, size=size, progress=progress)
+    frames = read_frames(
+        images, model=model, mode=mode, size=size, fps=fps, frames=frames, progress=progress
+    )
     inputs = model_inputs(frames, model=model, query_points=query_points, pad_frames=pad_frames)
     result = _reconstruct(model, **inputs, attention=attention, compute_dtype=compute_dtype)
     return cut_to_frames(result, frames)
@@ -127,6 +131,8 @@ def read_frames(
     model: Model,
     mode: Mode | None = None,
     size: int | tuple[int, int] | None = None,
+    fps: float | None = None,
+    frames: int | None = None,
     progress: bool = False,
 ) -> Frames:
     """The first step of `infer`: frames in the sizes of this model."""
@@ -142,6 +148,8 @@ def read_frames(
         default_mode=own_mode,
         size=size,
         patch_size=config.patch_size,
+        fps=fps,
+        frames=frames,
         progress=progress,
     )
 
