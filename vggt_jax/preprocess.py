@@ -567,7 +567,7 @@ def _sources(
             label, read = str(paths[i]), partial(_read_file, paths[i])
         elif isinstance(item, Image.Image):
             label = f"image {i} ({getattr(item, 'filename', '') or 'a PIL image'})"
-            with _reading(label):
+            with reading(label):
                 item.load()  # Here and not in a worker: the same object may be given twice.
             read = partial(_read_pil, item, label)
         elif _is_array(item):
@@ -606,13 +606,13 @@ def _read_file(path: Path) -> Image.Image:
     if not path.exists():
         raise InputError(f"{path}: no such file; check the path")
     label = str(path)
-    with _reading(label), Image.open(path) as image:
+    with reading(label), Image.open(path) as image:
         image.load()  # All of it now, so that truncation is seen here.
         return _as_rgb(ImageOps.exif_transpose(image), label)
 
 
 def _read_pil(image: Image.Image, label: str) -> Image.Image:
-    with _reading(label):
+    with reading(label):
         return _as_rgb(ImageOps.exif_transpose(image), label)
 
 
@@ -629,7 +629,7 @@ def _read_array(array: np.ndarray, label: str) -> Image.Image:
 
 
 @contextlib.contextmanager
-def _reading(label: str) -> Iterator[None]:
+def reading(label: str) -> Iterator[None]:
     """Turns what Pillow raises into an InputError that names the image."""
     try:
         yield
