@@ -1,9 +1,6 @@
 """From photographs to files: what `vggt-jax infer` does, step by step with progress and timings."""
 
 import contextlib
-import os
-import secrets
-import shutil
 import sys
 import threading
 import time
@@ -19,6 +16,7 @@ import tqdm
 from vggt_jax import export, inference, memory
 from vggt_jax.checkpoint import Model, cache_folder, load_model
 from vggt_jax.errors import InputError
+from vggt_jax.export.files import output_folder
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.sparse_attention import BlockSparse
@@ -76,7 +74,7 @@ def reconstruct_files(
             raise InputError(f"--{error}".replace("_", "-")) from error
     pixels = [_parse_point(text) for text in query_points]
     _check_photographs(images, out, allow_single_image=allow_single_image)
-    with _output_folder(out, overwrite=overwrite) as folder, _Steps(5) as steps:
+    with output_folder(out, overwrite=overwrite) as folder, _Steps(5) as steps:
         with steps("loading the model"):
             # Products in bfloat16 round their operands anyway, so kernels need no more.
             computed_in = Precision.from_compute_dtype(compute_dtype).compute_dtype
@@ -275,48 +273,6 @@ def _write(
     )
     export.write_point_cloud(folder / "points.ply", selected, colors)
     return len(selected)
-
-
-@contextlib.contextmanager
-def _output_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A folder beside `out` to write into, whose contents move to `out` when all went well."""
-    partial = None
-    try:
-        with _writing(out):
-            if os.path.lexists(out) and not out.is_dir():
-                raise InputError(f"{out}: exists and is no folder; choose another --out")
-            is_new = not out.is_dir() or not any(out.iterdir())
-            if not is_new and not overwrite:
-                raise InputError(
-                    f"{out}: is not empty; choose another --out, or replace with --overwrite"
-                )
-            # In the nearest folder that exists: what cannot be written shows before the long work.
-            parent = next(folder for folder in out.absolute().parents if folder.exists())
-            partial = parent / f".vggt-jax-{secrets.token_hex(4)}.partial"
-            partial.mkdir()
-        yield partial
-        with _writing(out):
-            out.parent.mkdir(parents=True, exist_ok=True)
-            if is_new:
-                os.replace(partial, out)
-                return
-            for path in partial.iterdir():
-                if (out / path.name).is_dir():
-                    shutil.rmtree(out / path.name)
-                os.replace(path, out / path.name)
-    finally:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"{out}: cannot be written ({error.strerror}); choose another --out"
-        ) from error
 
 
 class _Steps:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -44,6 +45,88 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
         raise InputError(
             f"{path} cannot be written ({error.strerror or error}); choose another place or make "
             "room and give permission there"
+        ) from error
+
+
+@contextlib.contextmanager
+def output_folder(
+    out: Path, *, overwrite: bool, entries: Sequence[str] | None = None
+) -> Iterator[Path]:
+    """A folder beside `out` to write into, whose contents move to `out` when all went well.
+
+    What is replaced is put aside first and comes back if a move fails, so that `out` holds the old
+    results or the new ones. What has another name stays.
+
+    Args:
+      out: the folder; it and its parents are made if they are missing.
+      overwrite: whether earlier contents may be replaced.
+      entries: names of the files and folders that will be written. Only these count as earlier
+        contents; None means that anything in `out` does.
+
+    Yields:
+      An empty folder in the same file system.
+
+    Raises:
+      InputError: `out` is no folder, cannot be written, or holds something that may not be replaced.
+    """
+    partial = None
+    try:
+        with _writing(out):
+            if os.path.lexists(out) and not out.is_dir():
+                raise InputError(f"{out}: exists and is no folder; choose another --out")
+            earlier = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+            if entries is not None:
+                earlier = [name for name in earlier if name in entries]
+            if earlier and not overwrite:
+                what = "is not empty" if entries is None else f"holds {', '.join(earlier)} already"
+                raise InputError(
+                    f"{out}: {what}; choose another --out, or replace with --overwrite"
+                )
+            # In the nearest folder that exists: what cannot be written shows before the long work.
+            parent = next(folder for folder in out.absolute().parents if folder.exists())
+            partial = parent / f".vggt-jax-{secrets.token_hex(4)}.partial"
+            partial.mkdir()
+        new = partial / "new"
+        new.mkdir()
+        yield new
+        with _writing(out):
+            if not out.is_dir():
+                out.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(new, out)
+                return
+            _move_into(out, new, aside=partial / "old")
+    finally:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _move_into(out: Path, new: Path, *, aside: Path) -> None:
+    """Moves the entries of `new` to `out`, all or none."""
+    aside.mkdir()
+    undo: list[tuple[Path, Path]] = []
+    try:
+        for path in sorted(new.iterdir()):
+            place = out / path.name
+            # Noted before each move, so that an interruption between the two finds it.
+            if os.path.lexists(place):
+                undo.append((aside / path.name, place))
+                os.replace(place, aside / path.name)
+            undo.append((place, path))
+            os.replace(path, place)
+    except BaseException:
+        for here, there in reversed(undo):
+            if os.path.lexists(here):
+                os.replace(here, there)
+        raise
+
+
+@contextlib.contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{out}: cannot be written ({error.strerror or error}); choose another --out"
         ) from error
 
 
