@@ -240,8 +240,11 @@ def usable_mask(
     """
     if masks is None and not background:
         return None
-    mask = background_mask(frames.images, background)
-    return mask & (frames.valid_mask() if masks is None else load_masks(masks, frames))
+    mask = frames.valid_mask() if masks is None else load_masks(masks, frames)
+    mask &= background_mask(frames.images, background)
+    if not mask.any():
+        raise InputError("masks and background leave no pixel of any photograph; change them")
+    return mask
 
 
 def with_first(frames: Frames, first: int) -> Frames:
