@@ -12,6 +12,7 @@ from vggt_jax.cli.bench import Bench
 from vggt_jax.cli.convert import Convert
 from vggt_jax.cli.doctor import Doctor
 from vggt_jax.cli.infer import Infer
+from vggt_jax.cli.scene import in_our_spelling
 from vggt_jax.errors import InputError
 
 _INTERRUPTED = 130  # what shells report for a command that Ctrl-C ended
@@ -28,9 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code: 0, or 2 where the input is at fault."""
     command = tyro.cli(
         Command,
-        args=argv,
+        args=in_our_spelling(sys.argv[1:] if argv is None else argv),
         prog="vggt-jax",
-        description="Photographs in; cameras, depth, point maps and tracks out.",
+        description="Photographs in; cameras, depth, point maps and tracks out.\n\nOptions are the same in "
+        "all commands. Underscores are as good as dashes, and the spellings of VGGT's scripts are "
+        "understood: --image_folder, --scene_dir, --conf_thres_value, --use_ba, ...",
     )
     try:
         command.run()

@@ -5,6 +5,7 @@ import statistics
 import time
 from typing import Any, Literal
 
+from vggt_jax.cli.scene import ComputeType, OptionalFloat, sparse_or_dense
 from vggt_jax.errors import InputError
 
 # Width and heads of the vision transformers of these names; VGGT-1B and Pi3 are large.
@@ -29,9 +30,9 @@ class Bench:
     """Numbers of frames."""
     size: tuple[int, int] = (518, 518)
     """Height and width of a frame, multiples of 14."""
-    sparse_ratio: float | None = None
+    sparse_ratio: OptionalFloat = None
     """Also time block-sparse attention that leaves out this share of the blocks, in [0, 1]."""
-    compute_dtype: Literal["float32", "bfloat16"] | None = None
+    compute_dtype: ComputeType = None
     """Of matrix products; by default bfloat16 on a GPU and float32 elsewhere."""
     repeats: int = 3
     """Timed calls of each case."""
@@ -39,8 +40,6 @@ class Bench:
     """Refuse to start if the estimate exceeds the free memory."""
 
     def run(self) -> None:
-        from vggt_jax.cli.scene import sparse_or_dense
-
         if not self.frames or min(self.frames) < 1 or self.repeats < 1:
             raise InputError(
                 f"--frames {self.frames} and --repeats {self.repeats} must be positive"

@@ -6,6 +6,8 @@ from typing import Literal
 
 import tyro
 
+from vggt_jax.cli.scene import ComputeType, Flag, OptionalPath
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Convert:
@@ -18,14 +20,14 @@ class Convert:
     """.safetensors, .pt or .pth file, a folder that holds one, or a hub name."""
     destination: tyro.conf.Positional[Path]
     """Folder to make, or FILE.safetensors."""
-    config: Path | None = None
+    config: OptionalPath = None
     """JSON configuration; without it the file beside SOURCE, or the released size."""
-    dtype: Literal["float32", "bfloat16"] | None = None
+    dtype: ComputeType = None
     """bfloat16 stores the kernels of encoder, trunk and (Pi3) decoders in bfloat16; without it, as
     stored."""
     ignore: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Leave out the keys that begin like this; may be repeated."""
-    overwrite: bool = False
+    overwrite: Flag = False
     """Replace DESTINATION if it is a checkpoint of ours."""
 
     def run(self) -> None:

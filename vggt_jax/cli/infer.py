@@ -2,9 +2,8 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
 
-from vggt_jax.cli.scene import Scene, also
+from vggt_jax.cli.scene import Flag, OptionalFloat, Scene
 from vggt_jax.errors import InputError
 
 
@@ -19,19 +18,17 @@ class Infer(Scene):
         vggt-jax infer clip.mp4 --frames 50 --masks masks/ --model yyfz233/Pi3 --out scene
     """
 
-    out: Annotated[Path, also("output", "output-path", "output-dir", "save-path")]
+    out: Path
     """Folder to write."""
-    confidence_percentile: Annotated[float | None, also("conf-threshold", "conf-thres")] = None
-    """Leave out this percentage of the points, the least confident; by default 25 for VGGT and 0 for
-    Pi3."""
-    min_confidence: Annotated[
-        float | None, also("conf-thres-value", "depth-conf-thresh", "conf-thresh")
-    ] = None
-    """Leave out points with a confidence below this. Its scale is the model's: from 1 without bound for
+    confidence_percentile: OptionalFloat = None
+    """Leave out this percentage of the points, the least confident; by default 25 for VGGT, or
+    0 with --min-confidence, and 0 for Pi3."""
+    min_confidence: OptionalFloat = None
+    """Leave out points with a confidence not above this. Its scale is the model's: from 1 without bound for
     VGGT, where nothing is left out by default, and [0, 1] for Pi3, where it is 0.1."""
     max_points: int = 2_000_000
     """Most points in the cloud."""
-    overwrite: bool = False
+    overwrite: Flag = False
     """Replace the results of an earlier run in the output folder."""
 
     def run(self) -> None:

@@ -249,7 +249,8 @@ def _write(
     valid = frames.valid_mask() if result.mask is None else result.mask
     is_probability = result.confidence_kind == "sigmoid"
     if confidence_percentile is None:
-        confidence_percentile = 0.0 if is_probability else _CONFIDENCE_PERCENTILE
+        has_default = not is_probability and min_confidence is None
+        confidence_percentile = _CONFIDENCE_PERCENTILE if has_default else 0.0
     arrays = inference.prediction_arrays(result, frames)
     export.write_predictions(folder / "predictions.npz", arrays)
     if result.camera_from_world is not None:
@@ -270,15 +271,13 @@ def _write(
     else:
         cloud = result.world_points, result.world_points_confidence
     usable = valid if result.depth_edges is None else valid & ~result.depth_edges
-    if min_confidence is not None:
-        usable = usable & (cloud[1] >= min_confidence)
-    elif is_probability:
-        usable = usable & (cloud[1] > _SMALLEST_PROBABILITY)
+    if min_confidence is None:
+        min_confidence = _SMALLEST_PROBABILITY if is_probability else 0.0
+    usable = usable & (cloud[1] > min_confidence)
     if not usable.any():
-        least = _SMALLEST_PROBABILITY if min_confidence is None else min_confidence
         tqdm.tqdm.write(
-            f"warning: every point lies at an edge of depth or has a confidence below {least:g}, so "
-            "that the cloud holds them all",
+            f"warning: every point lies at an edge of depth or has a confidence of "
+            f"{min_confidence:g} or less, so that the cloud holds them all",
             file=sys.stderr,
         )
         usable = valid

@@ -1,6 +1,7 @@
 """Photographs, and how to reconstruct them: the options of every command that takes photographs."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,86 +13,139 @@ from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.sparse_attention import BlockSparse
 from vggt_jax.masks import Background
 from vggt_jax.outputs import Reconstruction
-from vggt_jax.preprocess import Frames, find_images
+from vggt_jax.preprocess import Frames, Mode, find_images
 
 
-def also(*names: str):
-    """Other spellings of an option, those of the official scripts."""
-    return tyro.conf.arg(aliases=[f"--{name}" for name in names])
+# Options that may be left out, without a word on that in the help.
+OptionalText = Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")]
+OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
+OptionalFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
+OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")]
+PointSource = Annotated[
+    Literal["depth", "head"] | None, tyro.conf.arg(metavar="{depth,head}", help_behavior_hint="")
+]
+ComputeType = Annotated[
+    Literal["float32", "bfloat16"] | None,
+    tyro.conf.arg(metavar="{float32,bfloat16}", help_behavior_hint=""),
+]
+
+# Spellings of the official scripts, and what they are called here.
+SPELLINGS = {
+    "image-dir": "image-folder",
+    "scene-dir": "image-folder",
+    "data-path": "image-folder",
+    "ckpt": "model",
+    "checkpoint": "model",
+    "mask-white-bg": "mask-white",
+    "mask-black-bg": "mask-black",
+    "output": "out",
+    "output-dir": "out",
+    "output-path": "out",
+    "save-path": "out",
+    "conf-threshold": "confidence-percentile",
+    "conf-thres": "confidence-percentile",
+    "conf-thres-value": "min-confidence",
+    "conf-thresh": "min-confidence",
+    "depth-conf-thresh": "min-confidence",
+    "camera-type": "camera-model",
+    "use-ba": "bundle-adjustment",
+    "max-reproj-error": "max-reprojection-error",
+    "vis-thresh": "min-visibility",
+}
+
+
+def in_our_spelling(argv: Sequence[str]) -> list[str]:
+    """Arguments with the options of the official scripts under their names here."""
+    result = []
+    for i, argument in enumerate(argv):
+        if argument == "--":
+            return [*result, *argv[i:]]
+        if argument.startswith("--"):
+            name, *value = argument[2:].split("=", 1)
+            name = name.replace("_", "-")
+            argument = "=".join([f"--{SPELLINGS.get(name, name)}", *value])
+        result.append(argument)
+    return result
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scene:
     """Photographs or a video, and how to reconstruct the scene that they show."""
 
-    images: tyro.conf.Positional[tuple[Path, ...]] = ()
+    images: Annotated[
+        tyro.conf.Positional[tuple[Path, ...]],
+        tyro.conf.arg(metavar="[PATH ...]", help_behavior_hint=""),
+    ] = ()
     """A folder, image files in the order to use, or a video."""
-    image_folder: Annotated[Path | None, also("image-dir", "scene-dir", "data-path")] = None
+    image_folder: OptionalPath = None
     """The same as naming one folder or video. A folder without photographs that has a folder images
     stands for that one."""
-    model: Annotated[str | None, also("ckpt", "checkpoint")] = None
+    model: OptionalText = None
     """Checkpoint (required): ours, an official .safetensors or .pt, or a hub name such as
     facebook/VGGT-1B or yyfz233/Pi3."""
-    mode: Literal["crop", "pad", "budget"] | None = None
+    mode: Annotated[
+        Mode | None, tyro.conf.arg(metavar="{crop,pad,budget}", help_behavior_hint="")
+    ] = None
     """How photographs come to size: crop keeps the width and cuts tall ones, pad keeps everything
     and fills with white, budget stretches all to one size of about the shape of the first. Needed
     only if their shapes differ; otherwise what the model was made for, crop (VGGT) or budget (Pi3)."""
-    size: int | None = None
+    size: OptionalInt = None
     """Side in pixels to resize to, a multiple of the patch size; with budget, the side of the square
     of as many pixels. By default the model's own."""
-    fps: float | None = None
+    fps: OptionalFloat = None
     """Of a video, frames to take for each second, each the sharpest around its place; 1 by default."""
-    frames: int | None = None
+    frames: OptionalInt = None
     """Of a video, how many frames to take in all, instead of --fps."""
     reference: str = "0"
     """For VGGT, the photograph whose camera is the world, by index or name."""
-    masks: Path | None = None
+    masks: OptionalPath = None
     """Folder of masks, one for each photograph and of the same name (a.jpg: a.png or a.jpg.png). White
     is used, black left out."""
-    mask_white: Annotated[bool, also("mask-white-bg")] = False
+    mask_white: Flag = False
     """Leave out white background."""
-    mask_black: Annotated[bool, also("mask-black-bg")] = False
+    mask_black: Flag = False
     """Leave out black background."""
-    mask_sky: bool = False
+    mask_sky: Flag = False
     """Leave out what has the colour of sky, from the upper edge down; for scenes outdoors."""
-    mask_edges: bool = False
+    mask_edges: Flag = False
     """Leave out points at jumps of depth for VGGT, too, as it is always done for Pi3."""
-    focal: float | None = None
+    focal: OptionalFloat = None
     """Known focal length in pixels of the photographs, the principal point in their middle."""
-    intrinsics: str | None = None
+    intrinsics: OptionalText = None
     """Known intrinsics: fx,fy,cx,cy in pixels of the photographs, or a file like cameras.json with those
     of each."""
-    known_distance: str | None = None
+    known_distance: OptionalText = None
     """A,B,LENGTH: how far the cameras of two photographs (by index or name) are from each other. The scene
     comes in these units."""
-    known_depth: str | None = None
+    known_depth: OptionalText = None
     """PHOTOGRAPH,X,Y,DEPTH: how far along the viewing axis lies what this pixel of a photograph (by index
     or name) shows. The scene comes in these units."""
     query_points: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A point x,y of the first photograph (or of --reference), in its own pixels, to track through all;
     may be repeated."""
-    points: Literal["depth", "head"] | None = None
+    points: PointSource = None
     """Make points from depth and cameras, which is VGGT's default and more accurate, or from the model's
     point head, which is so for Pi3."""
-    use_point_map: bool = False
+    use_point_map: Flag = False
     """The same as --points head."""
-    sparse_ratio: float | None = None
+    sparse_ratio: OptionalFloat = None
     """Leave out this share of the blocks in attention over all photographs, in [0, 1]: 0.75 keeps a
     quarter and suits a hundred photographs and more. By default nothing is left out."""
-    cdf_threshold: float | None = None
+    cdf_threshold: OptionalFloat = None
     """Keep as many of the most probable blocks as have this share of the probability, in [0, 1]. With
     both, the larger number is kept."""
     pool_mode: Literal["avg", "max"] = "avg"
     """How a block of tokens becomes one vector to predict its attention from."""
     token_order: Literal["raster", "hilbert", "tiles"] = "raster"
     """How patches are put into blocks: row by row, along a Hilbert curve, or 8 by 8."""
-    compute_dtype: Literal["float32", "bfloat16"] | None = None
+    compute_dtype: ComputeType = None
     """Of matrix products; by default bfloat16 on a GPU and float32 elsewhere."""
-    config: Path | None = None
+    config: OptionalPath = None
     """JSON configuration of an official checkpoint that is not of a released size."""
-    allow_single_image: bool = False
+    allow_single_image: Flag = False
     """Reconstruct a single photograph, which the models were not trained for."""
-    memory_check: bool = True
+    memory_check: Annotated[bool, tyro.conf.arg(help_behavior_hint="(default)")] = True
     """Refuse to start if the estimate exceeds the free memory."""
 
     def paths(self) -> tuple[Path, ...]:
