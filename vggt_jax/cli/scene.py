@@ -15,7 +15,6 @@ from vggt_jax.masks import Background
 from vggt_jax.outputs import Reconstruction
 from vggt_jax.preprocess import Frames, Mode, find_images
 
-
 # Options that may be left out, without a word on that in the help.
 OptionalText = Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")]
 OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
