@@ -6,6 +6,8 @@ from vggt_jax.checkpoint import save_model as save_model
 from vggt_jax.config import Pi3Config as Pi3Config
 from vggt_jax.config import VGGTConfig as VGGTConfig
 from vggt_jax.errors import InputError as InputError
+from vggt_jax.export import ExportReport as ExportReport
+from vggt_jax.export import export_reconstruction as export_reconstruction
 from vggt_jax.inference import infer as infer
 from vggt_jax.inference import reconstruct as reconstruct
 from vggt_jax.layers.attention import Dense as Dense

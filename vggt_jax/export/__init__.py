@@ -1,4 +1,6 @@
-"""Results as files: point clouds, cameras, pictures, arrays. Plain numpy in, whole files out.
+"""Results as files: point clouds, cameras, pictures, arrays, and the formats of other programs.
+
+`export_reconstruction` is the door to PLY, GLB, COLMAP and nerfstudio.
 
 Every file is written under another name beside its place and moved there when complete, so that an
 interrupted run leaves no half of a file. What cannot be written raises `InputError`.
@@ -10,3 +12,7 @@ from vggt_jax.export.pictures import write_depth_pictures as write_depth_picture
 from vggt_jax.export.pictures import write_overview as write_overview
 from vggt_jax.export.ply import select_points as select_points
 from vggt_jax.export.ply import write_point_cloud as write_point_cloud
+from vggt_jax.export.reconstruction import ExportReport as ExportReport
+from vggt_jax.export.reconstruction import export_reconstruction as export_reconstruction
+from vggt_jax.export.scene import scene_cameras as scene_cameras
+from vggt_jax.export.scene import scene_points as scene_points

@@ -1,0 +1,200 @@
+"""Sparse models of COLMAP: cameras of the photographs, and points with observations."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from vggt_jax.errors import InputError
+from vggt_jax.export.scene import Cameras
+from vggt_jax.export.tracks import Tracks
+
+CameraModel = Literal["PINHOLE", "SIMPLE_PINHOLE"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackErrors:
+    """How well the points of a sparse model fit its observations.
+
+    Attributes:
+      num_points: points with a track.
+      num_observations: of all of them together.
+      mean_track_length: observations per point.
+      median, mean: distances from observation to projection, in pixels of the photographs; NaN
+        without observations.
+    """
+
+    num_points: int
+    num_observations: int
+    mean_track_length: float
+    median: float
+    mean: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.num_points:,} points, mean track length {self.mean_track_length:.2f}, "
+            f"reprojection error {self.median:.3f} px (median), {self.mean:.3f} px (mean)"
+        )
+
+
+def colmap_cameras(
+    cameras: Cameras, *, camera_model: CameraModel = "PINHOLE", shared_camera: bool = False
+) -> Cameras:
+    """The cameras as a model of COLMAP can hold them, for frames and photographs alike.
+
+    Args:
+      cameras: of the scene.
+      camera_model: "PINHOLE" has two focal lengths; "SIMPLE_PINHOLE" one, their mean.
+      shared_camera: one camera for all photographs, the mean of theirs.
+
+    Raises:
+      InputError: the camera model is unknown, or photographs that share a camera differ in size.
+    """
+    if camera_model not in ("PINHOLE", "SIMPLE_PINHOLE"):
+        raise InputError(f"{camera_model=} must be PINHOLE or SIMPLE_PINHOLE")
+    matrices = cameras.original_intrinsics.copy()
+    if shared_camera:
+        sizes = cameras.original_sizes
+        for name, size in zip(cameras.names, sizes, strict=True):
+            if size != sizes[0]:
+                raise InputError(
+                    f"{name} is {size[1]}x{size[0]} and {cameras.names[0]} {sizes[0][1]}x{sizes[0][0]}: "
+                    "photographs of different sizes cannot share a camera; leave shared_camera out"
+                )
+        matrices[:] = matrices.mean(axis=0)
+    if camera_model == "SIMPLE_PINHOLE":
+        matrices[:, [0, 1], [0, 1]] = matrices[:, [0, 1], [0, 1]].mean(axis=1, keepdims=True)
+    frames = [t.intrinsics_to_model(m) for t, m in zip(cameras.transforms, matrices, strict=True)]
+    return dataclasses.replace(cameras, original_intrinsics=matrices, intrinsics=np.stack(frames))
+
+
+def write_colmap(
+    folder: Path,
+    cameras: Cameras,
+    tracks: Tracks,
+    *,
+    camera_model: CameraModel = "PINHOLE",
+    shared_camera: bool = False,
+    bundle_adjustment: bool = False,
+) -> tuple[TrackErrors, TrackErrors | None]:
+    """Writes `cameras.bin`, `images.bin`, `points3D.bin`, `rigs.bin` and `frames.bin`.
+
+    Images are numbered from 1 in the order of the frames, points from 1 in the order of the tracks,
+    and points of an image in that of their tracks: the same input gives the same bytes (bundle
+    adjustment aside, whose threads add up in no fixed order).
+
+    Args:
+      folder: existing and empty; by itself not atomic, see `files.output_folder`.
+      cameras: from `colmap_cameras` with the same options.
+      tracks: found with these cameras.
+      camera_model, shared_camera: see `colmap_cameras`.
+      bundle_adjustment: refines poses, focal lengths and points until the observations fit best. The
+        first two cameras keep the coordinates and the scale in place.
+
+    Returns:
+      The errors of what was written, as read again from the files; and, after bundle adjustment,
+      those of before it, else None.
+
+    Raises:
+      InputError: pycolmap is not installed, or there is nothing to adjust.
+    """
+    pycolmap = import_pycolmap()
+    if bundle_adjustment and (len(cameras.names) < 2 or not len(tracks.points)):
+        raise InputError(
+            f"bundle_adjustment needs tracks through two frames; there are {len(tracks.points)} tracks "
+            f"and {len(cameras.names)} frames: raise depth_tolerance or max_reprojection_error"
+        )
+    model = _sparse_model(pycolmap, cameras, tracks, camera_model, shared_camera)
+    before = None
+    if bundle_adjustment:
+        before = _track_errors(model)
+        options = pycolmap.BundleAdjustmentOptions()
+        options.print_summary = False
+        options.refine_principal_point = False
+        pycolmap.bundle_adjustment(model, options)
+    model.update_point_3d_errors()
+    model.write(str(folder))
+    return _track_errors(pycolmap.Reconstruction(str(folder))), before
+
+
+def import_pycolmap():
+    """The package pycolmap.
+
+    Raises:
+      InputError: it is not installed.
+    """
+    try:
+        import pycolmap
+    except ModuleNotFoundError as error:
+        if error.name != "pycolmap":
+            raise
+        raise InputError(
+            "COLMAP export needs pycolmap; install it with: pip install 'vggt-jax[colmap]'"
+        ) from error
+    return pycolmap
+
+
+def _sparse_model(pycolmap, cameras: Cameras, tracks: Tracks, camera_model: str, shared: bool):
+    model = pycolmap.Reconstruction()
+    num_frames = len(cameras.names)
+    camera_ids = [1] * num_frames if shared else list(range(1, num_frames + 1))
+    for i in range(1 if shared else num_frames):
+        matrix, (height, width) = cameras.original_intrinsics[i], cameras.original_sizes[i]
+        focal = [matrix[0, 0], matrix[1, 1]][: 2 if camera_model == "PINHOLE" else 1]
+        camera = pycolmap.Camera(
+            camera_id=camera_ids[i],
+            model=camera_model,
+            width=width,
+            height=height,
+            params=[*focal, matrix[0, 2], matrix[1, 2]],
+        )
+        model.add_camera_with_trivial_rig(camera)
+
+    # Which point of its image an observation is: they are numbered from 0 within each.
+    number = np.zeros(len(tracks.pixels), np.int64)
+    for i in range(num_frames):
+        here = np.flatnonzero(tracks.observed_frame == i)
+        number[here] = np.arange(len(here))
+        # COLMAP's coordinates are continuous: the centre of the first pixel is at 0.5.
+        xy = cameras.transforms[i].pixels_to_original(tracks.pixels[here]) + 0.5
+        image = pycolmap.Image(
+            name=cameras.names[i], keypoints=xy, camera_id=camera_ids[i], image_id=i + 1
+        )
+        pose = cameras.camera_from_world[i]
+        rotation = pycolmap.Rotation3d(np.ascontiguousarray(pose[:, :3]))
+        model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(rotation, pose[:, 3].copy()))
+
+    first = np.searchsorted(tracks.observed_point, np.arange(len(tracks.points) + 1))
+    frames, numbers = (tracks.observed_frame + 1).tolist(), number.tolist()
+    for k in range(len(tracks.points)):
+        observations = range(first[k], first[k + 1])
+        elements = [pycolmap.TrackElement(frames[o], numbers[o]) for o in observations]
+        model.add_point3D(tracks.points[k], pycolmap.Track(elements), tracks.colors[k])
+    return model
+
+
+def _track_errors(model) -> TrackErrors:
+    """Errors from the numbers that the model itself holds."""
+    points = model.points3D
+    errors = [np.zeros(0)]
+    for image in model.images.values():
+        seen = image.get_observation_points2D()
+        if not seen:
+            continue
+        xyz = np.stack([points[point.point3D_id].xyz for point in seen])
+        xy = np.stack([point.xy for point in seen])
+        pose = image.cam_from_world().matrix()
+        camera_points = xyz @ pose[:, :3].T + pose[:, 3]
+        matrix = model.cameras[image.camera_id].calibration_matrix()
+        projected = camera_points[:, :2] / camera_points[:, 2:] * matrix[[0, 1], [0, 1]]
+        errors.append(np.linalg.norm(projected + matrix[:2, 2] - xy, axis=1))
+    errors = np.concatenate(errors)
+    return TrackErrors(
+        num_points=len(points),
+        num_observations=len(errors),
+        mean_track_length=len(errors) / max(len(points), 1),
+        median=float(np.median(errors)) if len(errors) else float("nan"),
+        mean=float(errors.mean()) if len(errors) else float("nan"),
+    )

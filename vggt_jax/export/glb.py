@@ -1,0 +1,103 @@
+"""Coloured points and cameras as binary glTF."""
+
+import os
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from vggt_jax.errors import InputError
+from vggt_jax.export.files import file_stems, replacing
+from vggt_jax.export.scene import Cameras
+
+# glTF's axes (y up, z towards the viewer) from OpenCV's (y down, z away), for world and cameras alike.
+GLTF_FROM_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
+# The length of a camera as a share of the distance from the cameras' middle to the median point: large
+# enough to see, small enough to see past.
+_CAMERA_SIZE = 0.05
+_COLORMAP = "turbo"  # From the first camera (blue) to the last (red).
+
+
+def write_glb(
+    path: str | os.PathLike,
+    points: Float[np.ndarray, "m 3"],
+    colors: UInt8[np.ndarray, "m 3"],
+    cameras: Cameras | None,
+    *,
+    camera_size: float | None = None,
+) -> None:
+    """Writes a binary glTF file that Blender, Windows' 3D Viewer and three.js read.
+
+    glTF's world has y up, so the world is turned half around x: `x_gltf = (x, -y, -z)`. Points are a
+    geometry `points`; every camera is a node `camera_NAME` with a pyramid, whose tip is the centre of
+    projection and whose base is the image. The node's matrix is world_from_camera in the axes of glTF's
+    cameras: x right, y up, looking along -z.
+
+    Args:
+      path: the file; its folder is made if it is missing.
+      points, colors: world coordinates (OpenCV), and RGB.
+      cameras: to draw, or None for points alone.
+      camera_size: from tip to base, in the scene's unit. None is a twentieth of the distance from the
+        middle of the cameras to the median point.
+
+    Raises:
+      InputError: the file cannot be written, there are neither points nor cameras, or a size is not
+        positive.
+    """
+    import trimesh
+
+    if camera_size is not None and not 0 < camera_size < np.inf:
+        raise InputError(f"{camera_size=} must be positive")
+    if not len(points) and cameras is None:
+        raise InputError(f"{path}: there are no points to write")
+    scene = trimesh.Scene()
+    if len(points):
+        turned = points * np.diag(GLTF_FROM_OPENCV)[:3]
+        scene.add_geometry(
+            trimesh.PointCloud(turned, colors=colors), node_name="points", geom_name="points"
+        )
+    if cameras is not None:
+        poses = cameras.world_from_camera()
+        if camera_size is None:
+            camera_size = _suitable_size(points, poses[:, :3, 3])
+        for i, stem in enumerate(file_stems(cameras.names)):
+            name = f"camera_{stem}"
+            pyramid = _pyramid(cameras, i, camera_size)
+            pose = GLTF_FROM_OPENCV @ poses[i] @ GLTF_FROM_OPENCV
+            scene.add_geometry(pyramid, node_name=name, geom_name=name, transform=pose)
+    data = scene.export(file_type="glb")
+    with replacing(path) as file:
+        file.write(data)
+
+
+def _suitable_size(points: np.ndarray, centres: np.ndarray) -> float:
+    middle = centres.mean(axis=0)
+    extent = np.linalg.norm(centres - middle, axis=1).max()
+    if len(points):
+        # The sample keeps the median of millions of points cheap.
+        sample = points[:: max(1, len(points) // 100_000)].astype(np.float64)
+        extent = max(extent, float(np.median(np.linalg.norm(sample - middle, axis=1))))
+    return _CAMERA_SIZE * extent or 1.0
+
+
+def _pyramid(cameras: Cameras, i: int, size: float):
+    import trimesh
+    from matplotlib import colormaps
+
+    height, width = cameras.original_sizes[i]
+    matrix = cameras.original_intrinsics[i]
+    corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float64)
+    rays = np.ones((5, 3))
+    rays[1:, :2] = (corners - matrix[:2, 2]) / matrix[[0, 1], [0, 1]]
+    rays[0] = 0
+    # Both sides of the four walls, as most programs show front faces only. The base stays open, to
+    # look through the camera.
+    walls = np.array([[0, 1, 2], [0, 2, 3], [0, 3, 4], [0, 4, 1]])
+    faces = np.concatenate([walls, walls[:, ::-1]])
+    share = i / max(len(cameras.names) - 1, 1)
+    color = np.round(np.array(colormaps[_COLORMAP](share)) * 255).astype(np.uint8)
+    return trimesh.Trimesh(
+        rays * size * np.diag(GLTF_FROM_OPENCV)[:3],
+        faces,
+        face_colors=np.tile(color, (len(faces), 1)),
+        process=False,
+    )

@@ -1,0 +1,67 @@
+"""Data sets of nerfstudio: `transforms.json` and a point cloud to begin with."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from vggt_jax.export.files import replacing
+from vggt_jax.export.ply import write_point_cloud
+from vggt_jax.export.scene import Cameras
+
+# The axes of nerfstudio's cameras (OpenGL: y up, looking along -z) from OpenCV's.
+_OPENCV_FROM_OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
+POINTS = "points.ply"
+TRANSFORMS = "transforms.json"
+
+
+def write_nerfstudio(
+    folder: Path,
+    cameras: Cameras,
+    points: Float[np.ndarray, "m 3"],
+    colors: UInt8[np.ndarray, "m 3"],
+) -> None:
+    """Writes `transforms.json` and, where there are points, `points.ply`.
+
+    `transform_matrix` is world_from_camera with the camera's axes as OpenGL has them (x right, y up,
+    looking along -z). The world stays the reconstruction's for cameras and points alike:
+    `applied_transform` is the identity, since versions of nerfstudio differ in whether points follow
+    it; they find what is up by themselves. Intrinsics are per frame, for the photographs, with pixel
+    centres at 0.5.
+
+    Source: https://docs.nerf.studio/quickstart/data_conventions.html
+
+    Args:
+      folder: existing; by itself not atomic, see `files.output_folder`.
+      cameras: of the scene.
+      points, colors: in world coordinates (OpenCV), and RGB.
+
+    Raises:
+      InputError: a file cannot be written.
+    """
+    transforms: dict[str, Any] = {
+        "camera_model": "OPENCV",  # With distortions, which are zero where nothing says otherwise.
+        "applied_transform": np.eye(4)[:3].tolist(),
+        "frames": [_frame(cameras, i) for i in range(len(cameras.names))],
+    }
+    if len(points):
+        write_point_cloud(folder / POINTS, points, colors)
+        transforms["ply_file_path"] = POINTS
+    with replacing(folder / TRANSFORMS) as file:
+        file.write(json.dumps(transforms, indent=2, allow_nan=False).encode() + b"\n")
+
+
+def _frame(cameras: Cameras, i: int) -> dict[str, Any]:
+    (height, width), matrix = cameras.original_sizes[i], cameras.original_intrinsics[i]
+    return {
+        "file_path": f"images/{cameras.names[i]}",
+        "w": width,
+        "h": height,
+        "fl_x": float(matrix[0, 0]),
+        "fl_y": float(matrix[1, 1]),
+        "cx": float(matrix[0, 2]),
+        "cy": float(matrix[1, 2]),
+        "transform_matrix": (cameras.world_from_camera()[i] @ _OPENCV_FROM_OPENGL).tolist(),
+    }
