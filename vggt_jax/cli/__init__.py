@@ -11,6 +11,7 @@ from convert.errors import CheckpointError
 from vggt_jax.cli.bench import Bench
 from vggt_jax.cli.convert import Convert
 from vggt_jax.cli.doctor import Doctor
+from vggt_jax.cli.export import Export
 from vggt_jax.cli.infer import Infer
 from vggt_jax.cli.scene import in_our_spelling
 from vggt_jax.errors import InputError
@@ -20,6 +21,7 @@ _INTERRUPTED = 130  # what shells report for a command that Ctrl-C ended
 Command = (
     Annotated[Infer, tyro.conf.subcommand("infer")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Bench, tyro.conf.subcommand("bench")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )

@@ -21,6 +21,7 @@ from vggt_jax.export.files import output_folder
 from vggt_jax.layers.precision import Precision
 from vggt_jax.outputs import Reconstruction
 from vggt_jax.preprocess import EXTENSIONS, Frames, find_images
+from vggt_jax.results import RESULTS, load_reconstruction
 
 # Which points make the cloud: the most confident three quarters (official file: vggt/demo_viser.py), or,
 # where confidence is a probability, all above this and not at an edge (official file: pi3/example.py).
@@ -32,8 +33,6 @@ def reconstruct_files(
     scene: Scene,
     out: Path,
     *,
-    confidence_percentile: float | None,
-    min_confidence: float | None,
     max_points: int,
     overwrite: bool,
 ) -> None:
@@ -56,8 +55,8 @@ def reconstruct_files(
                 result,
                 frames,
                 points=points,
-                confidence_percentile=confidence_percentile,
-                min_confidence=min_confidence,
+                confidence_percentile=scene.confidence_percentile,
+                min_confidence=scene.min_confidence,
                 max_points=max_points,
             )
     height, width = frames.images.shape[1:3]
@@ -69,6 +68,37 @@ def reconstruct_files(
             f"{stats.saved.mean():.1%} of the arithmetic"
         )
     print(steps)
+
+
+def read_or_reconstruct(scene: Scene) -> Reconstruction:
+    """The scene of a folder of results, or of photographs, which are reconstructed now.
+
+    Raises:
+        InputError: results, photographs or options cannot be used, or memory is short.
+        convert.CheckpointError: the model cannot be loaded.
+    """
+    paths = scene.paths()
+    if not (paths[0].name == RESULTS or (paths[0] / RESULTS).is_file()):
+        with Steps(4) as steps:
+            result, _, _ = reconstruct_photographs(scene, steps)
+        print(steps)
+        return result
+    scene.check_of_results()
+    if len(paths) > 1:
+        raise InputError(f"{paths[0]}: holds results; give one folder of results alone")
+    if changed := scene.changed_for_photographs():
+        raise InputError(
+            f"{paths[0]}: holds results, for which --{changed[0].replace('_', '-')} comes too late; "
+            "leave it out, or give the photographs"
+        )
+    recon = load_reconstruction(paths[0])
+    frames = Frames(images=recon.images, names=recon.names, transforms=recon.transforms)
+    mask = inference.usable_mask(frames, scene.masks, scene.background())
+    intrinsics = scene.known_intrinsics(frames)
+    recon = inference.with_known(
+        recon, intrinsics=intrinsics, mask=mask, mask_edges=scene.mask_edges
+    )
+    return scene.scaled(recon)
 
 
 def reconstruct_photographs(

@@ -54,6 +54,26 @@ SPELLINGS = {
 }
 
 
+# Options of a scene that apply to results of an earlier run, too.
+_FOR_RESULTS = (
+    "images",
+    "image_folder",
+    "masks",
+    "mask_white",
+    "mask_black",
+    "mask_sky",
+    "mask_edges",
+    "focal",
+    "intrinsics",
+    "known_distance",
+    "known_depth",
+    "points",
+    "use_point_map",
+    "confidence_percentile",
+    "min_confidence",
+)
+
+
 def in_our_spelling(argv: Sequence[str]) -> list[str]:
     """Arguments with the options of the official scripts under their names here."""
     result = []
@@ -128,6 +148,12 @@ class Scene:
     point head, which is so for Pi3."""
     use_point_map: Flag = False
     """The same as --points head."""
+    confidence_percentile: OptionalFloat = None
+    """Leave out this percentage of the points, the least confident; by default 25 for VGGT, or
+    0 with --min-confidence, and 0 for Pi3."""
+    min_confidence: OptionalFloat = None
+    """Leave out points with a confidence not above this. Its scale is the model's: from 1 without bound for
+    VGGT, where nothing is left out by default, and [0, 1] for Pi3, where it is 0.1."""
     sparse_ratio: OptionalFloat = None
     """Leave out this share of the blocks in attention over all photographs, in [0, 1]: 0.75 keeps a
     quarter and suits a hundred photographs and more. By default nothing is left out."""
@@ -208,8 +234,21 @@ class Scene:
                 "--model is missing; name a checkpoint, such as --model facebook/VGGT-1B"
             )
         self.attention()
-        self.point_source()
         self.pixels()
+        self.check_of_results()
+
+    def check_of_results(self) -> None:
+        """Finds what is wrong with the options that apply to results as well.
+
+        Raises:
+            InputError: something is.
+        """
+        self.point_source()
+        percentile = self.confidence_percentile
+        if percentile is not None and not 0 <= percentile < 100:
+            raise InputError(f"--confidence-percentile={percentile:g} must lie in [0, 100)")
+        if self.min_confidence is not None and not self.min_confidence >= 0:
+            raise InputError(f"--min-confidence={self.min_confidence:g} must be at least 0")
         if self.focal is not None and self.intrinsics is not None:
             raise InputError("--focal and --intrinsics say the same in two ways; give one of them")
         if self.known_distance is not None and self.known_depth is not None:
@@ -257,6 +296,10 @@ class Scene:
             frame, x, y, depth = self._known_depth()
             return calibration.scale_to_depth(recon, depth, pixel=(frame, x, y))
         return recon
+
+    def changed_for_photographs(self) -> list[str]:
+        """The options with a value that only a reconstruction could honour."""
+        return [name for name in self.changed() if name not in _FOR_RESULTS]
 
     def changed(self, *names: str) -> list[str]:
         """The options among these, or among all of a scene, that have no default value."""
