@@ -21,7 +21,9 @@ def results(tmp_path, photographs, checkpoint, run):
 
 def test_export_of_results(tmp_path, results, photographs, run, refused, capsys):
     glb = tmp_path / "scene.glb"
-    assert run("export", results, "--format", "glb", "--out", glb, "--conf_threshold", 50) == 0
+    # Where a random model finds no field of view, the focal length is infinite, and refused.
+    args = ["export", results, "--format", "glb", "--out", glb, "--focal", 123]
+    assert run(*args, "--conf_threshold", 50) == 0
     printed = capsys.readouterr().out
     assert str(glb) in printed and "3 cameras" in printed
     shapes = trimesh.load(glb).geometry.values()
@@ -32,7 +34,7 @@ def test_export_of_results(tmp_path, results, photographs, run, refused, capsys)
     document = json.loads((tmp_path / "nerf" / "transforms.json").read_text())
     assert len(document["frames"]) == 3 and "123" in json.dumps(document)
     assert (tmp_path / "nerf" / "images" / "0.png").read_bytes() == (photographs / "0.png").read_bytes()  # fmt: skip
-    assert "overwrite" in refused("export", results, "--format", "glb", "--out", glb)
+    assert "overwrite" in refused("export", results, "--format", "glb", "--out", glb, "--focal", 9)
 
 
 def test_export_of_photographs(tmp_path, photographs, checkpoint, run):

@@ -9,7 +9,7 @@ import trimesh
 from PIL import Image
 
 import vggt_jax
-from vggt_jax import cli, memory
+from vggt_jax import memory
 
 
 def test_infer_writes_everything(tmp_path, photographs, checkpoint, capsys, run):
