@@ -62,12 +62,14 @@ class Bench:
         weights = memory.gib(memory.weight_bytes(model))
         print(f"{self.architecture}, {self.width}: random weights of {weights} GiB on "
               f"{jax.devices()[0].device_kind}, frames of {self.size[1]}x{self.size[0]}")  # fmt: skip
+        shapes = [(num_frames, *self.size, 3) for num_frames in self.frames]
+        for shape in shapes:
+            check_memory(model, shape, 0, self.compute_dtype, refuse=self.memory_check)
         titles = ("frames", "attention", "seconds", "frames/s", "compiling", "GiB")
         print(_row(titles))
         rng = np.random.default_rng(0)
-        for num_frames in self.frames:
-            images = rng.integers(0, 256, (num_frames, *self.size, 3), np.uint8)
-            check_memory(model, images.shape, 0, self.compute_dtype, refuse=self.memory_check)
+        for shape in shapes:
+            num_frames, images = shape[0], rng.integers(0, 256, shape, np.uint8)
             for name, attention in attentions.items():
                 compiling, seconds, held = self._time(model, images, attention)
                 rate = f"{num_frames / seconds:.2f}"
