@@ -16,6 +16,8 @@ MODEL_SIZE = 112
 ROOM = np.array([[-3.0, -2.0, -1.0], [3.0, 2.0, 6.0]])  # Corners; cameras are near the origin.
 BOX = np.array([[-0.7, 0.1, 2.8], [0.9, 2.0, 3.9]])  # Hides a part of the walls.
 
+WAVES = np.array([[4.1, -1.3, 2.2], [1.7, 4.9, -2.4], [-2.1, 1.9, 4.3]])  # Of each colour.
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Room:
@@ -47,7 +49,7 @@ def cast(size, intrinsics, camera_from_world):
     enter, leave = slabs[0].max(-1), slabs[1].min(-1)
     depth = np.where((enter < leave) & (enter > 0), enter, walls.min(-1))
     points = origin + depth[..., None] * rays
-    colors = 127.5 + 100 * np.sin(points * (2.1, 3.2, 2.7) + (0.3, 1.0, 2.0))
+    colors = 127.5 + 100 * np.sin(points @ WAVES + (0.3, 1.0, 2.0))
     return depth, np.round(colors).astype(np.uint8)
 
 

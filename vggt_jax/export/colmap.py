@@ -11,6 +11,8 @@ from vggt_jax.errors import InputError
 from vggt_jax.export.scene import Cameras
 from vggt_jax.export.tracks import Tracks
 
+# Points: fewer hardly hold two frames together (COLMAP asks for as many to place an image).
+_FEWEST_SHARED = 30
 CameraModel = Literal["PINHOLE", "SIMPLE_PINHOLE"]
 
 
@@ -78,7 +80,7 @@ def write_colmap(
     camera_model: CameraModel = "PINHOLE",
     shared_camera: bool = False,
     bundle_adjustment: bool = False,
-) -> tuple[TrackErrors, TrackErrors | None]:
+) -> tuple[TrackErrors, TrackErrors | None, tuple[int, ...]]:
     """Writes `cameras.bin`, `images.bin`, `points3D.bin`, `rigs.bin` and `frames.bin`.
 
     Images are numbered from 1 in the order of the frames, points from 1 in the order of the tracks,
@@ -90,12 +92,13 @@ def write_colmap(
       cameras: from `colmap_cameras` with the same options.
       tracks: found with these cameras.
       camera_model, shared_camera: see `colmap_cameras`.
-      bundle_adjustment: refines poses, focal lengths and points until the observations fit best. The
-        first two cameras keep the coordinates and the scale in place.
+      bundle_adjustment: refines poses, focal lengths and points of the largest group of frames that
+        points hold together, until the observations fit best. Two cameras keep the coordinates and the
+        scale in place; frames outside the group stay as they are.
 
     Returns:
       The errors of what was written, as read again from the files; and, after bundle adjustment,
-      those of before it, else None.
+      those of before it and the indices of the frames that took part, else None and ().
 
     Raises:
       InputError: pycolmap is not installed, or there is nothing to adjust.
@@ -107,16 +110,48 @@ def write_colmap(
             f"and {len(cameras.names)} frames: raise depth_tolerance or max_reprojection_error"
         )
     model = _sparse_model(pycolmap, cameras, tracks, camera_model, shared_camera)
-    before = None
+    before, adjusted = None, []
     if bundle_adjustment:
         before = _track_errors(model)
-        options = pycolmap.BundleAdjustmentOptions()
-        options.print_summary = False
-        options.refine_principal_point = False
-        pycolmap.bundle_adjustment(model, options)
+        adjusted = _largest_group(cameras, tracks)
+        if len(adjusted) < 2:
+            raise InputError(
+                f"bundle_adjustment needs two frames that share {_FEWEST_SHARED} points; raise "
+                "depth_tolerance or max_reprojection_error, or leave it out"
+            )
+        _adjust(pycolmap, model, adjusted)
     model.update_point_3d_errors()
     model.write(str(folder))
-    return _track_errors(pycolmap.Reconstruction(str(folder))), before
+    return _track_errors(pycolmap.Reconstruction(str(folder))), before, tuple(adjusted)
+
+
+def _largest_group(cameras: Cameras, tracks: Tracks) -> list[int]:
+    """Frames that points hold together: groups without common points would drift apart."""
+    num_frames = len(cameras.names)
+    sees = np.zeros((num_frames, len(tracks.points)), np.float32)
+    sees[tracks.observed_frame, tracks.observed_point] = 1
+    linked = sees @ sees.T >= _FEWEST_SHARED
+    group = np.arange(num_frames)
+    for _ in range(num_frames):  # The smallest number spreads by at least one frame each time.
+        smallest = np.where(linked, group, num_frames).min(axis=1)
+        smallest = np.minimum(smallest, group)
+        if (smallest == group).all():
+            break
+        group = smallest
+    return np.flatnonzero(group == np.bincount(group).argmax()).tolist()
+
+
+def _adjust(pycolmap, model, frames: list[int]) -> None:
+    options = pycolmap.BundleAdjustmentOptions()
+    options.print_summary = False
+    options.refine_principal_point = False
+    # A wrong match counts for its distance and not for the square of it.
+    options.ceres.loss_function_type = pycolmap.LossFunctionType.SOFT_L1
+    config = pycolmap.BundleAdjustmentConfig()
+    for i in frames:
+        config.add_image(i + 1)
+    config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
+    pycolmap.create_default_bundle_adjuster(options, config, model).solve()
 
 
 def import_pycolmap():

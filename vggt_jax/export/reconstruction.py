@@ -21,6 +21,7 @@ from vggt_jax.export.colmap import (
 from vggt_jax.export.files import output_folder
 from vggt_jax.export.glb import write_glb
 from vggt_jax.export.images import find_photographs, write_frames, write_photographs
+from vggt_jax.export.matching import matched_tracks
 from vggt_jax.export.nerfstudio import POINTS, TRANSFORMS, write_nerfstudio
 from vggt_jax.export.ply import write_point_cloud
 from vggt_jax.export.scene import Cameras, scene_cameras, scene_points, usable_pixels
@@ -133,7 +134,9 @@ def export_reconstruction(
       tracks: where tracks come from (colmap): depth, checked in both directions, or the track head.
       camera_model: "PINHOLE", or "SIMPLE_PINHOLE" with one focal length (colmap).
       shared_camera: one camera for all photographs, the mean of theirs (colmap).
-      bundle_adjustment: refine poses, focal lengths and points with pycolmap (colmap).
+      bundle_adjustment: refine poses, focal lengths and points with pycolmap (colmap). Tracks from
+        depth fit the predicted cameras by construction, so that their observations are first moved to
+        where the images agree, and those that match nowhere are left out.
       depth_tolerance: by which share depths may differ in a track (colmap, from depth).
       max_reprojection_error: model pixels by which a track may miss its observations (colmap).
       min_track_length: frames that must see a point, at least 2 (colmap).
@@ -210,9 +213,22 @@ def export_reconstruction(
             min_visibility=min_visibility,
             **rule,
         )
+        if bundle_adjustment and tracks == "depth":
+            before = len(found.pixels)
+            found = matched_tracks(
+                scene,
+                found,
+                np.asarray(recon.depth),
+                recon.images,
+                min_track_length=min_track_length,
+            )
+            notes.append(
+                f"{len(found.pixels):,} of {before:,} observations were matched in the images, and make "
+                "the adjustment"
+            )
         sparse = folder / "sparse" / "0"
         sparse.mkdir(parents=True)
-        errors, before = write_colmap(
+        errors, before, adjusted = write_colmap(
             sparse,
             scene,
             found,
@@ -220,6 +236,12 @@ def export_reconstruction(
             shared_camera=shared_camera,
             bundle_adjustment=bundle_adjustment,
         )
+        if bundle_adjustment and len(adjusted) < len(scene.names):
+            left = [name for i, name in enumerate(scene.names) if i not in adjusted]
+            notes.append(
+                f"{len(left)} frames share too few points with the others and were not adjusted: "
+                f"{', '.join(left[:5])}{' and others' * (len(left) > 5)}"
+            )
         if not errors.num_points:
             notes.append(
                 f"no point is seen alike by {min_track_length} frames, so there are cameras alone; raise "

@@ -88,7 +88,7 @@ def tracks_from_depth(
         if not len(seeds):
             continue
         seed_pixels = np.stack([seeds % width, seeds // width], axis=1).astype(np.float64)
-        seed_points = _unprojected(
+        seed_points = unprojected(
             cameras.intrinsics[i], world_from_camera[i], seed_pixels, depth[i].ravel()[seeds]
         )
         # Per frame: which seeds it observes, at which pixels, and where its own depth puts them.
@@ -97,21 +97,21 @@ def tracks_from_depth(
         for j in range(num_frames):
             if j == i:
                 continue
-            pixels, z = _projected(cameras, j, seed_points)
+            pixels, z = projected(cameras, j, seed_points)
             inside = (z > 0) & (np.abs(pixels + 0.5) < 1e9).all(axis=1)
             inside &= (pixels >= 0).all(axis=1) & (pixels <= (width - 1, height - 1)).all(axis=1)
             chosen = np.flatnonzero(inside)
             depth_there, is_usable = _interpolated(depth[j], usable[j], pixels[chosen])
             agrees = is_usable & (np.abs(depth_there - z[chosen]) <= depth_tolerance * z[chosen])
             chosen, depth_there = chosen[agrees], depth_there[agrees]
-            points = _unprojected(
+            points = unprojected(
                 cameras.intrinsics[j], world_from_camera[j], pixels[chosen], depth_there
             )
-            back, z_back = _projected(cameras, i, points)
+            back, z_back = projected(cameras, i, points)
             missed = np.linalg.norm(back - seed_pixels[chosen], axis=1)
             agrees = (z_back > 0) & (missed <= max_reprojection_error)
             chosen, points = chosen[agrees], points[agrees]
-            flat = _flat(pixels[chosen], width)
+            flat = flat_pixels(pixels[chosen], width)
             free = ~taken[j, flat]
             _, first = np.unique(flat, return_index=True)
             is_first = np.zeros(len(flat), bool)
@@ -141,7 +141,7 @@ def tracks_from_depth(
         if not len(alive):
             continue
         point, frame, pixel = point[kept], frame[kept], pixel[kept]
-        taken[frame, _flat(pixel, width)] = True
+        taken[frame, flat_pixels(pixel, width)] = True
         found.append((mean[alive], np.searchsorted(alive, point) + num_points, frame, pixel))
         num_points += len(alive)
     return _sorted_tracks(found, images)
@@ -187,7 +187,7 @@ def tracks_from_head(
     order = np.lexsort((frame, point))
     frame, point = frame[order], point[order]
     pixel = tracks[frame, point]
-    flat = _flat(pixel, width)
+    flat = flat_pixels(pixel, width)
     kept = usable.reshape(len(usable), -1)[frame, flat]
     # Two points that meet in a pixel cannot both have it.
     _, first = np.unique(np.stack([frame, flat]), axis=1, return_index=True)
@@ -222,20 +222,22 @@ def _seeds(confidence: np.ndarray, taken: np.ndarray, step: int) -> np.ndarray:
     return (y * width + x)[valid]
 
 
-def _flat(pixels: np.ndarray, width: int) -> np.ndarray:
+def flat_pixels(pixels: np.ndarray, width: int) -> np.ndarray:
+    """The flat index of the pixel that each of [o 2] lies in."""
     nearest = np.floor(pixels + 0.5).astype(np.int64)
     return nearest[:, 1] * width + nearest[:, 0]
 
 
-def _unprojected(
+def unprojected(
     intrinsics: np.ndarray, world_from_camera: np.ndarray, pixels: np.ndarray, depth: np.ndarray
 ) -> np.ndarray:
+    """World points [o 3] of pixel indices [o 2] of a frame and their depths."""
     rays = (pixels + 0.5 - intrinsics[:2, 2]) / intrinsics[[0, 1], [0, 1]]
     camera_points = np.concatenate([rays, np.ones((len(rays), 1))], axis=1) * depth[:, None]
     return camera_points @ world_from_camera[:3, :3].T + world_from_camera[:3, 3]
 
 
-def _projected(cameras: Cameras, i: int, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def projected(cameras: Cameras, i: int, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pixel indices in frame i, and depths; without meaning where a depth is not positive."""
     pose, intrinsics = cameras.camera_from_world[i], cameras.intrinsics[i]
     camera_points = points @ pose[:, :3].T + pose[:, 3]
@@ -271,7 +273,7 @@ def _errors(
     errors = np.full(len(point), np.inf)
     for i in np.unique(frame):
         here = np.flatnonzero(frame == i)
-        pixels, z = _projected(cameras, i, points[point[here]])
+        pixels, z = projected(cameras, i, points[point[here]])
         distance = np.linalg.norm(pixels - pixel[here], axis=1)
         errors[here] = np.where((z > 0) & np.isfinite(distance), distance, np.inf)
     return errors
@@ -334,7 +336,7 @@ def _sorted_tracks(found: list[tuple[np.ndarray, ...]], images: np.ndarray) -> T
     order = np.lexsort((frame, point))
     point, frame, pixel = point[order], frame[order], pixel[order]
     width = images.shape[2]
-    colors = images.reshape(len(images), -1, 3)[frame, _flat(pixel, width)].astype(np.float64)
+    colors = images.reshape(len(images), -1, 3)[frame, flat_pixels(pixel, width)].astype(np.float64)
     if images.dtype != np.uint8:
         colors *= 255
     count = np.bincount(point, minlength=len(points))
