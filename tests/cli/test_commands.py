@@ -30,7 +30,7 @@ def test_export_of_results(tmp_path, results, photographs, run, refused, capsys)
     (points,) = [shape for shape in shapes if isinstance(shape, trimesh.PointCloud)]
     assert len(points.vertices) == pytest.approx(0.5 * 3 * 14 * 28, abs=3)
     args = ["export", results, "--format", "nerfstudio", "--out", tmp_path / "nerf"]
-    assert run(*args, "--photographs", photographs, "--focal", 123) == 0
+    assert run(*args, "--images", photographs, "--focal", 123) == 0
     document = json.loads((tmp_path / "nerf" / "transforms.json").read_text())
     assert len(document["frames"]) == 3 and "123" in json.dumps(document)
     assert (tmp_path / "nerf" / "images" / "0.png").read_bytes() == (photographs / "0.png").read_bytes()  # fmt: skip
@@ -49,7 +49,7 @@ def test_export_of_photographs(tmp_path, photographs, checkpoint, run):
     [
         (["--model", "x"], ["--model", "too late"]),
         (["--sparse-ratio", "0.5"], ["--sparse-ratio", "too late"]),
-        (["--photographs", "x"], ["--photographs x", "ply"]),
+        (["--images", "x"], ["--images x", "ply"]),
         (["--tracks", "head"], ["tracks", "colmap", "ply"]),
         (["--confidence-percentile", "120"], ["120", "[0, 100)"]),
         (["--known-distance", "0,0,1"], ["0.0", "choose others"]),

@@ -13,7 +13,7 @@ class Export(Scene):
     """Write a scene for other programs: a folder of results, or photographs, reconstructed first.
 
     vggt-jax export scene/ --format glb --out scene.glb
-    vggt-jax export scene/ --format colmap --photographs photographs/ --out colmap
+    vggt-jax export scene/ --format colmap --images photographs/ --out colmap
     vggt-jax export photographs/ --model facebook/VGGT-1B --format nerfstudio --out nerf
     """
 
@@ -22,7 +22,7 @@ class Export(Scene):
     images. nerfstudio: a folder with transforms.json, points.ply and images."""
     out: Path
     """File (ply, glb) or folder (colmap, nerfstudio) to write."""
-    photographs: OptionalPath = None
+    images: OptionalPath = None
     """Folder of the photographs to put beside the scene (colmap, nerfstudio), if results are exported."""
     max_points: OptionalInt = None
     """Most points; by default 2,000,000, and 100,000 for colmap."""
@@ -85,18 +85,18 @@ class Export(Scene):
 
         paths = self.paths()
         is_result = paths[0].name == RESULTS or (paths[0] / RESULTS).is_file()
-        if self.photographs is not None:
+        if self.images is not None:
             if not is_result:
                 raise InputError(
-                    f"--photographs {self.photographs}: is for results, and {paths[0]} is "
+                    f"--images {self.images}: is for results, and {paths[0]} is "
                     "reconstructed now; leave it out"
                 )
             if self.format in ("ply", "glb"):
                 raise InputError(
-                    f"--photographs {self.photographs}: {self.format} has no place for "
+                    f"--images {self.images}: {self.format} has no place for "
                     "photographs; leave it out"
                 )
-            return self.photographs
+            return self.images
         is_asked_as_video = self.fps is not None or self.frames is not None
         if self.format in ("ply", "glb") or is_result or is_asked_as_video or is_video(paths[0]):
             return None

@@ -56,7 +56,7 @@ SPELLINGS = {
 
 # Options of a scene that apply to results of an earlier run, too.
 _FOR_RESULTS = (
-    "images",
+    "sources",
     "image_folder",
     "masks",
     "mask_white",
@@ -92,7 +92,7 @@ def in_our_spelling(argv: Sequence[str]) -> list[str]:
 class Scene:
     """Photographs or a video, and how to reconstruct the scene that they show."""
 
-    images: Annotated[
+    sources: Annotated[
         tyro.conf.Positional[tuple[Path, ...]],
         tyro.conf.arg(metavar="[PATH ...]", help_behavior_hint=""),
     ] = ()
@@ -179,12 +179,12 @@ class Scene:
         Raises:
             InputError: nothing was, or in both ways.
         """
-        if self.image_folder is not None and self.images:
+        if self.image_folder is not None and self.sources:
             raise InputError(
-                f"photographs are named twice, {self.images[0]} and --image-folder "
+                f"photographs are named twice, {self.sources[0]} and --image-folder "
                 f"{self.image_folder}; name them once"
             )
-        paths = self.images if self.image_folder is None else (self.image_folder,)
+        paths = self.sources if self.image_folder is None else (self.image_folder,)
         if not paths:
             raise InputError("no images given; name a folder, a video or image files")
         if len(paths) == 1 and (paths[0] / "images").is_dir():
