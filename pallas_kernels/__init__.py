@@ -1,6 +1,11 @@
 """Block-sparse attention for JAX in Pallas kernels, usable without VGGT."""
 
-from pallas_kernels.attention import MosaicGpuConfig, TritonConfig, block_sparse_attention
+from pallas_kernels.attention import (
+    MosaicGpuConfig,
+    TritonConfig,
+    attention_obstacles,
+    block_sparse_attention,
+)
 from pallas_kernels.block_map import BlockMap
 from pallas_kernels.selection import BlockSelection, select_blocks
 
@@ -9,6 +14,7 @@ __all__ = [
     "BlockSelection",
     "MosaicGpuConfig",
     "TritonConfig",
+    "attention_obstacles",
     "block_sparse_attention",
     "select_blocks",
 ]

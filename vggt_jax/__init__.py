@@ -1,6 +1,9 @@
 """VGGT and π³ in JAX: photographs in; cameras, depth, point maps and tracks out."""
 
 from convert.errors import CheckpointError as CheckpointError
+from vggt_jax.calibration import scale_to_depth as scale_to_depth
+from vggt_jax.calibration import scale_to_distance as scale_to_distance
+from vggt_jax.calibration import with_intrinsics as with_intrinsics
 from vggt_jax.checkpoint import load_model as load_model
 from vggt_jax.checkpoint import save_model as save_model
 from vggt_jax.config import Pi3Config as Pi3Config
@@ -15,6 +18,7 @@ from vggt_jax.layers.sparse_attention import AttentionStats as AttentionStats
 from vggt_jax.layers.sparse_attention import BlockSparse as BlockSparse
 from vggt_jax.many_scenes import ScenesReport as ScenesReport
 from vggt_jax.many_scenes import reconstruct_scenes as reconstruct_scenes
+from vggt_jax.masks import with_mask as with_mask
 from vggt_jax.models.pi3 import Pi3 as Pi3
 from vggt_jax.models.vggt import VGGT as VGGT
 from vggt_jax.outputs import Pi3Output as Pi3Output
@@ -23,3 +27,5 @@ from vggt_jax.outputs import VGGTOutput as VGGTOutput
 from vggt_jax.preprocess import Frames as Frames
 from vggt_jax.preprocess import load_images as load_images
 from vggt_jax.results import load_reconstruction as load_reconstruction
+from vggt_jax.stablehlo import export_stablehlo as export_stablehlo
+from vggt_jax.video import choose_frames as choose_frames

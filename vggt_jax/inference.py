@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -11,10 +11,13 @@ import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 
+from vggt_jax import geometry
+from vggt_jax.calibration import frame_index, with_intrinsics
 from vggt_jax.checkpoint import Model, load_model
 from vggt_jax.errors import InputError
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.sparse_attention import BlockSparse
+from vggt_jax.masks import Background, background_mask, load_masks, with_mask
 from vggt_jax.models.pi3 import Pi3
 from vggt_jax.outputs import Pi3Output, Reconstruction
 from vggt_jax.preprocess import PIXEL_BUDGET, Frames, Mode, load_images
@@ -84,6 +87,13 @@ def infer(
     attention: Dense | BlockSparse = Dense(),
     mode: Mode | None = None,
     size: int | tuple[int, int] | None = None,
+    fps: float | None = None,
+    frames: int | None = None,
+    reference: int | str = 0,
+    intrinsics: ArrayLike | None = None,
+    masks: Any = None,
+    background: Collection[Background] = (),
+    mask_edges: bool = False,
     compute_dtype: DTypeLike | None = None,
     pad_frames: bool = True,
     progress: bool = False,
@@ -91,16 +101,26 @@ def infer(
     """Reconstructs the scene that photographs show.
 
     Args:
-        images: a folder, a list of paths, PIL images or arrays; or one array [s height width 3].
+        images: a folder, a list of paths, PIL images or arrays; a video; or one array [s height width 3].
             See `load_images`.
         model: a model, or what `load_model` takes; load it once if you call this often.
-        query_points: [m 2] pixels `(x, y)` of the first frame, after resizing, to follow through
-            all frames; `Frames.transforms` lead there from a photograph.
+        query_points: [m 2] pixels `(x, y)` of the first frame (with `reference`: of that one), after
+            resizing, to follow through all frames; `Frames.transforms` lead there from a photograph.
         attention: how the tokens of all frames attend to each other: `Dense()`, or `BlockSparse(...)`
             for many photographs.
         mode, size: how photographs are resized, see `load_images`. None is the model's own: "crop" to
             518 for VGGT-1B, "budget" of 255,000 pixels for π³, where photographs of different shapes
             ask for an explicit mode.
+        fps, frames: of a video, how many frames to take in a second or in all; see
+            `video.choose_frames`.
+        reference: the frame whose camera is the world, by index or name. The model sees it first and the
+            others in their order; results are in the order given. For VGGT only: π³ has none.
+        intrinsics: known ones, [3 3] or [s 3 3] in the pixels of the photographs, in place of the
+            predicted ones; see `calibration.with_intrinsics`.
+        masks: which pixels may be used, such as a folder of masks; see `masks.load_masks`.
+        background: what to leave out by its colour: "white", "black", "sky"; see
+            `masks.background_mask`.
+        mask_edges: whether to mark `depth_edges` for VGGT, too; those of π³ are always marked.
         compute_dtype: of matrix products; None is bfloat16 on a GPU and float32 elsewhere.
         pad_frames: whether to pad the frames to one of few numbers, at most a sixteenth more, so that
             scenes of similar length share a compiled program. Padding changes no result.
@@ -115,10 +135,16 @@ def infer(
     """
     if isinstance(model, str | os.PathLike):
         model = load_model(model)
-    frames = read_frames(images, model=model, mode=mode, size=size, progress=progress)
-    inputs = model_inputs(frames, model=model, query_points=query_points, pad_frames=pad_frames)
+    photographs = read_frames(
+        images, model=model, mode=mode, size=size, fps=fps, frames=frames, progress=progress
+    )
+    first = reference_index(reference, photographs, model)
+    mask = usable_mask(photographs, masks, background)
+    ordered = with_first(photographs, first)
+    inputs = model_inputs(ordered, model=model, query_points=query_points, pad_frames=pad_frames)
     result = _reconstruct(model, **inputs, attention=attention, compute_dtype=compute_dtype)
-    return cut_to_frames(result, frames)
+    recon = cut_to_frames(result, photographs, first=first)
+    return with_known(recon, intrinsics=intrinsics, mask=mask, mask_edges=mask_edges)
 
 
 def read_frames(
@@ -127,6 +153,8 @@ def read_frames(
     model: Model,
     mode: Mode | None = None,
     size: int | tuple[int, int] | None = None,
+    fps: float | None = None,
+    frames: int | None = None,
     progress: bool = False,
 ) -> Frames:
     """The first step of `infer`: frames in the sizes of this model."""
@@ -142,6 +170,8 @@ def read_frames(
         default_mode=own_mode,
         size=size,
         patch_size=config.patch_size,
+        fps=fps,
+        frames=frames,
         progress=progress,
     )
 
@@ -185,12 +215,68 @@ def compile_reconstruct(
     ).compile()
 
 
-def cut_to_frames(result: Reconstruction, frames: Frames) -> Reconstruction:
-    """The last step of `infer`: NumPy arrays of the valid frames, with names and transforms."""
+def reference_index(reference: int | str, frames: Frames, model: Model) -> int:
+    """The index of the reference frame.
+
+    Raises:
+        InputError: there is no such frame, or the model has no reference frame.
+    """
+    index = frame_index(frames.names, len(frames.images), reference)
+    if index != 0 and isinstance(model, Pi3):
+        raise InputError(
+            f"{reference=}: π³ has no reference frame, and its result does not depend on the order; "
+            "leave it out"
+        )
+    return index
+
+
+def usable_mask(
+    frames: Frames, masks: Any, background: Collection[Background]
+) -> np.ndarray | None:
+    """Which pixels may be used, bool [s height width]; None if nothing is masked.
+
+    Raises:
+        InputError: masks do not fit the photographs.
+    """
+    if masks is None and not background:
+        return None
+    mask = frames.valid_mask() if masks is None else load_masks(masks, frames)
+    mask &= background_mask(frames.images, background)
+    if not mask.any():
+        raise InputError("masks and background leave no pixel of any photograph; change them")
+    return mask
+
+
+def with_first(frames: Frames, first: int) -> Frames:
+    """The frames with one of them moved to the front."""
+    if first == 0:
+        return frames
+    order = _order(len(frames.images), first)
+    return Frames(
+        images=frames.images[order],
+        names=tuple(frames.names[i] for i in order),
+        transforms=tuple(frames.transforms[i] for i in order),
+    )
+
+
+def _order(num_frames: int, first: int) -> list[int]:
+    return [first, *(i for i in range(num_frames) if i != first)]
+
+
+def cut_to_frames(result: Reconstruction, frames: Frames, *, first: int = 0) -> Reconstruction:
+    """NumPy arrays of the valid frames in their own order, with names and transforms.
+
+    Args:
+        result: of `frames`, or of `with_first(frames, first)`, perhaps padded.
+        frames: in their own order.
+        first: as for `with_first`.
+    """
     num_frames = len(frames.images)
+    places = np.argsort(_order(num_frames, first))
     stats = jax.tree.map(np.array, result.attention_stats)
-    per_frame = dataclasses.replace(result, attention_stats=None)
-    per_frame = jax.tree.map(lambda x: np.array(x[:num_frames]), per_frame)
+    per_frame = dataclasses.replace(result, attention_stats=None, images=None)
+    own = lambda x: np.array(x[:num_frames]) if first == 0 else np.asarray(x[:num_frames])[places]
+    per_frame = jax.tree.map(own, per_frame)
     return dataclasses.replace(
         per_frame,
         images=frames.images,
@@ -198,6 +284,30 @@ def cut_to_frames(result: Reconstruction, frames: Frames) -> Reconstruction:
         transforms=frames.transforms,
         attention_stats=stats,
     )
+
+
+def with_known(
+    recon: Reconstruction,
+    *,
+    intrinsics: ArrayLike | None = None,
+    mask: np.ndarray | None = None,
+    mask_edges: bool = False,
+) -> Reconstruction:
+    """The last step of `infer`: known intrinsics, masks and edges of depth put into the result.
+
+    Raises:
+        InputError: the intrinsics are none, or the model predicts no depth to have edges.
+    """
+    if intrinsics is not None:
+        recon = with_intrinsics(recon, intrinsics)
+    if mask is not None:
+        recon = with_mask(recon, mask)
+    if mask_edges and recon.depth_edges is None:
+        if recon.depth is None:
+            raise InputError(f"{mask_edges=}: this model predicts no depth; leave it out")
+        edges = geometry.depth_edges(jnp.asarray(recon.depth))
+        recon = dataclasses.replace(recon, depth_edges=np.array(edges))
+    return recon
 
 
 def prediction_arrays(result: Reconstruction, frames: Frames) -> dict[str, np.ndarray]:

@@ -117,6 +117,8 @@ class Reconstruction:
         depth_edges: pixels at a jump of depth, whose points float between surfaces: neighbours differ
             by more than 3 %. Users of π³ leave them out; None for other models (see
             `geometry.depth_edges`).
+        mask: True where a pixel may be used, False where it was masked (see `masks.with_mask`): its
+            confidence is 0 and its points are NaN. None where nobody gave masks.
         world_points: where each pixel's point lies, as a head of its own predicts it (VGGT), or as
             predicted in camera coordinates and moved by the camera (π³); see `points_from_depth` for
             the alternative.
@@ -137,6 +139,7 @@ class Reconstruction:
     depth: Float[Array, "*b s height width"] | None = None
     depth_confidence: Float[Array, "*b s height width"] | None = None
     depth_edges: Bool[Array, "*b s height width"] | None = None
+    mask: Bool[Array, "*b s height width"] | None = None
     world_points: Float[Array, "*b s height width 3"] | None = None
     world_points_confidence: Float[Array, "*b s height width"] | None = None
     tracks: Float[Array, "*b s m 2"] | None = None
@@ -151,7 +154,7 @@ class Reconstruction:
     )
 
     def points_from_depth(self) -> Float[Array, "*b s height width 3"]:
-        """World points by unprojecting depth with cameras and intrinsics.
+        """World points by unprojecting depth with cameras and intrinsics; NaN where masked.
 
         VGGT predicts these more accurately than `world_points`. For π³ it is the other way round: its
         points need no intrinsics, which are an average over all pixels.
@@ -163,6 +166,8 @@ class Reconstruction:
             raise ValueError("points from depth need a model with a depth and a camera head")
         arrays = (self.depth, self.camera_from_world, self.intrinsics)
         points = geometry.unproject_depth(*map(jnp.asarray, arrays), pixel_centre=self.pixel_centre)
+        if self.mask is not None:
+            points = jnp.where(jnp.asarray(self.mask)[..., None], points, jnp.nan)
         return np.asarray(points) if isinstance(self.depth, np.ndarray) else points
 
     def tracks_in_photographs(self) -> np.ndarray:

@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float32, Float64, UInt8
 from PIL import Image, ImageOps
 
 from vggt_jax.errors import InputError
+from vggt_jax.video import VideoFrames, check_is_not_in_list, choose_frames, is_video
 
 EXTENSIONS = (".avif", ".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 DEFAULT_SIZE = 518  # The resolution that VGGT and Pi3 were trained at: 37 patches of 14.
@@ -224,6 +225,8 @@ def load_images(
     default_mode: Mode = "crop",
     size: int | tuple[int, int] | None = None,
     patch_size: int = 14,
+    fps: float | None = None,
+    frames: int | None = None,
     progress: bool = False,
 ) -> Frames:
     """Reads images and brings them to sides that are whole patches, like the official loaders.
@@ -246,12 +249,14 @@ def load_images(
       images: a folder, a path, or a sequence of paths, of PIL images or of arrays [height width 3]
         (uint8, or float in [0, 1], rounded to uint8 before resizing), any sizes. Or one array
         [s height width 3] whose sides are whole patches: it is passed through untouched, float
-        arrays as float32.
+        arrays as float32. Or a video file, or what `video.choose_frames` chose of one.
       mode: None means `default_mode`, and that images which would differ in shape are an error.
       default_mode: what the model was made for.
       size: side of the target square, or (height, width); whole patches. For `"budget"` an int of at
         least one patch. None is 518, or a budget of 255,000 pixels.
       patch_size: side of a patch in pixels.
+      fps, frames: of a video, how many frames to take in a second or in all; see
+        `video.choose_frames`. With either, a file of any name is read as a video.
       progress: shows a progress bar.
 
     Returns:
@@ -266,6 +271,7 @@ def load_images(
     for given in (mode, default_mode):
         if given not in (None, *get_args(Mode)):
             raise InputError(f"mode={given!r} is unknown; use 'crop', 'pad' or 'budget'")
+    images = _video_if_any(images, fps, frames, progress)
     if _is_array(images):
         size = DEFAULT_SIZE if size is None else size
         return _pass_through(images, mode, _checked_size(size, patch_size), patch_size)
@@ -537,6 +543,8 @@ def _sources(
     images: Any,
 ) -> tuple[list[str], tuple[str, ...], list[Callable[[], Image.Image]]]:
     """For every image: what errors call it, its name, and the function that reads it as RGB."""
+    if isinstance(images, VideoFrames):
+        return [f"{images.path}: {name}" for name in images.names], images.names, images.readers()
     if isinstance(images, (str, os.PathLike)):
         path = Path(images)
         images = find_images(path) if path.is_dir() else [path]
@@ -550,6 +558,7 @@ def _sources(
     images = list(images)
     if not images:
         raise InputError("no images were given; pass at least one")
+    check_is_not_in_list(images)
 
     labels, readers, paths = [], [], {}
     for i, item in enumerate(images):
@@ -558,7 +567,7 @@ def _sources(
             label, read = str(paths[i]), partial(_read_file, paths[i])
         elif isinstance(item, Image.Image):
             label = f"image {i} ({getattr(item, 'filename', '') or 'a PIL image'})"
-            with _reading(label):
+            with reading(label):
                 item.load()  # Here and not in a worker: the same object may be given twice.
             read = partial(_read_pil, item, label)
         elif _is_array(item):
@@ -575,6 +584,20 @@ def _sources(
     return labels, tuple(names.get(i, f"{i:04d}") for i in range(len(images))), readers
 
 
+def _video_if_any(images: Any, fps: float | None, frames: int | None, progress: bool) -> Any:
+    """The frames to take of a video; anything else as it is."""
+    if isinstance(images, Sequence) and not isinstance(images, str) and len(images) == 1:
+        (alone,) = images
+        images = alone if is_video(alone) else images
+    is_asked_for = fps is not None or frames is not None
+    is_file = isinstance(images, (str, os.PathLike)) and not Path(images).is_dir()
+    if is_asked_for and not is_file:
+        raise InputError(f"{fps=} and {frames=} are for a video; give one file, or leave them out")
+    if is_asked_for or (is_file and is_video(images)):
+        return choose_frames(images, fps=fps, frames=frames, progress=progress)
+    return images
+
+
 def _read_file(path: Path) -> Image.Image:
     if path.is_dir():
         raise InputError(
@@ -583,13 +606,13 @@ def _read_file(path: Path) -> Image.Image:
     if not path.exists():
         raise InputError(f"{path}: no such file; check the path")
     label = str(path)
-    with _reading(label), Image.open(path) as image:
+    with reading(label), Image.open(path) as image:
         image.load()  # All of it now, so that truncation is seen here.
         return _as_rgb(ImageOps.exif_transpose(image), label)
 
 
 def _read_pil(image: Image.Image, label: str) -> Image.Image:
-    with _reading(label):
+    with reading(label):
         return _as_rgb(ImageOps.exif_transpose(image), label)
 
 
@@ -606,7 +629,7 @@ def _read_array(array: np.ndarray, label: str) -> Image.Image:
 
 
 @contextlib.contextmanager
-def _reading(label: str) -> Iterator[None]:
+def reading(label: str) -> Iterator[None]:
     """Turns what Pillow raises into an InputError that names the image."""
     try:
         yield

@@ -14,7 +14,7 @@ from vggt_jax.preprocess import FrameTransform
 
 RESULTS = "predictions.npz"
 _ARRAYS = (
-    "images camera_from_world intrinsics depth depth_confidence depth_edges world_points "
+    "images camera_from_world intrinsics depth depth_confidence depth_edges mask world_points "
     "world_points_confidence tracks track_visibility track_confidence"
 ).split()
 _STATS = ("density", "covered", "saved")

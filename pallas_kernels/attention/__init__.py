@@ -1,6 +1,11 @@
 """Attention over the blocks of keys that a block map keeps."""
 
-from pallas_kernels.attention.api import block_sparse_attention
+from pallas_kernels.attention.api import attention_obstacles, block_sparse_attention
 from pallas_kernels.attention.config import MosaicGpuConfig, TritonConfig
 
-__all__ = ["MosaicGpuConfig", "TritonConfig", "block_sparse_attention"]
+__all__ = [
+    "MosaicGpuConfig",
+    "TritonConfig",
+    "attention_obstacles",
+    "block_sparse_attention",
+]

@@ -1,7 +1,7 @@
 """`block_sparse_attention`: what was asked for, checked and handed to the implementation for it."""
 
 import functools
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -96,6 +96,28 @@ def block_sparse_attention(
         interpret=interpret,
     )
     return (out, lse) if return_lse else out
+
+
+def attention_obstacles(
+    *, head_dim: int, dtype: jax.typing.DTypeLike, block_q: int = 128, block_k: int = 64
+) -> dict[str, str | None]:
+    """Why the kernels of `block_sparse_attention` cannot be used on the default device.
+
+    Returns:
+        By name, in the order in which they are preferred: the reason, or None where the kernel can be
+        used. "xla" always can, and is taken where no kernel is.
+    """
+    q = jax.ShapeDtypeStruct((block_q, 1, head_dim), dtype)
+    blocks = _Blocks(block_q=block_q, block_k=block_k)
+    return {name: _OBSTACLES[name](q, blocks, False) for name in _KERNELS}
+
+
+class _Blocks(NamedTuple):
+    """What obstacles depend on in a `BlockMap`."""
+
+    block_q: int
+    block_k: int
+    capacity: int = 1
 
 
 @functools.partial(jax.jit, static_argnames=("scale", "implementation", "config", "interpret"))

@@ -9,40 +9,10 @@ import trimesh
 from PIL import Image
 
 import vggt_jax
-from vggt_jax import cli, memory
+from vggt_jax import memory
 
 
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory, tiny):
-    path = tmp_path_factory.mktemp("checkpoint") / "tiny"
-    vggt_jax.save_model(tiny(), path)
-    return path
-
-
-@pytest.fixture
-def photographs(tmp_path):
-    folder = tmp_path / "photographs"
-    folder.mkdir()
-    rng = np.random.default_rng(5)
-    for i in range(3):
-        Image.fromarray(rng.integers(0, 256, (96, 160, 3), np.uint8)).save(folder / f"{i}.png")
-    return folder
-
-
-def run(*args):
-    return cli.main([str(arg) for arg in args])
-
-
-def refused(capsys, *args):
-    """The message of a command that must end with exit code 2, on one line."""
-    assert run(*args) == 2
-    error = capsys.readouterr().err
-    lines = [line for line in error.splitlines() if line.startswith("vggt-jax: error: ")]
-    assert len(lines) == 1 and "Traceback" not in error
-    return lines[0]
-
-
-def test_infer_writes_everything(tmp_path, photographs, checkpoint, capsys):
+def test_infer_writes_everything(tmp_path, photographs, checkpoint, capsys, run):
     out = tmp_path / "new" / "out"
     args = ["infer", photographs, "--model", checkpoint, "--out", out, "--size", 140]
     assert run(*args, "--query-points", "20,30", "--query-points", "159,95") == 0
@@ -68,12 +38,12 @@ def test_infer_writes_everything(tmp_path, photographs, checkpoint, capsys):
         assert part in printed.out
 
 
-def test_infer_keeps_earlier_results_unless_told(tmp_path, photographs, checkpoint, capsys):
+def test_infer_keeps_earlier_results_unless_told(tmp_path, photographs, checkpoint, run, refused):
     out = tmp_path / "out"
     out.mkdir()
     (out / "notes.txt").write_text("mine")
     args = ["infer", photographs, "--model", checkpoint, "--out", out]
-    assert "is not empty" in refused(capsys, *args)
+    assert "is not empty" in refused(*args)
     assert [path.name for path in out.iterdir()] == ["notes.txt"]
     assert run(*args, "--overwrite") == 0
     assert (out / "notes.txt").read_text() == "mine"
@@ -140,23 +110,23 @@ def missing(folder):
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
-    tmp_path, photographs, checkpoint, capsys, spoil, options, parts
+    tmp_path, photographs, checkpoint, spoil, options, parts, refused
 ):
     out = tmp_path / "out"
     source = spoil(photographs)
     args = ["infer", source, "--model", checkpoint, "--out", out, "--size", 140, *options]
-    message = refused(capsys, *args)
+    message = refused(*args)
     for part in parts:
         assert part in message
     assert not out.exists() and not list(tmp_path.glob("**/.vggt-jax*"))
 
 
-def test_no_images_at_all(checkpoint, tmp_path, capsys):
-    assert "image" in refused(capsys, "infer", "--model", checkpoint, "--out", tmp_path / "out")
+def test_no_images_at_all(checkpoint, tmp_path, refused):
+    assert "image" in refused("infer", "--model", checkpoint, "--out", tmp_path / "out")
 
 
 @pytest.mark.parametrize("kind", ["missing", "truncated", "no checkpoint", "pi3"])
-def test_a_model_that_cannot_be_used(tmp_path, photographs, checkpoint, capsys, kind):
+def test_a_model_that_cannot_be_used(tmp_path, photographs, checkpoint, kind, refused):
     model = tmp_path / "model.safetensors"
     if kind == "truncated":
         shutil.copytree(checkpoint, tmp_path / "copy")
@@ -170,30 +140,32 @@ def test_a_model_that_cannot_be_used(tmp_path, photographs, checkpoint, capsys, 
 
         save_file({"decoder.0.norm1.weight": np.zeros(3, np.float32)}, model)
     out = tmp_path / "out"
-    message = refused(capsys, "infer", photographs, "--model", model, "--out", out)
+    message = refused("infer", photographs, "--model", model, "--out", out)
     assert str(model) in message and not out.exists()
 
 
-def test_too_little_memory_names_what_fits(tmp_path, photographs, checkpoint, capsys, monkeypatch):
+def test_too_little_memory_names_what_fits(
+    tmp_path, photographs, checkpoint, monkeypatch, run, refused
+):
     monkeypatch.setattr(memory, "available_memory", lambda: 1000)
     args = ["infer", photographs, "--model", checkpoint, "--out", tmp_path / "out"]
-    message = refused(capsys, *args)
+    message = refused(*args)
     assert "3 frames of 28x14" in message and "not even one fits" in message
     network = vggt_jax.load_model(checkpoint)
     weights = memory.weight_bytes(network)
     two = memory.estimate_memory(network.config, weights=weights, num_frames=2, height=14, width=28)
     monkeypatch.setattr(memory, "available_memory", lambda: two.total - weights)
-    assert "about 2 frames fit" in refused(capsys, *args)
+    assert "about 2 frames fit" in refused(*args)
     assert run(*args, "--no-memory-check") == 0
 
 
-def test_single_image_on_request(tmp_path, photographs, checkpoint):
+def test_single_image_on_request(tmp_path, photographs, checkpoint, run):
     args = ["infer", photographs / "0.png", "--model", checkpoint, "--out", tmp_path / "out"]
     assert run(*args, "--allow-single-image") == 0
     assert np.load(tmp_path / "out" / "predictions.npz")["depth"].shape == (1, 14, 28)
 
 
-def test_modes_for_mixed_shapes(tmp_path, photographs, checkpoint):
+def test_modes_for_mixed_shapes(tmp_path, photographs, checkpoint, run):
     another_shape(photographs)
     args = ["infer", photographs, "--model", checkpoint, "--mode", "pad", "--out", tmp_path / "out"]
     assert run(*args) == 0
@@ -201,28 +173,28 @@ def test_modes_for_mixed_shapes(tmp_path, photographs, checkpoint):
     assert arrays["depth"].shape == (4, 28, 28) and not arrays["valid"].all()
 
 
-def test_convert_then_infer(tmp_path, photographs, golden_folder, capsys):
+def test_convert_then_infer(tmp_path, photographs, golden_folder, capsys, run, refused):
     source, converted = golden_folder / "vggt_late.safetensors", tmp_path / "late"
     assert run("convert", source, converted) == 0
     assert "keys" in capsys.readouterr().out
-    assert "exists" in refused(capsys, "convert", source, converted)
+    assert "exists" in refused("convert", source, converted)
     assert run("infer", photographs, "--model", converted, "--out", tmp_path / "out") == 0
 
 
-def test_unknown_options_end_with_exit_code_2(photographs, checkpoint):
+def test_unknown_options_end_with_exit_code_2(photographs, checkpoint, run):
     with pytest.raises(SystemExit) as stop:
         run("infer", photographs, "--model", checkpoint, "--out", "x", "--nonsense", 3)
     assert stop.value.code == 2
 
 
-def test_points_from_a_head_that_is_missing(tmp_path, photographs, golden_folder, capsys):
+def test_points_from_a_head_that_is_missing(tmp_path, photographs, golden_folder, refused):
     model = golden_folder / "vggt_late.safetensors"
     args = ["infer", photographs, "--model", model, "--out", tmp_path / "out"]
-    assert "--points head" in refused(capsys, *args, "--points", "head")
+    assert "--points head" in refused(*args, "--points", "head")
     assert not (tmp_path / "out").exists()
 
 
-def test_photographs_are_never_overwritten(photographs, checkpoint, capsys):
+def test_photographs_are_never_overwritten(photographs, checkpoint, refused):
     args = ["infer", photographs, "--model", checkpoint, "--out", photographs, "--overwrite"]
-    assert "holds the photographs" in refused(capsys, *args)
+    assert "holds the photographs" in refused(*args)
     assert len(list(photographs.iterdir())) == 3

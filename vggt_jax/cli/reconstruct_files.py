@@ -15,14 +15,13 @@ import tqdm
 
 from vggt_jax import export, inference, memory
 from vggt_jax.checkpoint import Model, cache_folder, load_model
+from vggt_jax.cli.scene import Scene
 from vggt_jax.errors import InputError
 from vggt_jax.export.files import output_folder
-from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.precision import Precision
-from vggt_jax.layers.sparse_attention import BlockSparse
-from vggt_jax.layers.token_order import TokenOrder
 from vggt_jax.outputs import Reconstruction
-from vggt_jax.preprocess import Frames, Mode, find_images
+from vggt_jax.preprocess import EXTENSIONS, Frames, find_images
+from vggt_jax.results import RESULTS, load_reconstruction
 
 # Which points make the cloud: the most confident three quarters (official file: vggt/demo_viser.py), or,
 # where confidence is a probability, all above this and not at an edge (official file: pi3/example.py).
@@ -31,88 +30,33 @@ _SMALLEST_PROBABILITY = 0.1
 
 
 def reconstruct_files(
-    images: tuple[Path, ...],
-    model: str,
+    scene: Scene,
     out: Path,
     *,
-    mode: Mode | None,
-    size: int | None,
-    query_points: tuple[str, ...],
-    points: Literal["depth", "head"] | None,
-    confidence_percentile: float | None,
     max_points: int,
-    sparse_ratio: float | None,
-    cdf_threshold: float | None,
-    pool_mode: Literal["avg", "max"],
-    token_order: TokenOrder,
-    compute_dtype: Literal["float32", "bfloat16"] | None,
-    config: Path | None,
-    allow_single_image: bool,
-    memory_check: bool,
     overwrite: bool,
 ) -> None:
-    """Reconstructs photographs and writes the results, all of them or none; see `cli.Infer`.
+    """Reconstructs photographs and writes the results, all of them or none; see `cli.infer.Infer`.
 
     Raises:
         InputError: photographs, options or the output folder cannot be used, or memory is short.
         convert.CheckpointError: the model cannot be loaded.
     """
-    if confidence_percentile is not None and not 0 <= confidence_percentile < 100:
-        raise InputError(f"--{confidence_percentile=} must lie in [0, 100)".replace("_", "-"))
-    if max_points < 1:
-        raise InputError(f"--max-points={max_points} must be at least 1")
-    attention = Dense()
-    if sparse_ratio is not None or cdf_threshold is not None:
-        try:
-            attention = BlockSparse(
-                sparse_ratio=sparse_ratio,
-                cdf_threshold=cdf_threshold,
-                pool_mode=pool_mode,
-                token_order=token_order,
-            )
-        except ValueError as error:
-            raise InputError(f"--{error}".replace("_", "-")) from error
-    pixels = [_parse_point(text) for text in query_points]
-    _check_photographs(images, out, allow_single_image=allow_single_image)
-    with output_folder(out, overwrite=overwrite) as folder, _Steps(5) as steps:
-        with steps("loading the model"):
-            # Products in bfloat16 round their operands anyway, so kernels need no more.
-            computed_in = Precision.from_compute_dtype(compute_dtype).compute_dtype
-            stored_in = jnp.bfloat16 if computed_in == jnp.bfloat16 else None
-            network = load_model(model, config=config, dtype=stored_in)
-        points = _source_of_points(network, points, model)
-        with steps("reading photographs"):
-            source = images[0] if len(images) == 1 else list(images)
-            frames = inference.read_frames(
-                source, model=network, mode=mode, size=size, progress=sys.stderr.isatty()
-            )
-            tracked = _pixels_of_model(pixels, frames) if pixels else None
-            inputs = inference.model_inputs(
-                frames, model=network, query_points=tracked, pad_frames=False
-            )
-        _check_memory(network, frames, len(pixels), compute_dtype, refuse=memory_check)
-        try:
-            with steps("compiling"):
-                _keep_compiled_programs()
-                compiled = inference.compile_reconstruct(
-                    network, inputs, attention=attention, compute_dtype=compute_dtype
-                )
-            with steps(f"reconstructing {len(frames.images)} frames"):
-                result = inference.cut_to_frames(compiled(network, **inputs), frames)
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            raise InputError(
-                f"{len(frames.images)} frames do not fit into the memory of the device; use fewer, "
-                "or a smaller --size"
-            ) from error
+    scene.check()
+    paths = scene.paths()
+    if paths[0].is_dir() and out.exists() and out.samefile(paths[0]):
+        raise InputError(f"{out}: holds the photographs; choose another --out")
+    _check_photographs(paths, allow_single_image=scene.allow_single_image)
+    with output_folder(out, overwrite=overwrite) as folder, Steps(5) as steps:
+        result, frames, points = reconstruct_photographs(scene, steps)
         with steps("writing files"):
             num_points = _write(
                 folder,
                 result,
                 frames,
                 points=points,
-                confidence_percentile=confidence_percentile,
+                confidence_percentile=scene.confidence_percentile,
+                min_confidence=scene.min_confidence,
                 max_points=max_points,
             )
     height, width = frames.images.shape[1:3]
@@ -126,27 +70,122 @@ def reconstruct_files(
     print(steps)
 
 
-def _parse_point(text: str) -> tuple[float, float]:
+def read_or_reconstruct(scene: Scene) -> Reconstruction:
+    """The scene of a folder of results, or of photographs, which are reconstructed now.
+
+    Raises:
+        InputError: results, photographs or options cannot be used, or memory is short.
+        convert.CheckpointError: the model cannot be loaded.
+    """
+    paths = scene.paths()
+    if not (paths[0].name == RESULTS or (paths[0] / RESULTS).is_file()):
+        with Steps(4) as steps:
+            result, _, _ = reconstruct_photographs(scene, steps)
+        print(steps)
+        return result
+    scene.check_of_results()
+    if len(paths) > 1:
+        raise InputError(f"{paths[0]}: holds results; give one folder of results alone")
+    if changed := scene.changed_for_photographs():
+        raise InputError(
+            f"{paths[0]}: holds results, for which --{changed[0].replace('_', '-')} comes too late; "
+            "leave it out, or give the photographs"
+        )
+    recon = load_reconstruction(paths[0])
+    frames = Frames(images=recon.images, names=recon.names, transforms=recon.transforms)
+    mask = inference.usable_mask(frames, scene.masks, scene.background())
+    intrinsics = scene.known_intrinsics(frames)
+    recon = inference.with_known(
+        recon, intrinsics=intrinsics, mask=mask, mask_edges=scene.mask_edges
+    )
+    return scene.scaled(recon)
+
+
+def reconstruct_photographs(
+    scene: Scene, steps: "Steps"
+) -> tuple[Reconstruction, Frames, Literal["depth", "head"] | None]:
+    """Reconstructs photographs in four steps.
+
+    Returns:
+        The scene, its frames, and where its points come from.
+
+    Raises:
+        InputError: photographs or options cannot be used, or memory is short.
+        convert.CheckpointError: the model cannot be loaded.
+    """
+    scene.check()
+    paths = scene.paths()
+    _check_photographs(paths, allow_single_image=scene.allow_single_image)
+    if scene.changed("fps", "frames") and (len(paths) > 1 or paths[0].is_dir()):
+        raise InputError("--fps and --frames are for a video; name one file, or leave them out")
+    compute_dtype, pixels = scene.compute_dtype, scene.pixels()
+    with steps("loading the model"):
+        # Products in bfloat16 round their operands anyway, so kernels need no more.
+        computed_in = Precision.from_compute_dtype(compute_dtype).compute_dtype
+        stored_in = jnp.bfloat16 if computed_in == jnp.bfloat16 else None
+        network = load_model(scene.model, config=scene.config, dtype=stored_in)
+    points = _source_of_points(network, scene.point_source(), scene.model)
+    if scene.mask_edges and "depth" not in network.point_sources:
+        raise InputError(f"{scene.model}: predicts no depth for --mask-edges; leave it out")
+    with steps("reading photographs"):
+        frames = inference.read_frames(
+            paths[0] if len(paths) == 1 else list(paths),
+            model=network,
+            mode=scene.mode,
+            size=scene.size,
+            fps=scene.fps,
+            frames=scene.frames,
+            progress=sys.stderr.isatty(),
+        )
+        if len(frames.images) == 1 and not scene.allow_single_image:
+            raise InputError(
+                f"{paths[0]}: one frame is no scene; take more with --frames or --fps, or "
+                "--allow-single-image (the models were not trained for it)"
+            )
+        first = inference.reference_index(scene.reference, frames, network)
+        mask = inference.usable_mask(frames, scene.masks, scene.background())
+        intrinsics = scene.known_intrinsics(frames)
+        tracked = _pixels_of_model(pixels, frames, first) if pixels else None
+        inputs = inference.model_inputs(
+            inference.with_first(frames, first),
+            model=network,
+            query_points=tracked,
+            pad_frames=False,
+        )
+    check_memory(
+        network, frames.images.shape, len(pixels), compute_dtype, refuse=scene.memory_check
+    )
     try:
-        x, y = map(float, text.split(","))
-    except ValueError as error:
-        raise InputError(f"--query-points: {text!r} must be x,y in pixels") from error
-    return x, y
+        with steps("compiling"):
+            _keep_compiled_programs()
+            compiled = inference.compile_reconstruct(
+                network, inputs, attention=scene.attention(), compute_dtype=compute_dtype
+            )
+        with steps(f"reconstructing {len(frames.images)} frames"):
+            result = inference.cut_to_frames(compiled(network, **inputs), frames, first=first)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise InputError(
+            f"{len(frames.images)} frames do not fit into the memory of the device; use fewer, "
+            "or a smaller --size"
+        ) from error
+    result = inference.with_known(
+        result, intrinsics=intrinsics, mask=mask, mask_edges=scene.mask_edges
+    )
+    return scene.scaled(result), frames, points
 
 
-def _check_photographs(images: tuple[Path, ...], out: Path, *, allow_single_image: bool) -> None:
+def _check_photographs(images: tuple[Path, ...], *, allow_single_image: bool) -> None:
     """Finds what is wrong with the choice of photographs, before a model is loaded for them."""
-    if not images:
-        raise InputError("no images given; name a folder or image files")
     folders = [path for path in images if path.is_dir()]
     if folders and len(images) > 1:
         raise InputError(f"{folders[0]}: is a folder; give one folder, or image files only")
-    if folders and out.exists() and out.samefile(folders[0]):
-        raise InputError(f"{out}: holds the photographs; choose another --out")
     paths = find_images(folders[0]) if folders else list(images)
     if missing := [path for path in paths if not path.exists()]:
         raise InputError(f"{missing[0]}: no such file")
-    if len(paths) == 1 and not allow_single_image:
+    is_image = paths[0].suffix.lower() in EXTENSIONS
+    if len(paths) == 1 and is_image and not allow_single_image:
         raise InputError(
             f"{paths[0]}: one image is no scene; give two or more photographs, or "
             "--allow-single-image (the models were not trained for it)"
@@ -165,23 +204,29 @@ def _source_of_points(
     return points or next(iter(possible), None)
 
 
-def _pixels_of_model(pixels: list[tuple[float, float]], frames: Frames) -> np.ndarray:
-    """Points of the first photograph in pixels of its frame."""
-    transform = frames.transforms[0]
+def _pixels_of_model(pixels: list[tuple[float, float]], frames: Frames, first: int) -> np.ndarray:
+    """Points of the reference photograph in pixels of its frame."""
+    transform = frames.transforms[first]
     height, width = transform.original_size
     for x, y in pixels:
         # Integers are pixel centres: the image reaches half a pixel beyond the first and the last.
         if not (-0.5 <= x <= width - 0.5 and -0.5 <= y <= height - 0.5):
             raise InputError(
-                f"--query-points {x:g},{y:g} lies outside {frames.names[0]}, which is {width} wide "
+                f"--query-points {x:g},{y:g} lies outside {frames.names[first]}, which is {width} wide "
                 f"and {height} high"
             )
     return transform.pixels_to_model(pixels)
 
 
-def _check_memory(network, frames: Frames, num_points: int, compute_dtype, *, refuse: bool) -> None:
-    """Prints the estimate and refuses what cannot fit."""
-    height, width = frames.images.shape[1:3]
+def check_memory(
+    network: Model, shape: tuple[int, ...], num_points: int, compute_dtype, *, refuse: bool
+) -> None:
+    """Prints the estimate for frames of this shape and refuses what cannot fit.
+
+    Raises:
+        InputError: it does not fit.
+    """
+    num_frames, height, width, _ = shape
     weights = memory.weight_bytes(network)
 
     def estimate(num_frames: int) -> memory.MemoryEstimate:
@@ -195,7 +240,6 @@ def _check_memory(network, frames: Frames, num_points: int, compute_dtype, *, re
             compute_dtype=compute_dtype,
         )
 
-    num_frames = len(frames.images)
     needed = estimate(num_frames)
     # What is free now does not hold the weights, which are on the device already.
     free = memory.available_memory()
@@ -228,13 +272,15 @@ def _write(
     *,
     points: Literal["depth", "head"] | None,
     confidence_percentile: float | None,
+    min_confidence: float | None,
     max_points: int,
 ) -> int:
     """Writes all files and returns how many points the cloud has."""
-    valid = frames.valid_mask()
+    valid = frames.valid_mask() if result.mask is None else result.mask
     is_probability = result.confidence_kind == "sigmoid"
     if confidence_percentile is None:
-        confidence_percentile = 0.0 if is_probability else _CONFIDENCE_PERCENTILE
+        has_default = not is_probability and min_confidence is None
+        confidence_percentile = _CONFIDENCE_PERCENTILE if has_default else 0.0
     arrays = inference.prediction_arrays(result, frames)
     export.write_predictions(folder / "predictions.npz", arrays)
     if result.camera_from_world is not None:
@@ -255,12 +301,13 @@ def _write(
     else:
         cloud = result.world_points, result.world_points_confidence
     usable = valid if result.depth_edges is None else valid & ~result.depth_edges
-    if is_probability:
-        usable = usable & (cloud[1] > _SMALLEST_PROBABILITY)
+    if min_confidence is None:
+        min_confidence = _SMALLEST_PROBABILITY if is_probability else 0.0
+    usable = usable & (cloud[1] > min_confidence)
     if not usable.any():
         tqdm.tqdm.write(
             f"warning: every point lies at an edge of depth or has a confidence of "
-            f"{_SMALLEST_PROBABILITY} or less, so that the cloud holds them all",
+            f"{min_confidence:g} or less, so that the cloud holds them all",
             file=sys.stderr,
         )
         usable = valid
@@ -275,14 +322,14 @@ def _write(
     return len(selected)
 
 
-class _Steps:
+class Steps:
     """A progress bar over named steps, and how long each took."""
 
     def __init__(self, total: int):
         self._bar = tqdm.tqdm(total=total, bar_format="{n}/{total} {desc} {elapsed}", disable=None)
         self._seconds: dict[str, float] = {}
 
-    def __enter__(self) -> "_Steps":
+    def __enter__(self) -> "Steps":
         return self
 
     def __exit__(self, *_) -> None:

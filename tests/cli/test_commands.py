@@ -1,0 +1,151 @@
+"""export, bench, doctor, and what holds for all commands."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import trimesh
+
+from vggt_jax import cli, memory
+from vggt_jax.cli import bench
+from vggt_jax.cli.scene import SPELLINGS, in_our_spelling
+
+
+@pytest.fixture
+def results(tmp_path, photographs, checkpoint, run):
+    out = tmp_path / "results"
+    assert run("infer", photographs, "--model", checkpoint, "--out", out, "--size", 28) == 0
+    return out
+
+
+def test_export_of_results(tmp_path, results, photographs, run, refused, capsys):
+    glb = tmp_path / "scene.glb"
+    # Where a random model finds no field of view, the focal length is infinite, and refused.
+    args = ["export", results, "--format", "glb", "--out", glb, "--focal", 123]
+    assert run(*args, "--conf_threshold", 50) == 0
+    printed = capsys.readouterr().out
+    assert str(glb) in printed and "3 cameras" in printed
+    shapes = trimesh.load(glb).geometry.values()
+    (points,) = [shape for shape in shapes if isinstance(shape, trimesh.PointCloud)]
+    assert len(points.vertices) == pytest.approx(0.5 * 3 * 14 * 28, abs=3)
+    args = ["export", results, "--format", "nerfstudio", "--out", tmp_path / "nerf"]
+    assert run(*args, "--images", photographs, "--focal", 123) == 0
+    document = json.loads((tmp_path / "nerf" / "transforms.json").read_text())
+    assert len(document["frames"]) == 3 and "123" in json.dumps(document)
+    assert (tmp_path / "nerf" / "images" / "0.png").read_bytes() == (photographs / "0.png").read_bytes()  # fmt: skip
+    assert "overwrite" in refused("export", results, "--format", "glb", "--out", glb, "--focal", 9)
+
+
+def test_export_of_photographs(tmp_path, photographs, checkpoint, run):
+    out = tmp_path / "scene.ply"
+    args = ["export", photographs, "--model", checkpoint, "--size", 28, "--format", "ply"]
+    assert run(*args, "--out", out, "--use_point_map", "--min_confidence", 0) == 0
+    assert len(trimesh.load(out).vertices) == 3 * 14 * 28
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (["--model", "x"], ["--model", "too late"]),
+        (["--sparse-ratio", "0.5"], ["--sparse-ratio", "too late"]),
+        (["--images", "x"], ["--images x", "ply"]),
+        (["--tracks", "head"], ["tracks", "colmap", "ply"]),
+        (["--confidence-percentile", "120"], ["120", "[0, 100)"]),
+        (["--known-distance", "0,0,1"], ["0.0", "choose others"]),
+    ],
+)
+def test_export_refuses(tmp_path, results, refused, options, parts):
+    out = tmp_path / "scene.ply"
+    message = refused("export", results, "--format", "ply", "--out", out, *options)
+    for part in parts:
+        assert part in message
+    assert not out.exists()
+
+
+def test_export_of_nothing(tmp_path, refused):
+    out = tmp_path / "scene.ply"
+    assert "no images given" in refused("export", "--format", "ply", "--out", out)
+    message = refused("export", tmp_path / "none", "--format", "ply", "--out", out)
+    assert "--model is missing" in message
+
+
+def test_doctor(run, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("VGGT_JAX_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache" / "some-model").mkdir(parents=True)
+    assert run("doctor") == 0
+    printed = capsys.readouterr().out
+    for part in (
+        "Versions",
+        "Device",
+        "Attention",
+        "Extras",
+        "Models",
+        str(tmp_path),
+        "some-model",
+    ):
+        assert part in printed
+    rows = dict(re.findall(r"^ +(\S+) {2,}(.+)$", printed, re.M))
+    assert rows["jax"] == __import__("jax").__version__
+    assert rows["dense"].startswith(("xla", "cudnn"))
+    assert rows["block-sparse"] in ("xla", "triton", "mosaic_gpu")
+    if rows["block-sparse"] == "xla":
+        assert rows["triton"].startswith("not here: ")
+    assert rows["av"].endswith("for videos as input")
+
+
+def test_bench(run, refused, capsys, monkeypatch, tiny):
+    monkeypatch.setattr(bench, "random_model", lambda *_: tiny())
+    args = ["bench", "--size", 28, 42, "--repeats", 1]
+    assert run(*args, "--frames", 1, 3, "--sparse-ratio", 0.5) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert rows[0] == ["frames", "attention", "seconds", "frames/s", "compiling", "GiB"]
+    assert [row[:2] for row in rows[1:]] == [["1", "dense"], ["1", "sparse"]] + [
+        ["3", "dense"], ["3", "sparse"],
+    ]  # fmt: skip
+    assert all(float(row[-4]) > 0 and float(row[-3]) > 0 for row in rows[1:])
+    for options, parts in [
+        (["--frames", 0], "positive"),
+        (["--size", 28, 30], "multiples of 14"),
+        (["--sparse-ratio", 2], "sparse-ratio"),
+    ]:
+        assert parts in refused(*args, *options)
+    monkeypatch.setattr(memory, "available_memory", lambda: 1000)
+    assert "not even one fits" in refused(*args)
+
+
+@pytest.mark.parametrize("architecture", ["vggt", "pi3"])
+def test_random_models_have_the_size_asked_for(architecture, monkeypatch):
+    monkeypatch.setitem(bench._WIDTHS, "small", (32, 2))
+    model = bench.random_model(architecture, "small", "bfloat16")
+    kernel = (model.frame_blocks.attn.qkv.kernel, model.encoder.blocks.attn.qkv.kernel)
+    assert [x.shape for x in kernel] == [(24 if architecture == "vggt" else 18, 32, 96), (24, 32, 96)]  # fmt: skip
+    assert kernel[0].dtype == "bfloat16" and np.isfinite(np.asarray(kernel[0], np.float32)).all()
+
+
+def test_spellings_of_the_official_scripts():
+    argv = ["export", "--scene_dir", "a_b", "--conf_thres_value=5.0", "--use_ba", "--", "--a_b"]
+    ours = ["export", "--image-folder", "a_b", "--min-confidence=5.0", "--bundle-adjustment"]
+    assert in_our_spelling(argv) == [*ours, "--", "--a_b"]
+
+
+def test_every_spelling_has_a_counterpart(capsys):
+    for command in ("infer", "export"):
+        with pytest.raises(SystemExit) as stop:
+            cli.main([command, "--help"])
+        assert stop.value.code == 0
+        options = set(re.findall(r"--([a-z-]+)", capsys.readouterr().out))
+        assert not options & set(SPELLINGS)
+        if command == "export":
+            assert set(SPELLINGS.values()) <= options
+
+
+def test_the_same_option_means_the_same_everywhere():
+    """Options of one name have one type, and for scenes the same default."""
+    types = {}
+    for command in (cli.Infer, cli.Convert, cli.Export, cli.Bench):
+        for name, kind in command.__annotations__.items():
+            if (command, name) not in [(cli.Bench, "frames"), (cli.Bench, "size")]:
+                types.setdefault(name, set()).add(str(kind).replace("typing.", ""))
+    different = {name for name, kinds in types.items() if len(kinds) > 1}
+    assert different <= {"max_points"}

@@ -1,0 +1,165 @@
+"""Video, masks, reference, intrinsics and scale on the command line."""
+
+import json
+
+import av
+import numpy as np
+import pytest
+import trimesh
+from PIL import Image
+
+import vggt_jax
+
+
+def scene(out):
+    return vggt_jax.load_reconstruction(out)
+
+
+def write_video(path, num_frames=12):
+    rng = np.random.default_rng(0)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=6)
+        stream.width, stream.height, stream.pix_fmt = 160, 96, "yuv420p"
+        for _ in range(num_frames):
+            pixels = rng.integers(0, 256, (96, 160, 3), np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def test_a_video(tmp_path, checkpoint, run, refused):
+    clip, out = write_video(tmp_path / "clip.mp4"), tmp_path / "out"
+    args = ["infer", clip, "--model", checkpoint, "--out", out]
+    assert "one frame is no scene" in refused(*args, "--frames", 1)
+    assert "has 12 frames, fewer than frames=40" in refused(*args, "--frames", 40)
+    assert not out.exists()
+    assert run(*args, "--frames", 3) == 0
+    names = [frame["name"] for frame in json.loads((out / "cameras.json").read_text())["frames"]]
+    assert len(names) == 3 and names[0] in {"clip_000001", "clip_000002"}
+    assert run(*args, "--fps", 1, "--overwrite") == 0
+    assert len(scene(out).names) == 2
+
+
+def test_masks_take_points_away(tmp_path, photographs, checkpoint, run, capsys):
+    masks, out = tmp_path / "masks", tmp_path / "out"
+    masks.mkdir()
+    for i in range(3):
+        mask = np.zeros((96, 160), np.uint8)
+        mask[:, : 40 * i] = 255
+        Image.fromarray(mask).save(masks / f"{i}.png.png")
+    args = ["infer", photographs, "--model", checkpoint, "--out", out, "--size", 140]
+    options = ["--masks", masks, "--confidence-percentile", 0]
+    assert run(*args, *options) == 0
+    recon = scene(out)
+    np.testing.assert_array_equal(recon.mask.sum((1, 2)), [0, 84 * 35, 84 * 70])
+    assert len(trimesh.load(out / "points.ply").vertices) == recon.mask.sum()
+    assert (recon.depth_confidence[~recon.mask] == 0).all()
+
+    # With thresholds on top: absolute, then the edges of depth.
+    threshold = float(np.quantile(recon.depth_confidence[recon.mask], 0.7))
+    assert run(*args, "--masks", masks, "--conf_thres_value", threshold, "--overwrite") == 0
+    expected = (recon.depth_confidence > threshold).sum()
+    assert len(trimesh.load(out / "points.ply").vertices) == expected
+    assert run(*args, *options, "--mask-edges", "--overwrite") == 0
+    edges = scene(out).depth_edges
+    expected = (recon.mask & ~edges).sum() or recon.mask.sum()
+    assert len(trimesh.load(out / "points.ply").vertices) == expected
+
+
+def test_background_by_colour(tmp_path, checkpoint, run, refused):
+    folder, out = tmp_path / "images", tmp_path / "out"
+    folder.mkdir()
+    for i in range(2):
+        pixels = np.full((28, 42, 3), 90, np.uint8)
+        pixels[:, :21] = 255
+        pixels[20:, 21:] = 0
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    # The folder above it, as VGGT's demo_colmap.py takes it.
+    args = ["infer", "--scene_dir", tmp_path, "--model", checkpoint, "--out", out, "--size", 42]
+    assert run(*args, "--mask_white_bg", "--mask_black_bg") == 0
+    kept = np.zeros((28, 42), bool)
+    kept[:20, 21:] = True
+    np.testing.assert_array_equal(scene(out).mask, [kept, kept])
+    for path in folder.iterdir():
+        Image.new("RGB", (42, 28), "white").save(path)
+    args[-3] = tmp_path / "white"
+    assert "leave no pixel" in refused(*args, "--mask-white")
+
+
+def test_reference_and_points_in_it(tmp_path, photographs, checkpoint, run):
+    out = tmp_path / "out"
+    args = ["infer", photographs, "--model", checkpoint, "--out", out, "--size", 140]
+    assert run(*args, "--reference", "2.png", "--query-points", "20,30") == 0
+    recon = scene(out)
+    assert recon.names == ("0.png", "1.png", "2.png")
+    np.testing.assert_allclose(recon.tracks_in_photographs()[2], [[20, 30]], atol=1e-3)
+    paths = [photographs / f"{i}.png" for i in (2, 0, 1)]
+    by_hand = vggt_jax.infer(paths, model=checkpoint, size=140)
+    np.testing.assert_allclose(
+        recon.camera_from_world[[2, 0, 1]], by_hand.camera_from_world, rtol=1e-3, atol=1e-4
+    )
+
+
+def test_known_intrinsics_and_scale(tmp_path, photographs, checkpoint, run):
+    out = tmp_path / "out"
+    args = ["infer", photographs, "--model", checkpoint, "--out", out, "--size", 140]
+
+    def intrinsics(*options):
+        assert run(*args, *options, "--overwrite") == 0
+        frames = json.loads((out / "cameras.json").read_text())["frames"]
+        return np.array([frame["intrinsics_original"] for frame in frames])
+
+    expected = np.array([[200, 0, 80], [0, 200, 48], [0, 0, 1]])
+    np.testing.assert_allclose(intrinsics("--focal", 200), [expected] * 3, rtol=1e-5)
+    assert scene(out).pixel_centre == 0.5
+    (out / "cameras.json").rename(tmp_path / "known.json")
+    found = intrinsics("--intrinsics", tmp_path / "known.json", "--known-depth", "1.png,90,20,4.5")
+    np.testing.assert_allclose(found, [expected] * 3, rtol=1e-5)
+    recon = scene(out)
+    x, y = np.round(recon.transforms[1].pixels_to_model([90, 20])).astype(int)
+    assert recon.depth[1, y, x] == pytest.approx(4.5, rel=1e-5)
+    found = intrinsics("--intrinsics", "150,160,70,50", "--known-distance", "0,2.png,3")
+    np.testing.assert_allclose(found[2], [[150, 0, 70], [0, 160, 50], [0, 0, 1]], rtol=1e-5)
+    rotation, translation = np.split(scene(out).camera_from_world, [3], axis=-1)
+    where = -(np.swapaxes(rotation, 1, 2) @ translation)[..., 0]
+    assert np.linalg.norm(where[0] - where[2]) == pytest.approx(3, rel=1e-4)
+
+
+def no_mask(folder):
+    (folder / "masks").mkdir()
+    return folder / "masks"
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (["--fps", "1"], ["--fps", "video", "one file"]),
+        (["--reference", "7"], ["frame 7", "0 to 2"]),
+        (["--reference", "x.png"], ["'x.png'", "0.png to 2.png"]),
+        (["--masks", no_mask], ["masks: no mask for 0.png", "0.png.png"]),
+        (["--focal", "-3"], ["--focal -3", "positive"]),
+        (["--focal", "3", "--intrinsics", "1,2,3,4"], ["one of them"]),
+        (["--intrinsics", "1,2,3"], ["'1,2,3'", "fx,fy,cx,cy"]),
+        (["--intrinsics", "0,2,3,4"], ["0,2,3,4", "positive"]),
+        (["--intrinsics", "missing.json"], ["'missing.json'", "file that exists"]),
+        (["--known-distance", "0,1"], ["'0,1'", "A,B,LENGTH"]),
+        (["--known-distance", "0,1,-2"], ["-2", "positive"]),
+        (["--known-distance", "0,9,2"], ["frame 9", "0 to 2"]),
+        (["--known-depth", "0,x,1,2"], ["'x,1'", "X,Y"]),
+        (["--known-depth", "0,500,1,2"], ["500", "outside"]),
+        (["--known-depth", "0,1,1,2", "--known-distance", "0,1,2"], ["give one"]),
+        (["--min-confidence", "-1"], ["-1", "at least 0"]),
+        (["--points", "depth", "--use_point_map"], ["contradicts"]),
+        (["--image_folder", "elsewhere"], ["named twice", "elsewhere"]),
+        (["--model", None], ["--model is missing", "--model facebook/VGGT-1B"]),
+    ],
+)
+def test_bad_input(tmp_path, photographs, checkpoint, refused, options, parts):
+    out = tmp_path / "out"
+    model = [] if options == ["--model", None] else ["--model", checkpoint]
+    options = [option(tmp_path) if callable(option) else option for option in options]
+    args = ["infer", photographs, *model, "--out", out, "--size", 28]
+    message = refused(*args, *(options if model else []))
+    for part in parts:
+        assert part in message
+    assert not out.exists() and not list(tmp_path.glob("**/.vggt-jax*"))

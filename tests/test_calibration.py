@@ -1,0 +1,202 @@
+"""Known intrinsics and scale, and the choice of the reference frame."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import vggt_jax
+from vggt_jax import InputError, Reconstruction, calibration, geometry
+from vggt_jax.preprocess import load_images
+
+RNG = np.random.default_rng(11)
+S, HEIGHT, WIDTH = 3, 28, 42
+
+
+def positions(recon):
+    return np.asarray(geometry.camera_positions(jnp.asarray(recon.camera_from_world)))
+
+
+@pytest.fixture(scope="module")
+def scene():
+    """A scene with rotated cameras whose photographs are 100 x 150 pixels."""
+    photographs = list(RNG.integers(0, 256, (S, 100, 150, 3), np.uint8))
+    frames = load_images(photographs, size=WIDTH)
+    rotations = np.asarray(
+        geometry.matrix_from_quaternion(jnp.array(RNG.normal(size=(S, 4)))), np.float32
+    )
+    translations = RNG.normal(size=(S, 3, 1)).astype(np.float32)
+    return Reconstruction(
+        images=frames.images,
+        camera_from_world=np.concatenate([rotations, translations], -1),
+        intrinsics=np.tile(np.float32([[40, 0, 21], [0, 41, 14], [0, 0, 1]]), (S, 1, 1)),
+        depth=RNG.uniform(1, 5, (S, HEIGHT, WIDTH)).astype(np.float32),
+        depth_confidence=RNG.random((S, HEIGHT, WIDTH), np.float32),
+        world_points=RNG.normal(size=(S, HEIGHT, WIDTH, 3)).astype(np.float32),
+        names=frames.names,
+        transforms=frames.transforms,
+    )
+
+
+def test_known_intrinsics_are_those_of_the_photographs(scene):
+    known = np.stack([calibration.pinhole((200.0 + i, 210), (70 - i, 55)) for i in range(S)])
+    recon = calibration.with_intrinsics(scene, known)
+    for transform, matrix, expected in zip(recon.transforms, recon.intrinsics, known, strict=True):
+        np.testing.assert_allclose(transform.intrinsics_to_original(matrix), expected, rtol=1e-6)
+    # Every point projects to the centre of its own pixel in its photograph.
+    pixels, depth = geometry.project_points(
+        *map(
+            jnp.asarray,
+            (
+                recon.points_from_depth().reshape(S, -1, 3),
+                recon.camera_from_world,
+                known.astype(np.float32),
+            ),
+        )
+    )
+    grid = np.stack(np.meshgrid(np.arange(WIDTH), np.arange(HEIGHT)), -1).reshape(-1, 2)
+    for i, transform in enumerate(recon.transforms):
+        # Pixels are indices, and `project_points` gives continuous coordinates.
+        np.testing.assert_allclose(pixels[i] - 0.5, transform.pixels_to_original(grid), atol=2e-3)
+    np.testing.assert_allclose(depth, recon.depth.reshape(S, -1), rtol=1e-4)
+    np.testing.assert_array_equal(recon.world_points, scene.world_points)
+    one = calibration.with_intrinsics(scene, known[1])
+    np.testing.assert_array_equal(one.intrinsics[1], recon.intrinsics[1])
+
+
+@pytest.mark.parametrize(
+    ("intrinsics", "what"),
+    [
+        (np.eye(4), r"\(4, 4\) must be \[3 3\], or \[3 3 3\]"),
+        (np.diag([0.0, 1, 1]), "positive focal"),
+        (np.diag([1, np.inf, 1]), "finite"),
+        (np.diag([1, 1, 2]), r"\[0, 0, 1\]"),
+    ],
+)
+def test_what_are_no_intrinsics(scene, intrinsics, what):
+    with pytest.raises(InputError, match=what):
+        calibration.with_intrinsics(scene, intrinsics)
+
+
+def test_intrinsics_come_from_a_file(tmp_path):
+    path = tmp_path / "cameras.json"
+    frames = [
+        {"name": f"{i}.png", "intrinsics_original": (np.eye(3) + i).tolist()} for i in range(3)
+    ]
+    path.write_text(json.dumps({"frames": frames, "more": 1}))
+    found = calibration.read_intrinsics(path, ("2.png", "0.png"))
+    np.testing.assert_array_equal(found, [np.eye(3) + 2, np.eye(3)])
+    with pytest.raises(InputError, match="has no intrinsics of 5.png"):
+        calibration.read_intrinsics(path, ("5.png",))
+    for text in ('{"frames": [{"name": "0.png"}]}', "[]", "text", '{"frames": [{"name": "a", "intrinsics_original": [1]}]}'):  # fmt: skip
+        path.write_text(text)
+        with pytest.raises(InputError, match="must be JSON like cameras.json"):
+            calibration.read_intrinsics(path, ("0.png",))
+    with pytest.raises(InputError, match="cannot be read"):
+        calibration.read_intrinsics(tmp_path / "none.json", ())
+
+
+def assert_scaled(recon, scene, factor):
+    """Everything of length by this factor, and directions and pixels as they were."""
+    np.testing.assert_allclose(recon.depth, factor * scene.depth, rtol=1e-6)
+    np.testing.assert_allclose(recon.world_points, factor * scene.world_points, rtol=1e-6)
+    np.testing.assert_array_equal(
+        recon.camera_from_world[..., :3], scene.camera_from_world[..., :3]
+    )
+    np.testing.assert_allclose(positions(recon), factor * positions(scene), rtol=1e-4, atol=1e-5)
+    points = [x.points_from_depth() for x in (recon, scene)]
+    np.testing.assert_allclose(points[0], factor * points[1], rtol=1e-3, atol=1e-4)
+    np.testing.assert_array_equal(recon.intrinsics, scene.intrinsics)
+    np.testing.assert_array_equal(recon.depth_confidence, scene.depth_confidence)
+
+
+def test_scale_to_a_distance_of_cameras(scene):
+    recon = calibration.scale_to_distance(scene, 1.25, cameras=(0, "0002"))
+    where = positions(recon)
+    assert np.linalg.norm(where[0] - where[2]) == pytest.approx(1.25, rel=1e-5)
+    before = positions(scene)
+    assert_scaled(recon, scene, 1.25 / np.linalg.norm(before[0] - before[2]))
+
+
+def test_scale_to_a_distance_of_pixels(scene):
+    # Original pixels of the centres of two pixels of the frames.
+    x, y = scene.transforms[1].pixels_to_original([5.0, 9.0])
+    end = scene.transforms[2].pixels_to_original([40.0, 27.0])
+    pixels = ((1, x, y), ("0002", *end))
+    recon = calibration.scale_to_distance(scene, 7.5, pixels=pixels)
+    before = scene.points_from_depth()
+    assert_scaled(recon, scene, 7.5 / np.linalg.norm(before[1, 9, 5] - before[2, 27, 40]))
+    only_points = dataclasses.replace(scene, depth=None)
+    recon = calibration.scale_to_distance(only_points, 7.5, pixels=pixels)
+    ends = recon.world_points[1, 9, 5], recon.world_points[2, 27, 40]
+    assert np.linalg.norm(ends[0] - ends[1]) == pytest.approx(7.5, rel=1e-5)
+
+
+def test_scale_to_a_depth(scene):
+    x, y = scene.transforms[1].pixels_to_original([41.3, 0.4])
+    recon = calibration.scale_to_depth(scene, 3.0, pixel=("0001", x, y))
+    assert recon.depth[1, 0, 41] == pytest.approx(3.0, rel=1e-6)
+    assert_scaled(recon, scene, 3.0 / scene.depth[1, 0, 41])
+
+
+def test_lengths_that_give_no_scale(scene):
+    distance, depth = calibration.scale_to_distance, calibration.scale_to_depth
+    masked = vggt_jax.masks.with_mask(scene, np.zeros((S, HEIGHT, WIDTH), bool))
+    for call, what in [
+        (lambda: distance(scene, 1.0), "either cameras or pixels"),
+        (lambda: distance(scene, 0.0, cameras=(0, 1)), "distance=0.0 must be positive"),
+        (lambda: distance(scene, 1.0, cameras=(0, 0)), "is 0.0; choose others"),
+        (lambda: distance(scene, 1.0, cameras=(0, 3)), "frame 3 does not exist; .* 0 to 2"),
+        (lambda: distance(scene, 1.0, cameras=(0, "x.png")), "'x.png' .0000 to 0002."),
+        (lambda: distance(masked, 1.0, pixels=((0, 1, 1), (1, 2, 2))), "is nan; choose others"),
+        (lambda: depth(scene, 1.0, pixel=(0, 150, 0)), "lies outside"),
+        (lambda: depth(scene, float("inf"), pixel=(0, 0, 0)), "positive and finite"),
+        (lambda: depth(dataclasses.replace(scene, depth=None), 1.0, pixel=(0, 0, 0)), "no depth"),
+        (lambda: calibration.scaled(scene, -1.0), "factor=-1.0"),
+    ]:
+        with pytest.raises(InputError, match=what):
+            call()
+
+
+def test_the_reference_is_seen_first_and_results_keep_their_order(tiny, tmp_path):
+    images = RNG.integers(0, 256, (4, 28, 42, 3), np.uint8)
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    points = [[3.0, 4.0], [40.5, 20.25]]
+    model = tiny()
+    options = dict(model=model, query_points=points)
+    recon = vggt_jax.infer(tmp_path, reference="2.png", size=42, **options)
+    by_hand = vggt_jax.infer(images[[2, 0, 1, 3]], **options)
+    assert recon.names == ("0.png", "1.png", "2.png", "3.png")
+    np.testing.assert_array_equal(recon.images, images)
+    for name, value in vars(by_hand).items():
+        if isinstance(value, np.ndarray) and name != "images":
+            np.testing.assert_array_equal(getattr(recon, name), value[[1, 2, 0, 3]], err_msg=name)
+    np.testing.assert_allclose(recon.tracks[2], points, atol=1e-4)
+    first = vggt_jax.infer(images, reference=0, **options)
+    assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves((recon, first)))
+
+
+def test_reference_frames_that_do_not_exist(tiny, tiny_pi3):
+    images = np.zeros((2, 28, 28, 3), np.uint8)
+    with pytest.raises(InputError, match="frame 2 does not exist"):
+        vggt_jax.infer(images, model=tiny(), reference=2)
+    with pytest.raises(InputError, match="reference='0001': π³ has no reference frame"):
+        vggt_jax.infer(images, model=tiny_pi3(), reference="0001")
+
+
+def test_infer_puts_known_intrinsics_in(tiny):
+    images = RNG.integers(0, 256, (2, 28, 42, 3), np.uint8)
+    known = calibration.pinhole(50.0, (20.0, 15.0))
+    recon = vggt_jax.infer(images, model=tiny(), intrinsics=known)
+    np.testing.assert_array_equal(recon.intrinsics, np.stack([known, known]).astype(np.float32))
+    assert recon.pixel_centre == 0.5
+    camera = geometry.camera_points_from_world(
+        *map(jnp.asarray, (recon.points_from_depth().reshape(2, -1, 3), recon.camera_from_world))
+    ).reshape(2, 28, 42, 3)
+    rays = camera[1, 7, 30] / recon.depth[1, 7, 30]
+    np.testing.assert_allclose(rays, [(30.5 - 20) / 50, (7.5 - 15) / 50, 1], rtol=1e-3)

@@ -1,0 +1,168 @@
+"""Videos: which frames are chosen, that they are the right ones and upright, and what is refused."""
+
+import struct
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+import vggt_jax
+from vggt_jax import InputError, video
+from vggt_jax.preprocess import load_images
+
+HEIGHT, WIDTH, RATE = 70, 112, 12
+
+
+def picture(i, *, sharp=True):
+    """A flat picture whose grey tells its index, with stripes unless it is blurred."""
+    pixels = np.full((HEIGHT, WIDTH, 3), 40 + 4 * i, np.uint8)
+    if sharp:
+        pixels[20:50, ::4] = 255
+    return pixels
+
+
+def index_of(image):
+    """Which `picture` an image shows, by the grey of its corner."""
+    return round((float(np.asarray(image)[:8, :8].mean()) - 40) / 4)
+
+
+def write_video(path, pictures, *, rate=RATE, codec="mpeg4"):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.height, stream.width = pictures[0].shape[:2]
+        stream.pix_fmt, stream.bit_rate = "yuv420p", 4_000_000
+        for pixels in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """Four seconds; only frames 7, 16, 31 and 42 are sharp."""
+    pictures = [picture(i, sharp=i in (7, 16, 31, 42)) for i in range(48)]
+    return write_video(tmp_path_factory.mktemp("video") / "clip.mp4", pictures)
+
+
+def test_the_sharpest_frame_of_each_part_is_taken(clip):
+    # A second has 12 frames; candidates are those within a quarter of a second of its middle.
+    chosen = video.choose_frames(clip)
+    assert chosen.indices == (7, 16, 31, 42)
+    assert chosen.names[0] == "clip_000007"
+    np.testing.assert_allclose(chosen.times, np.array(chosen.indices) / RATE, atol=1e-3)
+    assert video.choose_frames(clip, frames=4).indices == (7, 16, 31, 42)
+    assert [index_of(image) for image in chosen.images()] == [7, 16, 31, 42]
+
+
+def test_frames_are_spread_evenly(clip):
+    assert video.choose_frames(clip, fps=3, sharpest=False).indices == tuple(range(2, 48, 4))
+    assert video.choose_frames(clip, frames=48).indices == tuple(range(48))
+    for fps in (12, 30):
+        assert video.choose_frames(clip, fps=fps).indices == tuple(range(48))
+    chosen = np.array(video.choose_frames(clip, frames=7).indices)
+    assert len(chosen) == 7 and (np.abs(chosen - (np.arange(7) + 0.5) * 48 / 7) < 48 / 28 + 1).all()
+
+
+@pytest.mark.parametrize("name", ["clip.mkv", "clip.avi", "clip.mov"])
+def test_other_containers(tmp_path, name):
+    path = write_video(tmp_path / name, [picture(i) for i in range(31)], rate=30)
+    assert video.choose_frames(path, fps=30).indices == tuple(range(31))
+    assert len(video.choose_frames(path, fps=10, sharpest=False).indices) == 11
+
+
+def test_sharpness_falls_with_blur():
+    rng = np.random.default_rng(0)
+    noise = Image.fromarray(rng.integers(0, 256, (41, 53), np.uint8))
+    blurred = np.asarray(noise.resize((13, 11)).resize((53, 41)))
+    assert video.laplacian_variance(np.asarray(noise)) > 50 * video.laplacian_variance(blurred)
+    ramp = np.tile(np.arange(53, dtype=np.uint8), (41, 1))
+    assert video.laplacian_variance(ramp) == 0 == video.laplacian_variance(ramp[:2])
+
+
+def test_a_video_is_images(clip, tiny):
+    frames = load_images(clip, fps=1, size=112)
+    assert frames.names == ("clip_000007", "clip_000016", "clip_000031", "clip_000042")
+    assert [index_of(image) for image in frames.images] == [7, 16, 31, 42]
+    assert frames.transforms[0].original_size == (HEIGHT, WIDTH)
+    as_images = load_images(list(video.choose_frames(clip).images()), size=112)
+    np.testing.assert_array_equal(frames.images, as_images.images)
+    assert load_images([str(clip)], frames=3, mode="budget").images.shape[0] == 3
+    recon = vggt_jax.infer(clip, model=tiny(), frames=2, size=56)
+    assert recon.names == video.choose_frames(clip, frames=2).names
+    assert recon.depth.shape == (2, 28, 56)
+
+
+def turned(path, degrees):
+    """A copy of an MP4 whose header asks players to turn it clockwise by so much."""
+    a, b = {90: (0, 1), 180: (-1, 0), 270: (0, -1)}[degrees]
+    data = bytearray(path.read_bytes())
+    # The matrix of the track header: version and flags, times, duration and more take 40 bytes.
+    at = data.index(b"tkhd") + 4 + 40
+    assert struct.unpack_from(">9i", data, at) == (65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30)
+    matrix = (a * 65536, b * 65536, 0, -b * 65536, a * 65536, 0, 0, 0, 1 << 30)
+    struct.pack_into(">9i", data, at, *matrix)
+    path = path.with_name(f"turned_{degrees}.mp4")
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_rotation_is_honoured(tmp_path, degrees):
+    pixels = picture(3, sharp=False)
+    pixels[:20, :30] = (0, 200, 0)  # A green corner, top left.
+    path = turned(write_video(tmp_path / "clip.mp4", [pixels] * 4), degrees)
+    (image,) = video.choose_frames(path, frames=1).images()
+    array = np.asarray(image)
+    # np.rot90 turns counterclockwise.
+    assert array.shape == np.rot90(pixels, -degrees // 90).shape
+    difference = np.abs(array.astype(int) - np.rot90(pixels, -degrees // 90))
+    assert difference.mean() < 8
+
+
+def test_bad_videos(tmp_path, clip):
+    text = tmp_path / "text.mp4"
+    text.write_text("no video")
+    audio = tmp_path / "audio.mov"
+    with av.open(str(audio), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), layout="mono")
+        sound.rate = 8000
+        container.mux(stream.encode(sound))
+        container.mux(stream.encode())
+    truncated = tmp_path / "truncated.mp4"
+    truncated.write_bytes(clip.read_bytes()[:-3000])
+    for path, options, what in [
+        (text, {}, "cannot be read as a video"),
+        (audio, {}, "holds no video"),
+        (truncated, {}, "cannot be read as a video"),
+        (tmp_path / "missing.mp4", {}, "no such file"),
+        (clip, {"frames": 49}, "has 48 frames, fewer than frames=49"),
+        (clip, {"frames": 0}, "at least 1"),
+        (clip, {"fps": 0}, "above 0"),
+        (clip, {"fps": float("nan")}, "above 0"),
+        (clip, {"fps": 1, "frames": 2}, "one of them"),
+        ([clip, clip], {}, "give the video alone"),
+        ([clip, clip], {"fps": 1}, "give one file"),
+        (tmp_path, {"frames": 2}, "give one file"),
+    ]:
+        with pytest.raises(InputError, match=what) as caught:
+            load_images(path, **options)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_middle_ends_with_an_error(tmp_path, clip, monkeypatch):
+    def decode(path):
+        yield from ()
+        raise InputError("damaged")
+
+    chosen = video.choose_frames(clip)
+    monkeypatch.setattr(video, "_decode", decode)
+    with pytest.raises(InputError, match="damaged"):
+        load_images(chosen)
+
+
+def test_without_pyav_the_way_out_is_named(clip, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "av", None)
+    with pytest.raises(InputError, match=r"pip install 'vggt-jax\[video\]'"):
+        load_images(clip)

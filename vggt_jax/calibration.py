@@ -1,0 +1,210 @@
+"""What is known of a scene put into its reconstruction: intrinsics, and a length that gives the scale.
+
+Pure functions of a scene in NumPy arrays without scene axis, as `infer` returns it.
+"""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Float64
+
+from vggt_jax import geometry
+from vggt_jax.errors import InputError
+from vggt_jax.outputs import Reconstruction
+
+Pixel = tuple[int | str, float, float]
+
+
+def with_intrinsics(recon: Reconstruction, intrinsics: ArrayLike) -> Reconstruction:
+    """Puts known intrinsics in place of the predicted ones.
+
+    `points_from_depth` then takes its rays through the centres of pixels, where known intrinsics put
+    them (`pixel_centre` 0.5). Depth, poses and `world_points` stay as they were predicted.
+
+    Args:
+        recon: a scene with transforms to its photographs.
+        intrinsics: [3 3] for all photographs or [s 3 3], in the pixels of the photographs after EXIF
+            rotation, in continuous coordinates (the image spans [0, width], as in COLMAP).
+
+    Raises:
+        InputError: another shape, or no intrinsics: focal lengths that are not positive, values that
+            are not finite, or a last row other than (0, 0, 1).
+    """
+    num_frames = len(recon.images)
+    known = np.asarray(intrinsics, np.float64)
+    if known.shape not in ((3, 3), (num_frames, 3, 3)):
+        raise InputError(
+            f"intrinsics of shape {known.shape} must be [3 3], or [{num_frames} 3 3] for "
+            f"{num_frames} frames"
+        )
+    focal = known[..., [0, 1], [0, 1]]
+    if not np.isfinite(known).all() or not (focal > 0).all():
+        raise InputError("intrinsics must be finite with positive focal lengths [0, 0] and [1, 1]")
+    if (known[..., 2, :] != (0, 0, 1)).any() or (known[..., 1, 0] != 0).any():
+        raise InputError("intrinsics must be [[fx, skew, cx], [0, fy, cy], [0, 0, 1]]")
+    known = np.broadcast_to(known, (num_frames, 3, 3))
+    if recon.transforms:
+        pairs = zip(recon.transforms, known, strict=True)
+        known = np.stack([transform.intrinsics_to_model(matrix) for transform, matrix in pairs])
+    return dataclasses.replace(recon, intrinsics=known.astype(np.float32), pixel_centre=0.5)
+
+
+def pinhole(
+    focal: float | tuple[float, float], centre: tuple[float, float]
+) -> Float64[np.ndarray, "3 3"]:
+    """The matrix of focal lengths (x, y, or one for both) and the principal point (x, y)."""
+    focal_x, focal_y = (focal, focal) if isinstance(focal, float | int) else focal
+    return np.array([[focal_x, 0, centre[0]], [0, focal_y, centre[1]], [0, 0, 1]], np.float64)
+
+
+def read_intrinsics(path: str | os.PathLike, names: Sequence[str]) -> Float64[np.ndarray, "s 3 3"]:
+    """Known intrinsics of photographs from a file like the `cameras.json` that `infer` writes.
+
+    Args:
+        path: JSON with a list `frames`, each with its `name` and `intrinsics_original`, 3x3. Other
+            fields, and frames of other names, are left aside.
+        names: of the frames, as `load_images` gives them.
+
+    Raises:
+        InputError: the file cannot be read, is of another form, or lacks a frame.
+    """
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        by_name = {
+            frame["name"]: np.array(frame["intrinsics_original"], np.float64).reshape(3, 3)
+            for frame in document["frames"]
+        }
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: must be JSON like cameras.json: a list `frames`, each with `name` and "
+            "`intrinsics_original`, a 3x3 matrix of numbers"
+        ) from error
+    if missing := [name for name in names if name not in by_name]:
+        raise InputError(
+            f"{path}: has no intrinsics of {missing[0]}, only of {len(by_name)} others"
+        )
+    return np.stack([by_name[name] for name in names])
+
+
+def scaled(recon: Reconstruction, factor: float) -> Reconstruction:
+    """The scene in other units: depth, positions of cameras and points times a factor.
+
+    Raises:
+        InputError: the factor is not positive and finite.
+    """
+    if not 0 < factor < math.inf:
+        raise InputError(f"{factor=} must be positive and finite")
+    factor = np.float32(factor)
+    cameras = recon.camera_from_world
+    if cameras is not None:
+        cameras = np.concatenate([cameras[..., :3], factor * cameras[..., 3:]], axis=-1)
+    scale = lambda array: None if array is None else factor * array
+    return dataclasses.replace(
+        recon,
+        camera_from_world=cameras,
+        depth=scale(recon.depth),
+        world_points=scale(recon.world_points),
+    )
+
+
+def scale_to_distance(
+    recon: Reconstruction,
+    distance: float,
+    *,
+    cameras: tuple[int | str, int | str] | None = None,
+    pixels: tuple[Pixel, Pixel] | None = None,
+) -> Reconstruction:
+    """The scene in the units of a known distance.
+
+    Args:
+        recon: a scene with cameras; for `pixels` also with depth or world points.
+        distance: between the two, positive.
+        cameras: two frames, by index or name.
+        pixels: two points `(frame, x, y)`, in the pixels of the photographs; each is what the nearest
+            pixel of the frame shows (`points_from_depth` where there is depth).
+
+    Raises:
+        InputError: not one of cameras and pixels is given, a frame or pixel does not exist or has no
+            point, or the two are at the same place.
+    """
+    if (cameras is None) == (pixels is None):
+        raise InputError("give either cameras or pixels whose distance is known")
+    if not 0 < distance < math.inf:
+        raise InputError(f"{distance=} must be positive and finite")
+    if cameras is not None:
+        if recon.camera_from_world is None:
+            raise InputError("this model predicts no cameras; give pixels whose distance is known")
+        cameras_in_world = jnp.asarray(recon.camera_from_world)
+        where = np.asarray(geometry.camera_positions(cameras_in_world), np.float64)
+        ends = [where[frame_index(recon.names, len(where), frame)] for frame in cameras]
+    else:
+        points = recon.world_points if recon.depth is None else recon.points_from_depth()
+        ends = [points[_nearest_pixel(recon, pixel)].astype(np.float64) for pixel in pixels]
+    predicted = float(np.linalg.norm(ends[0] - ends[1]))
+    if not predicted > 0:  # NaN, too: a masked pixel has no point.
+        what = f"{cameras=}" if pixels is None else f"{pixels=}"
+        raise InputError(f"{what}: their distance in the scene is {predicted}; choose others")
+    return scaled(recon, distance / predicted)
+
+
+def scale_to_depth(recon: Reconstruction, depth: float, *, pixel: Pixel) -> Reconstruction:
+    """The scene in the units of a known depth.
+
+    Args:
+        recon: a scene with depth.
+        depth: of the pixel, along the viewing axis (not along the ray), positive.
+        pixel: `(frame, x, y)`, in the pixels of the photograph.
+
+    Raises:
+        InputError: the model predicts no depth, or the pixel does not exist or has none.
+    """
+    if recon.depth is None:
+        raise InputError("this model predicts no depth; scale by a distance of cameras instead")
+    if not 0 < depth < math.inf:
+        raise InputError(f"{depth=} must be positive and finite")
+    predicted = float(recon.depth[_nearest_pixel(recon, pixel)])
+    if not 0 < predicted < math.inf:
+        raise InputError(f"{pixel=}: its depth in the scene is {predicted}; choose another")
+    return scaled(recon, depth / predicted)
+
+
+def frame_index(names: Sequence[str], num_frames: int, frame: int | str) -> int:
+    """The index of a frame that is given by index or name.
+
+    Raises:
+        InputError: there is none.
+    """
+    if isinstance(frame, str):
+        if frame in names:
+            return names.index(frame)
+        if not frame.isdecimal():
+            known = f"{names[0]} to {names[-1]}" if names else "none has a name"
+            raise InputError(f"no frame is called {frame!r} ({known}); give its name or its index")
+        frame = int(frame)
+    if not 0 <= frame < num_frames:
+        raise InputError(f"frame {frame} does not exist; indices go from 0 to {num_frames - 1}")
+    return frame
+
+
+def _nearest_pixel(recon: Reconstruction, pixel: Pixel) -> tuple[Any, ...]:
+    """(frame, row, column) of a pixel of a photograph."""
+    frame, x, y = pixel
+    frame = frame_index(recon.names, len(recon.images), frame)
+    position = np.array([x, y], np.float64)
+    if recon.transforms:
+        position = recon.transforms[frame].pixels_to_model(position)
+    height, width = recon.images.shape[1:3]
+    if not ((position >= -0.5) & (position <= (width - 0.5, height - 0.5))).all():
+        raise InputError(f"{pixel=} lies outside the part of the photograph that the frame shows")
+    column, row = np.clip(np.floor(position + 0.5), 0, (width - 1, height - 1)).astype(int)
+    return frame, row, column

@@ -1,0 +1,110 @@
+"""`vggt-jax doctor`."""
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import sys
+from collections.abc import Iterator
+
+# What an optional package is for, and the extra that installs it.
+_EXTRAS = {
+    "av": ("video", "videos as input"),
+    "torch": ("torch", ".pt and .pth checkpoints"),
+    "viser": ("view", "the viewer"),
+    "pycolmap": ("colmap", "export to COLMAP"),
+}
+_PACKAGES = ("vggt-jax", "jax", "jaxlib", "flax", "numpy", "orbax-checkpoint", "tyro")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Doctor:
+    """Show what device, kernels, versions, extras and models are found, and what will be used."""
+
+    def run(self) -> None:
+        for title, lines in {
+            "Versions": versions(),
+            "Device": device(),
+            "Attention": attention(),
+            "Extras": extras(),
+            "Models": models(),
+        }.items():
+            print(title)
+            rows = list(lines)
+            width = max(len(name) for name, _ in rows)
+            for name, value in rows:
+                print(f"  {name:<{width}}  {value}")
+
+
+def versions() -> Iterator[tuple[str, str]]:
+    """Names and versions of Python and the packages that the project needs."""
+    yield "python", f"{platform.python_version()} ({sys.executable})"
+    for name in _PACKAGES:
+        try:
+            yield name, importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            yield name, "runs from a folder, not installed"
+
+
+def device() -> Iterator[tuple[str, str]]:
+    """The devices of JAX, and what follows from the first."""
+    import jax
+
+    from vggt_jax import memory
+    from vggt_jax.layers.precision import Precision
+
+    for device in jax.devices():
+        yield f"{device.platform}:{device.id}", device.device_kind
+    free = memory.available_memory()
+    yield "free memory", "unknown" if free is None else f"{memory.gib(free)} GiB"
+    yield "products in", f"{Precision.from_compute_dtype(None).compute_dtype.name} by default"
+    yield (
+        "compiled programs",
+        "kept in the cache folder" if jax.default_backend() == "gpu" else "not kept on a CPU",
+    )
+    if jax.default_backend() == "cpu" and importlib.util.find_spec("jax_cuda13_plugin") is None:
+        yield "GPU support", "not installed; on an NVIDIA GPU: pip install 'vggt-jax[cuda]'"
+
+
+def attention() -> Iterator[tuple[str, str]]:
+    """Which implementations dense and block-sparse attention take here, and why not the others."""
+    import jax.numpy as jnp
+
+    from pallas_kernels import attention_obstacles, devices
+    from vggt_jax.layers.precision import Precision
+
+    dtype = Precision.from_compute_dtype(None).compute_dtype
+    half = dtype in (jnp.bfloat16, jnp.float16)
+    on_cudnn = half and devices.is_ampere_or_later()
+    yield "dense", "cudnn" if on_cudnn else "xla (cudnn: an NVIDIA GPU from Ampere on)"
+    obstacles = attention_obstacles(head_dim=64, dtype=dtype)
+    chosen = next((name for name, why in obstacles.items() if why is None), "xla")
+    yield "block-sparse", chosen
+    for name, why in obstacles.items():
+        yield f"  {name}", "can be used" if why is None else f"not here: {why}"
+    yield "  xla", "can be used on any device"
+
+
+def extras() -> Iterator[tuple[str, str]]:
+    """Which optional packages are there."""
+    for name, (extra, use) in _EXTRAS.items():
+        if importlib.util.find_spec(name) is None:
+            yield name, f"missing, for {use}: pip install 'vggt-jax[{extra}]'"
+        else:
+            yield name, f"{importlib.metadata.version(name)}, for {use}"
+
+
+def models() -> Iterator[tuple[str, str]]:
+    """Where models are kept, and which ones are there."""
+    from huggingface_hub import constants
+
+    from vggt_jax.checkpoint import cache_folder
+
+    folder = cache_folder()
+    chosen = "from VGGT_JAX_CACHE" if os.environ.get("VGGT_JAX_CACHE") else "see VGGT_JAX_CACHE"
+    yield "cache folder", f"{folder} ({chosen})"
+    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    yield "  converted", ", ".join(name for name in found if name != "programs") or "none yet"
+    yield "downloads", constants.HF_HUB_CACHE
+    yield "default model", "none; name one with --model"

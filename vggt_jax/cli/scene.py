@@ -1,0 +1,366 @@
+"""Photographs, and how to reconstruct them: the options of every command that takes photographs."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from vggt_jax import calibration
+from vggt_jax.errors import InputError
+from vggt_jax.layers.attention import Dense
+from vggt_jax.layers.sparse_attention import BlockSparse
+from vggt_jax.masks import Background
+from vggt_jax.outputs import Reconstruction
+from vggt_jax.preprocess import Frames, Mode, find_images
+
+# Options that may be left out, without a word on that in the help.
+OptionalText = Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")]
+OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
+OptionalFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
+OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")]
+PointSource = Annotated[
+    Literal["depth", "head"] | None, tyro.conf.arg(metavar="{depth,head}", help_behavior_hint="")
+]
+ComputeType = Annotated[
+    Literal["float32", "bfloat16"] | None,
+    tyro.conf.arg(metavar="{float32,bfloat16}", help_behavior_hint=""),
+]
+
+# Spellings of the official scripts, and what they are called here.
+SPELLINGS = {
+    "image-dir": "image-folder",
+    "scene-dir": "image-folder",
+    "data-path": "image-folder",
+    "ckpt": "model",
+    "checkpoint": "model",
+    "mask-white-bg": "mask-white",
+    "mask-black-bg": "mask-black",
+    "output": "out",
+    "output-dir": "out",
+    "output-path": "out",
+    "save-path": "out",
+    "conf-threshold": "confidence-percentile",
+    "conf-thres": "confidence-percentile",
+    "conf-thres-value": "min-confidence",
+    "conf-thresh": "min-confidence",
+    "depth-conf-thresh": "min-confidence",
+    "camera-type": "camera-model",
+    "use-ba": "bundle-adjustment",
+    "max-reproj-error": "max-reprojection-error",
+    "vis-thresh": "min-visibility",
+}
+
+
+# Options of a scene that apply to results of an earlier run, too.
+_FOR_RESULTS = (
+    "sources",
+    "image_folder",
+    "masks",
+    "mask_white",
+    "mask_black",
+    "mask_sky",
+    "mask_edges",
+    "focal",
+    "intrinsics",
+    "known_distance",
+    "known_depth",
+    "points",
+    "use_point_map",
+    "confidence_percentile",
+    "min_confidence",
+)
+
+
+def in_our_spelling(argv: Sequence[str]) -> list[str]:
+    """Arguments with the options of the official scripts under their names here."""
+    result = []
+    for i, argument in enumerate(argv):
+        if argument == "--":
+            return [*result, *argv[i:]]
+        if argument.startswith("--"):
+            name, *value = argument[2:].split("=", 1)
+            name = name.replace("_", "-")
+            argument = "=".join([f"--{SPELLINGS.get(name, name)}", *value])
+        result.append(argument)
+    return result
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scene:
+    """Photographs or a video, and how to reconstruct the scene that they show."""
+
+    sources: Annotated[
+        tyro.conf.Positional[tuple[Path, ...]],
+        tyro.conf.arg(metavar="[PATH ...]", help_behavior_hint=""),
+    ] = ()
+    """A folder, image files in the order to use, or a video."""
+    image_folder: OptionalPath = None
+    """The same as naming one folder or video. A folder without photographs that has a folder images
+    stands for that one."""
+    model: OptionalText = None
+    """Checkpoint (required): ours, an official .safetensors or .pt, or a hub name such as
+    facebook/VGGT-1B or yyfz233/Pi3."""
+    mode: Annotated[
+        Mode | None, tyro.conf.arg(metavar="{crop,pad,budget}", help_behavior_hint="")
+    ] = None
+    """How photographs come to size: crop keeps the width and cuts tall ones, pad keeps everything
+    and fills with white, budget stretches all to one size of about the shape of the first. Needed
+    only if their shapes differ; otherwise what the model was made for, crop (VGGT) or budget (Pi3)."""
+    size: OptionalInt = None
+    """Side in pixels to resize to, a multiple of the patch size; with budget, the side of the square
+    of as many pixels. By default the model's own."""
+    fps: OptionalFloat = None
+    """Of a video, frames to take for each second, each the sharpest around its place; 1 by default."""
+    frames: OptionalInt = None
+    """Of a video, how many frames to take in all, instead of --fps."""
+    reference: str = "0"
+    """For VGGT, the photograph whose camera is the world, by index or name."""
+    masks: OptionalPath = None
+    """Folder of masks, one for each photograph and of the same name (a.jpg: a.png or a.jpg.png). White
+    is used, black left out."""
+    mask_white: Flag = False
+    """Leave out white background."""
+    mask_black: Flag = False
+    """Leave out black background."""
+    mask_sky: Flag = False
+    """Leave out what has the colour of sky, from the upper edge down; for scenes outdoors."""
+    mask_edges: Flag = False
+    """Leave out points at jumps of depth for VGGT, too, as it is always done for Pi3."""
+    focal: OptionalFloat = None
+    """Known focal length in pixels of the photographs, the principal point in their middle."""
+    intrinsics: OptionalText = None
+    """Known intrinsics: fx,fy,cx,cy in pixels of the photographs, or a file like cameras.json with those
+    of each."""
+    known_distance: OptionalText = None
+    """A,B,LENGTH: how far the cameras of two photographs (by index or name) are from each other. The scene
+    comes in these units."""
+    known_depth: OptionalText = None
+    """PHOTOGRAPH,X,Y,DEPTH: how far along the viewing axis lies what this pixel of a photograph (by index
+    or name) shows. The scene comes in these units."""
+    query_points: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A point x,y of the first photograph (or of --reference), in its own pixels, to track through all;
+    may be repeated."""
+    points: PointSource = None
+    """Make points from depth and cameras, which is VGGT's default and more accurate, or from the model's
+    point head, which is so for Pi3."""
+    use_point_map: Flag = False
+    """The same as --points head."""
+    confidence_percentile: OptionalFloat = None
+    """Leave out this percentage of the points, the least confident; by default 25 for VGGT, or
+    0 with --min-confidence, and 0 for Pi3."""
+    min_confidence: OptionalFloat = None
+    """Leave out points with a confidence not above this. Its scale is the model's: from 1 without bound for
+    VGGT, where nothing is left out by default, and [0, 1] for Pi3, where it is 0.1."""
+    sparse_ratio: OptionalFloat = None
+    """Leave out this share of the blocks in attention over all photographs, in [0, 1]: 0.75 keeps a
+    quarter and suits a hundred photographs and more. By default nothing is left out."""
+    cdf_threshold: OptionalFloat = None
+    """Keep as many of the most probable blocks as have this share of the probability, in [0, 1]. With
+    both, the larger number is kept."""
+    pool_mode: Literal["avg", "max"] = "avg"
+    """How a block of tokens becomes one vector to predict its attention from."""
+    token_order: Literal["raster", "hilbert", "tiles"] = "raster"
+    """How patches are put into blocks: row by row, along a Hilbert curve, or 8 by 8."""
+    compute_dtype: ComputeType = None
+    """Of matrix products; by default bfloat16 on a GPU and float32 elsewhere."""
+    config: OptionalPath = None
+    """JSON configuration of an official checkpoint that is not of a released size."""
+    allow_single_image: Flag = False
+    """Reconstruct a single photograph, which the models were not trained for."""
+    memory_check: Annotated[bool, tyro.conf.arg(help_behavior_hint="(default)")] = True
+    """Refuse to start if the estimate exceeds the free memory."""
+
+    def paths(self) -> tuple[Path, ...]:
+        """What was named: one folder, one video, or image files.
+
+        Raises:
+            InputError: nothing was, or in both ways.
+        """
+        if self.image_folder is not None and self.sources:
+            raise InputError(
+                f"photographs are named twice, {self.sources[0]} and --image-folder "
+                f"{self.image_folder}; name them once"
+            )
+        paths = self.sources if self.image_folder is None else (self.image_folder,)
+        if not paths:
+            raise InputError("no images given; name a folder, a video or image files")
+        if len(paths) == 1 and (paths[0] / "images").is_dir():
+            try:
+                find_images(paths[0])
+            except InputError:
+                return (paths[0] / "images",)
+        return paths
+
+    def attention(self) -> Dense | BlockSparse:
+        """The attention that was asked for.
+
+        Raises:
+            InputError: a share lies outside [0, 1].
+        """
+        return sparse_or_dense(
+            self.sparse_ratio, self.cdf_threshold, self.pool_mode, self.token_order
+        )
+
+    def point_source(self) -> Literal["depth", "head"] | None:
+        """Where points shall come from; None for the best that the model has.
+
+        Raises:
+            InputError: two options contradict each other.
+        """
+        if self.use_point_map and self.points == "depth":
+            raise InputError("--use-point-map contradicts --points depth; give one of them")
+        return "head" if self.use_point_map else self.points
+
+    def background(self) -> tuple[Background, ...]:
+        """The backgrounds to leave out."""
+        chosen = {"white": self.mask_white, "black": self.mask_black, "sky": self.mask_sky}
+        return tuple(name for name, is_chosen in chosen.items() if is_chosen)
+
+    def pixels(self) -> list[tuple[float, ...]]:
+        """The points to track, in pixels of the photograph."""
+        return [_numbers("query-points", text, "x,y") for text in self.query_points]
+
+    def check(self) -> None:
+        """Finds what is wrong with the options before anything is loaded.
+
+        Raises:
+            InputError: something is.
+        """
+        if self.model is None:
+            raise InputError(
+                "--model is missing; name a checkpoint, such as --model facebook/VGGT-1B"
+            )
+        self.attention()
+        self.pixels()
+        self.check_of_results()
+
+    def check_of_results(self) -> None:
+        """Finds what is wrong with the options that apply to results as well.
+
+        Raises:
+            InputError: something is.
+        """
+        self.point_source()
+        percentile = self.confidence_percentile
+        if percentile is not None and not 0 <= percentile < 100:
+            raise InputError(f"--confidence-percentile={percentile:g} must lie in [0, 100)")
+        if self.min_confidence is not None and not self.min_confidence >= 0:
+            raise InputError(f"--min-confidence={self.min_confidence:g} must be at least 0")
+        if self.focal is not None and self.intrinsics is not None:
+            raise InputError("--focal and --intrinsics say the same in two ways; give one of them")
+        if self.known_distance is not None and self.known_depth is not None:
+            raise InputError("--known-distance and --known-depth both set the scale; give one")
+        if self.focal is not None and not 0 < self.focal < float("inf"):
+            raise InputError(f"--focal {self.focal:g} must be positive")
+        if self.intrinsics is not None and not Path(self.intrinsics).is_file():
+            form = "fx,fy,cx,cy, or a file that exists"
+            focal_x, focal_y, *_ = _numbers("intrinsics", self.intrinsics, form)
+            if not (0 < focal_x < float("inf") and 0 < focal_y < float("inf")):
+                raise InputError(f"--intrinsics {self.intrinsics}: focal lengths must be positive")
+        if self.known_distance is not None:
+            self._known_distance()
+        if self.known_depth is not None:
+            self._known_depth()
+
+    def known_intrinsics(self, frames: Frames):
+        """Known intrinsics [s 3 3] in pixels of the photographs, or None.
+
+        Raises:
+            InputError: the file has none of a photograph.
+        """
+        if self.focal is not None:
+            sizes = [transform.original_size for transform in frames.transforms]
+            return [
+                calibration.pinhole(self.focal, (width / 2, height / 2)) for height, width in sizes
+            ]
+        if self.intrinsics is None:
+            return None
+        if Path(self.intrinsics).is_file():
+            return calibration.read_intrinsics(self.intrinsics, frames.names)
+        focal_x, focal_y, *centre = _numbers("intrinsics", self.intrinsics, "fx,fy,cx,cy")
+        return calibration.pinhole((focal_x, focal_y), tuple(centre))
+
+    def scaled(self, recon: Reconstruction) -> Reconstruction:
+        """The scene in the units of what is known.
+
+        Raises:
+            InputError: the photographs or pixels do not exist.
+        """
+        if self.known_distance is not None:
+            *cameras, distance = self._known_distance()
+            return calibration.scale_to_distance(recon, distance, cameras=tuple(cameras))
+        if self.known_depth is not None:
+            frame, x, y, depth = self._known_depth()
+            return calibration.scale_to_depth(recon, depth, pixel=(frame, x, y))
+        return recon
+
+    def changed_for_photographs(self) -> list[str]:
+        """The options with a value that only a reconstruction could honour."""
+        return [name for name in self.changed() if name not in _FOR_RESULTS]
+
+    def changed(self, *names: str) -> list[str]:
+        """The options among these, or among all of a scene, that have no default value."""
+        fields = {field.name: field.default for field in dataclasses.fields(Scene)}
+        return [name for name in names or fields if getattr(self, name) != fields[name]]
+
+    def _known_distance(self) -> tuple[str, str, float]:
+        first, second, distance = _split("known-distance", self.known_distance, "A,B,LENGTH")
+        return first, second, *_numbers("known-distance", distance, "LENGTH", positive=True)
+
+    def _known_depth(self) -> tuple[str, float, float, float]:
+        form = "PHOTOGRAPH,X,Y,DEPTH"
+        frame, x, y, depth = _split("known-depth", self.known_depth, form)
+        return (
+            frame,
+            *_numbers("known-depth", f"{x},{y}", "X,Y"),
+            *_numbers("known-depth", depth, "DEPTH", positive=True),
+        )
+
+
+def sparse_or_dense(
+    sparse_ratio: float | None,
+    cdf_threshold: float | None,
+    pool_mode: Literal["avg", "max"] = "avg",
+    token_order: Literal["raster", "hilbert", "tiles"] = "raster",
+) -> Dense | BlockSparse:
+    """Block-sparse attention if a share is given, else dense.
+
+    Raises:
+        InputError: a share lies outside [0, 1].
+    """
+    if sparse_ratio is None and cdf_threshold is None:
+        return Dense()
+    try:
+        return BlockSparse(
+            sparse_ratio=sparse_ratio,
+            cdf_threshold=cdf_threshold,
+            pool_mode=pool_mode,
+            token_order=token_order,
+        )
+    except ValueError as error:
+        raise InputError(f"--{error}".replace("_", "-")) from error
+
+
+def _split(option: str, text: str, form: str) -> list[str]:
+    parts = text.split(",")
+    if len(parts) != form.count(",") + 1:
+        raise InputError(f"--{option}: {text!r} must be {form}")
+    return parts
+
+
+def _numbers(option: str, text: str, form: str, *, positive: bool = False) -> tuple[float, ...]:
+    values = text.split(",")
+    try:
+        numbers = tuple(map(float, values))
+    except ValueError:
+        numbers = ()
+    # In "fx,fy,cx,cy, or a file" the words behind a space are no numbers.
+    if len(numbers) != form.partition(", ")[0].count(",") + 1:
+        what = f"{form} in pixels" if form in ("x,y", "X,Y") else form
+        raise InputError(f"--{option}: {text!r} must be {what}")
+    if positive and not 0 < numbers[0] < float("inf"):
+        raise InputError(f"--{option}: {form} {text} must be positive")
+    return numbers

@@ -1,0 +1,226 @@
+"""Which pixels of a scene may be used: masks beside photographs, and background by its colour.
+
+White means use and black leave out, as in COLMAP. The model sees photographs as they are: a mask takes
+points and confidence away from what it predicted.
+"""
+
+import dataclasses
+import os
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image, ImageOps
+
+from vggt_jax.errors import InputError
+from vggt_jax.outputs import Reconstruction
+from vggt_jax.preprocess import EXTENSIONS, Frames, FrameTransform, reading
+
+Background = Literal["white", "black", "sky"]
+
+# Official file: visual_util.py. White is above the first in every channel; black sums to less than the
+# second.
+_WHITE_ABOVE = 240
+_BLACK_BELOW = 16
+_HALF_GREY = 128
+
+
+def with_mask(recon: Reconstruction, mask: Bool[np.ndarray, "s height width"]) -> Reconstruction:
+    """Takes points and confidence away from pixels that shall not be used.
+
+    Args:
+        recon: a scene in NumPy arrays, without scene axis.
+        mask: True where a pixel may be used.
+
+    Returns:
+        The scene with `mask` (and what `recon` had masked already), confidence 0 where it is False,
+        and NaN there for `world_points` and `points_from_depth`. Depth stays.
+
+    Raises:
+        ValueError: the mask has another shape than the frames.
+    """
+    if mask.shape != recon.images.shape[:-1] or mask.dtype != bool:
+        raise ValueError(f"{mask.shape=} and {mask.dtype=} must be {recon.images.shape[:-1]}, bool")
+    if recon.mask is not None:
+        mask = mask & recon.mask
+
+    def cut(array, fill):
+        if array is None:
+            return None
+        mask_of_array = mask if array.ndim == mask.ndim else mask[..., None]
+        return np.where(mask_of_array, array, np.asarray(fill, array.dtype))
+
+    return dataclasses.replace(
+        recon,
+        mask=mask,
+        depth_confidence=cut(recon.depth_confidence, 0),
+        world_points=cut(recon.world_points, np.nan),
+        world_points_confidence=cut(recon.world_points_confidence, 0),
+    )
+
+
+def background_mask(
+    images: UInt8[np.ndarray, "s height width 3"] | Float[np.ndarray, "s height width 3"],
+    background: Background | Collection[Background],
+) -> Bool[np.ndarray, "s height width"]:
+    """True on pixels that are no background, by colour.
+
+    Args:
+        images: uint8, or float in [0, 1].
+        background: what to leave out. "white": above 240 in every channel, "black": less than 16 in the
+            sum of channels, both as in the official `visual_util.py`. "sky": blue, or bright and grey,
+            without a break from the upper edge of the frame down; a rule of colours and no
+            segmentation, for scenes outdoors (in a room it takes a white ceiling for sky).
+
+    Raises:
+        InputError: a background is unknown.
+    """
+    background = {background} if isinstance(background, str) else set(background)
+    if unknown := background - set(get_args(Background)):
+        raise InputError(
+            f"background {sorted(unknown)[0]!r} is unknown; use {', '.join(get_args(Background))}"
+        )
+    if images.dtype != np.uint8:
+        images = np.round(np.asarray(images) * 255).astype(np.uint8)
+    mask = np.ones(images.shape[:-1], bool)
+    if "white" in background:
+        mask &= ~(images > _WHITE_ABOVE).all(-1)
+    if "black" in background:
+        mask &= images.sum(-1, dtype=np.uint16) >= _BLACK_BELOW
+    if "sky" in background:
+        red, green, blue = np.moveaxis(images.astype(np.int16), -1, 0)
+        # Blue sky, pale to deep; and clouds or haze. The bounds are this project's own.
+        is_blue = (blue > 90) & (blue >= green) & (blue - red > 10) & (green > red - 10)
+        is_haze = (images.min(-1) > 190) & (np.ptp(images, axis=-1) < 30)
+        mask &= ~np.logical_and.accumulate(is_blue | is_haze, axis=-2)
+    return mask
+
+
+def load_masks(masks: Any, frames: Frames) -> Bool[np.ndarray, "s height width"]:
+    """Masks of photographs, brought to the frames as the photographs were: cut, resized and padded.
+
+    A mask has the size of its photograph as it is shown (after EXIF rotation), or a size in the same
+    proportion. In files, black is left out and any other grey used; in JPEG, which has no pure black
+    beside white, half grey and above is used. What is transparent counts as black. The pixel of a
+    frame takes the value at its centre.
+
+    Args:
+        masks: a folder with one mask for each photograph, of the same name (`a.jpg` and `a.png`), or with
+            another extension behind it (`a.jpg.png`, as COLMAP names them); or a sequence of paths, PIL
+            images or arrays [height width] (bool, or numbers where 0 is left out), one for each frame.
+        frames: as `load_images` returns them.
+
+    Returns:
+        True where a pixel may be used; False on padding, too.
+
+    Raises:
+        InputError: a mask is missing or cannot be read, or has another shape than its photograph.
+    """
+    if isinstance(masks, str | os.PathLike):
+        sources = find_masks(masks, frames.names)
+    elif isinstance(masks, Sequence) or hasattr(masks, "__array__"):
+        sources = list(masks)
+    else:
+        raise InputError(
+            f"masks of type {type(masks).__name__} are not understood; pass a folder, or a sequence "
+            "of paths, PIL images or arrays [height width]"
+        )
+    if len(sources) != len(frames.names):
+        raise InputError(
+            f"{len(sources)} masks for {len(frames.names)} photographs; pass one for each"
+        )
+    mask = frames.valid_mask()
+    for i, (source, name) in enumerate(zip(sources, frames.names, strict=True)):
+        is_path = isinstance(source, str | os.PathLike)
+        label = str(source) if is_path else f"mask {i} (of {name})"
+        used = _read_mask(source, label)
+        _check_proportion(used.shape, frames.transforms[i], label, name)
+        mask[i] &= _sampled(used, frames.transforms[i])
+    return mask
+
+
+def find_masks(folder: str | os.PathLike, names: Sequence[str]) -> list[Path]:
+    """The mask of each photograph in a folder; see `load_masks`.
+
+    Raises:
+        InputError: the folder cannot be read, or lacks a mask.
+    """
+    folder = Path(folder)
+    try:
+        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: the folder of masks cannot be read ({error.strerror})"
+        ) from error
+    by_stem: dict[str, list[Path]] = {}
+    for path in paths:
+        by_stem.setdefault(path.stem, []).append(path)
+    found = []
+    for name in names:
+        photograph = Path(name)
+        # COLMAP's naming first: it tells a.jpg from a.png.
+        candidates = by_stem.get(photograph.name) or by_stem.get(photograph.stem) or []
+        if len(candidates) != 1:
+            tried = f"{photograph.stem}.png or {photograph.name}.png"
+            what = f"{len(candidates)} masks" if candidates else "no mask"
+            raise InputError(f"{folder}: {what} for {name}; there must be one, such as {tried}")
+        found += candidates
+    return found
+
+
+def _read_mask(source: Any, label: str) -> Bool[np.ndarray, "height width"]:
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; check the path of the mask")
+        with reading(label), Image.open(path) as image:
+            image.load()
+            return _used_pixels(image)
+    if isinstance(source, Image.Image):
+        with reading(label):
+            return _used_pixels(source)
+    array = np.asarray(source)
+    if array.ndim != 2 or 0 in array.shape or array.dtype.kind not in "buif":
+        raise InputError(f"{label} is {array.dtype} {array.shape}; an array must be [height width]")
+    return array != 0
+
+
+def _used_pixels(image: Image.Image) -> Bool[np.ndarray, "height width"]:
+    smallest = _HALF_GREY if image.format == "JPEG" else 1
+    image = ImageOps.exif_transpose(image)
+    used = np.ones((image.height, image.width), bool)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        used = np.asarray(image.getchannel("A")) > 0
+    # Modes of 16 and 32 bits would be clipped by a conversion to 8.
+    values = np.asarray(image if image.mode[0] in "IF1" else image.convert("RGB"))
+    return used & ((values if values.ndim == 2 else values.max(-1)) >= smallest)
+
+
+def _check_proportion(
+    size: tuple[int, int], transform: FrameTransform, label: str, name: str
+) -> None:
+    (height, width), (original_height, original_width) = size, transform.original_size
+    # A side may have been rounded to a whole pixel.
+    if abs(height * original_width - width * original_height) > max(
+        original_height, original_width
+    ):
+        raise InputError(
+            f"{label}: is {width}x{height} pixels (width x height), and {name} "
+            f"{original_width}x{original_height}; a mask must have the size of its photograph, or "
+            "one in the same proportion"
+        )
+
+
+def _sampled(used: np.ndarray, transform: FrameTransform) -> Bool[np.ndarray, "height width"]:
+    """The mask at the centres of the frame's pixels."""
+    height, width = transform.model_size
+    pixels = np.stack([np.resize(np.arange(width), max(height, width)),
+                       np.resize(np.arange(height), max(height, width))], axis=-1)  # fmt: skip
+    original = transform.pixels_to_original(pixels) + 0.5
+    of_mask = original * (np.array(used.shape) / transform.original_size)[::-1]
+    limits = np.array(used.shape)[::-1] - 1
+    columns, rows = np.clip(np.floor(of_mask), 0, limits).astype(int).T
+    return used[rows[:height, None], columns[:width]]
