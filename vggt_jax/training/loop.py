@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vggt_jax.checkpoint import load_model, named_parameters, save_model
 from vggt_jax.config import VGGTConfig
@@ -55,7 +55,7 @@ def train(
     if settings.compilation_cache is not None:
         jax.config.update("jax_compilation_cache_dir", str(settings.compilation_cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 5.0)
-    mesh = jax.make_mesh((jax.device_count(),), (AXIS,))
+    mesh = Mesh(np.array(jax.devices()), (AXIS,))
     replicated = NamedSharding(mesh, PartitionSpec())
     variants = tuple(map(Variant.parse, settings.variants))
     validation_variant = Variant.parse(settings.validation_variant)
