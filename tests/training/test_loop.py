@@ -19,8 +19,18 @@ def config_file(config, tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Programs are compiled once for all runs here."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    yield tmp_path_factory.mktemp("programs")
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
 @pytest.fixture
-def start(config_file, render, tmp_path):
+def start(config_file, render, tmp_path, cache):
     """Trains with settings changed and returns the state and the lines said."""
 
     def run(out="run", **changes):
@@ -33,6 +43,7 @@ def start(config_file, render, tmp_path):
                 "validate_every": 0,
                 "validation_variant": "2x2@28x28",
                 "validation_batches": 1,
+                "compilation_cache": cache,
                 **changes,
             }
         )

@@ -120,9 +120,12 @@ def synthetic(split: str, at_once: int) -> Render:
         one = lambda key: jax.tree.map(
             lambda x: x[0], render_scenes(key, 1, num_frames, size=size, split=split)
         )
-        if at_once == 0 or at_once >= keys.shape[0]:
+        num = keys.shape[0]
+        if at_once == 0 or at_once >= num:
             return jax.vmap(one)(keys)
-        return jax.lax.map(one, keys, batch_size=at_once)
+        # What does not divide would be compiled a second time, for the rest.
+        at_most = max(i for i in range(1, at_once + 1) if num % i == 0)
+        return jax.lax.map(one, keys, batch_size=at_most)
 
     return render
 
@@ -256,8 +259,9 @@ class _Run:
         return now
 
     def validate(self, state: TrainState, step: int) -> None:
-        key = jax.random.fold_in(self.key, _VALIDATION_KEY)
         begin = time.monotonic()
+        key = jax.random.fold_in(self.key, _VALIDATION_KEY)
+        key = jax.device_put(key, self.key.sharding)
         found = jax.device_get(self.programs["validation"](state.ema, key))
         values = {name: float(x) for name, x in found.items()}
         self.log({"kind": "validation", "step": step, **values, "seconds": begin - self.start})
