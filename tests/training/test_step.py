@@ -75,9 +75,10 @@ def test_every_parameter_learns_and_recomputing_changes_nothing(gradients):
 
 def test_update_skips_what_is_not_finite(model, make_recipe):
     recipe = make_recipe(model)
-    state = initial_state(model, recipe.optimizer)
+    state = jax.jit(lambda model: initial_state(model, recipe.optimizer))(model)
     ones = jax.tree.map(jnp.ones_like, state.params)
-    fine, metrics = update(recipe, state, ones, {"total": jnp.ones(())}, 10)
+    step = jax.jit(lambda *args: update(recipe, *args, 10))
+    fine, metrics = step(state, ones, {"total": jnp.ones(())})
     assert metrics["skipped"] == 0 and fine.skipped == 0 and fine.step == 1
     kernel = "encoder.norm.scale"
     # The first step of Adam is one learning rate long.
@@ -86,7 +87,7 @@ def test_update_skips_what_is_not_finite(model, make_recipe):
     np.testing.assert_allclose(moved, rate, rtol=1e-3)
     broken = ones | {kernel: ones[kernel].at[0].set(jnp.nan)}
     for gradients, total in ((broken, 1.0), (ones, jnp.inf)):
-        after, metrics = update(recipe, state, gradients, {"total": jnp.asarray(total)}, 10)
+        after, metrics = step(state, gradients, {"total": jnp.asarray(total)})
         assert metrics["skipped"] == 1 and after.skipped == 1 and after.step == 1
         for name in ("params", "ema", "moments"):
             same = jax.tree.map(
@@ -97,9 +98,10 @@ def test_update_skips_what_is_not_finite(model, make_recipe):
 
 def test_frozen_parameters_stay(model, make_recipe):
     recipe = dataclasses.replace(make_recipe(model), frozen=("encoder.",))
-    state = initial_state(model, recipe.optimizer)
+    state = jax.jit(lambda model: initial_state(model, recipe.optimizer))(model)
     ones = jax.tree.map(jnp.ones_like, state.params)
-    after, _ = update(recipe, state, ones, {"total": jnp.ones(())}, 10)
+    step = jax.jit(lambda *args: update(recipe, *args, 10))
+    after, _ = step(state, ones, {"total": jnp.ones(())})
     for name, x in after.params.items():
         assert (x == state.params[name]).all() == name.startswith("encoder."), name
 
@@ -111,7 +113,7 @@ def test_one_batch_is_learnt(model, make_recipe, render):
     recipe = make_recipe(model, always)
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), (AXIS,))
     steps = make_steps(recipe, Variant.parse("2x2@28x28"), num_steps=40, mesh=mesh)
-    state = initial_state(model, recipe.optimizer)
+    state = jax.jit(lambda model: initial_state(model, recipe.optimizer))(model)
     state, found = steps(state, jax.random.key(0), jnp.asarray(40))
     assert state.step == 40 and found["skipped"].sum() == 0
     first, last = (

@@ -82,7 +82,9 @@ def train(
         )
         shapes = jax.eval_shape(lambda: initial_state(abstract_to_zeros(abstract), optimizer))
         if latest is None:
-            state = jax.device_put(initial_state(model, optimizer), replicated)
+            # Compiled as one: hundreds of small arrays one by one take longer.
+            begin = jax.jit(lambda model: initial_state(model, optimizer), out_shardings=replicated)
+            state = begin(model)
         else:
             state = checkpoints.restore(latest, shapes, replicated)
             say(f"going on after step {latest} of {settings.total_steps}")
