@@ -99,7 +99,12 @@ class DPT(nnx.Module):
             self.output_conv2_2 = Linear(_OUTPUT_HIDDEN, out_dim, rngs=rngs)
 
     def __call__(
-        self, trunk: TrunkOutput, layout: TokenLayout, precision: Precision
+        self,
+        trunk: TrunkOutput,
+        layout: TokenLayout,
+        precision: Precision,
+        *,
+        pixels_per_chunk: int = PIXELS_PER_CHUNK,
     ) -> Float[Array, "b s h w c"]:
         """The raw map, `out_dim` channels at full size (or features at half), float32.
 
@@ -111,7 +116,7 @@ class DPT(nnx.Module):
             lambda kept: self._decode(kept, trunk.layers, layout, precision),
             trunk.kept,
             axis=1,
-            max_chunk=PIXELS_PER_CHUNK // pixels,
+            max_chunk=pixels_per_chunk // pixels,
         )
 
     def _decode(self, kept, kept_layers, layout, precision):

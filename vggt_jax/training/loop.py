@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vggt_jax.checkpoint import load_model, named_parameters, save_model
 from vggt_jax.config import VGGTConfig
@@ -55,7 +55,7 @@ def train(
     if settings.compilation_cache is not None:
         jax.config.update("jax_compilation_cache_dir", str(settings.compilation_cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 5.0)
-    mesh = jax.make_mesh((jax.device_count(),), (AXIS,))
+    mesh = Mesh(np.array(jax.devices()), (AXIS,))
     replicated = NamedSharding(mesh, PartitionSpec())
     variants = tuple(map(Variant.parse, settings.variants))
     validation_variant = Variant.parse(settings.validation_variant)
@@ -82,7 +82,9 @@ def train(
         )
         shapes = jax.eval_shape(lambda: initial_state(abstract_to_zeros(abstract), optimizer))
         if latest is None:
-            state = jax.device_put(initial_state(model, optimizer), replicated)
+            # Compiled as one: hundreds of small arrays one by one take longer.
+            begin = jax.jit(lambda model: initial_state(model, optimizer), out_shardings=replicated)
+            state = begin(model)
         else:
             state = checkpoints.restore(latest, shapes, replicated)
             say(f"going on after step {latest} of {settings.total_steps}")
@@ -120,9 +122,12 @@ def synthetic(split: str, at_once: int) -> Render:
         one = lambda key: jax.tree.map(
             lambda x: x[0], render_scenes(key, 1, num_frames, size=size, split=split)
         )
-        if at_once == 0 or at_once >= keys.shape[0]:
+        num = keys.shape[0]
+        if at_once == 0 or at_once >= num:
             return jax.vmap(one)(keys)
-        return jax.lax.map(one, keys, batch_size=at_once)
+        # What does not divide would be compiled a second time, for the rest.
+        at_most = max(i for i in range(1, at_once + 1) if num % i == 0)
+        return jax.lax.map(one, keys, batch_size=at_most)
 
     return render
 
@@ -256,8 +261,9 @@ class _Run:
         return now
 
     def validate(self, state: TrainState, step: int) -> None:
-        key = jax.random.fold_in(self.key, _VALIDATION_KEY)
         begin = time.monotonic()
+        key = jax.random.fold_in(self.key, _VALIDATION_KEY)
+        key = jax.device_put(key, self.key.sharding)
         found = jax.device_get(self.programs["validation"](state.ema, key))
         values = {name: float(x) for name, x in found.items()}
         self.log({"kind": "validation", "step": step, **values, "seconds": begin - self.start})

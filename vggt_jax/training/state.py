@@ -29,8 +29,8 @@ class TrainState:
 
 
 def initial_state(model: nnx.Module, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step; parameters become float32."""
-    params = {name: x.astype(jnp.float32) for name, x in named_parameters(model).items()}
+    """The state before the first step, in arrays of its own; parameters become float32."""
+    params = {name: jnp.array(x, jnp.float32) for name, x in named_parameters(model).items()}
     return TrainState(
         params=params,
         ema=jax.tree.map(jnp.copy, params),

@@ -1,0 +1,55 @@
+"""Draws the curves of a training run from its log.
+
+python scripts/plot_training.py RUN [--out FILE.png]
+"""
+
+import argparse
+import json
+import pathlib
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("run", type=pathlib.Path, help="folder that scripts/train.py wrote")
+    parser.add_argument("--out", type=pathlib.Path, help="by default RUN/training.png")
+    args = parser.parse_args()
+    # What a killed run wrote after its last checkpoint was written again: the later line counts.
+    lines = {}
+    for text in (args.run / "train.jsonl").read_text(encoding="utf-8").splitlines():
+        line = json.loads(text)
+        lines[line["kind"], line["step"]] = line
+    draw([lines[key] for key in sorted(lines)], args.out or args.run / "training.png")
+
+
+def draw(lines: list[dict], path: pathlib.Path) -> None:
+    """Writes a picture of four panels: losses, validation, learning rate and norm, speed."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 8), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(2, 2)
+    shown = (
+        ("train", ("camera", "depth_error", "points_error", "translation", "rotation"), True),
+        ("validation", ("auc30", "abs_rel"), False),
+        ("train", ("gradient_norm", "learning_rate"), True),
+        ("train", ("scenes_per_second",), False),
+    )
+    for panel, (kind, names, logarithmic) in zip(panels.flat, shown, strict=True):
+        for name in names:
+            points = [
+                (line["step"], line[name])
+                for line in lines
+                if line["kind"] == kind and line.get(name) is not None
+            ]
+            if points:
+                panel.plot(*zip(*points, strict=True), label=name, linewidth=1)
+        panel.set(title=kind, xlabel="step", yscale="log" if logarithmic else "linear")
+        panel.grid(alpha=0.3)
+        if panel.lines:
+            panel.legend()
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    main()

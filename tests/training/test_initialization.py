@@ -1,0 +1,32 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vggt_jax.checkpoint import named_parameters
+from vggt_jax.training.initialization import initial_model, small_config
+from vggt_jax.training.loop import export_model
+from vggt_jax.training.predict import predict
+
+
+def test_the_small_model_fits_twenty_mebibytes(tmp_path):
+    model = jax.eval_shape(lambda: initial_model(small_config(), jax.random.key(0)))
+    params = {name: np.ones(x.shape, np.float32) for name, x in named_parameters(model).items()}
+    export_model(model, params, tmp_path / "small.safetensors")
+    assert (tmp_path / "small.safetensors").stat().st_size < 20 * 2**20
+    assert small_config().embed_dim // small_config().num_heads == 64
+
+
+def test_it_starts_in_the_middle_and_passes_signals(config):
+    model = jax.jit(lambda: initial_model(config, jax.random.key(1)))()
+    images = jax.random.uniform(jax.random.key(2), (2, 3, 28, 28, 3))
+    output = jax.jit(predict)(model, images)
+    assert np.median(np.abs(np.log(output.depth))) < 0.7  # depth near 1
+    assert np.abs(output.pose_enc).max() < 2
+    # What a frame shows reaches the predictions of others.
+    other = jax.jit(predict)(model, images.at[:, 2].set(0.5))
+    assert np.abs(other.depth[:, :2] - output.depth[:, :2]).max() > 1e-3
+    # The first frame is told from the others.
+    same = jnp.broadcast_to(images[:, :1], images.shape)
+    poses = jax.jit(predict)(model, same).pose_enc
+    np.testing.assert_allclose(poses[:, 1], poses[:, 2], atol=1e-5)
+    assert np.abs(poses[:, 0] - poses[:, 1]).max() > 1e-3
