@@ -1,0 +1,39 @@
+"""`vggt-jax view`."""
+
+import dataclasses
+
+from vggt_jax.cli.scene import Flag, OptionalInt, Scene
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class View(Scene):
+    """Look at a scene in the browser: a folder of results, or photographs, reconstructed first.
+
+    vggt-jax view scene/
+    vggt-jax view photographs/ --model facebook/VGGT-1B
+    """
+
+    host: str = "127.0.0.1"
+    """Address to serve at; 0.0.0.0 shows the scene to other machines."""
+    port: OptionalInt = None
+    """Port to serve at; by default the first free one from 8080."""
+    max_points: int = 1_000_000
+    """Most points to show."""
+    open_browser: Flag = False
+    """Open the browser too."""
+
+    def run(self) -> None:
+        from vggt_jax.cli.reconstruct_files import read_or_reconstruct
+        from vggt_jax.viewer import view
+        from vggt_jax.viewer.server import import_viser
+
+        import_viser()  # What is missing shows before the long work.
+        view(
+            read_or_reconstruct(self),
+            host=self.host,
+            port=self.port,
+            points=self.point_source(),
+            confidence_percentile=self.confidence_percentile,
+            max_points=self.max_points,
+            open_browser=self.open_browser,
+        )
