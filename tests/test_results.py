@@ -45,7 +45,9 @@ def write(folder, recon, frames):
 @pytest.mark.parametrize("mode", ["crop", "pad", "budget"])
 def test_everything_comes_back(tmp_path, mode):
     rng = np.random.default_rng(1)
-    shares = {name: rng.random((4, 2), np.float32) for name in ("density", "covered", "saved")}
+    shares = {
+        name: rng.random((4, 2), np.float32) for name in ("density", "covered", "saved", "entropy")
+    }
     stats = AttentionStats(**shares)
     tracks = rng.normal(size=(3, 5, 2)).astype(np.float32)
     recon, frames = scene(

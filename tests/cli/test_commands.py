@@ -94,6 +94,7 @@ def test_doctor(run, capsys, monkeypatch, tmp_path):
     assert rows["av"].endswith("for videos as input")
 
 
+@pytest.mark.slow
 def test_bench(run, refused, capsys, monkeypatch, tiny):
     monkeypatch.setattr(bench, "random_model", lambda *_: tiny())
     args = ["bench", "--size", 28, 42, "--repeats", 1]

@@ -13,6 +13,8 @@ from PIL import Image
 
 import vggt_jax
 
+pytestmark = pytest.mark.slow
+
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 H, W = 42, 56
 BLOCKS = ["--block-q", "16", "--block-k", "8"]

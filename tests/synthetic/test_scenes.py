@@ -10,6 +10,8 @@ from vggt_jax.synthetic import SPLITS, correspondences, render_scenes
 from vggt_jax.synthetic.draws import Draws
 from vggt_jax.synthetic.textures import Materials, color_at
 
+pytestmark = pytest.mark.slow
+
 SIZE = (42, 56)
 
 

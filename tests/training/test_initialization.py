@@ -16,6 +16,7 @@ def test_the_small_model_fits_twenty_mebibytes(tmp_path):
     assert small_config().embed_dim // small_config().num_heads == 64
 
 
+@pytest.mark.slow
 def test_it_starts_in_the_middle_and_passes_signals(config):
     model = jax.jit(lambda: initial_model(config, jax.random.key(1)))()
     images = jax.random.uniform(jax.random.key(2), (2, 3, 28, 28, 3))

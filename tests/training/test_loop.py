@@ -11,6 +11,8 @@ from vggt_jax.errors import InputError
 from vggt_jax.training.loop import train
 from vggt_jax.training.settings import TrainSettings
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def config_file(config, tmp_path_factory):

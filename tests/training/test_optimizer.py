@@ -40,9 +40,9 @@ def test_variants():
         with pytest.raises(InputError, match="variant"):
             Variant.parse(text)
     with pytest.raises(InputError, match="multiples of 14"):
-        Variant.parse("4x3@28x30").check(patch_size=14, num_devices=1)
+        Variant.parse("4x3@28x30").check(patch_size=14, num_special=4, num_devices=1)
     with pytest.raises(InputError, match="3 devices"):
-        variant.check(patch_size=14, num_devices=3)
+        variant.check(patch_size=14, num_special=4, num_devices=3)
 
 
 def test_variants_are_taken_by_weight_and_by_seed():

@@ -139,6 +139,8 @@ from vggt_jax.training.state import initial_state
 from vggt_jax.training.step import AXIS, Recipe, make_steps
 from vggt_jax.training.variants import Variant
 
+pytestmark = pytest.mark.slow
+
 assert jax.device_count() == 2
 model = jax.jit(lambda: initial_model(CONFIG, jax.random.key(0)))()
 settings = OptimizerSettings(warmup_steps=0)

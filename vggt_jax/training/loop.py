@@ -67,7 +67,11 @@ def train(
             _check_same_run(settings, checkpoints.document(latest)["settings"], say)
         model = _first_model(settings, only_shapes=latest is not None)
         for variant in (*variants, validation_variant):
-            variant.check(patch_size=model.config.patch_size, num_devices=mesh.size)
+            variant.check(
+                patch_size=model.config.patch_size,
+                num_special=model.config.num_special_tokens,
+                num_devices=mesh.size,
+            )
         _check_frozen(settings.freeze, model)
         abstract = jax.eval_shape(lambda: model)
         optimizer = make_optimizer(settings.optimizer)

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 
+import jax
 import numpy as np
 
 from vggt_jax.errors import InputError
@@ -52,10 +53,16 @@ class Variant:
             weight=weight,
         )
 
-    def check(self, *, patch_size: int, num_devices: int) -> None:
+    def check(self, *, patch_size: int, num_special: int, num_devices: int) -> None:
         """Raises InputError where the model or the devices cannot take it."""
         if self.height % patch_size or self.width % patch_size:
             raise InputError(f"variant {self}: sides must be multiples of {patch_size} pixels")
+        tokens = self.height * self.width // patch_size**2 + num_special
+        if tokens % 2 and jax.default_backend() == "gpu":
+            raise InputError(
+                f"variant {self}: its frames have {tokens} tokens, {num_special} special ones among them; "
+                "the backward pass of attention on a GPU needs an even number"
+            )
         if self.num_scenes % num_devices:
             raise InputError(
                 f"variant {self}: {self.num_scenes} scenes do not divide among {num_devices} devices"
