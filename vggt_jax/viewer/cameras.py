@@ -52,12 +52,12 @@ def viewer_cameras(recon: Reconstruction, *, picture_side: int = 160) -> tuple[V
       picture_side: the longer side of each picture in pixels.
 
     Returns:
-      One per frame, without those whose pose or intrinsics are not finite or have no opening.
+      One per frame, without those whose pose or intrinsics are not finite, or whose principal
+      point lies more than a frame's size outside of it.
     """
     if recon.camera_from_world is None or recon.intrinsics is None:
         return ()
     images, intrinsics = np.asarray(recon.images), np.asarray(recon.intrinsics, np.float64)
-    # Orthogonal to the last bit, which pose encodings are not.
     world_from_camera = np.asarray(geometry.invert_rigid(np.asarray(recon.camera_from_world)))
     height, width = images.shape[1:3]
     cameras = []
@@ -68,6 +68,8 @@ def viewer_cameras(recon: Reconstruction, *, picture_side: int = 160) -> tuple[V
         if not (np.isfinite(pose).all() and np.isfinite(matrix).all()):
             continue
         if not (focal_x > 0 and focal_y > 0):
+            continue
+        if not (-width < centre_x < 2 * width and -height < centre_y < 2 * height):
             continue
         rows, columns = (0, height), (0, width)
         if recon.transforms:
@@ -127,16 +129,16 @@ class Overview:
     size: float
 
 
-def overview(
-    points: Float[np.ndarray, "m 3"], cameras: tuple[ViewerCamera, ...]
-) -> Overview:
+def overview(points: Float[np.ndarray, "m 3"], cameras: tuple[ViewerCamera, ...]) -> Overview:
     """Where to look from first: from behind the cameras and above them.
 
     Args:
       points: of the scene; outliers beyond the 2nd and the 98th percentile of each axis do not count.
       cameras: as `viewer_cameras` gives them.
     """
-    rotations = np.stack([camera.rotation for camera in cameras]) if cameras else np.zeros((0, 3, 3))
+    rotations = (
+        np.stack([camera.rotation for camera in cameras]) if cameras else np.zeros((0, 3, 3))
+    )
     positions = np.array([camera.position for camera in cameras]).reshape(-1, 3)
     up = up_direction(rotations)
     # A sample is enough for percentiles.
