@@ -220,7 +220,9 @@ class Viewer:
 
     def _set_stage(self) -> None:
         view = self._overview
-        self._server.gui.configure_theme(control_layout="fixed", show_logo=False)
+        self._server.gui.configure_theme(
+            control_layout="fixed", show_logo=False, show_share_button=False
+        )
         self._server.scene.set_up_direction(view.up)
         camera = self._server.initial_camera
         camera.position, camera.look_at, camera.up = view.position, view.look_at, view.up
@@ -257,7 +259,7 @@ class Viewer:
 
     def _add_cameras(self) -> None:
         scene = self._server.scene
-        scene.add_frame("/cameras", show_axes=False)
+        self._camera_parent = scene.add_frame("/cameras", show_axes=False)
         for camera in self.cameras:
             node = scene.add_camera_frustum(
                 f"/cameras/{camera.frame}",
@@ -287,14 +289,12 @@ class Viewer:
         return settings.camera_size * 1e-2 * self._overview.size
 
     def _show_frustums(self, settings: ViewSettings) -> None:
-        hidden = set(self._looking_through.values())
-        for frame, node in self._frustums.items():
-            node.visible = settings.show_cameras and frame not in hidden
+        self._camera_parent.visible = settings.show_cameras and not self._looking_through
 
     # Looking through a camera
 
     def _look_through(self, client: Any, camera: ViewerCamera) -> None:
-        """Moves a browser's view into a camera, whose picture would be in the way."""
+        """Moves a browser's view into a camera. Pyramids go: its own would be in the way, and others."""
         view = client.camera
         with self._lock, client.atomic():
             self._looking_through[client.client_id] = camera.frame
@@ -308,10 +308,19 @@ class Viewer:
             distance = (self._overview.look_at - camera.position) @ forward
             view.look_at = camera.position + max(distance, 0.1 * self._overview.size) * forward
             view.up_direction = up
+            view.near = self._nearest_to(camera)
             self._show_frustums(self.settings)
 
+    def _nearest_to(self, camera: ViewerCamera) -> float:
+        """From which depth on to draw: single points before the lens would hide everything."""
+        layers = self.layers
+        whole = slice(layers.piece(camera.frame, 0).start, layers.ends[camera.frame, -1])
+        depth = (layers.points[whole] - camera.position) @ camera.rotation[:, 2]
+        nearest = 0.5 * np.percentile(depth, 1) if len(depth) else 0.0
+        return float(max(nearest, 1e-3 * self._overview.size))
+
     def _left_camera(self, view: Any) -> None:
-        """Shows a camera again when the view has left it."""
+        """Shows cameras again when the view has left the one it was in."""
         with self._lock:
             client = view.client.client_id
             frame = self._looking_through.get(client)
@@ -323,6 +332,7 @@ class Viewer:
                 self._arrived.add(client)
             elif client in self._arrived:
                 del self._looking_through[client]
+                view.near = 1e-3 * self._overview.size
                 self._show_frustums(self.settings)
 
     def _gone(self, client: Any) -> None:
