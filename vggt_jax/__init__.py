@@ -20,3 +20,4 @@ from vggt_jax.outputs import Reconstruction as Reconstruction
 from vggt_jax.outputs import VGGTOutput as VGGTOutput
 from vggt_jax.preprocess import Frames as Frames
 from vggt_jax.preprocess import load_images as load_images
+from vggt_jax.viewer import view as view

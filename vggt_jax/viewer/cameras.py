@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
@@ -38,7 +39,7 @@ class ViewerCamera:
     @property
     def quaternion(self) -> Float[np.ndarray, "4"]:
         """World_from_camera as a unit quaternion (w, x, y, z)."""
-        return np.roll(np.asarray(geometry.quaternion_from_matrix(self.rotation)), 1)
+        return np.roll(np.asarray(geometry.quaternion_from_matrix(jnp.asarray(self.rotation))), 1)
 
 
 def viewer_cameras(recon: Reconstruction, *, picture_side: int = 160) -> tuple[ViewerCamera, ...]:
@@ -58,7 +59,7 @@ def viewer_cameras(recon: Reconstruction, *, picture_side: int = 160) -> tuple[V
     if recon.camera_from_world is None or recon.intrinsics is None:
         return ()
     images, intrinsics = np.asarray(recon.images), np.asarray(recon.intrinsics, np.float64)
-    world_from_camera = np.asarray(geometry.invert_rigid(np.asarray(recon.camera_from_world)))
+    world_from_camera = np.asarray(geometry.invert_rigid(jnp.asarray(recon.camera_from_world)))
     height, width = images.shape[1:3]
     cameras = []
     for i, (image, pose, matrix) in enumerate(
@@ -80,7 +81,7 @@ def viewer_cameras(recon: Reconstruction, *, picture_side: int = 160) -> tuple[V
                 frame=i,
                 name=recon.names[i] if recon.names else str(i),
                 position=pose[:, 3],
-                rotation=np.asarray(geometry.nearest_rotation(pose[:, :3])),
+                rotation=np.asarray(geometry.nearest_rotation(jnp.asarray(pose[:, :3]))),
                 field_of_view=2 * math.atan(half_height / focal_y),
                 aspect=float((half_width / focal_x) / (half_height / focal_y)),
                 picture=_small(picture, picture_side),
@@ -105,8 +106,8 @@ def up_direction(rotations: Float[np.ndarray, "s 3 3"]) -> Float[np.ndarray, "3"
         return np.array([0.0, -1.0, 0.0])
     right, ups = rotations[:, :, 0], -rotations[:, :, 1]
     mean_up = ups.mean(axis=0)
-    # The weight lets the mean decide among directions that all x axes are equally orthogonal to.
-    spread = right.T @ right / len(right) - 0.05 * np.outer(mean_up, mean_up)
+    # The weight lets the mean decide where x axes vary by less than about 6 degrees (0.1 radians).
+    spread = right.T @ right / len(right) - 0.1**2 * np.outer(mean_up, mean_up)
     up = np.linalg.eigh(spread)[1][:, 0]
     side = up @ mean_up
     if abs(side) < 1e-3:

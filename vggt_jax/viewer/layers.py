@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, UInt8
 
@@ -177,7 +178,7 @@ def depth_edges(recon: Reconstruction) -> Bool[np.ndarray, "s height width"]:
         return np.asarray(recon.depth_edges)
     if recon.depth is None:
         raise InputError("edges of depth need a reconstruction with depth")
-    return np.asarray(geometry.depth_edges(np.asarray(recon.depth)))
+    return np.asarray(geometry.depth_edges(jnp.asarray(recon.depth)))
 
 
 def percentile_of_probability(layers: PointLayers, probability: float) -> float:

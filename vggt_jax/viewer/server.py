@@ -220,9 +220,8 @@ class Viewer:
 
     def _set_stage(self) -> None:
         view = self._overview
-        self._server.gui.configure_theme(
-            control_layout="fixed", show_logo=False, show_share_button=False
-        )
+        self._server.gui.configure_theme(show_logo=False, show_share_button=False)
+        self._server.gui.main_panel.dock_right()
         self._server.scene.set_up_direction(view.up)
         camera = self._server.initial_camera
         camera.position, camera.look_at, camera.up = view.position, view.look_at, view.up
@@ -356,7 +355,9 @@ class Viewer:
             with gui.add_folder("Points"):
                 if len(sources) > 1:
                     source = gui.add_dropdown(
-                        "From", [_SOURCES[x] for x in sources], _SOURCES[settings.source]
+                        "From",
+                        [_SOURCES[x] for x in sources],
+                        initial_value=_SOURCES[settings.source],
                     )
                     by_label = {label: x for x, label in _SOURCES.items()}
                     source.on_update(lambda event: want({"source": by_label[event.target.value]}))
@@ -516,6 +517,8 @@ def view(
 
 def _checked_port(host: str, port: int | None) -> int:
     """A port that can be listened at. viser would try others without a word, and wait forever."""
+    if port is not None and not 0 <= port <= 65_535:
+        raise InputError(f"{port=} must lie between 0 (any free one) and 65535")
     candidates = range(_FIRST_PORT, _FIRST_PORT + 100) if port is None else [port]
     for candidate in candidates:
         try:
@@ -527,7 +530,7 @@ def _checked_port(host: str, port: int | None) -> int:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(address)
                 return candidate
-        except (OSError, OverflowError) as error:
+        except OSError as error:
             last = error
     raise InputError(
         f"{host} port {port if port is not None else _FIRST_PORT} cannot be listened at ({last}); "
