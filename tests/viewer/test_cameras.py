@@ -8,7 +8,7 @@ import pytest
 
 from vggt_jax import Reconstruction
 from vggt_jax.preprocess import FrameTransform
-from vggt_jax.viewer.cameras import overview, up_direction, viewer_cameras
+from vggt_jax.viewer.cameras import overview, viewer_cameras
 
 HEIGHT, WIDTH = 20, 30
 
@@ -85,23 +85,6 @@ def test_cameras_that_cannot_be_drawn():
     recon.intrinsics[3, 0, 2] = 1e7
     assert [camera.frame for camera in viewer_cameras(recon)] == [4]
     assert viewer_cameras(Reconstruction(images=recon.images)) == ()
-
-
-def test_up_is_at_right_angles_to_level_cameras():
-    # Level cameras that look in all directions and down by 30 degrees. Up is -y.
-    all_around = [rotation("y", a) @ rotation("x", -30) for a in (0, 70, 140, 260)]
-    # The mean of their ups, 7 degrees off, has a hundredth of a say.
-    np.testing.assert_allclose(up_direction(np.stack(all_around)), [0, -1, 0], atol=2e-3)
-    # The same in a world that somebody turned.
-    world = rotation("z", 50) @ rotation("x", 120)
-    turned = up_direction(world @ np.stack(all_around))
-    np.testing.assert_allclose(turned, world @ [0, -1, 0], atol=2e-3)
-    # Cameras side by side: nothing but their own ups to go by.
-    pitch = rotation("x", -30)
-    np.testing.assert_allclose(up_direction(np.stack([pitch] * 3)), -pitch[:, 1], atol=1e-6)
-    np.testing.assert_allclose(up_direction(np.zeros((0, 3, 3))), [0, -1, 0])
-    upside_down = np.stack([np.eye(3), rotation("z", 180)])
-    np.testing.assert_allclose(up_direction(upside_down), [0, -1, 0])
 
 
 def test_the_overview_is_behind_the_cameras_and_above():

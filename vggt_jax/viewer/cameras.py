@@ -9,6 +9,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from vggt_jax import geometry
+from vggt_jax.orientation import level_forward, up_direction
 from vggt_jax.outputs import Reconstruction
 
 _GREY = 200  # Of what a widened picture has no pixels for.
@@ -90,31 +91,6 @@ def viewer_cameras(recon: Reconstruction, *, picture_side: int = 160) -> tuple[V
     return tuple(cameras)
 
 
-def up_direction(rotations: Float[np.ndarray, "s 3 3"]) -> Float[np.ndarray, "3"]:
-    """Which way is up in the world, judged from how photographs are held: level, top up.
-
-    The direction that is most nearly at a right angle to all cameras' x axes. Where these do not
-    tell (one camera, or all side by side), the mean of the cameras' own up directions decides.
-
-    Args:
-      rotations: world_from_camera; none are allowed.
-
-    Returns:
-      A unit vector; (0, -1, 0), up in the coordinates of a camera, where nothing tells.
-    """
-    if not len(rotations):
-        return np.array([0.0, -1.0, 0.0])
-    right, ups = rotations[:, :, 0], -rotations[:, :, 1]
-    mean_up = ups.mean(axis=0)
-    # The weight lets the mean decide where x axes vary by less than about 6 degrees (0.1 radians).
-    spread = right.T @ right / len(right) - 0.1**2 * np.outer(mean_up, mean_up)
-    up = np.linalg.eigh(spread)[1][:, 0]
-    side = up @ mean_up
-    if abs(side) < 1e-3:
-        return np.array([0.0, -1.0, 0.0])
-    return up * np.sign(side)
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Overview:
     """A place to look at the whole scene from.
@@ -151,13 +127,7 @@ def overview(points: Float[np.ndarray, "m 3"], cameras: tuple[ViewerCamera, ...]
     low, high = corners.min(axis=0), corners.max(axis=0)
     size = float(np.linalg.norm(high - low)) or 1.0
     centre = np.median(sample, axis=0) if len(sample) else (low + high) / 2
-    forward = rotations[:, :, 2].mean(axis=0) if cameras else np.array([0.0, 0.0, 1.0])
-    forward = forward - (forward @ up) * up
-    if np.linalg.norm(forward) < 0.1:  # Cameras all around: the first one's way is as good as any.
-        forward = rotations[0, :, 2] - (rotations[0, :, 2] @ up) * up
-    if np.linalg.norm(forward) < 1e-3:  # It looks straight down: its top is ahead.
-        forward = -rotations[0, :, 1]
-    forward = forward / np.linalg.norm(forward)
+    forward = level_forward(rotations, up)
     position = centre + size * (0.3 * up - 0.75 * forward)
     return Overview(position=position, look_at=centre, up=up, size=size)
 
