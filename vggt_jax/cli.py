@@ -20,7 +20,7 @@ class Infer:
     """Reconstruct the scene of photographs into files.
 
     Writes predictions.npz (all arrays), points.ply (coloured point cloud), cameras.json,
-    overview.png and depth_pictures/*.png.
+    overview.png, depth_pictures/*.png and, with query points, track_pictures/*.png.
     """
 
     images: tyro.conf.Positional[tuple[Path, ...]]

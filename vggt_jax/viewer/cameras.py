@@ -128,7 +128,7 @@ def overview(points: Float[np.ndarray, "m 3"], cameras: tuple[ViewerCamera, ...]
     size = float(np.linalg.norm(high - low)) or 1.0
     centre = np.median(sample, axis=0) if len(sample) else (low + high) / 2
     forward = level_forward(rotations, up)
-    position = centre + size * (0.3 * up - 0.75 * forward)
+    position = centre + size * (0.28 * up - 0.7 * forward)
     return Overview(position=position, look_at=centre, up=up, size=size)
 
 

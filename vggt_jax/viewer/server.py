@@ -129,7 +129,7 @@ class Viewer:
             point_size=point_size,
             frames=frozenset(range(self._num_frames)),
             show_cameras=True,
-            camera_size=4.0,
+            camera_size=3.0,
         )
         self._server: Any = viser.ViserServer(host=host, port=port, label="vggt-jax", verbose=False)
         self.port = self._server.get_port()
