@@ -18,8 +18,10 @@ def test_infer_writes_everything(tmp_path, photographs, checkpoint, capsys, run)
     assert run(*args, "--query-points", "20,30", "--query-points", "159,95") == 0
     assert {path.name for path in out.iterdir()} == {
         "predictions.npz", "cameras.json", "points.ply", "overview.png", "depth_pictures",
+        "track_pictures",
     }  # fmt: skip
     assert len(list((out / "depth_pictures").iterdir())) == 3
+    assert len(list((out / "track_pictures").iterdir())) == 3
     assert not list(tmp_path.glob("**/.vggt-jax*"))
 
     arrays = np.load(out / "predictions.npz")

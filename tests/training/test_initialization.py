@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from vggt_jax.checkpoint import named_parameters
 from vggt_jax.training.initialization import initial_model, small_config

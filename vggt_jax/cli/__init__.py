@@ -14,6 +14,7 @@ from vggt_jax.cli.doctor import Doctor
 from vggt_jax.cli.export import Export
 from vggt_jax.cli.infer import Infer
 from vggt_jax.cli.scene import in_our_spelling
+from vggt_jax.cli.view import View
 from vggt_jax.errors import InputError
 
 _INTERRUPTED = 130  # what shells report for a command that Ctrl-C ended
@@ -21,6 +22,7 @@ _INTERRUPTED = 130  # what shells report for a command that Ctrl-C ended
 Command = (
     Annotated[Infer, tyro.conf.subcommand("infer")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]
+    | Annotated[View, tyro.conf.subcommand("view")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Bench, tyro.conf.subcommand("bench")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]

@@ -12,7 +12,7 @@ class Infer(Scene):
     """Reconstruct the scene of photographs, or of a video, into files.
 
     Writes predictions.npz (all arrays), points.ply (coloured point cloud), cameras.json,
-    overview.png and depth_pictures/*.png.
+    overview.png, depth_pictures/*.png and, with query points, track_pictures/*.png.
 
         vggt-jax infer photographs/ --model facebook/VGGT-1B --out scene
         vggt-jax infer clip.mp4 --frames 50 --masks masks/ --model yyfz233/Pi3 --out scene

@@ -291,9 +291,7 @@ def _write(
             camera_from_world=result.camera_from_world,
             intrinsics=result.intrinsics,
         )
-    if result.depth is not None:
-        export.write_depth_pictures(folder / "depth_pictures", result.depth, frames.names, valid)
-        export.write_overview(folder / "overview.png", frames.images, result.depth, valid)
+    export.write_scene_pictures(folder, result, valid)
     if points is None:
         return 0
     if points == "depth":

@@ -3,6 +3,8 @@
 import dataclasses
 
 from vggt_jax.cli.scene import Flag, OptionalInt, Scene
+from vggt_jax.errors import InputError
+from vggt_jax.masks import with_mask
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,8 +30,15 @@ class View(Scene):
         from vggt_jax.viewer.server import import_viser
 
         import_viser()  # What is missing shows before the long work.
+        recon = read_or_reconstruct(self)
+        if self.min_confidence is not None:
+            from_head = self.points == "head"
+            confidence = recon.world_points_confidence if from_head else recon.depth_confidence
+            if confidence is None:
+                raise InputError("--min-confidence: this scene has no confidence")
+            recon = with_mask(recon, confidence > self.min_confidence)
         view(
-            read_or_reconstruct(self),
+            recon,
             host=self.host,
             port=self.port,
             points=self.point_source(),

@@ -8,6 +8,7 @@ interrupted run leaves no half of a file. What cannot be written raises `InputEr
 
 from vggt_jax.export.cameras import write_cameras as write_cameras
 from vggt_jax.export.npz import write_predictions as write_predictions
+from vggt_jax.export.pictures import overview_width as overview_width
 from vggt_jax.export.pictures import write_depth_pictures as write_depth_pictures
 from vggt_jax.export.pictures import write_overview as write_overview
 from vggt_jax.export.ply import select_points as select_points
@@ -16,3 +17,6 @@ from vggt_jax.export.reconstruction import ExportReport as ExportReport
 from vggt_jax.export.reconstruction import export_reconstruction as export_reconstruction
 from vggt_jax.export.scene import scene_cameras as scene_cameras
 from vggt_jax.export.scene import scene_points as scene_points
+from vggt_jax.export.scene_pictures import write_scene_pictures as write_scene_pictures
+from vggt_jax.export.top_view import draw_top_view as draw_top_view
+from vggt_jax.export.track_pictures import write_track_pictures as write_track_pictures

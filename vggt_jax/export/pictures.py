@@ -1,4 +1,4 @@
-"""Depth maps as pictures, and one picture of a whole scene."""
+"""Depth maps and confidence as pictures, and one picture of a whole scene."""
 
 import os
 from collections.abc import Sequence
@@ -11,7 +11,8 @@ from PIL import Image
 from vggt_jax.export.files import file_stems, replacing
 
 # Reversed turbo: near is red and far is blue. Of matplotlib's maps it separates the most depths.
-_COLORMAP = "turbo_r"
+_DEPTH_COLORS = "turbo_r"
+_CONFIDENCE_COLORS = "viridis"  # Dark is doubtful.
 _WHITE = 255
 # Outliers (sky, reflections, edges) beyond these take the colour of the end of the range.
 _PERCENTILES = (2, 98)
@@ -50,7 +51,7 @@ def write_depth_pictures(
     table = _color_table()
     paths = tuple(Path(folder) / f"{stem}_depth.png" for stem in file_stems(names))
     for path, depth_map, valid_map in zip(paths, depth, valid, strict=True):
-        _write_png(path, _colored(depth_map, valid_map, near_far, table))
+        write_png(path, _colored(depth_map, valid_map, near_far, table))
     return paths
 
 
@@ -60,16 +61,21 @@ def write_overview(
     depth: Float[np.ndarray, "s height width"],
     mask: Bool[np.ndarray, "s height width"] | None = None,
     *,
+    confidence: Float[np.ndarray, "s height width"] | None = None,
+    top_view: UInt8[np.ndarray, "h w 3"] | None = None,
     max_frames: int = 6,
     frame_width: int = 320,
 ) -> None:
-    """Writes one PNG: a strip of photographs with their depth maps below.
+    """Writes one PNG: a strip of photographs with depth and confidence below, and the scene from above.
 
     Args:
       path: the file; its folder is made if it is missing.
       images: [s height width 3], uint8, or float in [0, 1].
       depth: [s height width], coloured as in `write_depth_pictures`.
-      mask: [s height width], False where the depth shall be white; None means nowhere.
+      mask: [s height width], False where depth and confidence shall be white; None means nowhere.
+      confidence: [s height width], on any scale, or None for no such row. A colour stands for a
+        percentile of all frames together, from dark blue, the least confident, to yellow.
+      top_view: a picture for the last row, see `draw_top_view` and `overview_width`; None for no such row.
       max_frames: of a longer scene so many frames are shown, evenly spaced from first to last.
       frame_width: width of each photograph in pixels; smaller frames keep theirs.
 
@@ -81,33 +87,55 @@ def write_overview(
         raise ValueError(
             f"{images.shape=} must be that of the depth, {depth.shape}, with 3 channels"
         )
+    if confidence is not None and confidence.shape != depth.shape:
+        raise ValueError(f"{confidence.shape=} must be that of the depth, {depth.shape}")
     if max_frames < 1 or frame_width < 1:
         raise ValueError(f"{max_frames=} and {frame_width=} must be at least 1")
     frame_count, height, width = depth.shape
     shown_width = min(frame_width, width)
     shown_height = max(1, round(height * shown_width / width))
     shown = np.unique(np.linspace(0, frame_count - 1, min(max_frames, frame_count)).round())
+    shown = shown.astype(int)
     valid, near_far = _valid_range(depth, mask)
-    table = _color_table()
 
-    sheet_height = 2 * shown_height + 3 * _GAP
-    sheet_width = len(shown) * (shown_width + _GAP) + _GAP
+    # Depth is not interpolated: between two colours of the map lies no depth between.
+    rows = [
+        ([as_bytes(images[i]) for i in shown], Image.Resampling.LANCZOS),
+        (
+            [_colored(depth[i], valid[i], near_far, _color_table()) for i in shown],
+            Image.Resampling.NEAREST,
+        ),
+    ]
+    if confidence is not None:
+        rows.append((_colored_by_rank(confidence, mask, shown), Image.Resampling.NEAREST))
+    sheet_width = overview_width(depth.shape, max_frames=max_frames, frame_width=frame_width)
+    last_height = 0 if top_view is None else len(top_view) + _GAP
+    sheet_height = len(rows) * (shown_height + _GAP) + _GAP + last_height
     sheet = np.full((sheet_height, sheet_width, 3), _WHITE, np.uint8)
-    for column, i in enumerate(shown.astype(int)):
-        photograph = images[i]
-        if photograph.dtype != np.uint8:
-            photograph = np.round(photograph * 255).astype(np.uint8)
-        # Depth is not interpolated: between two colours of the map lies no depth between.
-        pictures = (
-            (photograph, Image.Resampling.LANCZOS),
-            (_colored(depth[i], valid[i], near_far, table), Image.Resampling.NEAREST),
-        )
-        left = _GAP + column * (shown_width + _GAP)
-        for row, (picture, resampling) in enumerate(pictures):
-            top = _GAP + row * (shown_height + _GAP)
+    for row, (pictures, resampling) in enumerate(rows):
+        top = _GAP + row * (shown_height + _GAP)
+        for column, picture in enumerate(pictures):
+            left = _GAP + column * (shown_width + _GAP)
             resized = Image.fromarray(picture).resize((shown_width, shown_height), resampling)
             sheet[top : top + shown_height, left : left + shown_width] = np.asarray(resized)
-    _write_png(Path(path), sheet)
+    if top_view is not None:
+        if top_view.shape[1] != sheet_width - 2 * _GAP:
+            raise ValueError(f"{top_view.shape=} must be {sheet_width - 2 * _GAP} wide")
+        sheet[-last_height:-_GAP, _GAP:-_GAP] = top_view
+    write_png(Path(path), sheet)
+
+
+def overview_width(
+    depth_shape: tuple[int, int, int], *, max_frames: int = 6, frame_width: int = 320
+) -> int:
+    """How wide an overview of depth maps of this shape is; the top view is 16 pixels narrower."""
+    frame_count, _, width = depth_shape
+    return min(max_frames, frame_count) * (min(frame_width, width) + _GAP) + _GAP
+
+
+def as_bytes(image: np.ndarray) -> UInt8[np.ndarray, "height width 3"]:
+    """An image of uint8, or float in [0, 1], as uint8."""
+    return image if image.dtype == np.uint8 else np.round(image * 255).astype(np.uint8)
 
 
 def _valid_range(
@@ -125,10 +153,10 @@ def _valid_range(
     return valid, (float(near), float(far))
 
 
-def _color_table() -> UInt8[np.ndarray, "256 3"]:
+def _color_table(name: str = _DEPTH_COLORS) -> UInt8[np.ndarray, "256 3"]:
     from matplotlib import colormaps
 
-    return np.round(colormaps[_COLORMAP](np.arange(256))[:, :3] * 255).astype(np.uint8)
+    return np.round(colormaps[name](np.arange(256))[:, :3] * 255).astype(np.uint8)
 
 
 def _colored(
@@ -143,6 +171,24 @@ def _colored(
     return picture
 
 
-def _write_png(path: Path, picture: UInt8[np.ndarray, "height width 3"]) -> None:
+def _colored_by_rank(
+    confidence: np.ndarray, mask: np.ndarray | None, shown: np.ndarray
+) -> list[UInt8[np.ndarray, "height width 3"]]:
+    """Pictures of some frames' confidence, by its percentile among all frames."""
+    valid = np.isfinite(confidence) if mask is None else mask & np.isfinite(confidence)
+    table = _color_table(_CONFIDENCE_COLORS)
+    pictures = []
+    # A million values are enough for 256 colours.
+    sample = confidence[valid][:: max(1, confidence.size // 1_000_000)]
+    limits = np.percentile(sample, np.arange(1, 256) / 2.56) if len(sample) else []
+    for i in shown:
+        picture = table[np.searchsorted(limits, confidence[i], side="right")]
+        picture[~valid[i]] = _WHITE
+        pictures.append(picture)
+    return pictures
+
+
+def write_png(path: Path, picture: UInt8[np.ndarray, "height width 3"]) -> None:
+    """Writes a PNG, whole or not at all."""
     with replacing(path) as file:
         Image.fromarray(picture).save(file, format="PNG")

@@ -1,0 +1,77 @@
+"""All pictures of one reconstruction."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool
+
+from vggt_jax.export.pictures import overview_width, write_depth_pictures, write_overview
+from vggt_jax.export.ply import select_points
+from vggt_jax.export.top_view import draw_top_view
+from vggt_jax.export.track_pictures import write_track_pictures
+from vggt_jax.outputs import Reconstruction
+
+_TOP_VIEW_POINTS = 1_000_000  # More than the picture has pixels.
+_OVERVIEW_MARGINS = 16  # Pixels to the left and right of what it shows.
+
+
+def write_scene_pictures(
+    folder: str | os.PathLike,
+    recon: Reconstruction,
+    mask: Bool[np.ndarray, "s height width"] | None = None,
+) -> None:
+    """Writes `overview.png`, `depth_pictures/` and `track_pictures/`, as far as there is what they show.
+
+    The overview holds photographs, depth, confidence, and the cameras from above over the more
+    confident three quarters of the points.
+
+    Args:
+      folder: made if it is missing.
+      recon: one scene in NumPy arrays, without scene axis.
+      mask: [s height width], False on padding; None means that there is none.
+
+    Raises:
+      InputError: a file cannot be written.
+    """
+    folder = Path(folder)
+    count = len(recon.images)
+    names = recon.names or tuple(f"{i:04d}" for i in range(count))
+    if recon.tracks is not None:
+        write_track_pictures(
+            folder / "track_pictures", recon.images, recon.tracks, names, recon.track_visibility
+        )
+    if recon.depth is None:
+        return
+    write_depth_pictures(folder / "depth_pictures", recon.depth, names, mask)
+    write_overview(
+        folder / "overview.png",
+        recon.images,
+        recon.depth,
+        mask,
+        confidence=recon.depth_confidence,
+        top_view=None if recon.camera_from_world is None else _top_view(recon, mask),
+    )
+
+
+def _top_view(recon: Reconstruction, mask: np.ndarray | None) -> np.ndarray:
+    usable = np.isfinite(recon.depth) & (recon.depth > 0)
+    usable &= mask if mask is not None else True
+    confidence = recon.depth_confidence
+    points, colors = select_points(
+        recon.points_from_depth(),
+        np.ones_like(recon.depth) if confidence is None else confidence,
+        recon.images,
+        mask=usable,
+        max_points=_TOP_VIEW_POINTS,
+    )
+    width = overview_width(recon.depth.shape) - _OVERVIEW_MARGINS
+    height = int(np.clip(0.45 * width, 200, 600))
+    return draw_top_view(
+        (height, width),
+        recon.camera_from_world,
+        recon.intrinsics,
+        image_width=recon.images.shape[2],
+        points=points,
+        colors=colors,
+    )

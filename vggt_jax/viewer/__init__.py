@@ -1,0 +1,9 @@
+"""A reconstruction in the browser: what is shown, in plain numpy, and the server that shows it.
+
+- `layers.py`: the points, cut into pieces that are switched on and off.
+- `cameras.py`: cameras as pyramids with their pictures; which way is up, where to look from.
+- `server.py`: `view` and `Viewer`, on viser.
+"""
+
+from vggt_jax.viewer.server import Viewer as Viewer
+from vggt_jax.viewer.server import view as view

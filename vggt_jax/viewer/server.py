@@ -1,0 +1,548 @@
+"""The browser view of a reconstruction, on viser."""
+
+import dataclasses
+import math
+import queue
+import socket
+import threading
+import webbrowser
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from vggt_jax.errors import InputError
+from vggt_jax.outputs import Reconstruction
+from vggt_jax.viewer.cameras import ViewerCamera, overview, viewer_cameras
+from vggt_jax.viewer.layers import (
+    PointLayers,
+    PointSource,
+    cut_points,
+    percentile_of_probability,
+    point_sources,
+)
+
+# What is left out unless told: as the point cloud of `vggt-jax infer`.
+_CONFIDENCE_PERCENTILE = 25.0
+_SMALLEST_PROBABILITY = 0.1
+_FIRST_PORT = 8080
+_SOURCES = {"depth": "depth and cameras", "head": "point map"}
+_JPEG_QUALITY = 70
+_BLUE, _ORANGE = (60, 120, 200), (235, 130, 30)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewSettings:
+    """What the controls beside the scene say.
+
+    Attributes:
+      source: of the points, "depth" or "head"; None where there are none.
+      percentile: how many percent of the points, the least confident, are left out.
+      hide_edges: whether points at jumps of depth are left out.
+      point_size: in thousandths of the scene's size.
+      frames: whose points are shown.
+      show_cameras: whether cameras are drawn.
+      camera_size: of their pyramids, in hundredths of the scene's size.
+    """
+
+    source: PointSource | None
+    percentile: float
+    hide_edges: bool
+    point_size: float
+    frames: frozenset[int]
+    show_cameras: bool
+    camera_size: float
+
+
+class Viewer:
+    """A server that shows a reconstruction to browsers until it is closed.
+
+    Works as a context manager. Settings are shared by all browsers that look; each has its own view.
+
+    Attributes:
+      url: where to look.
+      settings: what is shown now; `change` changes it.
+      cameras: the cameras that are drawn.
+      layers: the points of the present source, and how they are cut.
+    """
+
+    def __init__(
+        self,
+        recon: Reconstruction,
+        *,
+        host: str = "127.0.0.1",
+        port: int | None = None,
+        points: PointSource | None = None,
+        confidence_percentile: float | None = None,
+        hide_edges: bool | None = None,
+        point_size: float = 1.5,
+        max_points: int = 1_000_000,
+    ):
+        """Starts the server; the arguments are those of `view`.
+
+        Raises:
+          InputError: viser is missing, an argument is out of its range, or the port is taken.
+        """
+        viser = import_viser()
+        if np.ndim(recon.images) != 4:
+            raise InputError(
+                f"the viewer shows one scene, not images of shape {np.shape(recon.images)}; "
+                "take one with jax.tree.map(lambda x: x[i], reconstruction)"
+            )
+        if confidence_percentile is not None and not 0 <= confidence_percentile <= 100:
+            raise InputError(f"{confidence_percentile=} must lie between 0 and 100")
+        if not 0 < point_size < math.inf:
+            raise InputError(f"{point_size=} must be above 0, in thousandths of the scene's size")
+        sources = point_sources(recon)
+        if points is not None and points not in sources:
+            raise InputError(f"{points=} must be one of {', '.join(sources) or 'nothing'} here")
+        self.cameras = viewer_cameras(recon)
+        if not sources and not self.cameras:
+            raise InputError("the reconstruction has neither points nor cameras to show")
+        has_edges = recon.depth is not None or recon.depth_edges is not None
+        if hide_edges and not has_edges:
+            raise InputError("edges of depth need a reconstruction with depth")
+        if hide_edges is None:
+            hide_edges = recon.depth_edges is not None
+        port = _checked_port(host, port)
+
+        self._recon = recon
+        self._max_points = max_points
+        self._num_frames = len(recon.images)
+        source = points or next(iter(sources), None)
+        self.layers = self._cut(source, hide_edges)
+        is_probability = recon.confidence_kind == "sigmoid"
+        if confidence_percentile is None:
+            confidence_percentile = _CONFIDENCE_PERCENTILE
+            if is_probability:
+                confidence_percentile = percentile_of_probability(
+                    self.layers, _SMALLEST_PROBABILITY
+                )
+        self._overview = overview(self.layers.points, self.cameras)
+        self.settings = ViewSettings(
+            source=source,
+            percentile=float(self.layers.percentiles[self.layers.layer_of(confidence_percentile)]),
+            hide_edges=hide_edges,
+            point_size=point_size,
+            frames=frozenset(range(self._num_frames)),
+            show_cameras=True,
+            camera_size=3.0,
+        )
+        self._server: Any = viser.ViserServer(host=host, port=port, label="vggt-jax", verbose=False)
+        self.port = self._server.get_port()
+        self.url = f"http://{'127.0.0.1' if host in ('', '0.0.0.0') else host}:{self.port}"
+        self._pieces: dict[tuple[int, int], Any] = {}
+        self._frustums: dict[int, Any] = {}
+        self._looking_through: dict[int, int] = {}  # Frames by client.
+        self._arrived: set[int] = set()  # Clients whose view has reached that frame's camera.
+        self._lock = threading.Lock()  # Of settings and of the scene's nodes.
+        self._wanted: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        with self._server.atomic():
+            self._set_stage()
+            self._add_layers()
+            self._add_cameras()
+            self._add_controls(sources, has_edges)
+        self._show_counts()
+        self._worker = threading.Thread(target=self._work, daemon=True)
+        self._worker.start()
+
+    def __enter__(self) -> "Viewer":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stops the server. Browsers keep what they show."""
+        self._wanted.put(None)
+        self._worker.join()
+        self._server.stop()
+
+    def change(self, **settings: Any) -> None:
+        """Changes fields of `settings` and sends what differs to the browsers.
+
+        The controls in the browser call this too, one change after another in a thread of its own.
+
+        Raises:
+          TypeError: there is no such field.
+        """
+        with self._lock:
+            old = self.settings
+            new = dataclasses.replace(old, **settings)
+            step = self.layers.layer_of(new.percentile)
+            new = dataclasses.replace(new, percentile=float(self.layers.percentiles[step]))
+            with self._server.atomic():
+                self._apply(old, new)
+            self.settings = new
+            self._show_counts()
+
+    # What is sent
+
+    def _cut(self, source: PointSource | None, hide_edges: bool) -> PointLayers:
+        if source is None:
+            nothing = np.zeros((0, 3))
+            return PointLayers(
+                points=nothing.astype(np.float32),
+                colors=nothing.astype(np.uint8),
+                ends=np.zeros((self._num_frames, 5), int),
+                percentiles=np.linspace(0, 100, 5),
+                thresholds=np.zeros(5),
+                candidates=0,
+            )
+        return cut_points(
+            self._recon, source=source, hide_edges=hide_edges, max_points=self._max_points
+        )
+
+    def _apply(self, old: ViewSettings, new: ViewSettings) -> None:
+        if (old.source, old.hide_edges) != (new.source, new.hide_edges):
+            self.layers = self._cut(new.source, new.hide_edges)
+            self.settings = new
+            self._add_layers()
+        else:
+            # A layer is a parent of its pieces: one message switches those of all frames.
+            first, first_before = map(self.layers.layer_of, (new.percentile, old.percentile))
+            for i in range(min(first, first_before), max(first, first_before)):
+                self._layer_nodes[i].visible = i >= first
+            changed = old.frames ^ new.frames
+            for (frame, _), node in self._pieces.items():
+                if frame in changed:
+                    node.visible = frame in new.frames
+            if old.point_size != new.point_size:
+                for node in self._pieces.values():
+                    node.point_size = self._world_point_size(new)
+        if old.camera_size != new.camera_size:
+            for node in self._frustums.values():
+                node.scale = self._frustum_scale(new)
+        self._show_frustums(new)
+
+    def _set_stage(self) -> None:
+        view = self._overview
+        self._server.gui.configure_theme(show_logo=False, show_share_button=False)
+        self._server.gui.main_panel.dock_right()
+        self._server.scene.set_up_direction(view.up)
+        camera = self._server.initial_camera
+        camera.position, camera.look_at, camera.up = view.position, view.look_at, view.up
+        camera.fov = math.radians(50)
+        camera.near, camera.far = 1e-3 * view.size, 1e2 * view.size
+
+    def _add_layers(self) -> None:
+        """Sends all points; those of an earlier source go."""
+        scene, layers, settings = self._server.scene, self.layers, self.settings
+        scene.remove_by_name("/points")
+        scene.add_frame("/points", show_axes=False)
+        self._pieces.clear()
+        first = layers.layer_of(settings.percentile)
+        self._layer_nodes = [
+            scene.add_frame(f"/points/{i}", show_axes=False, visible=i >= first)
+            for i in range(len(layers.percentiles))
+        ]
+        for frame in range(self._num_frames):
+            for i in range(len(layers.percentiles)):
+                piece = layers.piece(frame, i)
+                if piece.start == piece.stop:
+                    continue
+                # Half precision would be three bytes of fifteen less, and show as steps.
+                self._pieces[frame, i] = scene.add_point_cloud(
+                    f"/points/{i}/{frame}",
+                    layers.points[piece],
+                    layers.colors[piece],
+                    point_size=self._world_point_size(settings),
+                    point_shape="rounded",
+                    point_shading="flat",
+                    precision="float32",
+                    visible=frame in settings.frames,
+                )
+
+    def _add_cameras(self) -> None:
+        scene = self._server.scene
+        self._camera_parent = scene.add_frame("/cameras", show_axes=False)
+        for camera in self.cameras:
+            node = scene.add_camera_frustum(
+                f"/cameras/{camera.frame}",
+                camera.field_of_view,
+                camera.aspect,
+                scale=self._frustum_scale(self.settings),
+                thickness=1.5,
+                thickness_units="screen",
+                color=_ORANGE if camera.frame == 0 else _BLUE,
+                image=camera.picture,
+                format="jpeg",
+                jpeg_quality=_JPEG_QUALITY,
+                wxyz=camera.quaternion,
+                position=camera.position,
+                cast_shadow=False,
+                receive_shadow=False,
+            )
+            node.on_click(lambda event, camera=camera: self._look_through(event.client, camera))
+            self._frustums[camera.frame] = node
+        self._server.on_client_connect(lambda client: client.camera.on_update(self._left_camera))
+        self._server.on_client_disconnect(self._gone)
+
+    def _world_point_size(self, settings: ViewSettings) -> float:
+        return settings.point_size * 1e-3 * self._overview.size
+
+    def _frustum_scale(self, settings: ViewSettings) -> float:
+        return settings.camera_size * 1e-2 * self._overview.size
+
+    def _show_frustums(self, settings: ViewSettings) -> None:
+        self._camera_parent.visible = settings.show_cameras and not self._looking_through
+
+    # Looking through a camera
+
+    def _look_through(self, client: Any, camera: ViewerCamera) -> None:
+        """Moves a browser's view into a camera. Pyramids go: its own would be in the way, and others."""
+        view = client.camera
+        with self._lock, client.atomic():
+            self._looking_through[client.client_id] = camera.frame
+            self._arrived.discard(client.client_id)
+            # All of the photograph fits into the window.
+            widening = max(1.0, camera.aspect / view.aspect)
+            view.fov = 2 * math.atan(math.tan(camera.field_of_view / 2) * widening)
+            forward, up = camera.rotation[:, 2], -camera.rotation[:, 1]
+            view.position = camera.position
+            # What the mouse turns the view around; near the scene's middle as far as depth goes.
+            distance = (self._overview.look_at - camera.position) @ forward
+            view.look_at = camera.position + max(distance, 0.1 * self._overview.size) * forward
+            view.up_direction = up
+            view.near = self._nearest_to(camera)
+            self._show_frustums(self.settings)
+
+    def _nearest_to(self, camera: ViewerCamera) -> float:
+        """From which depth on to draw: single points before the lens would hide everything."""
+        layers = self.layers
+        whole = slice(layers.piece(camera.frame, 0).start, layers.ends[camera.frame, -1])
+        depth = (layers.points[whole] - camera.position) @ camera.rotation[:, 2]
+        nearest = 0.5 * np.percentile(depth, 1) if len(depth) else 0.0
+        return float(max(nearest, 1e-3 * self._overview.size))
+
+    def _left_camera(self, view: Any) -> None:
+        """Shows cameras again when the view has left the one it was in."""
+        with self._lock:
+            client = view.client.client_id
+            frame = self._looking_through.get(client)
+            if frame is None:
+                return
+            position = next(x.position for x in self.cameras if x.frame == frame)
+            # Where the view was before may be reported after it was sent to the camera.
+            if np.linalg.norm(view.position - position) <= 1e-3 * self._overview.size:
+                self._arrived.add(client)
+            elif client in self._arrived:
+                del self._looking_through[client]
+                view.near = 1e-3 * self._overview.size
+                self._show_frustums(self.settings)
+
+    def _gone(self, client: Any) -> None:
+        with self._lock:
+            if self._looking_through.pop(client.client_id, None) is not None:
+                self._show_frustums(self.settings)
+
+    def _look_from_overview(self, client: Any) -> None:
+        view, camera = self._overview, client.camera
+        with client.atomic():
+            camera.fov = math.radians(50)
+            camera.position, camera.look_at = view.position, view.look_at
+            camera.up_direction = view.up
+
+    # Controls
+
+    def _add_controls(self, sources: tuple[PointSource, ...], has_edges: bool) -> None:
+        gui, settings, layers = self._server.gui, self.settings, self.layers
+        want = self._wanted.put
+        if sources:
+            with gui.add_folder("Points"):
+                if len(sources) > 1:
+                    source = gui.add_dropdown(
+                        "From",
+                        [_SOURCES[x] for x in sources],
+                        initial_value=_SOURCES[settings.source],
+                    )
+                    by_label = {label: x for x, label in _SOURCES.items()}
+                    source.on_update(lambda event: want({"source": by_label[event.target.value]}))
+                percentile = gui.add_slider(
+                    "Leave out %",
+                    min=0.0,
+                    max=100.0,
+                    step=layers.step,
+                    initial_value=settings.percentile,
+                    hint="the least confident so many percent of all points",
+                )
+                percentile.on_update(lambda event: want({"percentile": event.target.value}))
+                size = gui.add_slider(
+                    "Point size",
+                    min=min(0.1, settings.point_size),
+                    max=max(10.0, settings.point_size),
+                    step=0.1,
+                    initial_value=settings.point_size,
+                    hint="in thousandths of the scene",
+                )
+                size.on_update(lambda event: want({"point_size": event.target.value}))
+                if has_edges:
+                    edges = gui.add_checkbox(
+                        "Hide edges",
+                        settings.hide_edges,
+                        hint="points at jumps of depth, which float between two surfaces",
+                    )
+                    edges.on_update(lambda event: want({"hide_edges": event.target.value}))
+                self._counts = gui.add_markdown("")
+            self._add_frame_controls()
+        if self.cameras:
+            self._add_camera_controls()
+
+    def _add_frame_controls(self) -> None:
+        gui, names = self._server.gui, self._recon.names
+        everything = frozenset(range(self._num_frames))
+        with gui.add_folder("Frames"):
+            mode = gui.add_button_group("Points of", ["all", "one", "chosen"])
+            self._frame_slider = gui.add_slider(
+                "Frame",
+                min=0,
+                max=max(1, self._num_frames - 1),
+                step=1,
+                initial_value=0,
+                disabled=self._num_frames == 1,
+            )
+            with gui.add_folder("Chosen frames", expand_by_default=False):
+                boxes = [
+                    gui.add_checkbox(names[i] if names else f"frame {i}", True)
+                    for i in range(self._num_frames)
+                ]
+
+        chosen = lambda: frozenset(i for i, box in enumerate(boxes) if box.value)
+        one = lambda: frozenset({int(self._frame_slider.value)})
+        by_mode = {"all": lambda: everything, "one": one, "chosen": chosen}
+        show = lambda kind: self._wanted.put({"frames": by_mode[kind]()})
+        mode.on_click(lambda event: show(event.target.value))
+        # Whoever moves the slider wants to see that frame, and whoever ticks a box the chosen ones.
+        self._frame_slider.on_update(lambda event: show("one"))
+        for box in boxes:
+            box.on_update(lambda event: show("chosen"))
+
+    def _add_camera_controls(self) -> None:
+        gui, settings = self._server.gui, self.settings
+        with gui.add_folder("Cameras"):
+            shown = gui.add_checkbox("Show", settings.show_cameras)
+            shown.on_update(lambda event: self._wanted.put({"show_cameras": event.target.value}))
+            size = gui.add_slider(
+                "Size", min=0.5, max=20.0, step=0.5, initial_value=settings.camera_size
+            )
+            size.on_update(lambda event: self._wanted.put({"camera_size": event.target.value}))
+            by_name = {f"{camera.frame}: {camera.name}": camera for camera in self.cameras}
+            through = gui.add_dropdown("Through", list(by_name))
+            look = gui.add_button("Look through it", hint="or click a camera in the scene")
+            back = gui.add_button("Overview")
+        look.on_click(lambda event: self._look_through(event.client, by_name[through.value]))
+        back.on_click(lambda event: self._look_from_overview(event.client))
+
+    def _show_counts(self) -> None:
+        if not hasattr(self, "_counts"):
+            return
+        layers, settings = self.layers, self.settings
+        first = layers.layer_of(settings.percentile)
+        shown = sum(
+            int(layers.ends[frame, -1]) - layers.piece(frame, first).start
+            for frame in settings.frames
+        )
+        text = f"{shown:,} points, confidence from {layers.thresholds[first]:.3g}"
+        if layers.candidates > len(layers.points):
+            text += f" ({len(layers.points):,} of {layers.candidates:,} were drawn)"
+        self._counts.content = text
+
+    def _work(self) -> None:
+        """Applies what the controls want. What waits is done at once: a slider may move fast."""
+        while (wanted := self._wanted.get()) is not None:
+            while not self._wanted.empty():
+                more = self._wanted.get()
+                if more is None:
+                    return
+                wanted |= more
+            self.change(**wanted)
+
+
+def import_viser() -> Any:
+    """The module viser.
+
+    Raises:
+        InputError: it is missing.
+    """
+    try:
+        import viser
+    except ImportError as error:
+        raise InputError("the viewer needs viser: pip install 'vggt-jax[view]'") from error
+    return viser
+
+
+def view(
+    recon: Reconstruction,
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    points: Literal["depth", "head"] | None = None,
+    confidence_percentile: float | None = None,
+    hide_edges: bool | None = None,
+    point_size: float = 1.5,
+    max_points: int = 1_000_000,
+    open_browser: bool = False,
+) -> None:
+    """Shows a reconstruction in the browser, until Ctrl-C.
+
+    Args:
+        recon: one scene, without scene axis.
+        host: the address to listen at. The default serves this machine alone; "0.0.0.0" serves
+            everybody who can reach it.
+        port: None is 8080, or the next one that is free; 0 any free one.
+        points: "depth", unprojected with the cameras, or "head", the point map. None is what the model
+            is better at: depth for VGGT, its points for π³.
+        confidence_percentile: how many percent of the points, the least confident, are left out at
+            first; rounded to a step of the slider (1 % for up to 24 frames, 2.5 % for up to 60, 5 %
+            for up to 119). None is 25, or, where confidence is a probability, what leaves out those
+            below 0.1.
+        hide_edges: whether points at jumps of depth are left out at first. None is what users of the
+            model do: yes for π³, no for VGGT.
+        point_size: in thousandths of the scene's size.
+        max_points: of a larger scene so many points are drawn at random.
+        open_browser: whether to open the page.
+
+    Raises:
+        InputError: viser is missing (`pip install 'vggt-jax[view]'`), the reconstruction has nothing to
+            show, an argument is out of its range, or the port is taken.
+    """
+    with Viewer(
+        recon,
+        host=host,
+        port=port,
+        points=points,
+        confidence_percentile=confidence_percentile,
+        hide_edges=hide_edges,
+        point_size=point_size,
+        max_points=max_points,
+    ) as viewer:
+        print(f"{viewer.url}   (Ctrl-C ends it)", flush=True)
+        if open_browser:
+            webbrowser.open(viewer.url)
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            print()
+
+
+def _checked_port(host: str, port: int | None) -> int:
+    """A port that can be listened at. viser would try others without a word, and wait forever."""
+    if port is not None and not 0 <= port <= 65_535:
+        raise InputError(f"{port=} must lie between 0 (any free one) and 65535")
+    candidates = range(_FIRST_PORT, _FIRST_PORT + 100) if port is None else [port]
+    for candidate in candidates:
+        try:
+            family, kind, *_, address = socket.getaddrinfo(
+                host, candidate, type=socket.SOCK_STREAM
+            )[0]
+            with socket.socket(family, kind) as probe:
+                # As the server does it: a port whose last connection just closed is free.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+                return candidate
+        except OSError as error:
+            last = error
+    raise InputError(
+        f"{host} port {port if port is not None else _FIRST_PORT} cannot be listened at ({last}); "
+        "choose another --host or --port, or port 0 for any that is free"
+    )
