@@ -1,5 +1,6 @@
 """Reading back what was written of a scene."""
 
+import dataclasses
 import os
 import zipfile
 import zlib
@@ -17,7 +18,7 @@ _ARRAYS = (
     "images camera_from_world intrinsics depth depth_confidence depth_edges mask world_points "
     "world_points_confidence tracks track_visibility track_confidence"
 ).split()
-_STATS = ("density", "covered", "saved")
+_STATS = tuple(field.name for field in dataclasses.fields(AttentionStats))
 _NEEDED = ("images", "names", "confidence_kind", "pixel_centre", "original_sizes")
 _CONFIDENCE_KINDS = ("one_plus_exp", "sigmoid")
 

@@ -63,6 +63,26 @@ def test_export_refuses(tmp_path, results, refused, options, parts):
     assert not out.exists()
 
 
+def test_view(results, photographs, checkpoint, run, refused, monkeypatch):
+    pytest.importorskip("viser", reason="needs viser")
+    shown = []
+    monkeypatch.setattr(
+        "vggt_jax.viewer.view", lambda recon, **options: shown.append((recon, options))
+    )
+    assert run("view", results, "--port", 8123, "--max-points", 99, "--conf_threshold", 40) == 0
+    threshold = float(np.median(shown[0][0].world_points_confidence))
+    args = ["view", photographs, "--model", checkpoint, "--size", 28]
+    assert run(*args, "--min-confidence", threshold, "--use_point_map") == 0
+    (first, options), (second, others) = shown
+    assert (options["host"], options["port"], options["max_points"]) == ("127.0.0.1", 8123, 99)
+    assert options["confidence_percentile"] == 40 and others["points"] == "head"
+    np.testing.assert_array_equal(first.images, second.images)
+    confident = first.world_points_confidence > threshold
+    assert 0 < confident.mean() < 1
+    np.testing.assert_array_equal(second.mask, confident)
+    assert "too late" in refused("view", results, "--sparse-ratio", 0.5)
+
+
 def test_export_of_nothing(tmp_path, refused):
     out = tmp_path / "scene.ply"
     assert "no images given" in refused("export", "--format", "ply", "--out", out)

@@ -32,7 +32,7 @@ class View(Scene):
         import_viser()  # What is missing shows before the long work.
         recon = read_or_reconstruct(self)
         if self.min_confidence is not None:
-            from_head = self.points == "head"
+            from_head = self.point_source() == "head" or recon.depth_confidence is None
             confidence = recon.world_points_confidence if from_head else recon.depth_confidence
             if confidence is None:
                 raise InputError("--min-confidence: this scene has no confidence")
