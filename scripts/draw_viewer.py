@@ -6,19 +6,17 @@ cameras in place of predictions.
 """
 
 import argparse
-import dataclasses
 import io
 import pathlib
 import shutil
 import tempfile
 import time
 
-import numpy as np
 from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
-from vggt_jax import Reconstruction
+from vggt_jax import load_reconstruction
 from vggt_jax.viewer import Viewer
 
 COLORS = 256  # Of the PNG: a third of the size, and hardly seen in points.
@@ -42,26 +40,12 @@ def main():
         port=0, confidence_percentile=options.percentile, hide_edges=options.hide_edges,
         point_size=options.point_size, max_points=options.max_points,
     )  # fmt: skip
-    with Viewer(read(options.results / "predictions.npz"), **shown) as viewer:
+    with Viewer(load_reconstruction(options.results), **shown) as viewer:
         viewer.change(camera_size=options.camera_size)
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
             picture = draw(viewer, profile, options)
     picture.quantize(COLORS, dither=Image.Dither.NONE).save(options.picture, optimize=True)
     print(f"{options.picture}: {options.picture.stat().st_size / 1e3:.0f} KB")
-
-
-def read(path) -> Reconstruction:
-    with np.load(path) as file:
-        arrays = {name: file[name] for name in file}
-    fields = {field.name for field in dataclasses.fields(Reconstruction)}
-    kind = str(arrays["confidence_kind"])
-    named = {name: x for name, x in arrays.items() if name in fields}
-    named |= {"confidence_kind": kind, "names": tuple(map(str, arrays["names"]))}
-    named["pixel_centre"] = 0.5 if kind == "sigmoid" else 0.0
-    for name in ("depth", "world_points"):  # Padding gives no points.
-        if name in named:
-            named[name][~arrays["valid"]] = np.nan
-    return Reconstruction(**named)
 
 
 def draw(viewer, profile, options) -> Image.Image:
