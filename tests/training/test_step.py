@@ -18,6 +18,8 @@ from vggt_jax.training.state import initial_state, with_named
 from vggt_jax.training.step import AXIS, make_steps, update
 from vggt_jax.training.variants import Variant
 
+pytestmark = pytest.mark.slow
+
 SIZE = (28, 42)
 
 
@@ -138,8 +140,6 @@ from vggt_jax.training.predict import Execution
 from vggt_jax.training.state import initial_state
 from vggt_jax.training.step import AXIS, Recipe, make_steps
 from vggt_jax.training.variants import Variant
-
-pytestmark = pytest.mark.slow
 
 assert jax.device_count() == 2
 model = jax.jit(lambda: initial_model(CONFIG, jax.random.key(0)))()
