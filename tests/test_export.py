@@ -19,7 +19,7 @@ from vggt_jax.export import (
     write_point_cloud,
     write_predictions,
 )
-from vggt_jax.export.files import file_stems, replacing
+from vggt_jax.export.files import file_stems, output_folder, replacing
 from vggt_jax.preprocess import FrameTransform
 
 S, HEIGHT, WIDTH = 2, 5, 7
@@ -58,6 +58,21 @@ def test_an_interrupted_file_leaves_the_old_one(tmp_path, error):
         raise error
     assert path.read_bytes() == b"old"
     assert listing(tmp_path) == ["file.bin"]
+
+
+def test_what_is_stale_goes_with_what_replaces_it(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("a", "b", "mine"):
+        (out / name).write_text("old")
+    with output_folder(out, overwrite=True, stale=("a", "b", "c")) as folder:
+        (folder / "a").write_text("new")
+    assert listing(out) == ["a", "mine"] and (out / "a").read_text() == "new"
+    (out / "b").write_text("old")
+    with pytest.raises(KeyboardInterrupt):
+        with output_folder(out, overwrite=True, stale=("a", "b")) as folder:
+            raise KeyboardInterrupt
+    assert listing(out) == ["a", "b", "mine"]
 
 
 def test_files_have_the_usual_permissions(tmp_path):

@@ -54,6 +54,12 @@ def test_masks_are_found_by_name(photographs, tmp_path, name):
     assert found[:, : height // 2 - 1].all() and not found[:, height // 2 + 1 :].any()
 
 
+def test_a_mask_serves_one_photograph(tmp_path):
+    Image.fromarray(np.full((8, 8), 255, np.uint8)).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"a.png: would serve several photographs; .*a.jpg.png"):
+        masks.find_masks(tmp_path, ["x/a.jpg", "y/a.jpg"])
+
+
 def test_kinds_of_mask_files(tmp_path):
     shape = (24, 40)
     left = np.zeros(shape, np.uint8)

@@ -151,6 +151,13 @@ def test_bad_videos(tmp_path, clip):
         assert "\n" not in str(caught.value)
 
 
+def test_a_stream_without_times_has_frames(tmp_path):
+    path = write_video(tmp_path / "raw.h264", [picture(i) for i in range(6)], codec="h264")
+    assert len(video.choose_frames(path, frames=3).indices) == 3
+    with pytest.raises(InputError, match="no times; take a number of them with --frames"):
+        video.choose_frames(path, fps=2)
+
+
 def test_a_damaged_middle_ends_with_an_error(tmp_path, clip, monkeypatch):
     def decode(path):
         yield from ()

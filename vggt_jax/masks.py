@@ -167,6 +167,12 @@ def find_masks(folder: str | os.PathLike, names: Sequence[str]) -> list[Path]:
             what = f"{len(candidates)} masks" if candidates else "no mask"
             raise InputError(f"{folder}: {what} for {name}; there must be one, such as {tried}")
         found += candidates
+    if len(set(found)) < len(set(names)):
+        again = next(path for i, path in enumerate(found) if path in found[:i])
+        raise InputError(
+            f"{again}: would serve several photographs; name masks after the whole file, such as "
+            f"{again.stem}.jpg.png, or give a list of masks"
+        )
     return found
 
 

@@ -129,6 +129,10 @@ def choose_frames(
         position = np.arange(len(times)) * frames / len(times)
         half_frame = frames / (2 * len(times))
     else:
+        if len(times) > 1 and times[-1] == times[0]:
+            raise InputError(
+                f"{path}: its frames have no times; take a number of them with --frames"
+            )
         step = 1 / (DEFAULT_FPS if fps is None else fps)
         # A frame on a border belongs to what begins there, though times are rounded to the video's clock
         # (milliseconds in Matroska, 3 % of a frame).
@@ -177,10 +181,7 @@ def _survey(
             bar.update()
     if not times:
         raise InputError(f"{path}: holds no frame that can be decoded; convert it to MP4")
-    times = np.array(times)
-    if len(times) > 1 and times[-1] == times[0]:
-        raise InputError(f"{path}: its frames have no times; take a number of them with --frames")
-    return times, np.array(sharpness)
+    return np.array(times), np.array(sharpness)
 
 
 def _sharpness(frame: Any) -> float:

@@ -10,6 +10,7 @@ from vggt_jax import InputError, export_reconstruction
 from vggt_jax.export.matching import matched_tracks
 from vggt_jax.export.scene import scene_cameras
 from vggt_jax.export.tracks import tracks_from_depth
+from vggt_jax.masks import with_mask
 
 pycolmap = pytest.importorskip("pycolmap")
 MODES = ["crop", "pad", "identity"]
@@ -206,6 +207,16 @@ def test_tracks_of_the_head_are_intersected(tmp_path, make_room, mode):
     assert len(found) > 10 and not {3, 7} & set(nearest)
     assert (np.diff(nearest) > 0).all()
     assert report.errors.median < 1e-3
+
+
+def test_masked_tracks_of_the_head_are_left_out(tmp_path, make_room):
+    room, *_ = with_tracks(make_room())
+    _, whole = export(room, tmp_path / "whole", tracks="head")
+    mask = np.ones(room.recon.images.shape[:3], bool)
+    mask[:, mask.shape[1] // 2 :] = False
+    masked = dataclasses.replace(room, recon=with_mask(room.recon, mask))
+    _, part = export(masked, tmp_path / "part", tracks="head")
+    assert 0 < len(part.points3D) < len(whole.points3D)
 
 
 def test_tracks_that_nobody_sees(tmp_path, make_room):

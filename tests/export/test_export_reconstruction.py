@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from vggt_jax import InputError, export_reconstruction
 from vggt_jax.export import files, reconstruction
 from vggt_jax.export.files import output_folder
+from vggt_jax.export.images import find_photographs, write_photographs
 from vggt_jax.export.scene import scene_cameras, scene_points
 from vggt_jax.outputs import Reconstruction
 from vggt_jax.preprocess import load_images
@@ -100,6 +102,25 @@ def test_where_points_come_from(make_room):
 
 
 # Photographs
+
+
+def test_a_photograph_serves_one_frame(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.jpg")
+    cameras = types.SimpleNamespace(names=("x/a.jpg", "y/a.jpg"))
+    with pytest.raises(InputError, match="a.jpg would serve several of the frames"):
+        find_photographs(cameras, tmp_path)
+
+
+def test_turned_pictures_without_quality_are_turned(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    path = tmp_path / "a.tif"
+    Image.fromarray(pixels).save(path, exif=exif, compression="tiff_lzw")
+    cameras = types.SimpleNamespace(names=("a.tif",), original_sizes=((6, 4),))
+    assert write_photographs(tmp_path / "out", cameras, [path]) == 1
+    found = np.asarray(Image.open(tmp_path / "out" / "a.tif"))
+    np.testing.assert_array_equal(found, np.rot90(pixels, -1))
 
 
 def turned_scene(folder, recon):
@@ -321,6 +342,7 @@ def test_what_is_there_stays_unless_told(tmp_path, make_room, contents):
         ({"format": "colmap", "tracks": "head"}, "has no tracks"),
         ({"format": "colmap", "tracks": "sift"}, "tracks='sift' must be depth or head"),
         ({"format": "colmap", "tracks": "head", "depth_tolerance": 0.5}, "not for tracks='head'"),
+        ({"format": "colmap", "tracks": "head", "min_confidence": 2.0}, "not for tracks='head'"),
         ({"format": "colmap", "min_visibility": 0.5}, "not for tracks='depth'"),
         ({"format": "colmap", "min_track_length": 1}, "min_track_length=1"),
         ({"format": "colmap", "depth_tolerance": 0.0}, "depth_tolerance=0.0"),

@@ -27,6 +27,15 @@ from vggt_jax.results import RESULTS, load_reconstruction
 # where confidence is a probability, all above this and not at an edge (official file: pi3/example.py).
 _CONFIDENCE_PERCENTILE = 25.0
 _SMALLEST_PROBABILITY = 0.1
+# What a run may write.
+_RESULTS = (
+    "predictions.npz",
+    "points.ply",
+    "cameras.json",
+    "overview.png",
+    "depth_pictures",
+    "track_pictures",
+)
 
 
 def reconstruct_files(
@@ -47,7 +56,7 @@ def reconstruct_files(
     if paths[0].is_dir() and out.exists() and out.samefile(paths[0]):
         raise InputError(f"{out}: holds the photographs; choose another --out")
     _check_photographs(paths, allow_single_image=scene.allow_single_image)
-    with output_folder(out, overwrite=overwrite) as folder, Steps(5) as steps:
+    with output_folder(out, overwrite=overwrite, stale=_RESULTS) as folder, Steps(5) as steps:
         result, frames, points = reconstruct_photographs(scene, steps)
         with steps("writing files"):
             num_points = _write(
@@ -299,9 +308,17 @@ def _write(
     else:
         cloud = result.world_points, result.world_points_confidence
     usable = valid if result.depth_edges is None else valid & ~result.depth_edges
+    is_asked_for = min_confidence is not None
     if min_confidence is None:
         min_confidence = _SMALLEST_PROBABILITY if is_probability else 0.0
     usable = usable & (cloud[1] > min_confidence)
+    if is_asked_for and not usable.any():
+        tqdm.tqdm.write(
+            f"warning: no point has a confidence above --min-confidence {min_confidence:g}, so that there "
+            "is no points.ply",
+            file=sys.stderr,
+        )
+        return 0
     if not usable.any():
         tqdm.tqdm.write(
             f"warning: every point lies at an edge of depth or has a confidence of "

@@ -27,22 +27,29 @@ class View(Scene):
     def run(self) -> None:
         from vggt_jax.cli.reconstruct_files import read_or_reconstruct
         from vggt_jax.viewer import view
+        from vggt_jax.viewer.layers import point_sources
         from vggt_jax.viewer.server import import_viser
 
         import_viser()  # What is missing shows before the long work.
         recon = read_or_reconstruct(self)
+        percentile = self.confidence_percentile
         if self.min_confidence is not None:
-            from_head = self.point_source() == "head" or recon.depth_confidence is None
+            source = self.point_source() or next(iter(point_sources(recon)), None)
+            from_head = source == "head"
             confidence = recon.world_points_confidence if from_head else recon.depth_confidence
-            if confidence is None:
-                raise InputError("--min-confidence: this scene has no confidence")
+            if confidence is None or not (confidence > self.min_confidence).any():
+                raise InputError(
+                    f"--min-confidence {self.min_confidence:g}: no point of this scene has more; "
+                    "choose less"
+                )
             recon = with_mask(recon, confidence > self.min_confidence)
+            percentile = 0.0 if percentile is None else percentile
         view(
             recon,
             host=self.host,
             port=self.port,
             points=self.point_source(),
-            confidence_percentile=self.confidence_percentile,
+            confidence_percentile=percentile,
             max_points=self.max_points,
             open_browser=self.open_browser,
         )

@@ -50,7 +50,11 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def output_folder(
-    out: Path, *, overwrite: bool, entries: Sequence[str] | None = None
+    out: Path,
+    *,
+    overwrite: bool,
+    entries: Sequence[str] | None = None,
+    stale: Sequence[str] = (),
 ) -> Iterator[Path]:
     """A folder beside `out` to write into, whose contents move to `out` when all went well.
 
@@ -62,6 +66,8 @@ def output_folder(
       overwrite: whether earlier contents may be replaced.
       entries: names of the files and folders that will be written. Only these count as earlier
         contents; None means that anything in `out` does.
+      stale: names of what an earlier run may have written and goes with it, even if nothing of that name
+        is written now.
 
     Yields:
       An empty folder in the same file system.
@@ -94,17 +100,21 @@ def output_folder(
                 out.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(new, out)
                 return
-            _move_into(out, new, aside=partial / "old")
+            _move_into(out, new, aside=partial / "old", stale=stale)
     finally:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def _move_into(out: Path, new: Path, *, aside: Path) -> None:
-    """Moves the entries of `new` to `out`, all or none."""
+def _move_into(out: Path, new: Path, *, aside: Path, stale: Sequence[str]) -> None:
+    """Moves the entries of `new` to `out`, all or none, and what is stale out of it."""
     aside.mkdir()
     undo: list[tuple[Path, Path]] = []
     try:
+        for name in stale:
+            if os.path.lexists(out / name) and not os.path.lexists(new / name):
+                undo.append((aside / name, out / name))
+                os.replace(out / name, aside / name)
         for path in sorted(new.iterdir()):
             place = out / path.name
             # Noted before each move, so that an interruption between the two finds it.

@@ -47,12 +47,21 @@ def find_photographs(
             )
             for name in cameras.names
         )
+        if len(set(paths)) < len(set(cameras.names)):
+            raise InputError(
+                f"{folder}: {_first_repeated(paths)} would serve several of the frames, whose names differ "
+                "by their folders; give the folder that was reconstructed"
+            )
     if missing := [path for path in paths if not path.is_file()]:
         raise InputError(
             f"{missing[0]}: no such image; {len(missing)} of {len(paths)} are missing; give the folder "
             "that was reconstructed"
         )
     return paths
+
+
+def _first_repeated(paths: Sequence[Path]) -> Path:
+    return next(path for i, path in enumerate(paths) if path in paths[:i])
 
 
 def write_photographs(folder: Path, cameras: Cameras, paths: Sequence[Path]) -> int:
@@ -83,7 +92,9 @@ def write_photographs(folder: Path, cameras: Cameras, paths: Sequence[Path]) -> 
                     )
                 with replacing(target) as file:
                     if is_turned:
-                        upright.save(file, format=image.format, quality=_JPEG_QUALITY)
+                        lossy = image.format in ("JPEG", "MPO", "WEBP", "AVIF")
+                        quality = {"quality": _JPEG_QUALITY} if lossy else {}
+                        upright.save(file, format=image.format, **quality)
                     else:
                         with open(path, "rb") as original:
                             shutil.copyfileobj(original, file)

@@ -188,9 +188,8 @@ def export_reconstruction(
     photographs = _Photographs.of(scene, recon, path, images)
     scene, notes = photographs.cameras, list(photographs.notes)
     entries = ["sparse"] if format == "colmap" else [POINTS, TRANSFORMS]
-    with output_folder(
-        path, overwrite=overwrite, entries=entries + ["images"] * photographs.are_written
-    ) as folder:
+    entries += ["images"] * photographs.are_written
+    with output_folder(path, overwrite=overwrite, entries=entries, stale=entries) as folder:
         notes += photographs.write(folder / "images", recon)
         if format == "nerfstudio":
             found, colors = cloud()
@@ -319,7 +318,8 @@ def _check_format(arguments: dict[str, Any], format: ExportFormat) -> None:
                 f"{name} is for {' and '.join(formats)}, not for {format}; leave it out"
             )
     head = arguments["tracks"] == "head"
-    for name in ("depth_tolerance",) if head else ("min_visibility",):
+    of_depth = ("depth_tolerance", "confidence_percentile", "min_confidence")
+    for name in of_depth if head else ("min_visibility",):
         if format == "colmap" and arguments[name] != parameters[name].default:
             raise InputError(f"{name} is not for tracks={arguments['tracks']!r}; leave it out")
 
@@ -371,6 +371,8 @@ def _tracks(
                 "depth"
             )
         everything = np.ones(recon.images.shape[:3], np.float32)
+        if recon.mask is not None:
+            everything = everything * recon.mask
         # Confidence of depth says nothing about tracks, which have visibility and confidence.
         bare = dataclasses.replace(recon, depth_edges=None)
         usable, _ = usable_pixels(bare, everything, min_confidence=0.0)

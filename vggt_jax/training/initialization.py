@@ -14,8 +14,12 @@ _SPECIAL_STD = 0.5  # of camera and register tokens; patch tokens have a deviati
 _POSITION_AMPLITUDE = 0.5
 _POSITION_OMEGA = 100.0  # longest over shortest wavelength, for grids of tens of patches
 # Layers whose output is to be small at first: predictions start at their middle (depth 1, no turn).
-_SMALL = ("pose_branch.fc2", "output_conv2_2", "modulation")
+_SMALL = ("output_conv2_2", "modulation")
 _SMALL_STD = 0.02
+# Cameras start unturned, with fields of view of this many radians, about those of phones. Fields of view
+# pass a ReLU: one that starts below 0 in all frames has no gradient and may stay there.
+_FIELD_OF_VIEW = 1.1
+_POSE_STD = 0.003
 
 
 def small_config() -> VGGTConfig:
@@ -48,8 +52,8 @@ def initial_model(config: VGGTConfig, key: Array) -> VGGT:
     `VGGT(config)` starts as the official code does, which continues from a trained encoder: narrow
     kernels, LayerScale of 0.01 and special tokens of 1e-6 keep the trunk silent at first. Here
     kernels keep the variance (1 / inputs; those that end a residual branch are narrower, by the
-    root of the number of branches), LayerScale is 1, special tokens are as large as others, and
-    the position table begins with sines and cosines.
+    root of the number of branches), LayerScale is 1, special tokens are as large as others,
+    the position table begins with sines and cosines, and cameras start unturned, 63 degrees wide.
     """
     abstract = jax.eval_shape(lambda: VGGT(config, rngs=nnx.Rngs(0)))
     leaves, treedef = jax.tree.flatten(abstract)
@@ -65,9 +69,14 @@ def _draw(name: str, shape: tuple[int, ...], config: VGGTConfig, key: Array) -> 
     normal = lambda std: std * jax.random.truncated_normal(key, -2.0, 2.0, shape)
     if last in ("scale", "ls1", "ls2"):
         return jnp.ones(shape)
+    if name == "camera_head.pose_branch.fc2.bias":
+        start = [0.0] * 6 + [1.0] + [_FIELD_OF_VIEW] * 2  # translation, quaternion, fields of view
+        return jnp.array(start) / config.camera_iters  # every iteration adds it once
     if last == "bias" or last == "empty_pose_tokens":
         return jnp.zeros(shape)
     if last == "kernel":
+        if owner.endswith("pose_branch.fc2"):
+            return normal(_POSE_STD)
         if owner.endswith(_SMALL):
             return normal(_SMALL_STD)
         std = _inputs(owner, shape) ** -0.5
