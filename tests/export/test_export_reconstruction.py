@@ -12,7 +12,7 @@ from PIL import Image
 from vggt_jax import InputError, export_reconstruction
 from vggt_jax.export import files, reconstruction
 from vggt_jax.export.files import output_folder
-from vggt_jax.export.images import find_photographs, write_photographs
+from vggt_jax.export.images import check_photographs, find_photographs, write_photographs
 from vggt_jax.export.scene import scene_cameras, scene_points
 from vggt_jax.outputs import Reconstruction
 from vggt_jax.preprocess import load_images
@@ -109,6 +109,19 @@ def test_a_photograph_serves_one_frame(tmp_path):
     cameras = types.SimpleNamespace(names=("x/a.jpg", "y/a.jpg"))
     with pytest.raises(InputError, match="a.jpg would serve several of the frames"):
         find_photographs(cameras, tmp_path)
+
+
+def test_photographs_that_stay_are_checked(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (6, 4)).save(tmp_path / "a.jpg", exif=exif)
+    cameras = types.SimpleNamespace(original_sizes=((6, 4),))
+    with pytest.raises(InputError, match="a.jpg: is stored turned"):
+        check_photographs(cameras, [tmp_path / "a.jpg"])
+    Image.new("RGB", (4, 6)).save(tmp_path / "a.jpg")
+    check_photographs(cameras, [tmp_path / "a.jpg"])
+    with pytest.raises(InputError, match="4x6 pixels, and what was reconstructed had 7x6"):
+        check_photographs(types.SimpleNamespace(original_sizes=((6, 7),)), [tmp_path / "a.jpg"])
 
 
 def test_turned_pictures_without_quality_are_turned(tmp_path):

@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 from vggt_jax.errors import InputError
 from vggt_jax.export.files import replacing
 from vggt_jax.export.scene import Cameras
+from vggt_jax.preprocess import reading
 
 _ORIENTATION = 0x0112  # The EXIF tag.
 _JPEG_QUALITY = 95
@@ -64,6 +65,35 @@ def _first_repeated(paths: Sequence[Path]) -> Path:
     return next(path for i, path in enumerate(paths) if path in paths[:i])
 
 
+def _upright(image: Image.Image, path: Path, size: tuple[int, int]) -> Image.Image:
+    """The image itself, or turned as its EXIF data says, of the (height, width) that is asked for."""
+    is_turned = image.getexif().get(_ORIENTATION, 1) != 1
+    upright = ImageOps.exif_transpose(image) if is_turned else image
+    if (upright.height, upright.width) != size:
+        raise InputError(
+            f"{path}: {upright.width}x{upright.height} pixels, and what was reconstructed "
+            f"had {size[1]}x{size[0]}; give the folder that was reconstructed"
+        )
+    return upright
+
+
+def check_photographs(cameras: Cameras, paths: Sequence[Path]) -> None:
+    """Checks photographs that stay where they are.
+
+    Raises:
+      InputError: one is not of the size that was reconstructed, or is stored turned, which COLMAP,
+        gsplat and nerfstudio do not see.
+    """
+    for path, size in zip(paths, cameras.original_sizes, strict=True):
+        with reading(str(path)), Image.open(path) as image:
+            is_turned = _upright(image, path, size) is not image
+        if is_turned:
+            raise InputError(
+                f"{path}: is stored turned, and lies where it would be read as it is stored; choose "
+                "another --out, where photographs are written upright"
+            )
+
+
 def write_photographs(folder: Path, cameras: Cameras, paths: Sequence[Path]) -> int:
     """Copies photographs to `folder`, under the names of the frames.
 
@@ -83,13 +113,8 @@ def write_photographs(folder: Path, cameras: Cameras, paths: Sequence[Path]) -> 
         target = folder / name
         try:
             with Image.open(path) as image:
-                is_turned = image.getexif().get(_ORIENTATION, 1) != 1
-                upright = ImageOps.exif_transpose(image) if is_turned else image
-                if (upright.height, upright.width) != size:
-                    raise InputError(
-                        f"{path}: {upright.width}x{upright.height} pixels, and what was reconstructed "
-                        f"had {size[1]}x{size[0]}; give the folder that was reconstructed"
-                    )
+                upright = _upright(image, path, size)
+                is_turned = upright is not image
                 with replacing(target) as file:
                     if is_turned:
                         lossy = image.format in ("JPEG", "MPO", "WEBP", "AVIF")

@@ -21,7 +21,12 @@ from vggt_jax.export.colmap import (
 )
 from vggt_jax.export.files import output_folder
 from vggt_jax.export.glb import write_glb
-from vggt_jax.export.images import find_photographs, write_frames, write_photographs
+from vggt_jax.export.images import (
+    check_photographs,
+    find_photographs,
+    write_frames,
+    write_photographs,
+)
 from vggt_jax.export.matching import matched_tracks
 from vggt_jax.export.nerfstudio import POINTS, TRANSFORMS, write_nerfstudio
 from vggt_jax.export.ply import write_point_cloud
@@ -281,6 +286,8 @@ class _Photographs:
             is_there = isinstance(images, (str, os.PathLike)) and (
                 place.is_dir() and place.samefile(images)
             )
+            if is_there:
+                check_photographs(cameras, paths)
             return cls(cameras=cameras, paths=paths, are_written=not is_there)
         untouched = FrameTransform.identity(tuple(recon.images.shape[1:3]))
         if all(transform == untouched for transform in cameras.transforms):

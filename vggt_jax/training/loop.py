@@ -183,10 +183,11 @@ class _Run:
         settings, per = self.settings, self.settings.steps_per_dispatch
         first = int(state.step)
         dispatch, pending = first // per, None
-        saved = began = self.begin = time.monotonic()
+        saved = time.monotonic()
         if first == 0 and settings.validate_every:
             self.validate(state, 0)
-        self.begin, self.first = time.monotonic(), first
+        began = self.begin = time.monotonic()
+        self.first = first
         reason = "all steps are done"
         while dispatch < settings.num_dispatches:
             if stop.is_set():
