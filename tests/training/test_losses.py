@@ -5,8 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vggt_jax.evaluation import pair_errors
+from vggt_jax.geometry import camera_from_pose_encoding
 from vggt_jax.outputs import VGGTOutput
-from vggt_jax.training.losses import LossWeights, camera_losses, gradient_loss, losses, map_losses
+from vggt_jax.training.losses import (
+    LossWeights,
+    camera_losses,
+    gradient_loss,
+    losses,
+    map_losses,
+    pair_losses,
+)
 from vggt_jax.training.normalization import Targets
 
 B, S, H, W = 2, 3, 5, 7
@@ -82,6 +91,38 @@ def test_cameras_by_hand():
     assert found["camera"] == pytest.approx(translation + rotation + 0.5 * field, rel=1e-6)
     huber = camera_losses(encodings, targets, LossWeights(camera_error="huber"))
     assert huber["rotation"] == pytest.approx((0.6 * (4 - 0.05) / 4 + (2 - 0.05) / 4) / 2, rel=1e-6)
+
+
+def cameras_only(pose_enc):
+    return Targets(pose_enc=pose_enc, depth=None, world_points=None, valid=None, scale=None)
+
+
+def test_pairs_against_the_metric():
+    rng = np.random.default_rng(1)
+    truth = rng.normal(size=(2, 5, 9)).astype(np.float32)  # baselines of 1 and more count fully
+    encodings = truth + 0.01 * rng.normal(size=truth.shape).astype(np.float32)
+    found = pair_losses(encodings, cameras_only(truth))
+    errors = pair_errors(
+        *(camera_from_pose_encoding(jnp.asarray(x), (4, 4))[0] for x in (encodings, truth))
+    )
+    # A chord is shorter than its angle a by a^3 / 24.
+    assert found["pair_rotation"] == pytest.approx(np.deg2rad(errors.rotation).mean(), rel=1e-3)
+    assert found["pair_direction"] == pytest.approx(np.deg2rad(errors.translation).mean(), rel=1e-3)
+
+
+def test_near_cameras_count_less():
+    place = lambda *positions: np.array(
+        [[[*position, 0, 0, 0, 1, 1, 1] for position in positions]], np.float32
+    )
+    truth = cameras_only(place((0, 0, 0), (0.05, 0, 0)))  # a quarter of the full baseline
+    found = pair_losses(place((0, 0, 0), (0, 7, 0)), truth)
+    assert found["pair_direction"] == pytest.approx(2**0.5 / 4, rel=1e-4)
+    assert found["pair_rotation"] == pytest.approx(0.0, abs=1e-6)
+    # Where both cameras are predicted at one place there is no direction, and still a way to go.
+    gradient = jax.grad(lambda x: pair_losses(x, truth)["pair_direction"])(
+        jnp.asarray(place((0, 0, 0), (0, 0, 0)))
+    )
+    assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0
 
 
 def test_total_and_missing_heads(case):

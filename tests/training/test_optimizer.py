@@ -1,9 +1,20 @@
+from pathlib import Path
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from vggt_jax.errors import InputError
-from vggt_jax.training.optimizer import OptimizerSettings, average, decays, learning_rate
+from vggt_jax.training.optimizer import (
+    OptimizerSettings,
+    average,
+    decays,
+    learning_rate,
+    make_optimizer,
+)
+from vggt_jax.training.predict import Execution
+from vggt_jax.training.settings import TrainSettings
 from vggt_jax.training.variants import Variant, variant_of
 
 
@@ -24,6 +35,37 @@ def test_schedule():
 def test_only_kernels_decay():
     names = ["a.kernel", "a.bias", "norm.scale", "ls1", "camera_token", "track_head.x.kernel"]
     assert [name for name, yes in decays(dict.fromkeys(names)).items() if yes] == ["a.kernel"]
+
+
+def test_muon_turns_matrices_of_blocks_and_leaves_the_rest_to_adamw():
+    rng = np.random.default_rng(0)
+    shapes = {
+        "frame_blocks.attn.qkv.kernel": (2, 24, 60),
+        "camera_head.trunk.mlp.fc2.kernel": (1, 60, 24),
+        "frame_blocks.attn.qkv.bias": (2, 60),
+        "depth_head.projects.0.kernel": (24, 60),
+        "frame_blocks.norm1.scale": (2, 24),
+    }
+    params = {name: jnp.zeros(shape) for name, shape in shapes.items()}
+    gradients = {name: jnp.asarray(rng.normal(size=shape)) for name, shape in shapes.items()}
+    found = {}
+    for method in ("adamw", "muon"):
+        optimizer = make_optimizer(OptimizerSettings(method=method))
+        found[method], _ = optimizer.update(gradients, optimizer.init(params), params)
+    for name, shape in shapes.items():
+        direction = found["muon"][name]
+        if len(shape) < 3:
+            # optax gives this AdamW Nesterov's momentum: longer first steps in the same direction.
+            ratio = np.asarray(direction / found["adamw"][name])
+            np.testing.assert_allclose(ratio, ratio.flat[0], rtol=1e-3)
+            assert 1 < ratio.flat[0] < 2
+            continue
+        for layer, gradient in zip(direction, gradients[name], strict=True):
+            u, singular, v = np.linalg.svd(layer, full_matrices=False)
+            # Orthogonal but for what five iterations leave, 0.7 to 1.2; about as large as AdamW's.
+            assert singular.min() > 0.65 * 0.2 * 60**0.5 and singular.max() < 1.25 * 0.2 * 60**0.5
+            u2, _, v2 = np.linalg.svd(gradient, full_matrices=False)
+            np.testing.assert_allclose(np.sum(layer * (u2 @ v2)), singular.sum(), rtol=1e-3)
 
 
 def test_average_follows_fast_at_first():
@@ -54,8 +96,20 @@ def test_variants_are_taken_by_weight_and_by_seed():
     assert np.mean(np.array(taken) == 1) == pytest.approx(0.75, abs=4 * (0.75 * 0.25 / 400) ** 0.5)
 
 
+def test_dense_frames_are_a_random_share():
+    execution = Execution(dense_share=0.4)
+    draws = [execution.dense_frames(jax.random.key(i), 8).tolist() for i in range(40)]
+    assert all(len(set(draw)) == 4 and draw == sorted(draw) for draw in draws)
+    assert {frame for draw in draws for frame in draw} == set(range(8))
+    assert Execution().dense_frames(jax.random.key(0), 8) is None
+
+
 def test_settings_say_what_is_wrong():
     with pytest.raises(InputError, match="ema_decay"):
         OptimizerSettings(ema_decay=1.0)
+    with pytest.raises(InputError, match="dense_share"):
+        Execution(dense_share=0.0)
+    with pytest.raises(InputError, match="max-minutes"):
+        TrainSettings(out=Path("x"), fit_to_minutes=True)
     with pytest.raises(InputError, match="positive"):
         OptimizerSettings(learning_rate=0.0)

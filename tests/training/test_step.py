@@ -62,6 +62,22 @@ def test_predict_is_the_models_own_call(whole_model, scenes):
         np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=1e-5)
 
 
+def test_dense_frames_are_decoded_alone(whole_model, scenes):
+    frames = jnp.array([0, 2])
+    expected = jax.jit(predict)(whole_model, scenes["images"])
+    found = jax.jit(predict)(whole_model, scenes["images"], dense_frames=frames)
+    np.testing.assert_allclose(found.pose_enc_list, expected.pose_enc_list, atol=1e-6)
+    for name in ("depth", "depth_conf", "world_points", "world_points_conf"):
+        expected_part = getattr(expected, name)[:, frames]
+        np.testing.assert_allclose(getattr(found, name), expected_part, atol=1e-5)
+
+    targets = normalize_scenes(types.SimpleNamespace(**scenes))
+    part = targets.with_maps_of(frames)
+    np.testing.assert_array_equal(part.pose_enc, targets.pose_enc)
+    np.testing.assert_array_equal(part.world_points, targets.world_points[:, frames])
+    np.testing.assert_array_equal(part.valid, targets.valid[:, frames])
+
+
 def test_every_parameter_learns_and_recomputing_changes_nothing(gradients):
     value, found = gradients(compute_type="float32")
     assert np.isfinite(value)

@@ -1,6 +1,5 @@
 """The run around the steps: compiling, saving, validating, logging, stopping in time."""
 
-import concurrent.futures
 import json
 import math
 import pathlib
@@ -104,16 +103,16 @@ def train(
             mesh=mesh,
         )
         key = jax.device_put(jax.random.key(settings.seed), replicated)
-        total = jax.device_put(jnp.asarray(settings.total_steps, jnp.int32), replicated)
+        put = lambda number: jax.device_put(jnp.asarray(number, jnp.int32), replicated)
         programs = {
-            str(variant): lambda fn=fn: fn.lower(state, key, total).compile()
+            str(variant): lambda fn=fn: fn.lower(state, key, put(settings.total_steps)).compile()
             for variant, fn in training.items()
         }
         if settings.validate_every:
             programs["validation"] = lambda: validation.lower(state.ema, key).compile()
         compiled = compile_all(programs, say)
         _write_json(settings.out / "settings.json", settings.to_dict())
-        run = _Run(settings, variants, compiled, checkpoints, abstract, key, total, start, say)
+        run = _Run(settings, variants, compiled, checkpoints, abstract, key, put, start, say)
         with _SignalsAskToStop() as stop:
             return run(state, stop)
 
@@ -150,31 +149,28 @@ def abstract_to_zeros(model: nnx.Module) -> nnx.Module:
 
 
 def compile_all(programs: dict[str, Callable], say: Callable[[str], None]) -> dict[str, Callable]:
-    """Compiles programs at the same time, each in a thread, and says how long each took."""
+    """Compiles programs one after the other and says how long each took.
 
-    def timed(compile):
+    Not at the same time: XLA tries kernels out while it compiles, and two compilations that do so on one
+    GPU may wait for each other for ever (seen with JAX 0.11.2 on H100 and H200).
+    """
+    compiled = {}
+    for name, compile in programs.items():
         begin = time.monotonic()
-        return compile(), time.monotonic() - begin
-
-    begin = time.monotonic()
-    with concurrent.futures.ThreadPoolExecutor(len(programs)) as pool:
-        futures = {name: pool.submit(timed, compile) for name, compile in programs.items()}
-        done = {name: future.result() for name, future in futures.items()}
-    for name, (program, seconds) in done.items():
+        compiled[name] = program = compile()
         memory = program.memory_analysis()
         size = "" if memory is None else f", {memory.temp_size_in_bytes / 2**30:.1f} GiB temporary"
-        say(f"compiled {name} in {seconds:.0f} s{size}")
-    say(f"compiled {len(done)} programs in {time.monotonic() - begin:.0f} s")
-    return {name: program for name, (program, _) in done.items()}
+        say(f"compiled {name} in {time.monotonic() - begin:.0f} s{size}")
+    return compiled
 
 
 class _Run:
     """The loop over dispatches. Results of one are read after the next has been sent off, so that
     the device never waits for Python."""
 
-    def __init__(self, settings, variants, programs, checkpoints, model, key, total, start, say):
+    def __init__(self, settings, variants, programs, checkpoints, model, key, put, start, say):
         self.settings, self.variants, self.programs = settings, variants, programs
-        self.checkpoints, self.model, self.key, self.total = checkpoints, model, key, total
+        self.checkpoints, self.model, self.key, self.put = checkpoints, model, key, put
         self.start, self.say = start, say
         self.log_file = settings.out / "train.jsonl"
         self.slowest = 0.0
@@ -189,7 +185,8 @@ class _Run:
         began = self.begin = time.monotonic()
         self.first = first
         reason = "all steps are done"
-        while dispatch < settings.num_dispatches:
+        self.total = settings.total_steps
+        while settings.fit_to_minutes or dispatch < settings.num_dispatches:
             if stop.is_set():
                 reason = "a signal asked to stop"
                 break
@@ -197,7 +194,9 @@ class _Run:
                 reason = f"{settings.max_minutes:g} minutes are up"
                 break
             variant = variant_of(dispatch, self.variants, settings.seed)
-            state, found = self.programs[str(variant)](state, self.key, self.total)
+            if settings.fit_to_minutes and dispatch * per > first:
+                self.total = self.steps_that_fit(dispatch * per)
+            state, found = self.programs[str(variant)](state, self.key, self.put(self.total))
             dispatch += 1
             if pending is not None:
                 began = self.report(*pending, began)
@@ -221,17 +220,23 @@ class _Run:
         self.save(state, step)
         self.export(state)
         self.checkpoints.wait()
-        self.say(f"stopped at step {step} of {settings.total_steps}: {reason}")
-        if step < settings.total_steps:
+        self.say(f"stopped at step {step} of {self.total}: {reason}")
+        if step < self.total and not settings.fit_to_minutes:
             self.say("the same command again goes on from here")
         return state
 
     def time_is_up(self) -> bool:
-        if self.settings.max_minutes is None:
-            return False
-        # One dispatch is under way, and the next would follow it.
+        return self.settings.max_minutes is not None and self.seconds_left() < 0
+
+    def seconds_left(self) -> float:
+        """Until no other dispatch fits: one is under way, and the next would follow it."""
         needed = 2 * self.slowest + _SECONDS_TO_END
-        return time.monotonic() - self.start + needed > 60 * self.settings.max_minutes
+        return self.start + 60 * self.settings.max_minutes - needed - time.monotonic()
+
+    def steps_that_fit(self, step: int) -> int:
+        """Steps at the end of the time, by the speed since the start."""
+        rate = (step - self.first) / (time.monotonic() - self.begin)
+        return step + int(rate * max(self.seconds_left(), 0))
 
     def report(self, step: int, variant: Variant, found: dict, began: float) -> float:
         """Logs a dispatch when it is done, and returns when that was."""
@@ -254,12 +259,12 @@ class _Run:
         every = self.settings.log_every
         if step // every > (step - per) // every or step == per:
             rate = (step - self.first) / (now - self.begin)
-            left = (self.settings.total_steps - step) / rate / 60
+            left = (self.total - step) / rate / 60
             parts = " ".join(
                 f"{short} {means[name]:.4f}" for short, name in _SHORT.items() if name in means
             )
             self.say(
-                f"step {step}/{self.settings.total_steps} {parts} lr {means['learning_rate']:.1e} "
+                f"step {step}/{self.total} {parts} lr {means['learning_rate']:.1e} "
                 f"{speed:.0f} scenes/s {rate:.2f} steps/s, {left:.1f} min left"
                 + (f", skipped {skipped}" if skipped else "")
             )
@@ -298,7 +303,7 @@ class _Run:
 
 
 _SHORT = {"loss": "total", "cam": "camera", "depth": "depth_error", "points": "points_error"}
-_SHORT |= {"grad": "gradient_norm"}
+_SHORT |= {"turn": "pair_rotation", "aim": "pair_direction", "grad": "gradient_norm"}
 
 
 def export_model(model: nnx.Module, params: dict, path: pathlib.Path) -> None:

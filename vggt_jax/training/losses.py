@@ -1,23 +1,31 @@
-"""The losses of VGGT: cameras, depth and points (arXiv:2503.11651, section 3.4).
+"""The losses of VGGT: cameras, depth and points (arXiv:2503.11651, section 3.4), and one of pairs.
 
 Weights and details that the paper leaves open are those of the official `training/loss.py` and its
 default configuration. Two differ: every mean is over a scene first and then over scenes, so that
 devices can average what they found, whatever their masks; and no quantile of the worst pixels is
-left out, since rendered depth has no outliers.
+left out, since rendered depth has no outliers. The loss of pairs of cameras is this project's own: what
+is measured afterwards are relative poses, and near cameras have small relative translations, whose
+direction an absolute error of each camera hardly teaches.
 """
 
 import dataclasses
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from vggt_jax import geometry
 from vggt_jax.outputs import VGGTOutput
 from vggt_jax.training.normalization import Targets
 
 _MAX_TRANSLATION_ERROR = 100.0  # official file: training/loss.py, camera_loss_single
 _MAX_GRADIENT_ERROR = 100.0  # official file: training/loss.py, gradient_loss
 _HUBER_DELTA = 0.1  # where the quadratic part ends, in units of the encoding
+# Nearer cameras than this, in units of the scene, count less for the direction between them.
+_FULL_BASELINE = 0.2
+_SMALL_BASELINE = 0.01  # keeps the gradient of a predicted direction bounded
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +38,9 @@ class LossWeights:
     """Weight of depth: confidence, plain and gradient term."""
     points: float = 1.0
     """Weight of the point map, likewise."""
+    pairs: float = 0.0
+    """Weight of relative poses: rotation and direction between the cameras of every pair of frames, both
+    about in radians. Not in the paper; 1 is what the project's own model was trained with."""
     translation: float = 1.0
     """Of the translation within the camera loss."""
     rotation: float = 1.0
@@ -55,7 +66,7 @@ def losses(
 
     Returns:
         `total`, the weighted sum; `translation`, `rotation`, `field_of_view` and their sum
-        `camera`; `X_confidence`, `X_error` and `X_gradient` for X of `depth` and `points`. A scene
+        `camera`; `pair_rotation` and `pair_direction`; `X_confidence`, `X_error` and `X_gradient` for X of `depth` and `points`. A scene
         without valid pixels adds 0 to each.
     """
     parts = {}
@@ -63,6 +74,10 @@ def losses(
     if output.pose_enc_list is not None:
         parts |= camera_losses(output.pose_enc_list, targets, weights)
         total += weights.camera * parts["camera"]
+        if output.pose_enc_list.shape[2] > 1:
+            pairs = pair_losses(output.pose_enc_list[-1], targets)
+            parts |= pairs
+            total += weights.pairs * (pairs["pair_rotation"] + pairs["pair_direction"])
     maps = {
         "depth": (output.depth, output.depth_conf, targets.depth[..., None], weights.depth),
         "points": (
@@ -110,6 +125,40 @@ def camera_losses(
     }
     camera = sum(getattr(weights, name) * value for name, value in parts.items())
     return parts | {"camera": camera}
+
+
+def pair_losses(encodings: Float[Array, "b s 9"], targets: Targets) -> dict[str, Float[Array, ""]]:
+    """How far the relative poses of all pairs of frames are off.
+
+    `pair_rotation`: the length of the chord between rotations, for small angles the angle in radians.
+    `pair_direction`: the chord between unit vectors to the second camera, in coordinates of the first;
+    cameras nearer than a fifth of the scene's unit count in proportion. Means over pairs and scenes.
+    """
+    first, second = np.triu_indices(encodings.shape[1], k=1)
+
+    def relative(encoding):
+        translation, rotation = (
+            encoding[..., :3],
+            geometry.matrix_from_quaternion(encoding[..., 3:7]),
+        )
+        dot = lambda subscripts, *x: jnp.einsum(subscripts, *x, precision=jax.lax.Precision.HIGHEST)
+        turned = dot("bpij,bpkj->bpik", rotation[:, second], rotation[:, first])
+        # The second camera stands at -R2^T t2; in coordinates of the first, at t1 - R1 R2^T t2.
+        to_second = translation[:, first] - dot("bpji,bpj->bpi", turned, translation[:, second])
+        return turned, to_second
+
+    (turned, to_second), (true_turned, true_to_second) = map(
+        relative, map(jnp.asarray, (encodings, targets.pose_enc))
+    )
+    chord = _length((turned - true_turned).reshape(*turned.shape[:2], 9)) / 2**0.5
+    baseline = _length(true_to_second)
+    true_direction = true_to_second / jnp.maximum(baseline, _SMALL_BASELINE)[..., None]
+    length = jnp.sqrt(jnp.sum(to_second**2, axis=-1, keepdims=True) + _SMALL_BASELINE**2)
+    weight = jnp.minimum(baseline / _FULL_BASELINE, 1.0)
+    return {
+        "pair_rotation": jnp.mean(chord),
+        "pair_direction": jnp.mean(weight * _length(to_second / length - true_direction)),
+    }
 
 
 def map_losses(

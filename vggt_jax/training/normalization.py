@@ -5,7 +5,7 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from vggt_jax import geometry
 
@@ -40,6 +40,13 @@ class Targets:
     world_points: Float[Array, "b s height width 3"]
     valid: Bool[Array, "b s height width"]
     scale: Float[Array, " b"]
+
+    def with_maps_of(self, frames: Int[Array, " f"] | None) -> "Targets":
+        """The same cameras, with depth and points of these frames only; None for all."""
+        if frames is None:
+            return self
+        maps = ("depth", "world_points", "valid")
+        return dataclasses.replace(self, **{name: getattr(self, name)[:, frames] for name in maps})
 
 
 def normalize_scenes(scenes: SceneTruth) -> Targets:

@@ -1,18 +1,29 @@
-"""AdamW with warm-up and decay, and an average of the weights."""
+"""AdamW or Muon with warm-up and decay, and an average of the weights."""
 
 import dataclasses
+import re
 from typing import Literal
 
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from jaxtyping import Array, Float
 
 from vggt_jax.errors import InputError
 
+# Stacked matrices of the transformer blocks of encoder, trunk and camera head.
+_MATRIX_OF_BLOCK = re.compile(r"(blocks|camera_head\.trunk)\..*(qkv|proj|fc1|fc2)\.kernel$")
+_RMS_OF_ADAM = 0.2  # root mean square of an update of AdamW, about (arXiv:2502.16982, section 2.2)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerSettings:
-    """AdamW, its schedule and the average of the weights."""
+    """The optimiser, its schedule and the average of the weights."""
+
+    method: Literal["adamw", "muon"] = "adamw"
+    """muon orthogonalises the updates of the matrices of all transformer blocks and leaves the other
+    parameters to AdamW, with Nesterov's momentum. Its updates are as large as AdamW's, so that
+    learning rates carry over (arXiv:2502.16982)."""
 
     learning_rate: float = 1e-3
     """The largest, after warm-up. To fine-tune, take a hundredth of it."""
@@ -59,11 +70,24 @@ def learning_rate(
 
 
 def make_optimizer(settings: OptimizerSettings) -> optax.GradientTransformation:
-    """Adam with decay, at a learning rate of 1: the step multiplies by `-learning_rate`."""
-    return optax.chain(
-        optax.scale_by_adam(b1=settings.beta1, b2=settings.beta2),
-        optax.add_decayed_weights(settings.weight_decay, mask=decays),
-    )
+    """The optimiser at a learning rate of 1: the step multiplies by `-learning_rate`."""
+    scale = optax.scale_by_adam(b1=settings.beta1, b2=settings.beta2)
+    if settings.method == "muon":
+        muon = optax.contrib.muon(
+            1.0,
+            adam_b1=settings.beta1,
+            adam_b2=settings.beta2,
+            muon_weight_dimension_numbers=_matrices_of_blocks,
+            consistent_rms=_RMS_OF_ADAM,
+        )
+        scale = optax.chain(muon, optax.scale(-1.0))
+    return optax.chain(scale, optax.add_decayed_weights(settings.weight_decay, mask=decays))
+
+
+def _matrices_of_blocks(params: dict[str, Array]) -> dict:
+    """The axes of inputs and outputs of what Muon is for, `[layers, inputs, outputs]`; others have None."""
+    axes = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
+    return {name: axes if _MATRIX_OF_BLOCK.search(name) else None for name in params}
 
 
 def decays(params: dict[str, Array]) -> dict[str, bool]:

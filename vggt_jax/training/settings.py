@@ -13,6 +13,7 @@ from vggt_jax.training.variants import DEFAULT_VARIANTS, Variant
 FREE_ON_RESUME = (
     "steps",
     "max_minutes",
+    "fit_to_minutes",
     "save_minutes",
     "keep",
     "validate_every",
@@ -42,6 +43,9 @@ class TrainSettings:
     max_minutes: float | None = None
     """Stop in time to have saved and exported after this many minutes since the start of the
     command, compilation included."""
+    fit_to_minutes: bool = False
+    """Let the schedule of the learning rate end with max-minutes: `steps` is what fits by the speed so
+    far, and changes a little with every dispatch."""
     config: pathlib.Path | None = None
     """JSON file with sizes of the model, the fields of VGGTConfig; by default the small model of
     the project."""
@@ -87,6 +91,8 @@ class TrainSettings:
         for name in ("validate_every", "render_at_once"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} is {getattr(self, name)}, and must not be negative")
+        if self.fit_to_minutes and self.max_minutes is None:
+            raise InputError("fit-to-minutes needs max-minutes")
         if not self.variants:
             raise InputError("variants: at least one is needed")
         if unknown := set(self.execution.recompute) - set(PARTS):

@@ -18,6 +18,7 @@ from vggt_jax.training.state import TrainState, with_named
 from vggt_jax.training.validation import scene_metrics
 from vggt_jax.training.variants import Variant
 
+_FRAMES_KEY = 2**31 - 1
 AXIS = "data"  # of the mesh: devices, each with its part of the scenes
 
 # Scenes of these keys, `[b]`, with so many frames of (height, width); a pure function.
@@ -58,9 +59,11 @@ def make_steps(
     local_scenes = variant.num_scenes // mesh.size
     size = (variant.height, variant.width)
 
-    def loss(params, scenes):
-        output = predict(with_named(recipe.model, params), scenes.images, recipe.execution)
-        parts = losses(output, normalize_scenes(scenes), recipe.weights)
+    def loss(params, scenes, dense_frames):
+        model = with_named(recipe.model, params)
+        output = predict(model, scenes.images, recipe.execution, dense_frames=dense_frames)
+        targets = normalize_scenes(scenes).with_maps_of(dense_frames)
+        parts = losses(output, targets, recipe.weights)
         return parts["total"], parts
 
     def step(state, key, total_steps):
@@ -69,7 +72,10 @@ def make_steps(
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
         with jax.named_scope("render"):
             scenes = recipe.render(keys, variant.num_frames, size)
-        gradients, parts = jax.grad(loss, has_aux=True)(state.params, scenes)
+        # Scenes of a batch are numbered from 0, so this key is none of theirs.
+        key_frames = jax.random.fold_in(key, _FRAMES_KEY)
+        dense_frames = recipe.execution.dense_frames(key_frames, variant.num_frames)
+        gradients, parts = jax.grad(loss, has_aux=True)(state.params, scenes, dense_frames)
         gradients = {
             name: jnp.zeros_like(x) if name.startswith(recipe.frozen) else x
             for name, x in gradients.items()
