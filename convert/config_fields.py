@@ -43,7 +43,7 @@ def complete_fields(
         released: every field with its default, whose type is the field's.
         origin: where the fields come from, for messages.
         model: name of the family, such as VGGT, for messages.
-        may_be_zero: the integers, or lists of them, that need not be positive.
+        may_be_zero: the numbers, or lists of them, that need not be positive.
 
     Raises:
         CheckpointError: a field is unknown or has a wrong type.
@@ -90,7 +90,9 @@ def _unmet_type(default: Any, value: Any, least: int) -> str | None:
             return None if is_count(value) else f"an integer of at least {least}"
         case float():
             number = isinstance(value, int | float) and not isinstance(value, bool)
-            return None if number and 0 < value < float("inf") else "a positive number"
+            if number and 0 <= value < float("inf") and (value > 0 or least == 0):
+                return None
+            return "a positive number" if least else "a number of at least 0"
         case list():
             right = (
                 isinstance(value, list | tuple) and len(value) == 4 and all(map(is_count, value))

@@ -35,6 +35,7 @@ RELEASED: Config = {
     "enable_depth": True,
     "enable_point": True,
     "enable_track": True,
+    "pixel_centre": 0.0,
 }
 """The released VGGT-1B, which is also the default of every field of a configuration."""
 
@@ -67,7 +68,11 @@ def complete_config(fields: Mapping[str, Any], origin: str) -> Config:
         CheckpointError: a field is unknown, has a wrong type or does not fit the others.
     """
     config = complete_fields(
-        fields, RELEASED, origin, model="VGGT", may_be_zero=("num_register_tokens", "dpt_layers")
+        fields,
+        RELEASED,
+        origin,
+        model="VGGT",
+        may_be_zero=("num_register_tokens", "dpt_layers", "pixel_centre"),
     )
     for name, factor, divisor in (
         ("img_size", 1, "patch_size"),
@@ -86,6 +91,8 @@ def complete_config(fields: Mapping[str, Any], origin: str) -> Config:
         values = config[name] if isinstance(config[name], list) else [config[name]]
         if any(value % 4 for value in values):
             raise CheckpointError(f"{origin}: {name}={config[name]} must be a multiple of 4")
+    if config["pixel_centre"] >= 1:
+        raise CheckpointError(f"{origin}: pixel_centre={config['pixel_centre']} must be below 1")
     if max(config["dpt_layers"]) >= config["depth"]:
         raise CheckpointError(
             f"{origin}: dpt_layers={config['dpt_layers']} must be below depth={config['depth']}"

@@ -129,7 +129,8 @@ def run(args):
         "seconds": round(time.perf_counter() - start),
         "command": "python scripts/sparsity_accuracy.py " + " ".join(sys.argv[1:]),
     }
-    lines = [{"run": about}] + [summarise(setting, found) for setting, found in results.items()]
+    dense = next(iter(results.values()))
+    lines = [{"run": about}] + [summarise(setting, found, dense) for setting, found in results.items()]  # fmt: skip
     args.out.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
     args.out.with_suffix(".jsonl").write_text(text)
@@ -246,11 +247,9 @@ def aggregate(model, images, tokens, *, attention, compute_dtype, taps=None):
 def compare(model, images, trunk, truth, *, compute_dtype, max_points):
     """Metrics by name, one number for each scene."""
     output = model.decode(trunk, model.layout(images), compute_dtype=compute_dtype)
-    if isinstance(output, Pi3Output):
-        fields, pixel_centre = output.scene(), 0.5
-    else:
-        fields, pixel_centre = output.scene(images.shape[2:4]), 0.0
-    recon = vggt_jax.Reconstruction(images=images, pixel_centre=pixel_centre, **fields)
+    is_pi3 = isinstance(output, Pi3Output)
+    fields = output.scene() if is_pi3 else output.scene(images.shape[2:4])
+    recon = vggt_jax.Reconstruction(images=images, pixel_centre=model.pixel_centre, **fields)
     points = None
     if model.point_sources:
         points = recon.points_from_depth() if model.point_sources[0] == "depth" else recon.world_points  # fmt: skip
@@ -273,27 +272,40 @@ def evaluate(args, model, images, tokens, truth, attention) -> dict:
     return {"metrics": metrics, "stats": {} if stats is None else vars(stats)}
 
 
-def summarise(setting: Setting, batches: list[dict]) -> dict:
-    """A line of the results: means over scenes, their standard errors, means by layer."""
+def summarise(setting: Setting, batches: list[dict], dense: list[dict]) -> dict:
+    """A line of the results: means over scenes, what they gain on dense attention in the same scenes, the
+    standard errors of both, means by layer."""
     line = {"rule": setting.rule, "dropped": setting.dropped}
     for name in ("seed", "threshold"):
         if (value := getattr(setting, name)) is not None:
             line[name] = value
-    metrics, errors, failed = {}, {}, 0
+    metrics, errors, differences, failed = {}, {}, {}, 0
+    of_all = lambda batches, name: np.concatenate(
+        [batch["metrics"][name] for batch in batches]
+    ).astype(np.float64)
     for name in batches[0]["metrics"]:
-        values = np.concatenate([batch["metrics"][name] for batch in batches]).astype(np.float64)
+        values = of_all(batches, name)
+        differences[name] = mean_and_error(values - of_all(dense, name))
         failed = max(failed, int(np.isinf(values).sum()))
-        values = values[~np.isnan(values)]  # where the truth does not define it
-        metrics[name] = number(values.mean()) if values.size else None
-        is_spread = values.size > 1 and np.isfinite(values).all()
-        errors[name] = number(values.std(ddof=1) / math.sqrt(values.size)) if is_spread else None
-    line |= {"metrics": metrics, "standard_errors": errors, "failed_scenes": failed}
+        metrics[name], errors[name] = mean_and_error(values)
+    line |= {"metrics": metrics, "standard_errors": errors, "differences": differences}
+    line["failed_scenes"] = failed
     for name in batches[0]["stats"]:
         values = np.concatenate([batch["stats"][name] for batch in batches]).astype(np.float64)
         is_measured = ~np.isnan(values)
         line[name] = number(values[is_measured].mean()) if is_measured.any() else None
         line[f"{name}_by_layer"] = [number(x) for x in values.mean((0, 2))]
     return line
+
+
+def mean_and_error(values: np.ndarray) -> tuple[float | None, float | None]:
+    """The mean, and its standard error where there are two or more; NaN does not count."""
+    values = values[~np.isnan(values)]
+    if not values.size:
+        return None, None
+    is_spread = values.size > 1 and np.isfinite(values).all()
+    error = number(values.std(ddof=1) / math.sqrt(values.size)) if is_spread else None
+    return number(values.mean()), error
 
 
 def number(x: float) -> float | None:
@@ -335,10 +347,10 @@ def tables(about: dict, lines: list[dict]) -> str:
         f"frames of {width}x{height}, {about['tokens']} tokens; blocks of {about['block_q']} queries "
         f"and {about['block_k']} keys; {about['device']}, JAX {about['jax']}.",
         "",
-        "| rule | asked to drop | density | covered | saved | entropy | "
+        "| rule | asked to drop | density | covered | saved | entropy | AUC@30 - dense | "
         + " | ".join(columns.values())
         + " |",  # fmt: skip
-        "|" + "---|" * (6 + len(columns)),
+        "|" + "---|" * (7 + len(columns)),
     ]
     for line in lines:
         share = lambda name: cell(line.get(name), ".3f")
@@ -349,6 +361,7 @@ def tables(about: dict, lines: list[dict]) -> str:
             rule += f" ({line['threshold']:g})"
         cells = [rule, "" if rule in ("dense", "everything") else f"{line['dropped']:.0%}"]
         cells += [share("density"), share("covered"), share("saved"), share("entropy")]
+        cells.append(difference(line, "auc_30"))
         cells += [cell(line["metrics"].get(name), ".2f" if name == "rpe_rotation" else ".3f") for name in columns]  # fmt: skip
         text.append("| " + " | ".join(cells) + " |")
     by_layer = [line for line in first_seeds(lines) if "entropy_by_layer" in line]
@@ -369,6 +382,14 @@ def tables(about: dict, lines: list[dict]) -> str:
 def first_seeds(lines: list[dict]) -> list[dict]:
     """One line for each rule and share."""
     return list({(line["rule"], line["dropped"]): line for line in reversed(lines)}.values())[::-1]
+
+
+def difference(line: dict, name: str) -> str:
+    """What a metric gains on dense attention in the same scenes, with its standard error."""
+    mean, error = line.get("differences", {}).get(name, (None, None))
+    if line["rule"] == "dense" or mean is None:
+        return ""
+    return f"{mean:+.3f}" + ("" if error is None else f" ± {error:.3f}")
 
 
 def cell(value: float | None, digits: str) -> str:

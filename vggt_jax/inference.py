@@ -67,13 +67,15 @@ def reconstruct(
     )
     if isinstance(output, Pi3Output):
         fields = output.scene()
-        conventions = {"confidence_kind": "sigmoid", "pixel_centre": 0.5}
+        kind = "sigmoid"
     else:
         fields = output.scene(images.shape[-3:-1])
-        conventions = {"confidence_kind": "one_plus_exp", "pixel_centre": 0.0}
+        kind = "one_plus_exp"
     if one_scene:
         fields = jax.tree.map(lambda x: x[0], fields)
-    return Reconstruction(images=images, **conventions, **fields)
+    return Reconstruction(
+        images=images, confidence_kind=kind, pixel_centre=model.pixel_centre, **fields
+    )
 
 
 _reconstruct = jax.jit(reconstruct, static_argnames=("attention", "compute_dtype"))

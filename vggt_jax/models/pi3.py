@@ -80,6 +80,8 @@ class Pi3(nnx.Module):
         self.camera_decoder = decoder(config.camera_dim)
         self.camera_head = PoseHead(config.camera_dim, rngs=rngs)
 
+    pixel_centre = 0.5  # see `Reconstruction.pixel_centre`
+
     @property
     def point_sources(self) -> tuple[str, ...]:
         """Where a point cloud can come from, the best first: "head" or "depth"."""

@@ -90,6 +90,11 @@ class VGGT(nnx.Module):
         self.track_head = track() if config.enable_track else None
 
     @property
+    def pixel_centre(self) -> float:
+        """See `Reconstruction.pixel_centre`."""
+        return self.config.pixel_centre
+
+    @property
     def point_sources(self) -> tuple[str, ...]:
         """Where a point cloud can come from, the best first: "depth" (and cameras) or "head"."""
         has_depth = self.depth_head is not None and self.camera_head is not None

@@ -43,6 +43,7 @@ def small_config() -> VGGTConfig:
         dpt_out_channels=(32, 64, 128, 128),
         dpt_layers=(2, 4, 5, 6),
         enable_track=False,
+        pixel_centre=0.5,
     )
 
 
