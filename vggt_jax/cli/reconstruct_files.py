@@ -299,6 +299,7 @@ def _write(
             transforms=frames.transforms,
             camera_from_world=result.camera_from_world,
             intrinsics=result.intrinsics,
+            pixel_centre=result.pixel_centre,
         )
     export.write_scene_pictures(folder, result, valid)
     if points is None:
