@@ -210,8 +210,14 @@ def test_lengths_that_give_no_scale(scene):
         (lambda: calibration.scaled(scene, 1e39), "factor=1e.39 takes lengths out of the range"),
         (lambda: calibration.scaled(scene, 1e-39), "factor=1e-39 takes lengths out of the range"),
         (lambda: calibration.scaled(scene, 3e38), "factor=3e.38 takes lengths out of the range"),
-        (lambda: distance(without("depth", "world_points"), 1.0, pixels=ends), "depth with cameras"),
-        (lambda: distance(without("camera_from_world", "world_points"), 1.0, pixels=ends), "neither"),
+        (
+            lambda: distance(without("depth", "world_points"), 1.0, pixels=ends),
+            "depth with cameras",
+        ),
+        (
+            lambda: distance(without("camera_from_world", "world_points"), 1.0, pixels=ends),
+            "neither",
+        ),
         (lambda: distance(without("camera_from_world"), 1.0, cameras=(0, 1)), "no cameras"),
     ]:
         with pytest.raises(InputError, match=what):

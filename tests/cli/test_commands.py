@@ -77,9 +77,8 @@ def test_view(results, photographs, checkpoint, run, refused, monkeypatch):
     assert (options["host"], options["port"], options["max_points"]) == ("127.0.0.1", 8123, 99)
     assert options["confidence_percentile"] == 40 and others["points"] == "head"
     np.testing.assert_array_equal(first.images, second.images)
-    confident = first.world_points_confidence > threshold
-    assert 0 < confident.mean() < 1
-    np.testing.assert_array_equal(second.mask, confident)
+    assert options["min_confidence"] is None and others["confidence_percentile"] is None
+    assert others["min_confidence"] == threshold and second.mask is None
     assert "too late" in refused("view", results, "--sparse-ratio", 0.5)
 
 

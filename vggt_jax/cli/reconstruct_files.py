@@ -16,6 +16,13 @@ import tqdm
 from vggt_jax import export, inference, memory
 from vggt_jax.checkpoint import Model, cache_folder, load_model
 from vggt_jax.cli.scene import Scene
+from vggt_jax.confidence import (
+    allowed_pixels,
+    confidence_limits,
+    confidence_of,
+    points_of,
+    usable_pixels,
+)
 from vggt_jax.errors import InputError
 from vggt_jax.export.files import output_folder
 from vggt_jax.layers.precision import Precision
@@ -23,10 +30,6 @@ from vggt_jax.outputs import Reconstruction
 from vggt_jax.preprocess import EXTENSIONS, Frames, find_images
 from vggt_jax.results import RESULTS, load_reconstruction
 
-# Which points make the cloud: the most confident three quarters (official file: vggt/demo_viser.py), or,
-# where confidence is a probability, all above this and not at an edge (official file: pi3/example.py).
-_CONFIDENCE_PERCENTILE = 25.0
-_SMALLEST_PROBABILITY = 0.1
 # What a run may write.
 _RESULTS = (
     "predictions.npz",
@@ -285,11 +288,12 @@ def _write(
     max_points: int,
 ) -> int:
     """Writes all files and returns how many points the cloud has."""
-    valid = frames.valid_mask() if result.mask is None else result.mask
-    is_probability = result.confidence_kind == "sigmoid"
-    if confidence_percentile is None:
-        has_default = not is_probability and min_confidence is None
-        confidence_percentile = _CONFIDENCE_PERCENTILE if has_default else 0.0
+    allowed = allowed_pixels(result)
+    percentile, smallest = confidence_limits(
+        result.confidence_kind,
+        confidence_percentile=confidence_percentile,
+        min_confidence=min_confidence,
+    )
     arrays = inference.prediction_arrays(result, frames)
     export.write_predictions(folder / "predictions.npz", arrays)
     if result.camera_from_world is not None:
@@ -301,19 +305,11 @@ def _write(
             intrinsics=result.intrinsics,
             pixel_centre=result.pixel_centre,
         )
-    export.write_scene_pictures(folder, result, valid)
+    export.write_scene_pictures(folder, result, allowed)
     if points is None:
         return 0
-    if points == "depth":
-        cloud = result.points_from_depth(), result.depth_confidence
-    else:
-        cloud = result.world_points, result.world_points_confidence
-    usable = valid if result.depth_edges is None else valid & ~result.depth_edges
-    is_asked_for = min_confidence is not None
-    if min_confidence is None:
-        min_confidence = _SMALLEST_PROBABILITY if is_probability else 0.0
-    usable = usable & (cloud[1] > min_confidence)
-    if is_asked_for and not usable.any():
+    usable = usable_pixels(result, points, min_confidence=smallest, depth_edges=result.depth_edges)
+    if min_confidence is not None and not usable.any():
         tqdm.tqdm.write(
             f"warning: no point has a confidence above --min-confidence {min_confidence:g}, so that there "
             "is no points.ply",
@@ -322,15 +318,16 @@ def _write(
         return 0
     if not usable.any():
         tqdm.tqdm.write(
-            f"warning: every point lies at an edge of depth or has a confidence of "
-            f"{min_confidence:g} or less, so that the cloud holds them all",
+            f"warning: every point lies at an edge of depth or has a confidence of {smallest:g} or less, "
+            "so that the cloud holds them all",
             file=sys.stderr,
         )
-        usable = valid
+        usable = allowed
     selected, colors = export.select_points(
-        *cloud,
+        points_of(result, points),
+        confidence_of(result, points),
         frames.images,
-        confidence_percentile=confidence_percentile,
+        confidence_percentile=percentile,
         mask=usable,
         max_points=max_points,
     )

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from vggt_jax.confidence import allowed_pixels, confidence_of, percentile_thresholds
 from vggt_jax.errors import InputError
 from vggt_jax.export.colmap import (
     MORE_TRACKS,
@@ -30,7 +31,7 @@ from vggt_jax.export.images import (
 from vggt_jax.export.matching import matched_tracks
 from vggt_jax.export.nerfstudio import POINTS, TRANSFORMS, write_nerfstudio
 from vggt_jax.export.ply import write_point_cloud
-from vggt_jax.export.scene import Cameras, scene_cameras, scene_points, usable_pixels
+from vggt_jax.export.scene import Cameras, confident_pixels, scene_cameras, scene_points
 from vggt_jax.export.tracks import Tracks, tracks_from_depth, tracks_from_head
 from vggt_jax.outputs import Reconstruction
 from vggt_jax.preprocess import FrameTransform
@@ -377,18 +378,13 @@ def _tracks(
                 "this reconstruction has no tracks; reconstruct with query points, or take tracks from "
                 "depth"
             )
-        everything = np.ones(recon.images.shape[:3], np.float32)
-        if recon.mask is not None:
-            everything = everything * recon.mask
-        # Confidence of depth says nothing about tracks, which have visibility and confidence.
-        bare = dataclasses.replace(recon, depth_edges=None)
-        usable, _ = usable_pixels(bare, everything, min_confidence=0.0)
         return tracks_from_head(
             cameras,
             recon.tracks[:, :max_points],
             recon.track_visibility[:, :max_points],
             recon.track_confidence[:, :max_points],
-            usable,
+            # Confidence of depth says nothing about tracks, which have visibility and confidence.
+            allowed_pixels(recon),
             recon.images,
             min_visibility=min_visibility,
             **limits,
@@ -397,16 +393,14 @@ def _tracks(
         raise InputError(f"tracks={source!r} must be depth or head")
     if recon.depth is None:
         raise InputError("tracks from depth need a model with a depth head")
-    confidence = np.asarray(recon.depth_confidence)
-    usable, percentile = usable_pixels(
+    confidence = confidence_of(recon, "depth")
+    usable, percentile = confident_pixels(
         recon,
-        confidence,
+        "depth",
         confidence_percentile=confidence_percentile,
         min_confidence=min_confidence,
     )
-    usable &= np.isfinite(confidence)
-    if usable.any():
-        usable &= confidence >= np.percentile(confidence[usable], percentile, method="lower")
+    usable &= confidence >= percentile_thresholds(confidence[usable], percentile)
     return tracks_from_depth(
         cameras,
         np.asarray(recon.depth),
