@@ -1,5 +1,6 @@
 """What every format is made of: cameras of the photographs, and the points that are good enough."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -70,7 +71,8 @@ def scene_cameras(recon: Reconstruction) -> Cameras:
         raise InputError("several scenes cannot be exported together; give one, without scene axis")
     if recon.camera_from_world is None or recon.intrinsics is None:
         raise InputError("this reconstruction has no cameras; use a model with a camera head")
-    names, transforms = _names(recon), scene_transforms(recon)
+    names = checked_names(recon.names, len(recon.images))
+    transforms = scene_transforms(recon)
     poses = np.asarray(recon.camera_from_world, np.float64)
     intrinsics = np.array(recon.intrinsics, np.float64)
     intrinsics[:, :2, 2] += 0.5 - recon.pixel_centre
@@ -184,11 +186,23 @@ def scene_points(
     )
 
 
-def _names(recon: Reconstruction) -> tuple[str, ...]:
-    names = recon.names or tuple(f"{i:04d}" for i in range(len(recon.images)))
+def checked_names(
+    names: Sequence[str], num_frames: int, *, distinct: bool = False
+) -> tuple[str, ...]:
+    """Names of frames as relative paths with forward slashes; their numbers where they have none.
+
+    Raises:
+      InputError: a name leaves the folder, or, where they must be distinct, is there twice.
+    """
+    names = tuple(names) or tuple(f"{i:04d}" for i in range(num_frames))
     names = tuple(name.replace("\\", "/") for name in names)
     for i, name in enumerate(names):
         path = PurePosixPath(name)
         if not name or path.is_absolute() or ".." in path.parts:
             raise InputError(f"frame {i}: {name!r} is no name of a file inside a folder of images")
+        if distinct and name in names[:i]:
+            raise InputError(
+                f"{name}: is there twice, and a file can be one image only; reconstruct again "
+                "without the copy"
+            )
     return names
