@@ -9,7 +9,6 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +18,7 @@ from jaxtyping import Float64
 from vggt_jax import geometry
 from vggt_jax.errors import InputError
 from vggt_jax.outputs import Reconstruction
+from vggt_jax.preprocess import Frames
 
 Pixel = tuple[int | str, float, float]
 
@@ -210,7 +210,7 @@ def scale_to_distance(
                 "the distance of pixels needs depth with cameras, or world points, and this model "
                 "predicts neither; give cameras whose distance is known, or scale by a depth"
             )
-        ends = [points[_nearest_pixel(recon, pixel)].astype(np.float64) for pixel in pixels]
+        ends = [points[nearest_pixel(recon, pixel)].astype(np.float64) for pixel in pixels]
     predicted = float(np.linalg.norm(ends[0] - ends[1]))
     if not predicted > 0:  # NaN, too: a masked pixel has no point.
         what = f"{cameras=}" if pixels is None else f"{pixels=}"
@@ -233,7 +233,7 @@ def scale_to_depth(recon: Reconstruction, depth: float, *, pixel: Pixel) -> Reco
         raise InputError("this model predicts no depth; scale by a distance of cameras instead")
     if not 0 < depth < math.inf:
         raise InputError(f"{depth=} must be positive and finite")
-    predicted = float(recon.depth[_nearest_pixel(recon, pixel)])
+    predicted = float(recon.depth[nearest_pixel(recon, pixel)])
     if not 0 < predicted < math.inf:
         raise InputError(f"{pixel=}: its depth in the scene is {predicted}; choose another")
     return scaled(recon, depth / predicted)
@@ -257,15 +257,19 @@ def frame_index(names: Sequence[str], num_frames: int, frame: int | str) -> int:
     return frame
 
 
-def _nearest_pixel(recon: Reconstruction, pixel: Pixel) -> tuple[Any, ...]:
-    """(frame, row, column) of a pixel of a photograph."""
+def nearest_pixel(frames: Frames | Reconstruction, pixel: Pixel) -> tuple[int, int, int]:
+    """(frame, row, column) of a pixel of a photograph.
+
+    Raises:
+        InputError: the frame does not exist, or does not show the pixel.
+    """
     frame, x, y = pixel
-    frame = frame_index(recon.names, len(recon.images), frame)
+    frame = frame_index(frames.names, len(frames.images), frame)
     position = np.array([x, y], np.float64)
-    if recon.transforms:
-        position = recon.transforms[frame].pixels_to_model(position)
-    height, width = recon.images.shape[1:3]
+    if frames.transforms:
+        position = frames.transforms[frame].pixels_to_model(position)
+    height, width = frames.images.shape[1:3]
     if not ((position >= -0.5) & (position <= (width - 0.5, height - 0.5))).all():
         raise InputError(f"{pixel=} lies outside the part of the photograph that the frame shows")
-    column, row = np.clip(np.floor(position + 0.5), 0, (width - 1, height - 1)).astype(int)
+    column, row = np.clip(np.floor(position + 0.5), 0, (width - 1, height - 1)).astype(int).tolist()
     return frame, row, column

@@ -26,16 +26,17 @@ from vggt_jax.confidence import (
 from vggt_jax.errors import InputError
 from vggt_jax.export.files import output_folder
 from vggt_jax.layers.precision import Precision
+from vggt_jax.models.vggt import VGGT
 from vggt_jax.outputs import Reconstruction
-from vggt_jax.preprocess import EXTENSIONS, Frames, find_images
-from vggt_jax.results import RESULTS, load_reconstruction
+from vggt_jax.preprocess import EXTENSIONS, OVERVIEW, RESULTS, Frames, find_images
+from vggt_jax.results import load_reconstruction
 
 # What a run may write.
 _RESULTS = (
-    "predictions.npz",
+    RESULTS,
     "points.ply",
     "cameras.json",
-    "overview.png",
+    OVERVIEW,
     "depth_pictures",
     "track_pictures",
 )
@@ -56,9 +57,14 @@ def reconstruct_files(
     """
     scene.check()
     paths = scene.paths()
-    if paths[0].is_dir() and out.exists() and out.samefile(paths[0]):
-        raise InputError(f"{out}: holds the photographs; choose another --out")
     _check_photographs(paths, allow_single_image=scene.allow_single_image)
+    folders = {
+        path if path.is_dir() else path.parent
+        for path in paths
+        if path.is_dir() or path.suffix.lower() in EXTENSIONS
+    }
+    if out.exists() and any(out.samefile(folder) for folder in folders):
+        raise InputError(f"{out}: holds the photographs; choose another --out")
     with output_folder(out, overwrite=overwrite, stale=_RESULTS) as folder, Steps(5) as steps:
         result, frames, points = reconstruct_photographs(scene, steps)
         with steps("writing files"):
@@ -89,22 +95,22 @@ def read_or_reconstruct(scene: Scene) -> Reconstruction:
         InputError: results, photographs or options cannot be used, or memory is short.
         convert.CheckpointError: the model cannot be loaded.
     """
-    paths = scene.paths()
-    if not (paths[0].name == RESULTS or (paths[0] / RESULTS).is_file()):
+    if (results := scene.results()) is None:
         with Steps(4) as steps:
             result, _, _ = reconstruct_photographs(scene, steps)
         print(steps)
         return result
     scene.check_of_results()
-    if len(paths) > 1:
-        raise InputError(f"{paths[0]}: holds results; give one folder of results alone")
+    if len(scene.sources) > 1:
+        raise InputError(f"{results}: holds results; give one folder of results alone")
     if changed := scene.changed_for_photographs():
         raise InputError(
-            f"{paths[0]}: holds results, for which --{changed[0].replace('_', '-')} comes too late; "
+            f"{results}: holds results, for which --{changed[0].replace('_', '-')} comes too late; "
             "leave it out, or give the photographs"
         )
-    recon = load_reconstruction(paths[0])
+    recon = load_reconstruction(results)
     frames = Frames(images=recon.images, names=recon.names, transforms=recon.transforms)
+    scene.check_of_frames(frames)
     mask = inference.usable_mask(frames, scene.masks, scene.background())
     intrinsics = scene.known_intrinsics(frames)
     recon = inference.with_known(
@@ -139,6 +145,7 @@ def reconstruct_photographs(
     points = _source_of_points(network, scene.point_source(), scene.model)
     if scene.mask_edges and "depth" not in network.point_sources:
         raise InputError(f"{scene.model}: predicts no depth for --mask-edges; leave it out")
+    _check_heads(network, scene)
     with steps("reading photographs"):
         frames = inference.read_frames(
             paths[0] if len(paths) == 1 else list(paths),
@@ -154,6 +161,7 @@ def reconstruct_photographs(
                 f"{paths[0]}: one frame is no scene; take more with --frames or --fps, or "
                 "--allow-single-image (the models were not trained for it)"
             )
+        scene.check_of_frames(frames)
         first = inference.reference_index(scene.reference, frames, network)
         mask = inference.usable_mask(frames, scene.masks, scene.background())
         intrinsics = scene.known_intrinsics(frames)
@@ -214,6 +222,17 @@ def _source_of_points(
             f"{model}: has no heads for --points {points}, only for {', '.join(possible) or 'none'}"
         )
     return points or next(iter(possible), None)
+
+
+def _check_heads(network: Model, scene: Scene) -> None:
+    """Checks that a model predicts what a known length is compared with."""
+    for option, head, what in (
+        ("known_distance", "camera_head", "cameras"),
+        ("known_depth", "depth_head", "depth"),
+    ):
+        if scene.changed(option) and isinstance(network, VGGT) and getattr(network, head) is None:
+            name = f"--{option.replace('_', '-')}"
+            raise InputError(f"{scene.model}: predicts no {what} for {name}; leave it out")
 
 
 def _pixels_of_model(pixels: list[tuple[float, float]], frames: Frames, first: int) -> np.ndarray:
@@ -295,7 +314,7 @@ def _write(
         min_confidence=min_confidence,
     )
     arrays = inference.prediction_arrays(result, frames)
-    export.write_predictions(folder / "predictions.npz", arrays)
+    export.write_predictions(folder / RESULTS, arrays)
     if result.camera_from_world is not None:
         export.write_cameras(
             folder / "cameras.json",

@@ -3,6 +3,7 @@
 import dataclasses
 
 from vggt_jax.cli.scene import Flag, OptionalInt, Scene
+from vggt_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,9 +26,13 @@ class View(Scene):
     def run(self) -> None:
         from vggt_jax.cli.reconstruct_files import read_or_reconstruct
         from vggt_jax.viewer import view
-        from vggt_jax.viewer.server import import_viser
+        from vggt_jax.viewer.server import checked_port, import_viser
 
-        import_viser()  # What is missing shows before the long work.
+        # What is missing or wrong shows before the long work.
+        import_viser()
+        if self.max_points < 1:
+            raise InputError(f"--max-points={self.max_points} must be at least 1")
+        checked_port(self.host, self.port)
         recon = read_or_reconstruct(self)
         view(
             recon,

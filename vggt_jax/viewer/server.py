@@ -103,7 +103,7 @@ class Viewer:
             raise InputError("edges of depth need a reconstruction with depth")
         if hide_edges is None:
             hide_edges = recon.depth_edges is not None
-        port = _checked_port(host, port)
+        port = checked_port(host, port)
 
         self._recon = recon
         self._max_points = max_points
@@ -548,8 +548,12 @@ def view(
             print()
 
 
-def _checked_port(host: str, port: int | None) -> int:
-    """A port that can be listened at. viser would try others without a word, and wait forever."""
+def checked_port(host: str, port: int | None) -> int:
+    """A port that can be listened at. viser would try others without a word, and wait forever.
+
+    Raises:
+        InputError: there is none.
+    """
     if port is not None and not 0 <= port <= 65_535:
         raise InputError(f"{port=} must lie between 0 (any free one) and 65535")
     candidates = range(_FIRST_PORT, _FIRST_PORT + 100) if port is None else [port]
