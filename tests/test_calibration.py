@@ -218,6 +218,7 @@ def test_lengths_that_give_no_scale(scene):
             lambda: distance(without("camera_from_world", "world_points"), 1.0, pixels=ends),
             "neither",
         ),
+        (lambda: distance(without("intrinsics", "world_points"), 1.0, pixels=ends), "neither"),
         (lambda: distance(without("camera_from_world"), 1.0, cameras=(0, 1)), "no cameras"),
     ]:
         with pytest.raises(InputError, match=what):

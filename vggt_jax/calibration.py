@@ -201,7 +201,8 @@ def scale_to_distance(
         where = np.asarray(geometry.camera_positions(cameras_in_world), np.float64)
         ends = [where[frame_index(recon.names, len(where), frame)] for frame in cameras]
     else:
-        if recon.depth is not None and recon.camera_from_world is not None:
+        cameras_found = recon.camera_from_world is not None and recon.intrinsics is not None
+        if recon.depth is not None and cameras_found:
             points = recon.points_from_depth()
         elif recon.world_points is not None:
             points = recon.world_points

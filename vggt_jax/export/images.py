@@ -47,6 +47,8 @@ def find_photographs(
     Raises:
       InputError: a photograph is missing, there are too many or too few, or the video is another.
     """
+    if isinstance(images, (str, os.PathLike)) and _is_picture(Path(images)):
+        images = [images]
     if not isinstance(images, (str, os.PathLike)):
         paths = tuple(map(Path, images))
         if len(paths) != len(names):
@@ -80,6 +82,10 @@ def _in_folder(folder: Path, name: str) -> Path:
         for extension in extensions
     ]
     return next((path for path in tried if path.is_file()), tried[0])
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in EXTENSIONS and not path.is_dir()
 
 
 def has_extension(name: str) -> bool:

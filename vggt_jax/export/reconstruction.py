@@ -323,7 +323,9 @@ class _Photographs:
                 return made(called, paths=paths, are_written=False)
             # Frames of arrays have no extension: it is that of their file.
             called = tuple(
-                name if has_extension(name) else f"{name}{file.suffix}"
+                name
+                if has_extension(name) or PurePosixPath(name).name == file.name
+                else f"{name}{file.suffix}"
                 for name, file in zip(names, paths, strict=True)
             )
             return made(called, paths=paths, are_written=True)
