@@ -11,6 +11,7 @@ from PIL import Image
 
 import vggt_jax
 from vggt_jax import InputError, Reconstruction, calibration, geometry
+from vggt_jax.export import write_cameras
 from vggt_jax.preprocess import load_images
 
 RNG = np.random.default_rng(11)
@@ -84,12 +85,17 @@ def test_what_are_no_intrinsics(scene, intrinsics, what):
 
 def test_intrinsics_come_from_a_file(tmp_path):
     path = tmp_path / "cameras.json"
+    known = [calibration.pinhole(7 + i, (3, 4)) for i in range(3)]
     frames = [
-        {"name": f"{i}.png", "intrinsics_original": (np.eye(3) + i).tolist()} for i in range(3)
+        {"name": f"{i}.png", "intrinsics_original": matrix.tolist()}
+        for i, matrix in enumerate(known)
     ]
+    frames[1]["intrinsics_original"][0][0] = None
     path.write_text(json.dumps({"frames": frames, "more": 1}))
     found = calibration.read_intrinsics(path, ("2.png", "0.png"))
-    np.testing.assert_array_equal(found, [np.eye(3) + 2, np.eye(3)])
+    np.testing.assert_array_equal(found, [known[2], known[0]])
+    with pytest.raises(InputError, match="cameras.json: 1.png: intrinsics must be finite"):
+        calibration.read_intrinsics(path, ("1.png",))
     with pytest.raises(InputError, match="has no intrinsics of 5.png"):
         calibration.read_intrinsics(path, ("5.png",))
     for text in ('{"frames": [{"name": "0.png"}]}', "[]", "text", '{"frames": [{"name": "a", "intrinsics_original": [1]}]}'):  # fmt: skip
@@ -98,6 +104,46 @@ def test_intrinsics_come_from_a_file(tmp_path):
             calibration.read_intrinsics(path, ("0.png",))
     with pytest.raises(InputError, match="cannot be read"):
         calibration.read_intrinsics(tmp_path / "none.json", ())
+
+
+@pytest.mark.parametrize("pixel_centre", [0.0, 0.5])
+def test_cameras_that_come_back_keep_their_points(tmp_path, scene, pixel_centre):
+    recon = dataclasses.replace(scene, pixel_centre=pixel_centre)
+    names = ("transforms", "camera_from_world", "intrinsics", "pixel_centre", "names")
+    path = tmp_path / "cameras.json"
+    write_cameras(path, **{name: getattr(recon, name) for name in names})
+    found = calibration.with_intrinsics(recon, calibration.read_intrinsics(path, recon.names))
+    assert found.pixel_centre == 0.5
+    np.testing.assert_allclose(
+        found.points_from_depth(), recon.points_from_depth(), rtol=1e-4, atol=1e-4
+    )
+    # An earlier file without the field is taken as any calibration is.
+    document = json.loads(path.read_text())
+    del document["pixel_centre"]
+    path.write_text(json.dumps(document))
+    read = calibration.read_intrinsics(path, recon.names)
+    frames = document["frames"]
+    np.testing.assert_array_equal(read, [frame["intrinsics_original"] for frame in frames])
+    document["pixel_centre"] = 0.0
+    del frames[1]["model_from_original"]
+    path.write_text(json.dumps(document))
+    with pytest.raises(InputError, match="with `model_from_original` where the file has"):
+        calibration.read_intrinsics(path, recon.names)
+
+
+def test_bad_intrinsics_are_refused_before_the_work(tiny, monkeypatch):
+    monkeypatch.setattr(vggt_jax.inference, "_reconstruct", None)  # Nothing to call.
+    images = np.zeros((2, 28, 28, 3), np.uint8)
+    with pytest.raises(InputError, match=r"must be \[3 3\], or \[2 3 3\]"):
+        vggt_jax.infer(images, model=tiny(), intrinsics=np.eye(4))
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64, float, int, np.array])
+def test_focal_lengths_of_any_kind_of_number(kind):
+    one = calibration.pinhole(kind(50), (20, 15))
+    np.testing.assert_array_equal(one, [[50, 0, 20], [0, 50, 15], [0, 0, 1]])
+    two = calibration.pinhole((kind(50), kind(60)), (kind(20), kind(15)))
+    np.testing.assert_array_equal(two, [[50, 0, 20], [0, 60, 15], [0, 0, 1]])
 
 
 def assert_scaled(recon, scene, factor):
@@ -130,10 +176,12 @@ def test_scale_to_a_distance_of_pixels(scene):
     recon = calibration.scale_to_distance(scene, 7.5, pixels=pixels)
     before = scene.points_from_depth()
     assert_scaled(recon, scene, 7.5 / np.linalg.norm(before[1, 9, 5] - before[2, 27, 40]))
-    only_points = dataclasses.replace(scene, depth=None)
-    recon = calibration.scale_to_distance(only_points, 7.5, pixels=pixels)
-    ends = recon.world_points[1, 9, 5], recon.world_points[2, 27, 40]
-    assert np.linalg.norm(ends[0] - ends[1]) == pytest.approx(7.5, rel=1e-5)
+    # Without depth, and with depth but no cameras to unproject it.
+    for missing in ("depth", "camera_from_world"):
+        only_points = dataclasses.replace(scene, **{missing: None})
+        recon = calibration.scale_to_distance(only_points, 7.5, pixels=pixels)
+        ends = recon.world_points[1, 9, 5], recon.world_points[2, 27, 40]
+        assert np.linalg.norm(ends[0] - ends[1]) == pytest.approx(7.5, rel=1e-5)
 
 
 def test_scale_to_a_depth(scene):
@@ -146,6 +194,8 @@ def test_scale_to_a_depth(scene):
 def test_lengths_that_give_no_scale(scene):
     distance, depth = calibration.scale_to_distance, calibration.scale_to_depth
     masked = vggt_jax.masks.with_mask(scene, np.zeros((S, HEIGHT, WIDTH), bool))
+    without = lambda *names: dataclasses.replace(scene, **dict.fromkeys(names))
+    ends = ((0, 1, 1), (1, 2, 2))
     for call, what in [
         (lambda: distance(scene, 1.0), "either cameras or pixels"),
         (lambda: distance(scene, 0.0, cameras=(0, 1)), "distance=0.0 must be positive"),
@@ -157,6 +207,19 @@ def test_lengths_that_give_no_scale(scene):
         (lambda: depth(scene, float("inf"), pixel=(0, 0, 0)), "positive and finite"),
         (lambda: depth(dataclasses.replace(scene, depth=None), 1.0, pixel=(0, 0, 0)), "no depth"),
         (lambda: calibration.scaled(scene, -1.0), "factor=-1.0"),
+        (lambda: calibration.scaled(scene, 1e39), "factor=1e.39 takes lengths out of the range"),
+        (lambda: calibration.scaled(scene, 1e-39), "factor=1e-39 takes lengths out of the range"),
+        (lambda: calibration.scaled(scene, 3e38), "factor=3e.38 takes lengths out of the range"),
+        (
+            lambda: distance(without("depth", "world_points"), 1.0, pixels=ends),
+            "depth with cameras",
+        ),
+        (
+            lambda: distance(without("camera_from_world", "world_points"), 1.0, pixels=ends),
+            "neither",
+        ),
+        (lambda: distance(without("intrinsics", "world_points"), 1.0, pixels=ends), "neither"),
+        (lambda: distance(without("camera_from_world"), 1.0, cameras=(0, 1)), "no cameras"),
     ]:
         with pytest.raises(InputError, match=what):
             call()

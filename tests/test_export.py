@@ -318,8 +318,10 @@ def test_cameras_come_back(tmp_path):
         transforms=transforms(),
         camera_from_world=camera_from_world,
         intrinsics=intrinsics,
+        pixel_centre=0.25,
     )
     content = strict_json(path)
+    assert content["pixel_centre"] == 0.25 and "0.5" in content["conventions"]["pixel_centre"]
     assert "x right, y down, z forward" in content["conventions"]["axes"]
     first, second = content["frames"]
     assert (first["name"], second["name"]) == ("00.jpg", "küche.jpg")
@@ -342,7 +344,7 @@ def test_what_is_not_finite_or_missing_is_null(tmp_path):
     intrinsics = np.tile(np.eye(3, dtype=np.float32), (2, 1, 1))
     intrinsics[1, 0, 0] = np.inf
     path = tmp_path / "cameras.json"
-    arguments = {"names": ("a", "b"), "transforms": transforms()}
+    arguments = {"names": ("a", "b"), "transforms": transforms(), "pixel_centre": 0.5}
     write_cameras(path, **arguments, camera_from_world=camera_from_world, intrinsics=intrinsics)
     first, second = strict_json(path)["frames"]
     assert first["camera_from_world"] == [[0, 0, 0, 0], [0, 0, None, 0], [0, 0, 0, 0]]
@@ -359,6 +361,7 @@ def test_cameras_of_another_number_of_frames(tmp_path):
         "transforms": transforms(),
         "camera_from_world": np.zeros((2, 3, 4)),
         "intrinsics": np.zeros((2, 3, 3)),
+        "pixel_centre": 0.5,
     }
     bad = {
         "names": ("a",),

@@ -70,13 +70,15 @@ def test_kinds_of_mask_files(tmp_path):
     Image.fromarray((left > 0).astype(np.uint16)).save(tmp_path / "c.png")
     Image.fromarray(rgba).save(tmp_path / "d.png")
     Image.fromarray(left).resize((20, 12), Image.Resampling.NEAREST).save(tmp_path / "e.png")
-    paths = [tmp_path / name for name in ("a.jpg", "b.png", "c.png", "d.png", "e.png")]
-    photographs = [np.zeros((*shape, 3), np.uint8)] * 7
+    # Floats, as programs that estimate masks write them: a little of a grey is not black.
+    Image.fromarray((left / 255 * 0.25).astype(np.float32)).save(tmp_path / "f.tif")
+    paths = [tmp_path / name for name in ("a.jpg", "b.png", "c.png", "d.png", "e.png", "f.tif")]
+    photographs = [np.zeros((*shape, 3), np.uint8)] * 8
     frames = load_images(photographs, size=(8, 40), patch_size=8, mode="pad")
     frames = type(frames)(
-        images=np.zeros((7, *shape, 3), np.uint8),
+        images=np.zeros((8, *shape, 3), np.uint8),
         names=frames.names,
-        transforms=(FrameTransform.identity(shape),) * 7,
+        transforms=(FrameTransform.identity(shape),) * 8,
     )
     found = masks.load_masks([*paths, left.astype(np.float32), Image.fromarray(left)], frames)
     for mask in found:

@@ -153,6 +153,17 @@ def test_folders_are_sorted_as_people_count(tmp_path):
     assert load_images(str(tmp_path), size=14).names == tuple(expected)
 
 
+def test_the_overview_of_results_is_no_photograph(tmp_path):
+    for name in ("0.png", "overview.png"):
+        save(tmp_path / name, picture(5, 7))
+    assert [path.name for path in find_images(tmp_path)] == ["0.png", "overview.png"]
+    (tmp_path / "predictions.npz").write_bytes(b"")
+    assert [path.name for path in find_images(tmp_path)] == ["0.png"]
+    (tmp_path / "0.png").unlink()
+    with pytest.raises(InputError, match="no images in this folder"):
+        find_images(tmp_path)
+
+
 def test_order_does_not_depend_on_the_leading_zeros_alone(tmp_path):
     for name in ("7.png", "07.png", "007.png", "8.png", "a7.png", "1a.png"):
         save(tmp_path / name, picture(5, 7))

@@ -9,7 +9,6 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +18,7 @@ from jaxtyping import Float64
 from vggt_jax import geometry
 from vggt_jax.errors import InputError
 from vggt_jax.outputs import Reconstruction
+from vggt_jax.preprocess import Frames
 
 Pixel = tuple[int | str, float, float]
 
@@ -38,7 +38,19 @@ def with_intrinsics(recon: Reconstruction, intrinsics: ArrayLike) -> Reconstruct
         InputError: another shape, or no intrinsics: focal lengths that are not positive, values that
             are not finite, or a last row other than (0, 0, 1).
     """
-    num_frames = len(recon.images)
+    known = checked_intrinsics(intrinsics, len(recon.images))
+    if recon.transforms:
+        pairs = zip(recon.transforms, known, strict=True)
+        known = np.stack([transform.intrinsics_to_model(matrix) for transform, matrix in pairs])
+    return dataclasses.replace(recon, intrinsics=known.astype(np.float32), pixel_centre=0.5)
+
+
+def checked_intrinsics(intrinsics: ArrayLike, num_frames: int) -> Float64[np.ndarray, "s 3 3"]:
+    """Known intrinsics as `with_intrinsics` takes them, one matrix per frame.
+
+    Raises:
+        InputError: see `with_intrinsics`.
+    """
     known = np.asarray(intrinsics, np.float64)
     if known.shape not in ((3, 3), (num_frames, 3, 3)):
         raise InputError(
@@ -50,18 +62,14 @@ def with_intrinsics(recon: Reconstruction, intrinsics: ArrayLike) -> Reconstruct
         raise InputError("intrinsics must be finite with positive focal lengths [0, 0] and [1, 1]")
     if (known[..., 2, :] != (0, 0, 1)).any() or (known[..., 1, 0] != 0).any():
         raise InputError("intrinsics must be [[fx, skew, cx], [0, fy, cy], [0, 0, 1]]")
-    known = np.broadcast_to(known, (num_frames, 3, 3))
-    if recon.transforms:
-        pairs = zip(recon.transforms, known, strict=True)
-        known = np.stack([transform.intrinsics_to_model(matrix) for transform, matrix in pairs])
-    return dataclasses.replace(recon, intrinsics=known.astype(np.float32), pixel_centre=0.5)
+    return np.broadcast_to(known, (num_frames, 3, 3))
 
 
 def pinhole(
     focal: float | tuple[float, float], centre: tuple[float, float]
 ) -> Float64[np.ndarray, "3 3"]:
     """The matrix of focal lengths (x, y, or one for both) and the principal point (x, y)."""
-    focal_x, focal_y = (focal, focal) if isinstance(focal, float | int) else focal
+    focal_x, focal_y = np.broadcast_to(np.asarray(focal, np.float64), (2,))
     return np.array([[focal_x, 0, centre[0]], [0, focal_y, centre[1]], [0, 0, 1]], np.float64)
 
 
@@ -69,46 +77,91 @@ def read_intrinsics(path: str | os.PathLike, names: Sequence[str]) -> Float64[np
     """Known intrinsics of photographs from a file like the `cameras.json` that `infer` writes.
 
     Args:
-        path: JSON with a list `frames`, each with its `name` and `intrinsics_original`, 3x3. Other
-            fields, and frames of other names, are left aside.
+        path: see `intrinsics_by_name`.
         names: of the frames, as `load_images` gives them.
 
     Raises:
-        InputError: the file cannot be read, is of another form, or lacks a frame.
+        InputError: the file cannot be read, is of another form, lacks a frame, or has values for it that
+            are no intrinsics, such as null.
     """
-    try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-        by_name = {
-            frame["name"]: np.array(frame["intrinsics_original"], np.float64).reshape(3, 3)
-            for frame in document["frames"]
-        }
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path}: must be JSON like cameras.json: a list `frames`, each with `name` and "
-            "`intrinsics_original`, a 3x3 matrix of numbers"
-        ) from error
+    by_name = intrinsics_by_name(path)
     if missing := [name for name in names if name not in by_name]:
         raise InputError(
             f"{path}: has no intrinsics of {missing[0]}, only of {len(by_name)} others"
         )
+    for name in names:
+        try:
+            checked_intrinsics(by_name[name], 1)
+        except InputError as error:
+            raise InputError(f"{path}: {name}: {error}") from error
     return np.stack([by_name[name] for name in names])
+
+
+def intrinsics_by_name(path: str | os.PathLike) -> dict[str, Float64[np.ndarray, "3 3"]]:
+    """The intrinsics of all photographs in a file like `cameras.json`, as `with_intrinsics` takes them.
+
+    `pixel_centre` says where the rays of the file's cameras meet pixels: 0.5, as in any calibration,
+    where it is missing. Intrinsics of another (VGGT's 0) name a principal point that is off by the
+    difference in pixels of the model's frame, which is put right here: the rays stay as they were.
+
+    Args:
+        path: JSON with a list `frames`, each with its `name` and `intrinsics_original`, 3x3, and for a
+            `pixel_centre` other than 0.5 with the `scale` of its `model_from_original`. Other fields are
+            left aside.
+
+    Raises:
+        InputError: the file cannot be read or is of another form.
+    """
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        pixel_centre = float(document.get("pixel_centre", 0.5))
+        by_name = {}
+        for frame in document["frames"]:
+            matrix = np.array(frame["intrinsics_original"], np.float64).reshape(3, 3)
+            if pixel_centre != 0.5:
+                scale = np.array(frame["model_from_original"]["scale"], np.float64).reshape(2)
+                matrix[:2, 2] += (0.5 - pixel_centre) / scale
+            by_name[str(frame["name"])] = matrix
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path}: must be JSON like cameras.json: a list `frames`, each with `name` and "
+            "`intrinsics_original`, a 3x3 matrix of numbers, and with `model_from_original` where the "
+            "file has a `pixel_centre`"
+        ) from error
+    return by_name
 
 
 def scaled(recon: Reconstruction, factor: float) -> Reconstruction:
     """The scene in other units: depth, positions of cameras and points times a factor.
 
     Raises:
-        InputError: the factor is not positive and finite.
+        InputError: the factor is not positive and finite, or takes lengths out of the range of float32.
     """
     if not 0 < factor < math.inf:
         raise InputError(f"{factor=} must be positive and finite")
+    limits = np.finfo(np.float32)
+    outside = InputError(
+        f"{factor=} takes lengths out of the range of float32, {limits.tiny:.0e} to {limits.max:.0e}; "
+        "choose another unit"
+    )
+    if not float(limits.tiny) <= float(factor) <= float(limits.max):
+        raise outside
     factor = np.float32(factor)
+
+    def scale(array):
+        if array is None:
+            return None
+        with np.errstate(over="ignore"):
+            result = factor * array
+        if (np.isinf(result) & np.isfinite(array)).any():
+            raise outside
+        return result
+
     cameras = recon.camera_from_world
     if cameras is not None:
-        cameras = np.concatenate([cameras[..., :3], factor * cameras[..., 3:]], axis=-1)
-    scale = lambda array: None if array is None else factor * array
+        cameras = np.concatenate([cameras[..., :3], scale(cameras[..., 3:])], axis=-1)
     return dataclasses.replace(
         recon,
         camera_from_world=cameras,
@@ -134,8 +187,8 @@ def scale_to_distance(
             pixel of the frame shows (`points_from_depth` where there is depth).
 
     Raises:
-        InputError: not one of cameras and pixels is given, a frame or pixel does not exist or has no
-            point, or the two are at the same place.
+        InputError: not one of cameras and pixels is given, the model predicts nothing to measure between
+            them, a frame or pixel does not exist or has no point, or the two are at the same place.
     """
     if (cameras is None) == (pixels is None):
         raise InputError("give either cameras or pixels whose distance is known")
@@ -148,8 +201,17 @@ def scale_to_distance(
         where = np.asarray(geometry.camera_positions(cameras_in_world), np.float64)
         ends = [where[frame_index(recon.names, len(where), frame)] for frame in cameras]
     else:
-        points = recon.world_points if recon.depth is None else recon.points_from_depth()
-        ends = [points[_nearest_pixel(recon, pixel)].astype(np.float64) for pixel in pixels]
+        cameras_found = recon.camera_from_world is not None and recon.intrinsics is not None
+        if recon.depth is not None and cameras_found:
+            points = recon.points_from_depth()
+        elif recon.world_points is not None:
+            points = recon.world_points
+        else:
+            raise InputError(
+                "the distance of pixels needs depth with cameras, or world points, and this model "
+                "predicts neither; give cameras whose distance is known, or scale by a depth"
+            )
+        ends = [points[nearest_pixel(recon, pixel)].astype(np.float64) for pixel in pixels]
     predicted = float(np.linalg.norm(ends[0] - ends[1]))
     if not predicted > 0:  # NaN, too: a masked pixel has no point.
         what = f"{cameras=}" if pixels is None else f"{pixels=}"
@@ -172,7 +234,7 @@ def scale_to_depth(recon: Reconstruction, depth: float, *, pixel: Pixel) -> Reco
         raise InputError("this model predicts no depth; scale by a distance of cameras instead")
     if not 0 < depth < math.inf:
         raise InputError(f"{depth=} must be positive and finite")
-    predicted = float(recon.depth[_nearest_pixel(recon, pixel)])
+    predicted = float(recon.depth[nearest_pixel(recon, pixel)])
     if not 0 < predicted < math.inf:
         raise InputError(f"{pixel=}: its depth in the scene is {predicted}; choose another")
     return scaled(recon, depth / predicted)
@@ -196,15 +258,19 @@ def frame_index(names: Sequence[str], num_frames: int, frame: int | str) -> int:
     return frame
 
 
-def _nearest_pixel(recon: Reconstruction, pixel: Pixel) -> tuple[Any, ...]:
-    """(frame, row, column) of a pixel of a photograph."""
+def nearest_pixel(frames: Frames | Reconstruction, pixel: Pixel) -> tuple[int, int, int]:
+    """(frame, row, column) of a pixel of a photograph.
+
+    Raises:
+        InputError: the frame does not exist, or does not show the pixel.
+    """
     frame, x, y = pixel
-    frame = frame_index(recon.names, len(recon.images), frame)
+    frame = frame_index(frames.names, len(frames.images), frame)
     position = np.array([x, y], np.float64)
-    if recon.transforms:
-        position = recon.transforms[frame].pixels_to_model(position)
-    height, width = recon.images.shape[1:3]
+    if frames.transforms:
+        position = frames.transforms[frame].pixels_to_model(position)
+    height, width = frames.images.shape[1:3]
     if not ((position >= -0.5) & (position <= (width - 0.5, height - 0.5))).all():
         raise InputError(f"{pixel=} lies outside the part of the photograph that the frame shows")
-    column, row = np.clip(np.floor(position + 0.5), 0, (width - 1, height - 1)).astype(int)
+    column, row = np.clip(np.floor(position + 0.5), 0, (width - 1, height - 1)).astype(int).tolist()
     return frame, row, column

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 
 from vggt_jax import geometry
-from vggt_jax.calibration import frame_index, with_intrinsics
+from vggt_jax.calibration import checked_intrinsics, frame_index, with_intrinsics
 from vggt_jax.checkpoint import Model, load_model
 from vggt_jax.errors import InputError
 from vggt_jax.layers.attention import Dense
@@ -142,6 +142,8 @@ def infer(
     )
     first = reference_index(reference, photographs, model)
     mask = usable_mask(photographs, masks, background)
+    if intrinsics is not None:
+        intrinsics = checked_intrinsics(intrinsics, len(photographs.images))
     ordered = with_first(photographs, first)
     inputs = model_inputs(ordered, model=model, query_points=query_points, pad_frames=pad_frames)
     result = _reconstruct(model, **inputs, attention=attention, compute_dtype=compute_dtype)

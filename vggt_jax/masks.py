@@ -194,7 +194,7 @@ def _read_mask(source: Any, label: str) -> Bool[np.ndarray, "height width"]:
 
 
 def _used_pixels(image: Image.Image) -> Bool[np.ndarray, "height width"]:
-    smallest = _HALF_GREY if image.format == "JPEG" else 1
+    is_jpeg = image.format == "JPEG"
     image = ImageOps.exif_transpose(image)
     used = np.ones((image.height, image.width), bool)
     if image.has_transparency_data:
@@ -202,7 +202,9 @@ def _used_pixels(image: Image.Image) -> Bool[np.ndarray, "height width"]:
         used = np.asarray(image.getchannel("A")) > 0
     # Modes of 16 and 32 bits would be clipped by a conversion to 8.
     values = np.asarray(image if image.mode[0] in "IF1" else image.convert("RGB"))
-    return used & ((values if values.ndim == 2 else values.max(-1)) >= smallest)
+    values = values if values.ndim == 2 else values.max(-1)
+    # Above 0 and not from 1 on: files of floats have greys between.
+    return used & (values >= _HALF_GREY if is_jpeg else values > 0)
 
 
 def _check_proportion(

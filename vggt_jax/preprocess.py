@@ -32,6 +32,8 @@ PIXEL_BUDGET = 255_000  # PIXEL_LIMIT in the official pi3/utils/basic.py
 Mode = Literal["crop", "pad", "budget"]
 LARGEST_SIDE = 16_384  # Pixels of a side after resizing: far beyond what any model here can use.
 WHITE = 255
+# What `vggt-jax infer` writes into a folder: beside the first, the second is no photograph.
+RESULTS, OVERVIEW = "predictions.npz", "overview.png"
 
 # What Pillow's decoders raise for bytes that they cannot use: OSError for unknown formats and most
 # damage, RuntimeError for AVIF, the others for damaged chunks and headers.
@@ -188,7 +190,8 @@ class Frames:
 def find_images(folder: str | os.PathLike) -> list[Path]:
     """The image files of a folder in natural order (2 before 10).
 
-    Hidden files, other extensions and subfolders are left out. Extensions count in any case.
+    Hidden files, other extensions and subfolders are left out, and `overview.png` beside `predictions.npz`,
+    which `vggt-jax infer` wrote. Extensions count in any case.
 
     Raises:
       InputError: the folder does not exist, cannot be read, or holds no image.
@@ -198,10 +201,12 @@ def find_images(folder: str | os.PathLike) -> list[Path]:
         entries = list(folder.iterdir())
     except OSError as error:
         raise InputError(f"{folder}: the folder cannot be read ({error.strerror})") from error
+    own = OVERVIEW if any(path.name == RESULTS for path in entries) else None
     found = [
         path
         for path in entries
-        if path.suffix.lower() in EXTENSIONS
+        if path.name != own
+        and path.suffix.lower() in EXTENSIONS
         and not path.name.startswith(".")
         and _is_readable(path)
     ]

@@ -11,9 +11,8 @@ import numpy as np
 from vggt_jax.errors import InputError
 from vggt_jax.layers.sparse_attention import AttentionStats
 from vggt_jax.outputs import Reconstruction
-from vggt_jax.preprocess import FrameTransform
+from vggt_jax.preprocess import RESULTS, FrameTransform
 
-RESULTS = "predictions.npz"
 _ARRAYS = (
     "images camera_from_world intrinsics depth depth_confidence depth_edges mask world_points "
     "world_points_confidence tracks track_visibility track_confidence"

@@ -46,7 +46,7 @@ class VideoFrames:
     @property
     def names(self) -> tuple[str, ...]:
         """One per chosen frame: the stem of the file and the index of the frame, `clip_000123`."""
-        return tuple(f"{self.path.stem}_{index:06d}" for index in self.indices)
+        return tuple(_name(self.path, index) for index in self.indices)
 
     def images(self) -> Iterator[Image.Image]:
         """Decodes the chosen frames, in order, upright as the video says.
@@ -54,14 +54,7 @@ class VideoFrames:
         Raises:
             InputError: the video cannot be decoded.
         """
-        chosen = set(self.indices)
-        with contextlib.closing(_decode(self.path)) as frames:
-            for index, frame in enumerate(frames):
-                if index in chosen:
-                    yield _upright(frame)
-                if index == self.indices[-1]:
-                    return
-        raise InputError(f"{self.path}: changed while it was read; run this again")
+        return decoded_frames(self.path, self.indices)
 
     def readers(self) -> list[Callable[[], Image.Image]]:
         """A function for each image, for threads that call them in about this order."""
@@ -82,6 +75,45 @@ class VideoFrames:
                     turn.notify_all()
 
         return [functools.partial(read, i) for i in range(len(self.indices))]
+
+
+def decoded_frames(path: Path, indices: Sequence[int]) -> Iterator[Image.Image]:
+    """Decodes frames of a video by their indices, which ascend; upright as the video says.
+
+    Raises:
+        InputError: the video cannot be decoded, or has fewer frames.
+    """
+    chosen = set(indices)
+    with contextlib.closing(_decode(path)) as frames:
+        for index, frame in enumerate(frames):
+            if index in chosen:
+                yield _upright(frame)
+            if index == indices[-1]:
+                return
+    raise InputError(f"{path}: ends before frame {indices[-1]}, which it had; give the same video")
+
+
+def indices_of_names(path: str | os.PathLike, names: Sequence[str]) -> tuple[int, ...]:
+    """The indices of frames in a video, by the names that `VideoFrames` gave them.
+
+    Raises:
+        InputError: a name is not that of a frame of this video.
+    """
+    path = Path(path)
+    indices = []
+    for name in names:
+        index = name.removeprefix(f"{path.stem}_")
+        if not index.isdecimal() or _name(path, int(index)) != name:
+            raise InputError(
+                f"{path}: is not the video that was reconstructed: its frames are called "
+                f"{_name(path, 0)} and so on, and not {name}"
+            )
+        indices.append(int(index))
+    return tuple(indices)
+
+
+def _name(path: Path, index: int) -> str:
+    return f"{path.stem}_{index:06d}"
 
 
 def is_video(path: Any) -> bool:

@@ -1,11 +1,13 @@
 """export, bench, doctor, and what holds for all commands."""
 
+import importlib.util
 import json
 import re
 
 import numpy as np
 import pytest
 import trimesh
+from PIL import Image
 
 from vggt_jax import cli, memory
 from vggt_jax.cli import bench
@@ -52,7 +54,7 @@ def test_export_of_photographs(tmp_path, photographs, checkpoint, run):
         (["--images", "x"], ["--images x", "ply"]),
         (["--tracks", "head"], ["tracks", "colmap", "ply"]),
         (["--confidence-percentile", "120"], ["120", "[0, 100)"]),
-        (["--known-distance", "0,0,1"], ["0.0", "choose others"]),
+        (["--known-distance", "0,0,1"], ["photograph 0 twice", "choose others"]),
     ],
 )
 def test_export_refuses(tmp_path, results, refused, options, parts):
@@ -61,6 +63,93 @@ def test_export_refuses(tmp_path, results, refused, options, parts):
     for part in parts:
         assert part in message
     assert not out.exists()
+
+
+def text_file(folder):
+    (folder / "known.json").write_text("{}")
+    return folder / "known.json"
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """Loading a model, which takes long, ends the test."""
+
+    def load_model(*_, **__):
+        pytest.fail("a model was loaded before the options were checked")
+
+    monkeypatch.setattr("vggt_jax.cli.reconstruct_files.load_model", load_model)
+
+
+@pytest.mark.parametrize(
+    ("format", "options", "part"),
+    [
+        ("ply", ["--max-points", 0], "max_points=0"),
+        ("ply", ["--shared-camera"], "shared_camera is for colmap"),
+        ("ply", ["--images", "x"], "is for results"),
+        ("ply", ["--min-confidence", "nan"], "--min-confidence=nan"),
+        ("ply", ["--intrinsics", "9,9,nan,9"], "--intrinsics 9,9,nan,9: all four must be finite"),
+        ("ply", ["--intrinsics", "9,9,9,inf"], "must be finite"),
+        ("ply", ["--intrinsics", text_file], "known.json: must be JSON like cameras.json"),
+        ("ply", ["--out", "."], "is a folder; name a file"),
+        ("glb", ["--camera-size", -1], "camera_size=-1.0"),
+        ("glb", ["--out", text_file], "known.json: exists"),
+        ("nerfstudio", ["--out", text_file], "is no folder"),
+        ("nerfstudio", ["--out", "."], "holds images, points.ply already"),
+        ("colmap", ["--min-track-length", 1], "min_track_length=1"),
+        ("colmap", ["--depth-tolerance", 1], "depth_tolerance=1.0"),
+        ("colmap", ["--min-visibility", 0.5], "not for tracks='depth'"),
+        ("colmap", ["--tracks", "head"], "--tracks head: needs --query-points"),
+        ("colmap", ["--points", "head"], "points is for ply"),
+    ],
+)
+def test_what_is_wrong_with_an_export_shows_before_the_work(
+    tmp_path, photographs, refused, no_model, monkeypatch, format, options, part
+):
+    if format == "colmap":
+        pytest.importorskip("pycolmap", reason="needs pycolmap")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "points.ply").write_text("mine")
+    (tmp_path / "images").mkdir()
+    options = [option(tmp_path) if callable(option) else option for option in options]
+    args = ["export", photographs, "--model", "none", "--format", format, "--out", "scene"]
+    assert part in refused(*args, *options)
+    assert (tmp_path / "points.ply").read_text() == "mine" and not (tmp_path / "scene").exists()
+
+
+def test_what_is_wrong_with_a_view_shows_before_the_work(photographs, refused, no_model):
+    pytest.importorskip("viser", reason="needs viser")
+    args = ["view", photographs, "--model", "none"]
+    assert "port=70000" in refused(*args, "--port", 70000)
+    assert "--max-points=0" in refused(*args, "--max-points", 0)
+    assert "--min-confidence=-1" in refused(*args, "--min-confidence", -1)
+
+
+def test_what_does_not_fit_the_photographs_shows_before_they_are_reconstructed(
+    tmp_path, photographs, checkpoint, refused, monkeypatch
+):
+    def compile_reconstruct(*_, **__):
+        pytest.fail("photographs were reconstructed before the options were checked")
+
+    monkeypatch.setattr("vggt_jax.inference.compile_reconstruct", compile_reconstruct)
+    cameras = tmp_path / "cameras.json"
+    matrix = [[None, 0, 3], [0, 9, 3], [0, 0, 1]]
+    frames = [{"name": f"{i}.png", "intrinsics_original": matrix} for i in range(3)]
+    cameras.write_text(json.dumps({"frames": frames}))
+    common = [photographs, "--model", checkpoint, "--size", 28]
+    infer = ["infer", *common, "--out", tmp_path / "out"]
+    export = ["export", *common, "--format", "ply", "--out", tmp_path / "out.ply"]
+    for args in (infer, export, ["view", *common]):
+        assert "frame 9 does not exist" in refused(*args, "--known-distance", "0,9,2")
+        assert "'x.png'" in refused(*args, "--known-distance", "x.png,1,2")
+        assert "photograph 2 twice" in refused(*args, "--known-distance", "2.png,2,1")
+        assert "outside" in refused(*args, "--known-depth", "0,500,1,2")
+        assert "0.png: intrinsics must be finite" in refused(*args, "--intrinsics", cameras)
+    if importlib.util.find_spec("pycolmap"):
+        Image.new("RGB", (160, 60)).save(photographs / "9.png")
+        export[-3:] = ["colmap", "--out", tmp_path / "colmap"]
+        message = refused(*export, "--mode", "pad", "--shared-camera")
+        assert "9.png is 160x60 and 0.png 160x96" in message
+    assert {path.name for path in tmp_path.iterdir()} == {"photographs", "cameras.json"}
 
 
 def test_view(results, photographs, checkpoint, run, refused, monkeypatch):
@@ -77,9 +166,8 @@ def test_view(results, photographs, checkpoint, run, refused, monkeypatch):
     assert (options["host"], options["port"], options["max_points"]) == ("127.0.0.1", 8123, 99)
     assert options["confidence_percentile"] == 40 and others["points"] == "head"
     np.testing.assert_array_equal(first.images, second.images)
-    confident = first.world_points_confidence > threshold
-    assert 0 < confident.mean() < 1
-    np.testing.assert_array_equal(second.mask, confident)
+    assert options["min_confidence"] is None and others["confidence_percentile"] is None
+    assert others["min_confidence"] == threshold and second.mask is None
     assert "too late" in refused("view", results, "--sparse-ratio", 0.5)
 
 

@@ -196,6 +196,26 @@ def test_points_from_a_head_that_is_missing(tmp_path, photographs, golden_folder
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "options", "what"),
+    [
+        (
+            {"enable_camera": False},
+            ["--known-distance", "0,1,2"],
+            "no cameras for --known-distance",
+        ),
+        ({"enable_depth": False}, ["--known-depth", "0,1,1,2"], "no depth for --known-depth"),
+    ],
+)
+def test_lengths_of_what_a_model_does_not_predict(
+    tmp_path, photographs, tiny, refused, monkeypatch, change, options, what
+):
+    monkeypatch.setattr("vggt_jax.inference.compile_reconstruct", None)  # Nothing to call.
+    vggt_jax.save_model(tiny(**change), tmp_path / "model")
+    args = ["infer", photographs, "--model", tmp_path / "model", "--out", tmp_path / "out"]
+    assert what in refused(*args, *options)
+
+
 def test_photographs_are_never_overwritten(photographs, checkpoint, refused):
     args = ["infer", photographs, "--model", checkpoint, "--out", photographs, "--overwrite"]
     assert "holds the photographs" in refused(*args)

@@ -40,6 +40,70 @@ def test_a_video(tmp_path, checkpoint, run, refused):
     assert len(scene(out).names) == 2
 
 
+@pytest.mark.parametrize("format", ["nerfstudio", "colmap"])
+def test_a_video_is_exported_with_its_pictures(tmp_path, checkpoint, run, refused, format):
+    clip, results = write_video(tmp_path / "a.clip.mp4"), tmp_path / "results"
+    named = lambda out: sorted(path.name for path in (out / "images").iterdir())
+
+    def in_scene(out):
+        if format == "nerfstudio":
+            frames = json.loads((out / "transforms.json").read_text())["frames"]
+            return [frame["file_path"].removeprefix("images/") for frame in frames]
+        pycolmap = pytest.importorskip("pycolmap", reason="needs pycolmap")
+        images = pycolmap.Reconstruction(str(out / "sparse" / "0")).images
+        return [images[i].name for i in sorted(images)]
+
+    args = ["--model", checkpoint, "--frames", 3]
+    export = ["--format", format, "--focal", 123]
+    direct, later = tmp_path / "direct", tmp_path / "later"
+    assert run("export", clip, *args, *export, "--out", direct) == 0
+    assert len(named(direct)) == 3 and in_scene(direct) == named(direct)
+    assert all(name.startswith("a.clip_0000") and name.endswith(".png") for name in named(direct))
+
+    # Results know names, and find their frames in the video again.
+    assert run("infer", clip, *args, "--out", results) == 0
+    assert run("export", results, *export, "--images", clip, "--out", later) == 0
+    assert in_scene(later) == named(later) == named(direct)
+    chosen = vggt_jax.choose_frames(clip, frames=3)
+    for name, image in zip(named(direct), chosen.images(), strict=True):
+        for out in (direct, later):
+            with Image.open(out / "images" / name) as written:
+                np.testing.assert_array_equal(written, image)
+    # Pictures that are in place stay, and have the names that they have.
+    assert run("export", results, *export, "--images", later / "images", "--out", later, "--overwrite") == 0  # fmt: skip
+    assert in_scene(later) == named(later) == named(direct)
+    # Without the video the names are those that pictures could have, and a note says so.
+    assert run("export", results, *export, "--out", tmp_path / "bare") == 0
+    assert in_scene(tmp_path / "bare") == named(direct)
+
+    other = write_video(tmp_path / "other.mp4")
+    message = refused("export", results, *export, "--images", other, "--out", tmp_path / "no")
+    assert "is not the video" in message and "other_000000" in message
+    short = tmp_path / "short" / clip.name
+    short.parent.mkdir()
+    write_video(short, num_frames=4)
+    message = refused("export", results, *export, "--images", short, "--out", tmp_path / "no")
+    assert "ends before frame" in message and not (tmp_path / "no").exists()
+
+
+def test_a_scene_folder_that_holds_its_results(tmp_path, photographs, checkpoint, run, refused):
+    scene_folder = tmp_path / "scene"
+    scene_folder.mkdir()
+    photographs.rename(scene_folder / "images")
+    args = ["infer", scene_folder, "--model", checkpoint, "--out", scene_folder, "--overwrite"]
+    for _ in range(2):  # The overview of the first run is no photograph of the second.
+        assert run(*args) == 0
+        assert scene(scene_folder).names == ("0.png", "1.png", "2.png")
+    assert (scene_folder / "overview.png").exists()
+    # For other commands the folder is the results in it.
+    out = tmp_path / "scene.ply"
+    assert run("export", scene_folder, "--format", "ply", "--out", out) == 0
+    # Pictures could be replaced by those of the results.
+    paths = sorted((scene_folder / "images").iterdir())
+    message = refused("infer", *paths, *args[2:4], "--out", scene_folder / "images", "--overwrite")
+    assert "holds the photographs" in message
+
+
 def test_masks_take_points_away(tmp_path, photographs, checkpoint, run, capsys):
     masks, out = tmp_path / "masks", tmp_path / "out"
     masks.mkdir()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import types
 
 import numpy as np
 import pytest
@@ -331,6 +332,66 @@ def test_frames_without_common_points_are_not_adjusted(tmp_path, make_room):
     )
     pose = images_in_order(model)[2].cam_from_world().matrix()
     np.testing.assert_allclose(pose, room.recon.camera_from_world[2], atol=1e-6)
+
+
+def test_frames_that_share_the_camera_get_its_focal_length(tmp_path, make_room):
+    room = make_room("pad", sizes=((90, 141),) * 4)
+    # One camera took all photographs, and its focal length was predicted 2 % too long.
+    one = lambda matrices: np.broadcast_to(matrices[0], matrices.shape).copy()
+    predicted = one(room.recon.intrinsics)
+    predicted[:, [0, 1], [0, 1]] *= 1.02
+    recon = dataclasses.replace(room.recon, intrinsics=predicted)
+    room = dataclasses.replace(room, recon=recon, intrinsics=one(room.intrinsics))
+    copies = [with_tracks(room, seed)[0].recon for seed in range(5)]
+    tracks, visibility = (
+        np.concatenate([getattr(copy, name) for copy in copies], axis=1)
+        for name in ("tracks", "track_visibility")
+    )
+    visibility[3, 9:] = 0  # The last frame sees next to nothing.
+    recon = dataclasses.replace(
+        room.recon, tracks=tracks, track_visibility=visibility, track_confidence=0 * visibility + 1
+    )
+    room = dataclasses.replace(room, recon=recon)
+    options = dict(tracks="head", bundle_adjustment=True, shared_camera=True)
+    report, model = export(room, tmp_path / "out", max_reprojection_error=9, **options)
+    (camera,) = model.cameras.values()
+    # What the note says, is so: the pose stayed, and the focal length did not.
+    assert abs(camera.params[0] / (1.02 * room.intrinsics[0, 0, 0]) - 1) > 1e-4
+    pose = images_in_order(model)[3].cam_from_world().matrix()
+    np.testing.assert_allclose(pose, room.recon.camera_from_world[3], atol=1e-6)
+    assert (
+        "1 frames share too few points with the others and have poses that were not adjusted: view 3.png; "
+        "the focal length is the shared camera's, adjusted on the others" in str(report)
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_usable"), [("FAILURE", False), ("NO_CONVERGENCE", True), ("CONVERGENCE", True)]
+)
+def test_how_an_adjustment_ended_is_told(tmp_path, make_room, monkeypatch, kind, is_usable):
+    class Adjuster:
+        """Moves nothing, and ends in a given way."""
+
+        def __init__(self, *_):
+            pass
+
+        def solve(self):
+            return types.SimpleNamespace(
+                is_solution_usable=lambda: is_usable,
+                brief_report=lambda: "the report",
+                termination_type=getattr(pycolmap.BundleAdjustmentTerminationType, kind),
+            )
+
+    monkeypatch.setattr(pycolmap, "create_default_bundle_adjuster", Adjuster)
+    room = make_room("identity", pixel_centre=0.5)
+    options = dict(bundle_adjustment=True, max_points=1500)
+    if not is_usable:
+        with pytest.raises(InputError, match=r"bundle_adjustment failed \(the report\)"):
+            export(room, tmp_path / "out", **options)
+        assert not (tmp_path / "out").exists()
+        return
+    report, _ = export(room, tmp_path / "out", **options)
+    assert ("stopped before it converged" in str(report)) == (kind == "NO_CONVERGENCE")
 
 
 def test_the_same_bytes_twice(tmp_path, make_room, contents):

@@ -1,6 +1,7 @@
 """One door to all formats: photographs beside them, whole results, and what is refused."""
 
 import dataclasses
+import json
 import sys
 import types
 
@@ -106,9 +107,8 @@ def test_where_points_come_from(make_room):
 
 def test_a_photograph_serves_one_frame(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.jpg")
-    cameras = types.SimpleNamespace(names=("x/a.jpg", "y/a.jpg"))
     with pytest.raises(InputError, match="a.jpg would serve several of the frames"):
-        find_photographs(cameras, tmp_path)
+        find_photographs(("x/a.jpg", "y/a.jpg"), tmp_path)
 
 
 def test_photographs_that_stay_are_checked(tmp_path):
@@ -223,6 +223,35 @@ def test_arrays_become_images(tmp_path, make_room):
             np.testing.assert_array_equal(np.asarray(image), recon.images[i])
 
 
+def test_pictures_of_arrays_have_an_extension(tmp_path, make_room):
+    room = make_room()
+    recon = dataclasses.replace(room.recon, names=("0000", "0001", "0002", "v1.0_0003"))
+
+    def names(out):
+        frames = json.loads((out / "transforms.json").read_text())["frames"]
+        return [frame["file_path"].removeprefix("images/") for frame in frames]
+
+    expected = ["0000.png", "0001.png", "0002.png", "v1.0_0003.png"]
+    out = tmp_path / "listed"
+    listed = sorted(room.folder.iterdir())
+    export_reconstruction(recon, out, format="nerfstudio", images=listed)
+    assert names(out) == sorted(path.name for path in (out / "images").iterdir()) == expected
+    report = export_reconstruction(recon, tmp_path / "bare", format="nerfstudio")
+    assert names(tmp_path / "bare") == expected
+    assert "folder of images or the video, or put 0000.png" in str(report)
+
+
+def test_photographs_in_place_have_the_names_of_files(tmp_path, make_room):
+    room = make_room()
+    out = tmp_path / "out"
+    out.mkdir()
+    room.folder.rename(out / "images")
+    recon = dataclasses.replace(room.recon, names=tuple(f"a/{name}" for name in room.recon.names))
+    export_reconstruction(recon, out, format="nerfstudio", images=out / "images")
+    for frame in json.loads((out / "transforms.json").read_text())["frames"]:
+        assert (out / frame["file_path"]).is_file()
+
+
 def test_without_photographs_a_note_says_so(tmp_path, make_room):
     report = export_reconstruction(make_room().recon, tmp_path / "out", format="nerfstudio")
     assert "the photographs are not at hand" in str(report)
@@ -241,6 +270,10 @@ def test_photographs_that_do_not_fit(tmp_path, make_room, contents):
     refused("3 images for a reconstruction of 4 frames", sorted(room.folder.iterdir())[:3])
     (room.folder / "view 2.png").write_text("no picture")
     refused("view 2.png: cannot be read", room.folder)
+    refused("1 images for a reconstruction of 4 frames", room.folder / "view 0.png")
+    (room.folder / "clip.mp4").write_text("no video")
+    refused("clip.mp4: is not the video that was .* called clip_000000", room.folder / "clip.mp4")
+    (room.folder / "clip.mp4").unlink()
     Image.new("RGB", (30, 20)).save(room.folder / "view 2.png")
     refused("view 2.png: 30x20 pixels, and what was reconstructed had 113x113", room.folder)
     (room.folder / "view 2.png").unlink()
@@ -349,6 +382,8 @@ def test_what_is_there_stays_unless_told(tmp_path, make_room, contents):
         ({"format": "ply", "max_points": 0}, "max_points=0"),
         ({"format": "ply", "shared_camera": True}, "shared_camera is for colmap, not for ply"),
         ({"format": "ply", "images": "x"}, "images is for colmap and nerfstudio, not for ply"),
+        ({"format": "ply", "points": "sift"}, "points='sift' must be depth or head"),
+        ({"format": "glb", "camera_size": 0}, "camera_size=0 must be positive"),
         ({"format": "colmap", "points": "head"}, "points is for ply and glb and nerfstudio"),
         ({"format": "colmap", "camera_model": "OPENCV"}, "PINHOLE or SIMPLE_PINHOLE"),
         ({"format": "colmap", "shared_camera": True}, "different sizes cannot share a camera"),

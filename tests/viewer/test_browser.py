@@ -175,6 +175,16 @@ def test_points_are_where_they_must_be_and_the_slider_removes_them(page, shown):
     page.shows(red="red", green="green", blue="blue")
 
 
+def test_the_smallest_confidence_is_a_field(page, shown):
+    shown.change(camera_size=0.5)
+    page.shows(red="red", green="green", blue="blue")
+    field = page.beside("Confidence above", "input")
+    field.send_keys(Keys.CONTROL, "a")
+    field.send_keys("2.5", Keys.ENTER)  # Red has 2, the others 5.
+    page.shows(red="white", green="green", blue="blue")
+    assert shown.settings.min_confidence == 2.5 and shown.settings.percentile == 0
+
+
 def test_frames_one_by_one(page, shown):
     shown.change(camera_size=0.5)
     page.press("one")

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from vggt_jax import InputError, Reconstruction, geometry
-from vggt_jax.export import select_points
+from vggt_jax.confidence import confidence_limits
+from vggt_jax.export import scene_points, select_points
 from vggt_jax.preprocess import FrameTransform
 from vggt_jax.viewer.layers import (
     MOST_PIECES,
     cut_points,
     depth_edges,
-    percentile_of_probability,
     point_sources,
 )
 
@@ -156,12 +156,33 @@ def test_sources_come_best_first():
         cut_points(recon, source="depth", max_points=0)
 
 
-def test_probabilities_start_where_they_are_worth_something():
-    recon = scene()
+@pytest.mark.parametrize("kind", ["one_plus_exp", "sigmoid"])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {},
+        {"confidence_percentile": 0},
+        {"confidence_percentile": 40},
+        {"min_confidence": 0.0},
+        {"min_confidence": 0.2},
+        {"min_confidence": 0.2, "confidence_percentile": 40},
+    ],
+)
+def test_the_rule_is_that_of_exports(kind, rule):
     # 30 % of the confidences lie below 0.1.
     confidence = np.linspace(0.0, 1 / 3, S * HEIGHT * WIDTH).reshape(S, HEIGHT, WIDTH)
+    mask = np.ones(confidence.shape, bool)
+    mask[1, :, 3] = False
+    recon = scene(mask=mask, depth_edges=np.zeros_like(mask), confidence_kind=kind)
     recon = dataclasses.replace(recon, world_points_confidence=confidence.astype(np.float32))
-    assert percentile_of_probability(cut_points(recon, source="head"), 0.1) == 30
+    recon.depth_edges[2, 4] = True
+    smallest = rule.get("min_confidence")
+    layers = cut_points(recon, source="head", min_confidence=smallest, hide_edges=True)
+    percentile, _ = confidence_limits(kind, **rule)
+    shown = layers.shown(percentile, range(S))
+    expected = scene_points(recon, points="head", **rule)
+    assert rows(layers.points[shown], layers.colors[shown]) == rows(*expected)
+    assert 0 < shown.sum() < mask.sum()
 
 
 def test_a_scene_without_any_usable_point():

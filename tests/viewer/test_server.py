@@ -140,7 +140,20 @@ def test_defaults_are_those_of_the_model():
     )
     with Viewer(pi3, port=0) as shown:
         assert shown.settings.source == "head" and shown.settings.hide_edges
-        assert shown.settings.percentile == pytest.approx(30, abs=1)
+        assert (shown.settings.percentile, shown.settings.min_confidence) == (0, 0.1)
+        assert len(shown.layers.points) == (likely > 0.1).sum() == 49
+        shown.change(min_confidence=0.2)
+        assert len(shown.layers.points) == (likely > 0.2).sum()
+        shown.change(min_confidence=0.5)
+        assert shown._counts.content == "no point has a confidence above 0.5"
+    # As in exports: no share leaves the absolute threshold as it is.
+    with Viewer(pi3, port=0, confidence_percentile=0) as shown:
+        assert len(shown.layers.points) == 49
+    with Viewer(pi3, port=0, min_confidence=0) as shown:
+        assert len(shown.layers.points) == 69
+    with Viewer(recon, port=0, min_confidence=4) as shown:
+        assert (shown.settings.percentile, shown.settings.min_confidence) == (0, 4)
+        assert len(shown.layers.points) == (recon.depth_confidence > 4).sum()
 
 
 def test_ports():
@@ -156,11 +169,26 @@ def test_ports():
         Viewer(recon, host="192.0.2.1")
 
 
+def test_browsers_that_do_not_answer_do_not_hold_the_server_up():
+    # A connection that says nothing, as that of a tab that sleeps.
+    shown = Viewer(scene(2, 5, 7), port=0)
+    with socket.create_connection(("127.0.0.1", shown.port), timeout=1):
+        time.sleep(0.3)
+        start = time.monotonic()
+        shown.close()
+        # viser itself waits for six seconds.
+        assert time.monotonic() - start < 3
+    with pytest.raises(OSError):
+        socket.create_connection(("127.0.0.1", shown.port), timeout=1)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"points": "head"}, "must be one of depth here"),
         ({"confidence_percentile": 101.0}, "must lie between 0 and 100"),
+        ({"min_confidence": -1.0}, "min_confidence=-1.0 must be at least 0"),
+        ({"min_confidence": 99}, "no point has a confidence above min_confidence=99; choose less"),
         ({"point_size": 0.0}, "point_size=0.0 must be above 0"),
         ({"max_points": 0}, "max_points=0 must be at least 1"),
         ({"port": 70_000}, "port=70000 must lie between 0"),

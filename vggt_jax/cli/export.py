@@ -2,10 +2,14 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from vggt_jax.cli.scene import Flag, OptionalFloat, OptionalInt, OptionalPath, Scene
 from vggt_jax.errors import InputError
+from vggt_jax.preprocess import Frames
+
+if TYPE_CHECKING:
+    from vggt_jax.export import ExportOptions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,7 +27,8 @@ class Export(Scene):
     out: Path
     """File (ply, glb) or folder (colmap, nerfstudio) to write."""
     images: OptionalPath = None
-    """Folder of the photographs to put beside the scene (colmap, nerfstudio), if results are exported."""
+    """Folder of the photographs, or the video, to put beside the scene (colmap, nerfstudio), if results are
+    exported."""
     max_points: OptionalInt = None
     """Most points; by default 2,000,000, and 100,000 for colmap."""
     cameras: bool = True
@@ -52,10 +57,28 @@ class Export(Scene):
 
     def run(self) -> None:
         from vggt_jax.cli.reconstruct_files import read_or_reconstruct
-        from vggt_jax.export import export_reconstruction
-        from vggt_jax.export.colmap import import_pycolmap
+        from vggt_jax.export import write_export
 
-        options = dict(
+        # What is wrong shows before the long work.
+        self.check_of_results()
+        options = self._options()
+        options.check_place(self.out)
+        print(write_export(read_or_reconstruct(self), self.out, options))
+
+    def check_of_frames(self, frames: Frames) -> None:
+        super().check_of_frames(frames)
+        self._options().check_frames(frames)
+
+    def _options(self) -> "ExportOptions":
+        from vggt_jax.export import ExportOptions
+
+        from_head = self.format == "colmap" and self.tracks == "head"
+        if from_head and self.results() is None and not self.query_points:
+            raise InputError(
+                "--tracks head: needs --query-points to track through the photographs; give them, or take "
+                "tracks from depth"
+            )
+        return ExportOptions(
             format=self.format,
             images=self._photographs(),
             points=self.point_source(),
@@ -74,21 +97,16 @@ class Export(Scene):
             min_visibility=self.min_visibility,
             overwrite=self.overwrite,
         )
-        if self.format == "colmap":
-            import_pycolmap()  # What is missing shows before the long work.
-        print(export_reconstruction(read_or_reconstruct(self), self.out, **options))
 
     def _photographs(self) -> Path | tuple[Path, ...] | None:
         """What to put beside the scene, where that is of use."""
-        from vggt_jax.results import RESULTS
         from vggt_jax.video import is_video
 
-        paths = self.paths()
-        is_result = paths[0].name == RESULTS or (paths[0] / RESULTS).is_file()
+        is_result = self.results() is not None
         if self.images is not None:
             if not is_result:
                 raise InputError(
-                    f"--images {self.images}: is for results, and {paths[0]} is "
+                    f"--images {self.images}: is for results, and {self.paths()[0]} is "
                     "reconstructed now; leave it out"
                 )
             if self.format in ("ply", "glb"):
@@ -97,7 +115,8 @@ class Export(Scene):
                     "photographs; leave it out"
                 )
             return self.images
-        is_asked_as_video = self.fps is not None or self.frames is not None
-        if self.format in ("ply", "glb") or is_result or is_asked_as_video or is_video(paths[0]):
+        if self.format in ("ply", "glb") or is_result:
             return None
-        return paths[0] if paths[0].is_dir() else paths
+        paths = self.paths()
+        is_one = self.changed("fps", "frames") or is_video(paths[0]) or paths[0].is_dir()
+        return paths[0] if is_one else paths

@@ -16,23 +16,27 @@ import tqdm
 from vggt_jax import export, inference, memory
 from vggt_jax.checkpoint import Model, cache_folder, load_model
 from vggt_jax.cli.scene import Scene
+from vggt_jax.confidence import (
+    allowed_pixels,
+    confidence_limits,
+    confidence_of,
+    points_of,
+    usable_pixels,
+)
 from vggt_jax.errors import InputError
 from vggt_jax.export.files import output_folder
 from vggt_jax.layers.precision import Precision
+from vggt_jax.models.vggt import VGGT
 from vggt_jax.outputs import Reconstruction
-from vggt_jax.preprocess import EXTENSIONS, Frames, find_images
-from vggt_jax.results import RESULTS, load_reconstruction
+from vggt_jax.preprocess import EXTENSIONS, OVERVIEW, RESULTS, Frames, find_images
+from vggt_jax.results import load_reconstruction
 
-# Which points make the cloud: the most confident three quarters (official file: vggt/demo_viser.py), or,
-# where confidence is a probability, all above this and not at an edge (official file: pi3/example.py).
-_CONFIDENCE_PERCENTILE = 25.0
-_SMALLEST_PROBABILITY = 0.1
 # What a run may write.
 _RESULTS = (
-    "predictions.npz",
+    RESULTS,
     "points.ply",
     "cameras.json",
-    "overview.png",
+    OVERVIEW,
     "depth_pictures",
     "track_pictures",
 )
@@ -53,9 +57,14 @@ def reconstruct_files(
     """
     scene.check()
     paths = scene.paths()
-    if paths[0].is_dir() and out.exists() and out.samefile(paths[0]):
-        raise InputError(f"{out}: holds the photographs; choose another --out")
     _check_photographs(paths, allow_single_image=scene.allow_single_image)
+    folders = {
+        path if path.is_dir() else path.parent
+        for path in paths
+        if path.is_dir() or path.suffix.lower() in EXTENSIONS
+    }
+    if out.exists() and any(out.samefile(folder) for folder in folders):
+        raise InputError(f"{out}: holds the photographs; choose another --out")
     with output_folder(out, overwrite=overwrite, stale=_RESULTS) as folder, Steps(5) as steps:
         result, frames, points = reconstruct_photographs(scene, steps)
         with steps("writing files"):
@@ -86,22 +95,22 @@ def read_or_reconstruct(scene: Scene) -> Reconstruction:
         InputError: results, photographs or options cannot be used, or memory is short.
         convert.CheckpointError: the model cannot be loaded.
     """
-    paths = scene.paths()
-    if not (paths[0].name == RESULTS or (paths[0] / RESULTS).is_file()):
+    if (results := scene.results()) is None:
         with Steps(4) as steps:
             result, _, _ = reconstruct_photographs(scene, steps)
         print(steps)
         return result
     scene.check_of_results()
-    if len(paths) > 1:
-        raise InputError(f"{paths[0]}: holds results; give one folder of results alone")
+    if len(scene.sources) > 1:
+        raise InputError(f"{results}: holds results; give one folder of results alone")
     if changed := scene.changed_for_photographs():
         raise InputError(
-            f"{paths[0]}: holds results, for which --{changed[0].replace('_', '-')} comes too late; "
+            f"{results}: holds results, for which --{changed[0].replace('_', '-')} comes too late; "
             "leave it out, or give the photographs"
         )
-    recon = load_reconstruction(paths[0])
+    recon = load_reconstruction(results)
     frames = Frames(images=recon.images, names=recon.names, transforms=recon.transforms)
+    scene.check_of_frames(frames)
     mask = inference.usable_mask(frames, scene.masks, scene.background())
     intrinsics = scene.known_intrinsics(frames)
     recon = inference.with_known(
@@ -136,6 +145,7 @@ def reconstruct_photographs(
     points = _source_of_points(network, scene.point_source(), scene.model)
     if scene.mask_edges and "depth" not in network.point_sources:
         raise InputError(f"{scene.model}: predicts no depth for --mask-edges; leave it out")
+    _check_heads(network, scene)
     with steps("reading photographs"):
         frames = inference.read_frames(
             paths[0] if len(paths) == 1 else list(paths),
@@ -151,6 +161,7 @@ def reconstruct_photographs(
                 f"{paths[0]}: one frame is no scene; take more with --frames or --fps, or "
                 "--allow-single-image (the models were not trained for it)"
             )
+        scene.check_of_frames(frames)
         first = inference.reference_index(scene.reference, frames, network)
         mask = inference.usable_mask(frames, scene.masks, scene.background())
         intrinsics = scene.known_intrinsics(frames)
@@ -211,6 +222,17 @@ def _source_of_points(
             f"{model}: has no heads for --points {points}, only for {', '.join(possible) or 'none'}"
         )
     return points or next(iter(possible), None)
+
+
+def _check_heads(network: Model, scene: Scene) -> None:
+    """Checks that a model predicts what a known length is compared with."""
+    for option, head, what in (
+        ("known_distance", "camera_head", "cameras"),
+        ("known_depth", "depth_head", "depth"),
+    ):
+        if scene.changed(option) and isinstance(network, VGGT) and getattr(network, head) is None:
+            name = f"--{option.replace('_', '-')}"
+            raise InputError(f"{scene.model}: predicts no {what} for {name}; leave it out")
 
 
 def _pixels_of_model(pixels: list[tuple[float, float]], frames: Frames, first: int) -> np.ndarray:
@@ -285,13 +307,14 @@ def _write(
     max_points: int,
 ) -> int:
     """Writes all files and returns how many points the cloud has."""
-    valid = frames.valid_mask() if result.mask is None else result.mask
-    is_probability = result.confidence_kind == "sigmoid"
-    if confidence_percentile is None:
-        has_default = not is_probability and min_confidence is None
-        confidence_percentile = _CONFIDENCE_PERCENTILE if has_default else 0.0
+    allowed = allowed_pixels(result)
+    percentile, smallest = confidence_limits(
+        result.confidence_kind,
+        confidence_percentile=confidence_percentile,
+        min_confidence=min_confidence,
+    )
     arrays = inference.prediction_arrays(result, frames)
-    export.write_predictions(folder / "predictions.npz", arrays)
+    export.write_predictions(folder / RESULTS, arrays)
     if result.camera_from_world is not None:
         export.write_cameras(
             folder / "cameras.json",
@@ -299,20 +322,13 @@ def _write(
             transforms=frames.transforms,
             camera_from_world=result.camera_from_world,
             intrinsics=result.intrinsics,
+            pixel_centre=result.pixel_centre,
         )
-    export.write_scene_pictures(folder, result, valid)
+    export.write_scene_pictures(folder, result, allowed)
     if points is None:
         return 0
-    if points == "depth":
-        cloud = result.points_from_depth(), result.depth_confidence
-    else:
-        cloud = result.world_points, result.world_points_confidence
-    usable = valid if result.depth_edges is None else valid & ~result.depth_edges
-    is_asked_for = min_confidence is not None
-    if min_confidence is None:
-        min_confidence = _SMALLEST_PROBABILITY if is_probability else 0.0
-    usable = usable & (cloud[1] > min_confidence)
-    if is_asked_for and not usable.any():
+    usable = usable_pixels(result, points, min_confidence=smallest, depth_edges=result.depth_edges)
+    if min_confidence is not None and not usable.any():
         tqdm.tqdm.write(
             f"warning: no point has a confidence above --min-confidence {min_confidence:g}, so that there "
             "is no points.ply",
@@ -321,15 +337,16 @@ def _write(
         return 0
     if not usable.any():
         tqdm.tqdm.write(
-            f"warning: every point lies at an edge of depth or has a confidence of "
-            f"{min_confidence:g} or less, so that the cloud holds them all",
+            f"warning: every point lies at an edge of depth or has a confidence of {smallest:g} or less, "
+            "so that the cloud holds them all",
             file=sys.stderr,
         )
-        usable = valid
+        usable = allowed
     selected, colors = export.select_points(
-        *cloud,
+        points_of(result, points),
+        confidence_of(result, points),
         frames.images,
-        confidence_percentile=confidence_percentile,
+        confidence_percentile=percentile,
         mask=usable,
         max_points=max_points,
     )

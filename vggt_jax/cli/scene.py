@@ -1,6 +1,7 @@
 """Photographs, and how to reconstruct them: the options of every command that takes photographs."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,7 +14,7 @@ from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.sparse_attention import BlockSparse
 from vggt_jax.masks import Background
 from vggt_jax.outputs import Reconstruction
-from vggt_jax.preprocess import Frames, Mode, find_images
+from vggt_jax.preprocess import RESULTS, Frames, Mode, find_images
 
 # Options that may be left out, without a word on that in the help.
 OptionalText = Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")]
@@ -173,12 +174,30 @@ class Scene:
     memory_check: Annotated[bool, tyro.conf.arg(help_behavior_hint="(default)")] = True
     """Refuse to start if the estimate exceeds the free memory."""
 
+    def results(self) -> Path | None:
+        """The folder of results, or file in it, that was named; None if photographs were.
+
+        Raises:
+            InputError: nothing was named, or in both ways.
+        """
+        path = self._named()[0]
+        return path if path.name == RESULTS or (path / RESULTS).is_file() else None
+
     def paths(self) -> tuple[Path, ...]:
-        """What was named: one folder, one video, or image files.
+        """The photographs that were named: one folder, one video, or image files.
 
         Raises:
             InputError: nothing was, or in both ways.
         """
+        paths = self._named()
+        if len(paths) == 1 and (paths[0] / "images").is_dir():
+            try:
+                find_images(paths[0])
+            except InputError:
+                return (paths[0] / "images",)
+        return paths
+
+    def _named(self) -> tuple[Path, ...]:
         if self.image_folder is not None and self.sources:
             raise InputError(
                 f"photographs are named twice, {self.sources[0]} and --image-folder "
@@ -187,11 +206,6 @@ class Scene:
         paths = self.sources if self.image_folder is None else (self.image_folder,)
         if not paths:
             raise InputError("no images given; name a folder, a video or image files")
-        if len(paths) == 1 and (paths[0] / "images").is_dir():
-            try:
-                find_images(paths[0])
-            except InputError:
-                return (paths[0] / "images",)
         return paths
 
     def attention(self) -> Dense | BlockSparse:
@@ -255,15 +269,40 @@ class Scene:
             raise InputError("--known-distance and --known-depth both set the scale; give one")
         if self.focal is not None and not 0 < self.focal < float("inf"):
             raise InputError(f"--focal {self.focal:g} must be positive")
-        if self.intrinsics is not None and not Path(self.intrinsics).is_file():
+        if self.intrinsics is not None and Path(self.intrinsics).is_file():
+            calibration.intrinsics_by_name(self.intrinsics)
+        elif self.intrinsics is not None:
             form = "fx,fy,cx,cy, or a file that exists"
-            focal_x, focal_y, *_ = _numbers("intrinsics", self.intrinsics, form)
-            if not (0 < focal_x < float("inf") and 0 < focal_y < float("inf")):
+            numbers = _numbers("intrinsics", self.intrinsics, form)
+            if not all(map(math.isfinite, numbers)):
+                raise InputError(f"--intrinsics {self.intrinsics}: all four must be finite")
+            if not min(numbers[:2]) > 0:
                 raise InputError(f"--intrinsics {self.intrinsics}: focal lengths must be positive")
         if self.known_distance is not None:
             self._known_distance()
         if self.known_depth is not None:
             self._known_depth()
+
+    def check_of_frames(self, frames: Frames) -> None:
+        """Finds what is wrong with the options once photographs are read, before they are reconstructed.
+
+        Raises:
+            InputError: something is.
+        """
+        if self.known_distance is not None:
+            *cameras, _ = self._known_distance()
+            indices = [
+                calibration.frame_index(frames.names, len(frames.images), camera)
+                for camera in cameras
+            ]
+            if indices[0] == indices[1]:
+                raise InputError(
+                    f"--known-distance {self.known_distance}: names photograph {indices[0]} twice; choose "
+                    "others"
+                )
+        if self.known_depth is not None:
+            frame, x, y, _ = self._known_depth()
+            calibration.nearest_pixel(frames, (frame, x, y))
 
     def known_intrinsics(self, frames: Frames):
         """Known intrinsics [s 3 3] in pixels of the photographs, or None.

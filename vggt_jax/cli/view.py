@@ -4,7 +4,6 @@ import dataclasses
 
 from vggt_jax.cli.scene import Flag, OptionalInt, Scene
 from vggt_jax.errors import InputError
-from vggt_jax.masks import with_mask
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,29 +26,21 @@ class View(Scene):
     def run(self) -> None:
         from vggt_jax.cli.reconstruct_files import read_or_reconstruct
         from vggt_jax.viewer import view
-        from vggt_jax.viewer.layers import point_sources
-        from vggt_jax.viewer.server import import_viser
+        from vggt_jax.viewer.server import checked_port, import_viser
 
-        import_viser()  # What is missing shows before the long work.
+        # What is missing or wrong shows before the long work.
+        import_viser()
+        if self.max_points < 1:
+            raise InputError(f"--max-points={self.max_points} must be at least 1")
+        checked_port(self.host, self.port)
         recon = read_or_reconstruct(self)
-        percentile = self.confidence_percentile
-        if self.min_confidence is not None:
-            source = self.point_source() or next(iter(point_sources(recon)), None)
-            from_head = source == "head"
-            confidence = recon.world_points_confidence if from_head else recon.depth_confidence
-            if confidence is None or not (confidence > self.min_confidence).any():
-                raise InputError(
-                    f"--min-confidence {self.min_confidence:g}: no point of this scene has more; "
-                    "choose less"
-                )
-            recon = with_mask(recon, confidence > self.min_confidence)
-            percentile = 0.0 if percentile is None else percentile
         view(
             recon,
             host=self.host,
             port=self.port,
             points=self.point_source(),
-            confidence_percentile=percentile,
+            confidence_percentile=self.confidence_percentile,
+            min_confidence=self.min_confidence,
             max_points=self.max_points,
             open_browser=self.open_browser,
         )

@@ -8,6 +8,7 @@ interrupted run leaves no half of a file. What cannot be written raises `InputEr
 
 from vggt_jax.export.cameras import write_cameras as write_cameras
 from vggt_jax.export.npz import write_predictions as write_predictions
+from vggt_jax.export.options import ExportOptions as ExportOptions
 from vggt_jax.export.pictures import overview_width as overview_width
 from vggt_jax.export.pictures import write_depth_pictures as write_depth_pictures
 from vggt_jax.export.pictures import write_overview as write_overview
@@ -15,6 +16,7 @@ from vggt_jax.export.ply import select_points as select_points
 from vggt_jax.export.ply import write_point_cloud as write_point_cloud
 from vggt_jax.export.reconstruction import ExportReport as ExportReport
 from vggt_jax.export.reconstruction import export_reconstruction as export_reconstruction
+from vggt_jax.export.reconstruction import write_export as write_export
 from vggt_jax.export.scene import scene_cameras as scene_cameras
 from vggt_jax.export.scene import scene_points as scene_points
 from vggt_jax.export.scene_pictures import write_scene_pictures as write_scene_pictures

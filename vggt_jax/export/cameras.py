@@ -19,6 +19,11 @@ CONVENTIONS = {
         "3x3 matrix in pixels, for continuous image coordinates: the image spans [0, width] x "
         "[0, height] and the centre of the pixel with index i lies at i + 0.5"
     ),
+    "pixel_centre": (
+        "where the ray of the first pixel meets the image that intrinsics describe: 0.5, its centre, or "
+        "0, its corner (VGGT); to project points onto the centres of their pixels, add 0.5 minus this to "
+        "the principal point of intrinsics_model, or that divided by scale to intrinsics_original"
+    ),
     "model_from_original": (
         "continuous image coordinates: x_model = x_original * scale[0] + offset[0], "
         "y_model = y_original * scale[1] + offset[1]"
@@ -35,6 +40,7 @@ def write_cameras(
     transforms: Sequence[FrameTransform],
     camera_from_world: Float[np.ndarray, "s 3 4"],
     intrinsics: Float[np.ndarray, "s 3 3"] | None,
+    pixel_centre: float,
 ) -> None:
     """Writes poses and intrinsics of all frames, with the conventions they follow.
 
@@ -48,6 +54,7 @@ def write_cameras(
       transforms: one per frame.
       camera_from_world: [s 3 4].
       intrinsics: [s 3 3] in model pixels, or None where a model predicts none.
+      pixel_centre: of the intrinsics, see `Reconstruction.pixel_centre`.
 
     Raises:
       InputError: the file cannot be written.
@@ -79,7 +86,8 @@ def write_cameras(
         }
         for i, (name, transform) in enumerate(zip(names, transforms, strict=True))
     ]  # fmt: skip
-    text = json.dumps({"conventions": CONVENTIONS, "frames": frames}, indent=2, allow_nan=False)
+    document = {"conventions": CONVENTIONS, "pixel_centre": pixel_centre, "frames": frames}
+    text = json.dumps(document, indent=2, allow_nan=False)
     with replacing(path) as file:
         file.write(text.encode() + b"\n")
 

@@ -1,6 +1,7 @@
 """Sparse models of COLMAP: cameras of the photographs, and points with observations."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -42,6 +43,21 @@ class TrackErrors:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Adjustment:
+    """What bundle adjustment did.
+
+    Attributes:
+      errors_before: of the sparse model before it.
+      frames: indices of those whose poses were adjusted.
+      is_converged: False if it used up its iterations.
+    """
+
+    errors_before: TrackErrors
+    frames: tuple[int, ...]
+    is_converged: bool
+
+
 def colmap_cameras(
     cameras: Cameras, *, camera_model: CameraModel = "PINHOLE", shared_camera: bool = False
 ) -> Cameras:
@@ -59,18 +75,26 @@ def colmap_cameras(
         raise InputError(f"{camera_model=} must be PINHOLE or SIMPLE_PINHOLE")
     matrices = cameras.original_intrinsics.copy()
     if shared_camera:
-        sizes = cameras.original_sizes
-        for name, size in zip(cameras.names, sizes, strict=True):
-            if size != sizes[0]:
-                raise InputError(
-                    f"{name} is {size[1]}x{size[0]} and {cameras.names[0]} {sizes[0][1]}x{sizes[0][0]}: "
-                    "photographs of different sizes cannot share a camera; leave shared_camera out"
-                )
+        check_one_size(cameras.names, cameras.original_sizes)
         matrices[:] = matrices.mean(axis=0)
     if camera_model == "SIMPLE_PINHOLE":
         matrices[:, [0, 1], [0, 1]] = matrices[:, [0, 1], [0, 1]].mean(axis=1, keepdims=True)
     frames = [t.intrinsics_to_model(m) for t, m in zip(cameras.transforms, matrices, strict=True)]
     return dataclasses.replace(cameras, original_intrinsics=matrices, intrinsics=np.stack(frames))
+
+
+def check_one_size(names: Sequence[str], sizes: Sequence[tuple[int, int]]) -> None:
+    """Checks that photographs can share a camera; sizes are (height, width).
+
+    Raises:
+      InputError: their sizes differ.
+    """
+    for name, size in zip(names, sizes, strict=True):
+        if size != sizes[0]:
+            raise InputError(
+                f"{name} is {size[1]}x{size[0]} and {names[0]} {sizes[0][1]}x{sizes[0][0]}: "
+                "photographs of different sizes cannot share a camera; leave shared_camera out"
+            )
 
 
 def write_colmap(
@@ -81,7 +105,7 @@ def write_colmap(
     camera_model: CameraModel = "PINHOLE",
     shared_camera: bool = False,
     bundle_adjustment: bool = False,
-) -> tuple[TrackErrors, TrackErrors | None, tuple[int, ...]]:
+) -> tuple[TrackErrors, Adjustment | None]:
     """Writes `cameras.bin`, `images.bin`, `points3D.bin`, `rigs.bin` and `frames.bin`.
 
     Images are numbered from 1 in the order of the frames, points from 1 in the order of the tracks,
@@ -95,14 +119,14 @@ def write_colmap(
       camera_model, shared_camera: see `colmap_cameras`.
       bundle_adjustment: refines poses, focal lengths and points of the largest group of frames that
         points hold together, until the observations fit best. Two cameras keep the coordinates and the
-        scale in place; frames outside the group stay as they are.
+        scale in place. Frames outside the group keep their poses, and their focal lengths too, unless they
+        share the camera of the others.
 
     Returns:
-      The errors of what was written, as read again from the files; and, after bundle adjustment,
-      those of before it and the indices of the frames that took part, else None and ().
+      The errors of what was written, as read again from the files; and what bundle adjustment did.
 
     Raises:
-      InputError: pycolmap is not installed, or there is nothing to adjust.
+      InputError: pycolmap is not installed, there is nothing to adjust, or the adjustment fails.
     """
     pycolmap = import_pycolmap()
     if bundle_adjustment and (len(cameras.names) < 2 or not len(tracks.points)):
@@ -111,7 +135,7 @@ def write_colmap(
             f"and {len(cameras.names)} frames: {MORE_TRACKS}"
         )
     model = _sparse_model(pycolmap, cameras, tracks, camera_model, shared_camera)
-    before, adjusted = None, []
+    adjustment = None
     if bundle_adjustment:
         before = _track_errors(model)
         adjusted = _largest_group(cameras, tracks)
@@ -120,10 +144,14 @@ def write_colmap(
                 f"bundle_adjustment needs two frames that share {_FEWEST_SHARED} points; "
                 f"{MORE_TRACKS}, or leave it out"
             )
-        _adjust(pycolmap, model, adjusted)
+        adjustment = Adjustment(
+            errors_before=before,
+            frames=tuple(adjusted),
+            is_converged=_adjust(pycolmap, model, adjusted),
+        )
     model.update_point_3d_errors()
     model.write(str(folder))
-    return _track_errors(pycolmap.Reconstruction(str(folder))), before, tuple(adjusted)
+    return _track_errors(pycolmap.Reconstruction(str(folder))), adjustment
 
 
 def _largest_group(cameras: Cameras, tracks: Tracks) -> list[int]:
@@ -142,7 +170,12 @@ def _largest_group(cameras: Cameras, tracks: Tracks) -> list[int]:
     return np.flatnonzero(group == np.bincount(group).argmax()).tolist()
 
 
-def _adjust(pycolmap, model, frames: list[int]) -> None:
+def _adjust(pycolmap, model, frames: list[int]) -> bool:
+    """Adjusts the model in place, and returns whether that converged.
+
+    Raises:
+      InputError: it failed.
+    """
     options = pycolmap.BundleAdjustmentOptions()
     options.print_summary = False
     options.refine_principal_point = False
@@ -152,7 +185,14 @@ def _adjust(pycolmap, model, frames: list[int]) -> None:
     for i in frames:
         config.add_image(i + 1)
     config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
-    pycolmap.create_default_bundle_adjuster(options, config, model).solve()
+    summary = pycolmap.create_default_bundle_adjuster(options, config, model).solve()
+    if not summary.is_solution_usable():
+        raise InputError(
+            f"bundle_adjustment failed ({summary.brief_report()}), and nothing was written; leave it out, "
+            "or choose other tracks"
+        )
+    kinds = pycolmap.BundleAdjustmentTerminationType
+    return summary.termination_type in (kinds.CONVERGENCE, kinds.USER_SUCCESS)
 
 
 def import_pycolmap():

@@ -77,17 +77,8 @@ def output_folder(
     """
     partial = None
     try:
+        check_output_folder(out, overwrite=overwrite, entries=entries)
         with _writing(out):
-            if os.path.lexists(out) and not out.is_dir():
-                raise InputError(f"{out}: exists and is no folder; choose another --out")
-            earlier = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
-            if entries is not None:
-                earlier = [name for name in earlier if name in entries]
-            if earlier and not overwrite:
-                what = "is not empty" if entries is None else f"holds {', '.join(earlier)} already"
-                raise InputError(
-                    f"{out}: {what}; choose another --out, or replace with --overwrite"
-                )
             # In the nearest folder that exists: what cannot be written shows before the long work.
             parent = next(folder for folder in out.absolute().parents if folder.exists())
             partial = parent / f".vggt-jax-{secrets.token_hex(4)}.partial"
@@ -104,6 +95,37 @@ def output_folder(
     finally:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_output_folder(
+    out: Path, *, overwrite: bool, entries: Sequence[str] | None = None
+) -> None:
+    """Checks that `output_folder` may write here.
+
+    Raises:
+      InputError: `out` is no folder, cannot be read, or holds something that may not be replaced.
+    """
+    with _writing(out):
+        if os.path.lexists(out) and not out.is_dir():
+            raise InputError(f"{out}: exists and is no folder; choose another --out")
+        earlier = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    if entries is not None:
+        earlier = [name for name in earlier if name in entries]
+    if earlier and not overwrite:
+        what = "is not empty" if entries is None else f"holds {', '.join(earlier)} already"
+        raise InputError(f"{out}: {what}; choose another --out, or replace with --overwrite")
+
+
+def check_file(path: Path, *, overwrite: bool) -> None:
+    """Checks that a file may be written here.
+
+    Raises:
+      InputError: it is a folder, or a file that may not be replaced.
+    """
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; name a file")
+    if os.path.lexists(path) and not overwrite:
+        raise InputError(f"{path}: exists; choose another --out, or replace with --overwrite")
 
 
 def _move_into(out: Path, new: Path, *, aside: Path, stale: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """The photographs beside an export, as programs that know no EXIF orientation must find them."""
 
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,54 +12,92 @@ from PIL import Image, ImageOps
 from vggt_jax.errors import InputError
 from vggt_jax.export.files import replacing
 from vggt_jax.export.scene import Cameras
-from vggt_jax.preprocess import reading
+from vggt_jax.preprocess import EXTENSIONS, reading
+from vggt_jax.video import decoded_frames, indices_of_names
 
 _ORIENTATION = 0x0112  # The EXIF tag.
 _JPEG_QUALITY = 95
+_EXTENSION = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,4}$")
+
+
+def check_images(images: str | os.PathLike | Sequence[str | os.PathLike]) -> None:
+    """Checks that what is given for photographs is there: a folder, a video or files.
+
+    Raises:
+      InputError: it is not.
+    """
+    if isinstance(images, (str, os.PathLike)):
+        if not Path(images).exists():
+            raise InputError(f"{images}: no such folder of images, and no such video")
+    elif missing := [path for path in images if not Path(path).is_file()]:
+        raise _missing(missing, len(images))
 
 
 def find_photographs(
-    cameras: Cameras, images: str | os.PathLike | Sequence[str | os.PathLike]
-) -> tuple[Path, ...]:
-    """The file of every frame.
+    names: Sequence[str], images: str | os.PathLike | Sequence[str | os.PathLike]
+) -> tuple[Path, ...] | None:
+    """The file of every frame, or None if they are in a video.
 
     Args:
-      cameras: whose names are looked for.
-      images: a folder that holds files of these names, or the files, one per frame in their order.
+      names: of the frames. One without extension, as frames of videos and arrays have, is found with any
+        that pictures have.
+      images: a folder that holds files of these names, or the files, one per frame in their order, or the
+        video that was reconstructed.
 
     Raises:
-      InputError: a photograph is missing, or there are too many or too few.
+      InputError: a photograph is missing, there are too many or too few, or the video is another.
     """
+    if isinstance(images, (str, os.PathLike)) and _is_picture(Path(images)):
+        images = [images]
     if not isinstance(images, (str, os.PathLike)):
         paths = tuple(map(Path, images))
-        if len(paths) != len(cameras.names):
+        if len(paths) != len(names):
             raise InputError(
-                f"{len(paths)} images for a reconstruction of {len(cameras.names)} frames; give one "
+                f"{len(paths)} images for a reconstruction of {len(names)} frames; give one "
                 "for each frame, in their order"
             )
     else:
         folder = Path(images)
         if not folder.is_dir():
-            raise InputError(f"{folder}: no such folder of images")
+            indices_of_names(folder, names)
+            return None
         # Names hold as many folders as told them apart; the folder given may be the last of these.
-        paths = tuple(
-            next(
-                (path for path in (folder / name, folder / Path(name).name) if path.is_file()),
-                folder / name,
-            )
-            for name in cameras.names
-        )
-        if len(set(paths)) < len(set(cameras.names)):
+        paths = tuple(_in_folder(folder, name) for name in names)
+        if len(set(paths)) < len(set(names)):
             raise InputError(
                 f"{folder}: {_first_repeated(paths)} would serve several of the frames, whose names differ "
                 "by their folders; give the folder that was reconstructed"
             )
     if missing := [path for path in paths if not path.is_file()]:
-        raise InputError(
-            f"{missing[0]}: no such image; {len(missing)} of {len(paths)} are missing; give the folder "
-            "that was reconstructed"
-        )
+        raise _missing(missing, len(paths))
     return paths
+
+
+def _in_folder(folder: Path, name: str) -> Path:
+    """The file of a frame in a folder; the first that was tried where there is none."""
+    extensions = ("",) if has_extension(name) else ("", *EXTENSIONS)
+    tried = [
+        folder / f"{place}{extension}"
+        for place in (name, Path(name).name)
+        for extension in extensions
+    ]
+    return next((path for path in tried if path.is_file()), tried[0])
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in EXTENSIONS and not path.is_dir()
+
+
+def has_extension(name: str) -> bool:
+    """Whether the name of a frame ends like a file: `clip_000123` and `v1.0_000123` do not."""
+    return _EXTENSION.search(name) is not None
+
+
+def _missing(paths: Sequence[Path], num_frames: int) -> InputError:
+    return InputError(
+        f"{paths[0]}: no such image; {len(paths)} of {num_frames} are missing; give the folder "
+        "that was reconstructed"
+    )
 
 
 def _first_repeated(paths: Sequence[Path]) -> Path:
@@ -127,6 +166,32 @@ def write_photographs(folder: Path, cameras: Cameras, paths: Sequence[Path]) -> 
             raise InputError(f"{path}: cannot be read as an image ({error})") from error
         turned += is_turned
     return turned
+
+
+def write_video_frames(folder: Path, cameras: Cameras, video: Path, names: Sequence[str]) -> None:
+    """Writes the frames of a video that were reconstructed, as PNG in their original size.
+
+    Args:
+      folder: made if it is missing.
+      cameras: with the names of the files to write.
+      video: that the frames are from.
+      names: of the frames in it, see `video.VideoFrames.names`.
+
+    Raises:
+      InputError: the video cannot be decoded, is another one, or a file cannot be written.
+    """
+    indices = indices_of_names(video, names)
+    order = sorted(range(len(indices)), key=indices.__getitem__)
+    images = decoded_frames(video, [indices[i] for i in order])
+    for i, image in zip(order, images, strict=True):
+        height, width = cameras.original_sizes[i]
+        if image.size != (width, height):
+            raise InputError(
+                f"{video}: its frames have {image.width}x{image.height} pixels, and those that were "
+                f"reconstructed {width}x{height}; give the same video"
+            )
+        with replacing(folder / cameras.names[i]) as file:
+            image.save(file, format="PNG")
 
 
 def write_frames(folder: Path, cameras: Cameras, frames: np.ndarray) -> None:

@@ -5,6 +5,7 @@ import os
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
 
+from vggt_jax.confidence import percentile_thresholds
 from vggt_jax.errors import InputError
 from vggt_jax.export.files import replacing
 
@@ -57,9 +58,7 @@ def select_points(
         )
     usable = mask & np.isfinite(confidence) & np.isfinite(world_points).all(axis=-1)
     if usable.any():
-        # A value that occurs: an interpolated one could by rounding exceed the largest.
-        threshold = np.percentile(confidence[usable], confidence_percentile, method="lower")
-        usable &= confidence >= threshold
+        usable &= confidence >= percentile_thresholds(confidence[usable], confidence_percentile)
     chosen = np.flatnonzero(usable)
     if max_points is not None and len(chosen) > max_points:
         generator = np.random.default_rng(seed)

@@ -1,22 +1,22 @@
 """One door to the formats that other programs read."""
 
 import dataclasses
-import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, get_args
+from typing import Literal
 
 import numpy as np
 
+from vggt_jax.confidence import allowed_pixels, confidence_of, percentile_thresholds
 from vggt_jax.errors import InputError
 from vggt_jax.export.colmap import (
     MORE_TRACKS,
+    Adjustment,
     CameraModel,
     TrackErrors,
     colmap_cameras,
-    import_pycolmap,
     write_colmap,
 )
 from vggt_jax.export.files import output_folder
@@ -24,38 +24,26 @@ from vggt_jax.export.glb import write_glb
 from vggt_jax.export.images import (
     check_photographs,
     find_photographs,
+    has_extension,
     write_frames,
     write_photographs,
+    write_video_frames,
 )
 from vggt_jax.export.matching import matched_tracks
-from vggt_jax.export.nerfstudio import POINTS, TRANSFORMS, write_nerfstudio
+from vggt_jax.export.nerfstudio import write_nerfstudio
+from vggt_jax.export.options import ExportFormat, ExportOptions, Images
 from vggt_jax.export.ply import write_point_cloud
-from vggt_jax.export.scene import Cameras, scene_cameras, scene_points, usable_pixels
+from vggt_jax.export.scene import (
+    Cameras,
+    checked_names,
+    confident_pixels,
+    scene_cameras,
+    scene_points,
+)
 from vggt_jax.export.tracks import Tracks, tracks_from_depth, tracks_from_head
 from vggt_jax.outputs import Reconstruction
 from vggt_jax.preprocess import FrameTransform
 
-ExportFormat = Literal["ply", "glb", "colmap", "nerfstudio"]
-# Options of only some formats.
-_FORMATS_OF = {
-    "images": ("colmap", "nerfstudio"),
-    "points": ("ply", "glb", "nerfstudio"),
-    "cameras": ("glb",),
-    "camera_size": ("glb",),
-    **dict.fromkeys(
-        (
-            "tracks",
-            "camera_model",
-            "shared_camera",
-            "bundle_adjustment",
-            "depth_tolerance",
-            "max_reprojection_error",
-            "min_track_length",
-            "min_visibility",
-        ),
-        ("colmap",),
-    ),
-}
 _MAX_CLOUD_POINTS = 2_000_000
 _MAX_TRACKS = 100_000  # Default of the official demo_colmap.py, as a start for splatting plenty.
 
@@ -98,7 +86,7 @@ def export_reconstruction(
     path: str | os.PathLike,
     *,
     format: ExportFormat,
-    images: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
+    images: Images | None = None,
     points: Literal["depth", "head"] | None = None,
     confidence_percentile: float | None = None,
     min_confidence: float | None = None,
@@ -127,8 +115,9 @@ def export_reconstruction(
       path: the file (ply, glb) or the folder.
       format: see above.
       images: the photographs, to be copied to `path/images` (colmap, nerfstudio): the folder that was
-        reconstructed, or one file per frame in order. A folder that is `path/images` is left as it
-        is. None: frames that were not resized are written, and for others a note says what is missing.
+        reconstructed, or one file per frame in order, or the video, whose chosen frames are written as PNG.
+        A folder that is `path/images` is left as it is. None: frames that were not resized are written,
+        and for others a note says what is missing.
       points: which points make the cloud (ply, glb, nerfstudio): from depth and cameras, or from the
         point head; None is what the model does better.
       confidence_percentile: leave out this percentage, the least confident. None is 25 for VGGT,
@@ -156,111 +145,149 @@ def export_reconstruction(
       InputError: an option or the reconstruction cannot be used, a photograph is missing or of another
         size, pycolmap is not installed, or the place cannot be written.
     """
+    options = ExportOptions(
+        format=format,
+        images=images,
+        points=points,
+        confidence_percentile=confidence_percentile,
+        min_confidence=min_confidence,
+        max_points=max_points,
+        cameras=cameras,
+        camera_size=camera_size,
+        tracks=tracks,
+        camera_model=camera_model,
+        shared_camera=shared_camera,
+        bundle_adjustment=bundle_adjustment,
+        depth_tolerance=depth_tolerance,
+        max_reprojection_error=max_reprojection_error,
+        min_track_length=min_track_length,
+        min_visibility=min_visibility,
+        overwrite=overwrite,
+    )
+    return write_export(recon, path, options)
+
+
+def write_export(
+    recon: Reconstruction, path: str | os.PathLike, options: ExportOptions
+) -> ExportReport:
+    """`export_reconstruction` with options that were checked already.
+
+    Raises:
+      InputError: as there.
+    """
     path = Path(path)
-    if format not in get_args(ExportFormat):
-        raise InputError(f"{format=} must be one of {', '.join(get_args(ExportFormat))}")
-    _check_format(locals(), format)
-    _check_options(max_points, depth_tolerance, max_reprojection_error, min_track_length)
-    if not 0 <= min_visibility < 1:
-        raise InputError(f"{min_visibility=} must lie in [0, 1)")
     if recon.images.ndim != 4:
         raise InputError("several scenes cannot be exported together; give one, without scene axis")
-    rule = {"confidence_percentile": confidence_percentile, "min_confidence": min_confidence}
+    options.check_place(path)
+    return (_write_folder if options.is_folder else _write_file)(recon, path, options)
 
-    def cloud() -> tuple[np.ndarray, np.ndarray]:
-        return scene_points(
-            recon, points=points, max_points=max_points or _MAX_CLOUD_POINTS, **rule
-        )
 
-    if format in ("ply", "glb"):
-        _check_file(path, overwrite)
-        found, colors = cloud()
-        drawn = scene_cameras(recon) if format == "glb" and cameras else None
-        if format == "ply":
-            write_point_cloud(path, found, colors)
-        else:
-            write_glb(path, found, colors, drawn, camera_size=camera_size)
-        return ExportReport(
-            path=path,
-            format=format,
-            num_frames=0 if drawn is None else len(drawn.names),
-            num_points=len(found),
-        )
+def _cloud(recon: Reconstruction, options: ExportOptions) -> tuple[np.ndarray, np.ndarray]:
+    return scene_points(
+        recon,
+        points=options.points,
+        confidence_percentile=options.confidence_percentile,
+        min_confidence=options.min_confidence,
+        max_points=options.max_points or _MAX_CLOUD_POINTS,
+    )
 
-    if format == "colmap":
-        import_pycolmap()
-    scene = scene_cameras(recon)
-    photographs = _Photographs.of(scene, recon, path, images)
+
+def _write_file(recon: Reconstruction, path: Path, options: ExportOptions) -> ExportReport:
+    found, colors = _cloud(recon, options)
+    drawn = scene_cameras(recon) if options.format == "glb" and options.cameras else None
+    if options.format == "ply":
+        write_point_cloud(path, found, colors)
+    else:
+        write_glb(path, found, colors, drawn, camera_size=options.camera_size)
+    return ExportReport(
+        path=path,
+        format=options.format,
+        num_frames=0 if drawn is None else len(drawn.names),
+        num_points=len(found),
+    )
+
+
+def _write_folder(recon: Reconstruction, path: Path, options: ExportOptions) -> ExportReport:
+    photographs = _Photographs.of(scene_cameras(recon), recon, path, options)
     scene, notes = photographs.cameras, list(photographs.notes)
-    entries = ["sparse"] if format == "colmap" else [POINTS, TRANSFORMS]
-    entries += ["images"] * photographs.are_written
-    with output_folder(path, overwrite=overwrite, entries=entries, stale=entries) as folder:
+    entries = options.entries(with_images=photographs.are_written)
+    with output_folder(path, overwrite=options.overwrite, entries=entries, stale=entries) as folder:
         notes += photographs.write(folder / "images", recon)
-        if format == "nerfstudio":
-            found, colors = cloud()
+        if options.format == "nerfstudio":
+            found, colors = _cloud(recon, options)
             write_nerfstudio(folder, scene, found, colors)
             return ExportReport(
                 path=path,
-                format=format,
+                format=options.format,
                 num_frames=len(scene.names),
                 num_points=len(found),
                 notes=tuple(notes),
             )
-        scene = colmap_cameras(scene, camera_model=camera_model, shared_camera=shared_camera)
-        found = _tracks(
-            recon,
-            scene,
-            source=tracks,
-            max_points=max_points or _MAX_TRACKS,
-            depth_tolerance=depth_tolerance,
-            max_reprojection_error=max_reprojection_error,
-            min_track_length=min_track_length,
-            min_visibility=min_visibility,
-            **rule,
-        )
-        if bundle_adjustment and tracks == "depth":
-            before = len(found.pixels)
-            found = matched_tracks(
-                scene,
-                found,
-                np.asarray(recon.depth),
-                recon.images,
-                min_track_length=min_track_length,
-            )
-            notes.append(
-                f"{len(found.pixels):,} of {before:,} observations were matched in the images, and make "
-                "the adjustment"
-            )
-        sparse = folder / "sparse" / "0"
-        sparse.mkdir(parents=True)
-        errors, before, adjusted = write_colmap(
-            sparse,
-            scene,
-            found,
-            camera_model=camera_model,
-            shared_camera=shared_camera,
-            bundle_adjustment=bundle_adjustment,
-        )
-        if bundle_adjustment and len(adjusted) < len(scene.names):
-            left = [name for i, name in enumerate(scene.names) if i not in adjusted]
-            notes.append(
-                f"{len(left)} frames share too few points with the others and were not adjusted: "
-                f"{', '.join(left[:5])}{' and others' * (len(left) > 5)}"
-            )
-        if not errors.num_points:
-            notes.append(
-                f"no point is seen alike by {min_track_length} frames, so there are cameras alone; "
-                f"{MORE_TRACKS}"
-            )
+        errors, before, more = _write_sparse(folder, recon, scene, options)
         return ExportReport(
             path=path,
-            format=format,
+            format=options.format,
             num_frames=len(scene.names),
             num_points=errors.num_points,
             errors=errors,
             errors_before_adjustment=before,
-            notes=tuple(notes),
+            notes=(*notes, *more),
         )
+
+
+def _write_sparse(
+    folder: Path, recon: Reconstruction, scene: Cameras, options: ExportOptions
+) -> tuple[TrackErrors, TrackErrors | None, list[str]]:
+    """Writes `sparse/0`, and returns its errors, those before adjustment, and notes."""
+    models = {"camera_model": options.camera_model, "shared_camera": options.shared_camera}
+    scene = colmap_cameras(scene, **models)
+    found, notes = _tracks(recon, scene, options), []
+    if options.bundle_adjustment and options.tracks == "depth":
+        before = len(found.pixels)
+        found = matched_tracks(
+            scene,
+            found,
+            np.asarray(recon.depth),
+            recon.images,
+            min_track_length=options.min_track_length,
+        )
+        notes.append(
+            f"{len(found.pixels):,} of {before:,} observations were matched in the images, and make "
+            "the adjustment"
+        )
+    sparse = folder / "sparse" / "0"
+    sparse.mkdir(parents=True)
+    errors, adjustment = write_colmap(
+        sparse, scene, found, **models, bundle_adjustment=options.bundle_adjustment
+    )
+    if adjustment is not None:
+        notes += _notes_of_adjustment(adjustment, scene.names, shared=options.shared_camera)
+    if not errors.num_points:
+        notes.append(
+            f"no point is seen alike by {options.min_track_length} frames, so there are cameras alone; "
+            f"{MORE_TRACKS}"
+        )
+    return errors, None if adjustment is None else adjustment.errors_before, notes
+
+
+def _notes_of_adjustment(
+    adjustment: Adjustment, names: tuple[str, ...], *, shared: bool
+) -> list[str]:
+    notes = []
+    if not adjustment.is_converged:
+        notes.append(
+            "bundle adjustment stopped before it converged: what was written is better than before, and "
+            "not the best"
+        )
+    left = [name for i, name in enumerate(names) if i not in adjustment.frames]
+    if left:
+        what = "have poses that were not adjusted" if shared else "were not adjusted"
+        which = f"{', '.join(left[:5])}{' and others' * (len(left) > 5)}"
+        focal = "; the focal length is the shared camera's, adjusted on the others" * shared
+        notes.append(
+            f"{len(left)} frames share too few points with the others and {what}: {which}{focal}"
+        )
+    return notes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,44 +295,62 @@ class _Photographs:
     """What will lie in the folder `images`, decided before anything is written."""
 
     cameras: Cameras
-    paths: tuple[Path, ...] | None
+    frame_names: tuple[str, ...]
+    paths: tuple[Path, ...] | None = None
+    video: Path | None = None
     are_written: bool
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, cameras: Cameras, recon: Reconstruction, path: Path, images) -> "_Photographs":
-        place = path / "images"
-        for i, name in enumerate(cameras.names):
-            if name in cameras.names[:i]:
-                raise InputError(
-                    f"{name}: is there twice, and a file can be one image only; reconstruct again "
-                    "without the copy"
-                )
-        if images is not None:
-            paths = find_photographs(cameras, images)
-            is_there = isinstance(images, (str, os.PathLike)) and (
-                place.is_dir() and place.samefile(images)
-            )
-            if is_there:
+    def of(
+        cls, cameras: Cameras, recon: Reconstruction, path: Path, options: ExportOptions
+    ) -> "_Photographs":
+        names = checked_names(cameras.names, len(cameras.names), distinct=True)
+
+        def made(called: tuple[str, ...], **fields) -> "_Photographs":
+            # a.x and a.y would both become a.png.
+            called = called if len(set(called)) == len(names) else _with_png(names)
+            renamed = dataclasses.replace(cameras, names=called)
+            return cls(cameras=renamed, frame_names=names, **fields)
+
+        if options.images is not None:
+            paths = find_photographs(names, options.images)
+            if paths is None:
+                return made(_with_png(names), video=Path(options.images), are_written=True)
+            if options.stays_in_place(path):
                 check_photographs(cameras, paths)
-            return cls(cameras=cameras, paths=paths, are_written=not is_there)
+                called = tuple(file.relative_to(options.images).as_posix() for file in paths)
+                return made(called, paths=paths, are_written=False)
+            # Frames of arrays have no extension: it is that of their file.
+            called = tuple(
+                name
+                if has_extension(name) or PurePosixPath(name).name == file.name
+                else f"{name}{file.suffix}"
+                for name, file in zip(names, paths, strict=True)
+            )
+            return made(called, paths=paths, are_written=True)
         untouched = FrameTransform.identity(tuple(recon.images.shape[1:3]))
         if all(transform == untouched for transform in cameras.transforms):
-            names = tuple(str(PurePosixPath(name).with_suffix(".png")) for name in cameras.names)
-            if len(set(names)) < len(names):
-                names = tuple(f"{name}.png" for name in cameras.names)
-            return cls(
-                cameras=dataclasses.replace(cameras, names=names), paths=None, are_written=True
+            called = (
+                str(PurePosixPath(name).with_suffix("")) if has_extension(name) else name
+                for name in names
             )
+            return made(_with_png(called), are_written=True)
+        have_names = all(map(has_extension, names))
+        called = names if have_names else _with_png(names)
+        of = "folder of images" if have_names else "folder of images or the video"
         note = (
-            f"the photographs are not at hand: give the folder of images, or put {cameras.names[0]} and "
-            f"the others into {place}, turned as their EXIF data says"
+            f"the photographs are not at hand: give the {of}, or put {called[0]} and "
+            f"the others into {path / 'images'}, turned as their EXIF data says"
         )
-        return cls(cameras=cameras, paths=None, are_written=False, notes=(note,))
+        return made(called, are_written=False, notes=(note,))
 
     def write(self, folder: Path, recon: Reconstruction) -> list[str]:
         """Writes them to `folder`, and returns notes."""
         if not self.are_written:
+            return []
+        if self.video is not None:
+            write_video_frames(folder, self.cameras, self.video, self.frame_names)
             return []
         if self.paths is None:
             write_frames(folder, self.cameras, recon.images)
@@ -316,97 +361,43 @@ class _Photographs:
         return [f"{turned} photographs were turned as their EXIF data says, and written anew"]
 
 
-def _check_format(arguments: dict[str, Any], format: ExportFormat) -> None:
-    """Refuses options of other formats, which would do nothing."""
-    parameters = inspect.signature(export_reconstruction).parameters
-    for name, formats in _FORMATS_OF.items():
-        if format not in formats and arguments[name] != parameters[name].default:
-            raise InputError(
-                f"{name} is for {' and '.join(formats)}, not for {format}; leave it out"
-            )
-    head = arguments["tracks"] == "head"
-    of_depth = ("depth_tolerance", "confidence_percentile", "min_confidence")
-    for name in of_depth if head else ("min_visibility",):
-        if format == "colmap" and arguments[name] != parameters[name].default:
-            raise InputError(f"{name} is not for tracks={arguments['tracks']!r}; leave it out")
+def _with_png(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f"{name}.png" for name in names)
 
 
-def _check_options(
-    max_points: int | None,
-    depth_tolerance: float,
-    max_reprojection_error: float,
-    min_track_length: int,
-) -> None:
-    if max_points is not None and max_points < 1:
-        raise InputError(f"{max_points=} must be at least 1")
-    if not 0 < depth_tolerance < 1:
-        raise InputError(f"{depth_tolerance=} must lie between 0 and 1")
-    if not 0 < max_reprojection_error < np.inf:
-        raise InputError(f"{max_reprojection_error=} must be positive")
-    if min_track_length < 2:
-        raise InputError(f"{min_track_length=} must be at least 2: one view has no depth to check")
-
-
-def _check_file(path: Path, overwrite: bool) -> None:
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; name a file")
-    if os.path.lexists(path) and not overwrite:
-        raise InputError(f"{path}: exists; choose another --out, or replace with --overwrite")
-
-
-def _tracks(
-    recon: Reconstruction,
-    cameras: Cameras,
-    *,
-    source: Literal["depth", "head"],
-    max_points: int,
-    depth_tolerance: float,
-    max_reprojection_error: float,
-    min_track_length: int,
-    min_visibility: float,
-    confidence_percentile: float | None,
-    min_confidence: float | None,
-) -> Tracks:
+def _tracks(recon: Reconstruction, cameras: Cameras, options: ExportOptions) -> Tracks:
+    max_points = options.max_points or _MAX_TRACKS
     limits = {
-        "max_reprojection_error": max_reprojection_error,
-        "min_track_length": min_track_length,
+        "max_reprojection_error": options.max_reprojection_error,
+        "min_track_length": options.min_track_length,
     }
-    if source == "head":
+    if options.tracks == "head":
         if recon.tracks is None:
             raise InputError(
                 "this reconstruction has no tracks; reconstruct with query points, or take tracks from "
                 "depth"
             )
-        everything = np.ones(recon.images.shape[:3], np.float32)
-        if recon.mask is not None:
-            everything = everything * recon.mask
-        # Confidence of depth says nothing about tracks, which have visibility and confidence.
-        bare = dataclasses.replace(recon, depth_edges=None)
-        usable, _ = usable_pixels(bare, everything, min_confidence=0.0)
         return tracks_from_head(
             cameras,
             recon.tracks[:, :max_points],
             recon.track_visibility[:, :max_points],
             recon.track_confidence[:, :max_points],
-            usable,
+            # Confidence of depth says nothing about tracks, which have visibility and confidence.
+            allowed_pixels(recon),
             recon.images,
-            min_visibility=min_visibility,
+            min_visibility=options.min_visibility,
             **limits,
         )
-    if source != "depth":
-        raise InputError(f"tracks={source!r} must be depth or head")
     if recon.depth is None:
         raise InputError("tracks from depth need a model with a depth head")
-    confidence = np.asarray(recon.depth_confidence)
-    usable, percentile = usable_pixels(
+    confidence = confidence_of(recon, "depth")
+    usable, percentile = confident_pixels(
         recon,
-        confidence,
-        confidence_percentile=confidence_percentile,
-        min_confidence=min_confidence,
+        "depth",
+        confidence_percentile=options.confidence_percentile,
+        min_confidence=options.min_confidence,
     )
-    usable &= np.isfinite(confidence)
-    if usable.any():
-        usable &= confidence >= np.percentile(confidence[usable], percentile, method="lower")
+    usable &= confidence >= percentile_thresholds(confidence[usable], percentile)
     return tracks_from_depth(
         cameras,
         np.asarray(recon.depth),
@@ -414,6 +405,6 @@ def _tracks(
         usable,
         recon.images,
         max_points=max_points,
-        depth_tolerance=depth_tolerance,
+        depth_tolerance=options.depth_tolerance,
         **limits,
     )

@@ -1,21 +1,25 @@
 """What every format is made of: cameras of the photographs, and the points that are good enough."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, UInt8
 
+from vggt_jax.confidence import (
+    PointSource,
+    chosen_source,
+    confidence_limits,
+    confidence_of,
+    points_of,
+    usable_pixels,
+)
 from vggt_jax.errors import InputError
 from vggt_jax.export.ply import select_points
 from vggt_jax.outputs import Reconstruction
-from vggt_jax.preprocess import Frames, FrameTransform
+from vggt_jax.preprocess import FrameTransform
 
-# Which points make a cloud: the most confident three quarters (official file: vggt/demo_viser.py), or,
-# where confidence is a probability, all above this and not at an edge (official file: pi3/example.py).
-DEFAULT_PERCENTILE = 25.0
-SMALLEST_PROBABILITY = 0.1
 _LARGEST_DEVIATION = 1e-3  # Of a rotation from an orthogonal matrix: float32 stays far below.
 
 
@@ -67,7 +71,8 @@ def scene_cameras(recon: Reconstruction) -> Cameras:
         raise InputError("several scenes cannot be exported together; give one, without scene axis")
     if recon.camera_from_world is None or recon.intrinsics is None:
         raise InputError("this reconstruction has no cameras; use a model with a camera head")
-    names, transforms = _names(recon), scene_transforms(recon)
+    names = checked_names(recon.names, len(recon.images))
+    transforms = scene_transforms(recon)
     poses = np.asarray(recon.camera_from_world, np.float64)
     intrinsics = np.array(recon.intrinsics, np.float64)
     intrinsics[:, :2, 2] += 0.5 - recon.pixel_centre
@@ -106,25 +111,19 @@ def scene_transforms(recon: Reconstruction) -> tuple[FrameTransform, ...]:
     return recon.transforms or (identity,) * len(recon.images)
 
 
-def usable_pixels(
+def confident_pixels(
     recon: Reconstruction,
-    confidence: Float32[np.ndarray, "s height width"],
+    source: PointSource,
     *,
     confidence_percentile: float | None = None,
     min_confidence: float | None = None,
 ) -> tuple[Bool[np.ndarray, "s height width"], float]:
-    """The one rule of confidence: which pixels may give points, and which percentage to leave out.
-
-    Left out are padding, edges of depth where the model marks them, confidences that are not above
-    `min_confidence`, and of the rest the least confident `confidence_percentile` %.
+    """The rule of `confidence.py` for exports, which always leave out the edges that a model marks.
 
     Args:
       recon: the scene.
-      confidence: of the points, on the scale of `Reconstruction.confidence_kind`.
-      confidence_percentile: in [0, 100]. None is 25 for VGGT, unless `min_confidence` is given, and 0
-        for π³.
-      min_confidence: an absolute threshold. None is 0.1 for π³, whose confidences are probabilities,
-        and nothing for VGGT, whose confidences have no scale.
+      source: of the points.
+      confidence_percentile, min_confidence: see `confidence.confidence_limits`.
 
     Returns:
       Pixels that pass all but the percentile, and the percentile.
@@ -132,33 +131,25 @@ def usable_pixels(
     Raises:
       InputError: a number is out of its range, or nothing is left.
     """
-    is_probability = recon.confidence_kind == "sigmoid"
-    if confidence_percentile is None:
-        has_default = not is_probability and min_confidence is None
-        confidence_percentile = DEFAULT_PERCENTILE if has_default else 0.0
-    if not 0 <= confidence_percentile <= 100:
-        raise InputError(f"{confidence_percentile=} must lie between 0 and 100")
-    if min_confidence is None:
-        min_confidence = SMALLEST_PROBABILITY if is_probability else 0.0
-    if not min_confidence >= 0:
-        raise InputError(f"{min_confidence=} must be at least 0")
-    frames = Frames(images=recon.images, names=(), transforms=scene_transforms(recon))
-    usable = frames.valid_mask() & (confidence > min_confidence)
-    if recon.depth_edges is not None:
-        usable &= ~np.asarray(recon.depth_edges)
+    percentile, smallest = confidence_limits(
+        recon.confidence_kind,
+        confidence_percentile=confidence_percentile,
+        min_confidence=min_confidence,
+    )
+    usable = usable_pixels(recon, source, min_confidence=smallest, depth_edges=recon.depth_edges)
     if not usable.any():
         raise InputError(
-            f"no pixel has a confidence above {min_confidence:g}"
+            f"no pixel has a confidence above {smallest:g}"
             f"{'' if recon.depth_edges is None else ' away from the edges of depth'}; lower "
-            f"min_confidence (the largest confidence is {np.max(confidence):g})"
+            f"min_confidence (the largest confidence is {np.max(confidence_of(recon, source)):g})"
         )
-    return usable, confidence_percentile
+    return usable, percentile
 
 
 def scene_points(
     recon: Reconstruction,
     *,
-    points: Literal["depth", "head"] | None = None,
+    points: PointSource | None = None,
     confidence_percentile: float | None = None,
     min_confidence: float | None = None,
     max_points: int | None = 2_000_000,
@@ -169,7 +160,7 @@ def scene_points(
       recon: the scene.
       points: from depth and cameras, or from the model's point head. None is what is better: depth
         for VGGT, the head for π³, or the one that there is.
-      confidence_percentile, min_confidence: see `usable_pixels`.
+      confidence_percentile, min_confidence: see `confidence.confidence_limits`.
       max_points: at most so many, the same ones each time; None for all.
 
     Returns:
@@ -178,30 +169,16 @@ def scene_points(
     Raises:
       InputError: an argument is out of its range, or the model has no such points.
     """
-    found = {
-        "depth": recon.depth is not None and recon.camera_from_world is not None,
-        "head": recon.world_points is not None,
-    }
-    preferred = ("head", "depth") if recon.confidence_kind == "sigmoid" else ("depth", "head")
-    possible = [source for source in preferred if found[source]]
-    if not possible or points not in (None, *possible):
-        raise InputError(
-            f"{points=} cannot be had; this reconstruction has points from "
-            f"{', '.join(possible) or 'nowhere: use a model with a depth or a point head'}"
-        )
-    if (points or possible[0]) == "depth":
-        world_points, confidence = np.asarray(recon.points_from_depth()), recon.depth_confidence
-    else:
-        world_points, confidence = recon.world_points, recon.world_points_confidence
-    mask, percentile = usable_pixels(
+    source = chosen_source(recon, points)
+    mask, percentile = confident_pixels(
         recon,
-        confidence,
+        source,
         confidence_percentile=confidence_percentile,
         min_confidence=min_confidence,
     )
     return select_points(
-        world_points,
-        confidence,
+        points_of(recon, source),
+        confidence_of(recon, source),
         recon.images,
         confidence_percentile=percentile,
         mask=mask,
@@ -209,11 +186,23 @@ def scene_points(
     )
 
 
-def _names(recon: Reconstruction) -> tuple[str, ...]:
-    names = recon.names or tuple(f"{i:04d}" for i in range(len(recon.images)))
+def checked_names(
+    names: Sequence[str], num_frames: int, *, distinct: bool = False
+) -> tuple[str, ...]:
+    """Names of frames as relative paths with forward slashes; their numbers where they have none.
+
+    Raises:
+      InputError: a name leaves the folder, or, where they must be distinct, is there twice.
+    """
+    names = tuple(names) or tuple(f"{i:04d}" for i in range(num_frames))
     names = tuple(name.replace("\\", "/") for name in names)
     for i, name in enumerate(names):
         path = PurePosixPath(name)
         if not name or path.is_absolute() or ".." in path.parts:
             raise InputError(f"frame {i}: {name!r} is no name of a file inside a folder of images")
+        if distinct and name in names[:i]:
+            raise InputError(
+                f"{name}: is there twice, and a file can be one image only; reconstruct again "
+                "without the copy"
+            )
     return names

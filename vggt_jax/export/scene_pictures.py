@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool
 
+from vggt_jax.confidence import confidence_limits, confidence_of, points_of, usable_pixels
 from vggt_jax.export.pictures import overview_width, write_depth_pictures, write_overview
 from vggt_jax.export.ply import select_points
 from vggt_jax.export.top_view import draw_top_view
@@ -23,8 +24,8 @@ def write_scene_pictures(
 ) -> None:
     """Writes `overview.png`, `depth_pictures/` and `track_pictures/`, as far as there is what they show.
 
-    The overview holds photographs, depth, confidence, and the cameras from above over the more
-    confident three quarters of the points.
+    The overview holds photographs, depth, confidence, and the cameras from above over the points that are
+    confident enough by the defaults of the model (`confidence.confidence_limits`).
 
     Args:
       folder: made if it is missing.
@@ -55,13 +56,14 @@ def write_scene_pictures(
 
 
 def _top_view(recon: Reconstruction, mask: np.ndarray | None) -> np.ndarray:
-    usable = np.isfinite(recon.depth) & (recon.depth > 0)
+    percentile, smallest = confidence_limits(recon.confidence_kind)
+    usable = usable_pixels(recon, "depth", min_confidence=smallest, depth_edges=recon.depth_edges)
     usable &= mask if mask is not None else True
-    confidence = recon.depth_confidence
     points, colors = select_points(
-        recon.points_from_depth(),
-        np.ones_like(recon.depth) if confidence is None else confidence,
+        points_of(recon, "depth"),
+        confidence_of(recon, "depth"),
         recon.images,
+        confidence_percentile=percentile,
         mask=usable,
         max_points=_TOP_VIEW_POINTS,
     )

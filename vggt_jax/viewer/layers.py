@@ -7,17 +7,24 @@ of the slider.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, UInt8
 
 from vggt_jax import geometry
+from vggt_jax.confidence import (
+    PointSource,
+    confidence_limits,
+    confidence_of,
+    percentile_thresholds,
+    point_sources,
+    points_of,
+    usable_pixels,
+)
 from vggt_jax.errors import InputError
 from vggt_jax.outputs import Reconstruction
 
-PointSource = Literal["depth", "head"]
 # Steps of the slider in percent. Each divides 100 and 25, the share that is left out unless told.
 STEPS = (1.0, 2.5, 5.0, 12.5, 25.0)
 # So many pieces a browser draws without effort: each is one call to its graphics driver.
@@ -70,42 +77,32 @@ class PointLayers:
         return mask
 
 
-def point_sources(recon: Reconstruction) -> tuple[PointSource, ...]:
-    """Where points of a reconstruction can come from, the more accurate first.
-
-    For VGGT that is depth with cameras, for π³ its point map.
-    """
-    sources = []
-    if recon.depth is not None and recon.camera_from_world is not None:
-        sources.append("depth")
-    if recon.world_points is not None:
-        sources.append("head")
-    return tuple(sources[::-1] if recon.confidence_kind == "sigmoid" else sources)
-
-
 def cut_points(
     recon: Reconstruction,
     *,
     source: PointSource,
+    min_confidence: float | None = None,
     hide_edges: bool = False,
     max_points: int = 1_000_000,
     seed: int = 0,
 ) -> PointLayers:
     """The points of a scene, cut into layers.
 
-    Padding, points that are not finite and, if asked, edges of depth are left out first; percentiles
-    are taken over the rest, as in `export.select_points`: at each step of the slider the same points
-    are shown as it selects (drawn alike if there are more than `max_points`).
+    What is no usable pixel by `confidence.usable_pixels` is left out first, and points that are not finite;
+    percentiles are taken over the rest: at each step of the slider the same points are shown as
+    `export.scene_points` selects (drawn alike if there are more than `max_points`).
 
     Args:
       recon: one scene, without scene axis.
       source: "depth", unprojected with the cameras, or "head", the point map.
+      min_confidence: what a confidence must exceed; None is the default of the model, see
+        `confidence.confidence_limits`.
       hide_edges: whether to leave out points at jumps of depth, see `geometry.depth_edges`.
       max_points: at most so many, drawn without replacement from all.
       seed: of that draw.
 
     Raises:
-      InputError: the reconstruction has no such points, or max_points is below 1.
+      InputError: the reconstruction has no such points, max_points is below 1 or min_confidence below 0.
     """
     if max_points < 1:
         raise InputError(f"{max_points=} must be at least 1")
@@ -114,19 +111,11 @@ def cut_points(
             f"the reconstruction has no points from {source!r}, only from "
             f"{', '.join(point_sources(recon)) or 'nothing'}"
         )
-    if source == "depth":
-        points, confidence = recon.points_from_depth(), recon.depth_confidence
-    else:
-        points, confidence = recon.world_points, recon.world_points_confidence
-    points = np.asarray(points)
-    if confidence is None:
-        confidence = np.ones(points.shape[:-1], np.float32)
-    confidence = np.asarray(confidence)
-    usable = content_mask(recon) & np.isfinite(confidence) & np.isfinite(points).all(axis=-1)
-    if source == "depth":
-        usable &= np.asarray(recon.depth) > 0
-    if hide_edges:
-        usable &= ~depth_edges(recon)
+    _, smallest = confidence_limits(recon.confidence_kind, min_confidence=min_confidence)
+    edges = depth_edges(recon) if hide_edges else None
+    points, confidence = points_of(recon, source), confidence_of(recon, source)
+    usable = usable_pixels(recon, source, min_confidence=smallest, depth_edges=edges)
+    usable &= np.isfinite(points).all(axis=-1)
     num_frames = len(points)
     step = next((x for x in STEPS if num_frames * (100 / x + 1) <= MOST_PIECES), STEPS[-1])
     percentiles = np.linspace(0, 100, round(100 / step) + 1)
@@ -134,10 +123,8 @@ def cut_points(
     if not len(candidates):
         thresholds = np.zeros(len(percentiles))
     else:
-        # Values that occur, as in `select_points`.
-        thresholds = np.percentile(
-            confidence.ravel()[candidates], percentiles, method="lower"
-        ).astype(np.float64)
+        of_candidates = confidence.ravel()[candidates]
+        thresholds = percentile_thresholds(of_candidates, percentiles).astype(np.float64)
     chosen = candidates
     if len(candidates) > max_points:
         generator = np.random.default_rng(seed)
@@ -158,16 +145,6 @@ def cut_points(
     )
 
 
-def content_mask(recon: Reconstruction) -> Bool[np.ndarray, "s height width"]:
-    """False on padding; where nobody resized, there is none."""
-    mask = np.ones(np.shape(recon.images)[:3], bool)
-    if recon.transforms:
-        mask[:] = False
-        for frame, transform in zip(mask, recon.transforms, strict=True):
-            frame[slice(*transform.content_rows), slice(*transform.content_columns)] = True
-    return mask
-
-
 def depth_edges(recon: Reconstruction) -> Bool[np.ndarray, "s height width"]:
     """Edges of depth: the model's own, or those of its depth.
 
@@ -179,11 +156,6 @@ def depth_edges(recon: Reconstruction) -> Bool[np.ndarray, "s height width"]:
     if recon.depth is None:
         raise InputError("edges of depth need a reconstruction with depth")
     return np.asarray(geometry.depth_edges(jnp.asarray(recon.depth)))
-
-
-def percentile_of_probability(layers: PointLayers, probability: float) -> float:
-    """The position of the slider nearest to where it leaves out what is at or below a confidence."""
-    return float(layers.percentiles[np.abs(layers.thresholds - probability).argmin()])
 
 
 def _as_bytes(colors: np.ndarray) -> UInt8[np.ndarray, "..."]:

@@ -11,23 +11,16 @@ from typing import Any, Literal
 
 import numpy as np
 
+from vggt_jax.confidence import PointSource, confidence_limits, confidence_of, point_sources
 from vggt_jax.errors import InputError
 from vggt_jax.outputs import Reconstruction
 from vggt_jax.viewer.cameras import ViewerCamera, overview, viewer_cameras
-from vggt_jax.viewer.layers import (
-    PointLayers,
-    PointSource,
-    cut_points,
-    percentile_of_probability,
-    point_sources,
-)
+from vggt_jax.viewer.layers import PointLayers, cut_points
 
-# What is left out unless told: as the point cloud of `vggt-jax infer`.
-_CONFIDENCE_PERCENTILE = 25.0
-_SMALLEST_PROBABILITY = 0.1
 _FIRST_PORT = 8080
 _SOURCES = {"depth": "depth and cameras", "head": "point map"}
 _JPEG_QUALITY = 70
+_STOP_SECONDS = 1.0
 _BLUE, _ORANGE = (60, 120, 200), (235, 130, 30)
 
 
@@ -37,7 +30,8 @@ class ViewSettings:
 
     Attributes:
       source: of the points, "depth" or "head"; None where there are none.
-      percentile: how many percent of the points, the least confident, are left out.
+      min_confidence: what a confidence must exceed.
+      percentile: how many percent of the points that do, the least confident, are left out.
       hide_edges: whether points at jumps of depth are left out.
       point_size: in thousandths of the scene's size.
       frames: whose points are shown.
@@ -46,6 +40,7 @@ class ViewSettings:
     """
 
     source: PointSource | None
+    min_confidence: float
     percentile: float
     hide_edges: bool
     point_size: float
@@ -74,6 +69,7 @@ class Viewer:
         port: int | None = None,
         points: PointSource | None = None,
         confidence_percentile: float | None = None,
+        min_confidence: float | None = None,
         hide_edges: bool | None = None,
         point_size: float = 1.5,
         max_points: int = 1_000_000,
@@ -89,8 +85,11 @@ class Viewer:
                 f"the viewer shows one scene, not images of shape {np.shape(recon.images)}; "
                 "take one with jax.tree.map(lambda x: x[i], reconstruction)"
             )
-        if confidence_percentile is not None and not 0 <= confidence_percentile <= 100:
-            raise InputError(f"{confidence_percentile=} must lie between 0 and 100")
+        percentile, smallest = confidence_limits(
+            recon.confidence_kind,
+            confidence_percentile=confidence_percentile,
+            min_confidence=min_confidence,
+        )
         if not 0 < point_size < math.inf:
             raise InputError(f"{point_size=} must be above 0, in thousandths of the scene's size")
         sources = point_sources(recon)
@@ -104,24 +103,23 @@ class Viewer:
             raise InputError("edges of depth need a reconstruction with depth")
         if hide_edges is None:
             hide_edges = recon.depth_edges is not None
-        port = _checked_port(host, port)
+        port = checked_port(host, port)
 
         self._recon = recon
         self._max_points = max_points
         self._num_frames = len(recon.images)
         source = points or next(iter(sources), None)
-        self.layers = self._cut(source, hide_edges)
-        is_probability = recon.confidence_kind == "sigmoid"
-        if confidence_percentile is None:
-            confidence_percentile = _CONFIDENCE_PERCENTILE
-            if is_probability:
-                confidence_percentile = percentile_of_probability(
-                    self.layers, _SMALLEST_PROBABILITY
-                )
+        self.layers = self._cut(source, smallest, hide_edges)
+        if source is not None and min_confidence is not None and not self.layers.candidates:
+            raise InputError(
+                f"no point has a confidence above {min_confidence=:g}; choose less (the largest "
+                f"confidence is {np.max(confidence_of(recon, source)):g})"
+            )
         self._overview = overview(self.layers.points, self.cameras)
         self.settings = ViewSettings(
             source=source,
-            percentile=float(self.layers.percentiles[self.layers.layer_of(confidence_percentile)]),
+            min_confidence=float(smallest),
+            percentile=float(self.layers.percentiles[self.layers.layer_of(percentile)]),
             hide_edges=hide_edges,
             point_size=point_size,
             frames=frozenset(range(self._num_frames)),
@@ -156,7 +154,11 @@ class Viewer:
         """Stops the server. Browsers keep what they show."""
         self._wanted.put(None)
         self._worker.join()
-        self._server.stop()
+        # The port is free at once. viser then waits for up to six seconds for browsers that do not answer,
+        # such as one in a sleeping tab; nobody else needs to.
+        stopping = threading.Thread(target=self._server.stop, daemon=True)
+        stopping.start()
+        stopping.join(timeout=_STOP_SECONDS)
 
     def change(self, **settings: Any) -> None:
         """Changes fields of `settings` and sends what differs to the browsers.
@@ -178,7 +180,9 @@ class Viewer:
 
     # What is sent
 
-    def _cut(self, source: PointSource | None, hide_edges: bool) -> PointLayers:
+    def _cut(
+        self, source: PointSource | None, min_confidence: float, hide_edges: bool
+    ) -> PointLayers:
         if source is None:
             nothing = np.zeros((0, 3))
             return PointLayers(
@@ -190,12 +194,17 @@ class Viewer:
                 candidates=0,
             )
         return cut_points(
-            self._recon, source=source, hide_edges=hide_edges, max_points=self._max_points
+            self._recon,
+            source=source,
+            min_confidence=min_confidence,
+            hide_edges=hide_edges,
+            max_points=self._max_points,
         )
 
     def _apply(self, old: ViewSettings, new: ViewSettings) -> None:
-        if (old.source, old.hide_edges) != (new.source, new.hide_edges):
-            self.layers = self._cut(new.source, new.hide_edges)
+        cut = lambda settings: (settings.source, settings.min_confidence, settings.hide_edges)
+        if cut(old) != cut(new):
+            self.layers = self._cut(*cut(new))
             self.settings = new
             self._add_layers()
         else:
@@ -367,6 +376,15 @@ class Viewer:
                     hint="the least confident so many percent of all points",
                 )
                 percentile.on_update(lambda event: want({"percentile": event.target.value}))
+                smallest = gui.add_number(
+                    "Confidence above",
+                    initial_value=settings.min_confidence,
+                    min=0.0,
+                    max=1.0 if self._recon.confidence_kind == "sigmoid" else None,
+                    step=0.01,
+                    hint="points of less are left out before the share above",
+                )
+                smallest.on_update(lambda event: want({"min_confidence": event.target.value}))
                 size = gui.add_slider(
                     "Point size",
                     min=min(0.1, settings.point_size),
@@ -443,6 +461,8 @@ class Viewer:
             for frame in settings.frames
         )
         text = f"{shown:,} points, confidence from {layers.thresholds[first]:.3g}"
+        if not layers.candidates:
+            text = f"no point has a confidence above {settings.min_confidence:g}"
         if layers.candidates > len(layers.points):
             text += f" ({len(layers.points):,} of {layers.candidates:,} were drawn)"
         self._counts.content = text
@@ -478,6 +498,7 @@ def view(
     port: int | None = None,
     points: Literal["depth", "head"] | None = None,
     confidence_percentile: float | None = None,
+    min_confidence: float | None = None,
     hide_edges: bool | None = None,
     point_size: float = 1.5,
     max_points: int = 1_000_000,
@@ -494,8 +515,9 @@ def view(
             is better at: depth for VGGT, its points for π³.
         confidence_percentile: how many percent of the points, the least confident, are left out at
             first; rounded to a step of the slider (1 % for up to 24 frames, 2.5 % for up to 60, 5 %
-            for up to 119). None is 25, or, where confidence is a probability, what leaves out those
-            below 0.1.
+            for up to 119). None is the default of the model, see `confidence.confidence_limits`.
+        min_confidence: what a confidence must exceed, before the percentage; None is the default of the
+            model. The page has a field to change it.
         hide_edges: whether points at jumps of depth are left out at first. None is what users of the
             model do: yes for π³, no for VGGT.
         point_size: in thousandths of the scene's size.
@@ -512,6 +534,7 @@ def view(
         port=port,
         points=points,
         confidence_percentile=confidence_percentile,
+        min_confidence=min_confidence,
         hide_edges=hide_edges,
         point_size=point_size,
         max_points=max_points,
@@ -525,8 +548,12 @@ def view(
             print()
 
 
-def _checked_port(host: str, port: int | None) -> int:
-    """A port that can be listened at. viser would try others without a word, and wait forever."""
+def checked_port(host: str, port: int | None) -> int:
+    """A port that can be listened at. viser would try others without a word, and wait forever.
+
+    Raises:
+        InputError: there is none.
+    """
     if port is not None and not 0 <= port <= 65_535:
         raise InputError(f"{port=} must lie between 0 (any free one) and 65535")
     candidates = range(_FIRST_PORT, _FIRST_PORT + 100) if port is None else [port]
