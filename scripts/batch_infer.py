@@ -18,7 +18,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("scenes", type=pathlib.Path)
-    parser.add_argument("--model", required=True, help="checkpoint or hub name")
+    parser.add_argument("--model", help="checkpoint or hub name; the small model without it")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of results")
     parser.add_argument("--size", type=int, help="side in pixels to resize to, see vggt-jax infer")
     parser.add_argument("--mode", choices=["crop", "pad", "budget"])

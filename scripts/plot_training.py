@@ -22,19 +22,25 @@ def main():
 
 
 def draw(lines: list[dict], path: pathlib.Path) -> None:
-    """Writes a picture of four panels: losses, validation, learning rate and norm, speed."""
+    """Writes a picture with a panel each for losses, validation, learning rate and norm, speed, as logged."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 8), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(2, 2)
     shown = (
-        ("train", ("camera", "depth_error", "points_error", "translation", "rotation"), True),
+        (
+            "train",
+            ("camera", "depth_error", "points_error", "pair_rotation", "pair_direction"),
+            True,
+        ),
         ("validation", ("auc30", "abs_rel"), False),
         ("train", ("gradient_norm", "learning_rate"), True),
         ("train", ("scenes_per_second",), False),
     )
+    is_there = lambda kind, name: any(x["kind"] == kind and x.get(name) is not None for x in lines)
+    shown = [one for one in shown if any(is_there(one[0], name) for name in one[1])]
+    figure = Figure(figsize=(4.6 * len(shown), 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(shown), squeeze=False)
     for panel, (kind, names, logarithmic) in zip(panels.flat, shown, strict=True):
         for name in names:
             points = [
@@ -46,8 +52,7 @@ def draw(lines: list[dict], path: pathlib.Path) -> None:
                 panel.plot(*zip(*points, strict=True), label=name, linewidth=1)
         panel.set(title=kind, xlabel="step", yscale="log" if logarithmic else "linear")
         panel.grid(alpha=0.3)
-        if panel.lines:
-            panel.legend()
+        panel.legend()
     figure.savefig(path, dpi=110)
 
 

@@ -28,6 +28,7 @@ import time
 
 import jax
 import numpy as np
+import tqdm
 from evaluation_scenes import FOLDER_LAYOUT, folder_batches, synthetic_batches
 
 import vggt_jax
@@ -61,7 +62,9 @@ def main():
         description=__doc__.replace("FOLDER_LAYOUT", FOLDER_LAYOUT),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", help="checkpoint or hub name, as load_model takes it")
+    parser.add_argument(
+        "--model", help="checkpoint or hub name, as load_model takes it; the small model without it"
+    )
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs/sparsity_accuracy"), help="where to write, without extension")  # fmt: skip
     parser.add_argument("--scenes", type=pathlib.Path, help="folder of scenes instead of the synthetic world")  # fmt: skip
     parser.add_argument("--num-scenes", type=int, default=32, help="synthetic scenes")
@@ -89,12 +92,10 @@ def main():
 
 
 def run(args):
-    """Measures everything and writes OUT.jsonl."""
-    if args.model is None:
-        raise vggt_jax.InputError("--model: which model to measure?")
+    """Measures everything. OUT.jsonl is written after every batch, so that a run cut short keeps the others."""
     start = time.perf_counter()
     model = vggt_jax.load_model(args.model)
-    results, names, images = {}, [], None
+    results, names = {}, []
     settings, sizes = None, {}
     for batch in batches_of(args, model):
         names += batch.names
@@ -102,38 +103,45 @@ def run(args):
         # A last batch that lacks scenes repeats one: another size would compile everything anew.
         size = sizes.setdefault(batch.images.shape[1:], number_of_scenes)
         repeat = np.minimum(np.arange(max(size, number_of_scenes)), number_of_scenes - 1)
-        batch = jax.tree.map(lambda x: x[repeat], (batch.images, batch.truth))
+        images, truth = jax.tree.map(lambda x: x[repeat], (batch.images, batch.truth))
         if settings is None:
-            settings = settings_of(args, model, batch[0])
-        images, truth = batch
+            settings = settings_of(args, model, images)
         tokens = encode(model, images, compute_dtype=args.compute_dtype)
-        for setting in settings:
+        progress = tqdm.tqdm(settings, desc=f"scenes {len(names) - number_of_scenes + 1} to {len(names)}")  # fmt: skip
+        for setting in progress:
+            progress.set_postfix_str(setting.label)
             found = evaluate(args, model, images, tokens, truth, setting.attention)
             found = jax.tree.map(lambda x: x[:number_of_scenes], jax.device_get(found))
             results.setdefault(setting, []).append(found)
-        print(f"{len(names)} scenes, {time.perf_counter() - start:.0f} s", file=sys.stderr)
-    layout = model.layout(images)
-    about = {
-        "model": args.model,
+        about = describe_run(args, model, images, len(names), time.perf_counter() - start)
+        dense = results[settings[0]]
+        lines = [summarise(setting, found, dense) for setting, found in results.items()]
+        text = "".join(
+            json.dumps(line, allow_nan=False) + "\n" for line in [{"run": about}, *lines]
+        )
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.with_suffix(".jsonl").write_text(text)
+
+
+def describe_run(args, model, images, num_scenes: int, seconds: float) -> dict:
+    """What was measured, on what."""
+    frames, height, width = images.shape[1:4]
+    return {
+        "model": args.model or "the small model",
         "scenes": str(args.scenes) if args.scenes else f"synthetic, {args.split}, seed {args.seed}",
-        "num_scenes": len(names),
-        "frames": images.shape[1],
-        "size": list(images.shape[2:4]),
-        "tokens": images.shape[1] * layout.tokens_per_frame,
+        "num_scenes": num_scenes,
+        "frames": frames,
+        "size": [height, width],
+        "tokens": frames * model.layout(images).tokens_per_frame,
         "block_q": args.block_q,
         "block_k": args.block_k,
         "sparse_layers": args.layers,
         "compute_dtype": str(args.compute_dtype or "default"),
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
-        "seconds": round(time.perf_counter() - start),
+        "seconds": round(seconds),
         "command": "python scripts/sparsity_accuracy.py " + " ".join(sys.argv[1:]),
     }
-    dense = next(iter(results.values()))
-    lines = [{"run": about}] + [summarise(setting, found, dense) for setting, found in results.items()]  # fmt: skip
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
-    args.out.with_suffix(".jsonl").write_text(text)
 
 
 def batches_of(args, model):

@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 import convert
 from convert.errors import CheckpointError
 from convert.sources import find_checkpoint
+from vggt_jax import weights
 from vggt_jax.config import Pi3Config, VGGTConfig
 from vggt_jax.models.pi3 import Pi3
 from vggt_jax.models.vggt import VGGT
@@ -39,7 +40,7 @@ _MODELS = {"vggt": (VGGT, VGGTConfig), "pi3": (Pi3, Pi3Config)}
 
 
 def load_model(
-    source: str | os.PathLike,
+    source: str | os.PathLike | None = None,
     *,
     dtype: DTypeLike | None = None,
     config: VGGTConfig | Pi3Config | str | os.PathLike | None = None,
@@ -50,7 +51,8 @@ def load_model(
         source: a checkpoint of ours (a folder, or a `.safetensors` file); an official
             `.safetensors`, `.pt` or `.pth` file; or a name on huggingface.co such as
             `"facebook/VGGT-1B"` or `"yyfz233/Pi3"`. It tells which model it is. What is not ours is
-            converted on the way, and the result is kept under `cache_folder()` if it is large.
+            converted on the way, and the result is kept under `cache_folder()` if it is large. None is
+            the small model that ships with the package (vggt_jax/weights/MODEL_CARD.md).
         dtype: type to store the kernels of encoder, trunk and frame decoders in (see `with_dtype`); None as stored.
         config: of an official checkpoint that is not of a released size, as an object or a JSON
             file; None takes the JSON file of the same name beside it.
@@ -59,6 +61,8 @@ def load_model(
         convert.CheckpointError: the checkpoint is missing, damaged or of another model, or does not
             fit its configuration; every problem is listed.
     """
+    if source is None:
+        source = weights.small_model_path()
     if isinstance(config, VGGTConfig | Pi3Config):
         config = config.to_dict()
     if convert.is_native(source):

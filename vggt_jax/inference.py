@@ -1,7 +1,9 @@
 """From images to a reconstruction."""
 
 import dataclasses
+import functools
 import os
+import sys
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -11,7 +13,7 @@ import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 
-from vggt_jax import geometry
+from vggt_jax import geometry, weights
 from vggt_jax.calibration import checked_intrinsics, frame_index, with_intrinsics
 from vggt_jax.checkpoint import Model, load_model
 from vggt_jax.errors import InputError
@@ -84,7 +86,7 @@ _reconstruct = jax.jit(reconstruct, static_argnames=("attention", "compute_dtype
 def infer(
     images: Any,
     *,
-    model: Model | str | os.PathLike,
+    model: Model | str | os.PathLike | None = None,
     query_points: ArrayLike | None = None,
     attention: Dense | BlockSparse = Dense(),
     mode: Mode | None = None,
@@ -105,7 +107,8 @@ def infer(
     Args:
         images: a folder, a list of paths, PIL images or arrays; a video; or one array [s height width 3].
             See `load_images`.
-        model: a model, or what `load_model` takes; load it once if you call this often.
+        model: a model, or what `load_model` takes; load it once if you call this often. None is the
+            small model that ships with the package, and is said once.
         query_points: [m 2] pixels `(x, y)` of the first frame (with `reference`: of that one), after
             resizing, to follow through all frames; `Frames.transforms` lead there from a photograph.
         attention: how the tokens of all frames attend to each other: `Dense()`, or `BlockSparse(...)`
@@ -135,8 +138,7 @@ def infer(
         InputError: photographs cannot be used, or a query point lies outside the first frame.
         convert.CheckpointError: the model cannot be loaded.
     """
-    if isinstance(model, str | os.PathLike):
-        model = load_model(model)
+    model = model_of(model)
     photographs = read_frames(
         images, model=model, mode=mode, size=size, fps=fps, frames=frames, progress=progress
     )
@@ -149,6 +151,19 @@ def infer(
     result = _reconstruct(model, **inputs, attention=attention, compute_dtype=compute_dtype)
     recon = cut_to_frames(result, photographs, first=first)
     return with_known(recon, intrinsics=intrinsics, mask=mask, mask_edges=mask_edges)
+
+
+def model_of(source: Model | str | os.PathLike | None) -> Model:
+    """The model that a caller means: one at hand, one to load, or, for None, the small one."""
+    if source is None:
+        return _small_model()
+    return load_model(source) if isinstance(source, str | os.PathLike) else source
+
+
+@functools.cache
+def _small_model() -> Model:
+    print(f"vggt_jax: no model was named, so this is {weights.DESCRIPTION}", file=sys.stderr)
+    return load_model()
 
 
 def read_frames(

@@ -19,7 +19,7 @@ import tqdm
 from jax.typing import DTypeLike
 
 from vggt_jax import export, inference
-from vggt_jax.checkpoint import Model, load_model
+from vggt_jax.checkpoint import Model
 from vggt_jax.errors import InputError
 from vggt_jax.export.files import replacing
 from vggt_jax.layers.attention import Dense
@@ -53,7 +53,7 @@ def reconstruct_scenes(
     scenes: str | os.PathLike | Mapping[str, Any],
     out: str | os.PathLike,
     *,
-    model: Model | str | os.PathLike,
+    model: Model | str | os.PathLike | None = None,
     attention: Dense | BlockSparse = Dense(),
     mode: Mode | None = None,
     size: int | tuple[int, int] | None = None,
@@ -89,8 +89,7 @@ def reconstruct_scenes(
     if batch_size < 1 or num_readers < 1:
         raise InputError(f"{batch_size=} and {num_readers=} must be at least 1")
     scenes, out = _by_name(scenes), Path(out)
-    if isinstance(model, str | os.PathLike):
-        model = load_model(model)
+    model = inference.model_of(model)
     settings = {"attention": repr(attention), "mode": mode, "size": size}
     settings |= {"compute_dtype": compute_dtype and np.dtype(compute_dtype).name}
     _check_settings(out, json.loads(json.dumps(settings | {"model": _fingerprint(model)})))

@@ -215,15 +215,15 @@ def no_mask(folder):
         (["--min-confidence", "-1"], ["-1", "at least 0"]),
         (["--points", "depth", "--use_point_map"], ["contradicts"]),
         (["--image_folder", "elsewhere"], ["named twice", "elsewhere"]),
-        (["--model", None], ["--model is missing", "--model facebook/VGGT-1B"]),
+        (["--config", "sizes.json"], ["--config", "name it with --model"]),
     ],
 )
 def test_bad_input(tmp_path, photographs, checkpoint, refused, options, parts):
     out = tmp_path / "out"
-    model = [] if options == ["--model", None] else ["--model", checkpoint]
+    model = [] if "--config" in options else ["--model", checkpoint]
     options = [option(tmp_path) if callable(option) else option for option in options]
     args = ["infer", photographs, *model, "--out", out, "--size", 28]
-    message = refused(*args, *(options if model else []))
+    message = refused(*args, *options)
     for part in parts:
         assert part in message
     assert not out.exists() and not list(tmp_path.glob("**/.vggt-jax*"))

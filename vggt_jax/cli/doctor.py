@@ -99,6 +99,7 @@ def models() -> Iterator[tuple[str, str]]:
     """Where models are kept, and which ones are there."""
     from huggingface_hub import constants
 
+    from vggt_jax import weights
     from vggt_jax.checkpoint import cache_folder
 
     folder = cache_folder()
@@ -107,4 +108,8 @@ def models() -> Iterator[tuple[str, str]]:
     found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     yield "  converted", ", ".join(name for name in found if name != "programs") or "none yet"
     yield "downloads", constants.HF_HUB_CACHE
-    yield "default model", "none; name one with --model"
+    path = weights.small_model_path()
+    there = (
+        f"small ({path.stat().st_size / 2**20:.0f} MiB)" if path.is_file() else f"missing: {path}"
+    )
+    yield "default model", there

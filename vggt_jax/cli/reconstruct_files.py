@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from vggt_jax import export, inference, memory
+from vggt_jax import export, inference, memory, weights
 from vggt_jax.checkpoint import Model, cache_folder, load_model
 from vggt_jax.cli.scene import Scene
 from vggt_jax.confidence import (
@@ -137,14 +137,16 @@ def reconstruct_photographs(
     if scene.changed("fps", "frames") and (len(paths) > 1 or paths[0].is_dir()):
         raise InputError("--fps and --frames are for a video; name one file, or leave them out")
     compute_dtype, pixels = scene.compute_dtype, scene.pixels()
+    if scene.model is None:
+        print(f"no --model: this is {weights.DESCRIPTION}", file=sys.stderr)
     with steps("loading the model"):
         # Products in bfloat16 round their operands anyway, so kernels need no more.
         computed_in = Precision.from_compute_dtype(compute_dtype).compute_dtype
         stored_in = jnp.bfloat16 if computed_in == jnp.bfloat16 else None
         network = load_model(scene.model, config=scene.config, dtype=stored_in)
-    points = _source_of_points(network, scene.point_source(), scene.model)
+    points = _source_of_points(network, scene.point_source(), scene.model_name)
     if scene.mask_edges and "depth" not in network.point_sources:
-        raise InputError(f"{scene.model}: predicts no depth for --mask-edges; leave it out")
+        raise InputError(f"{scene.model_name}: predicts no depth for --mask-edges; leave it out")
     _check_heads(network, scene)
     with steps("reading photographs"):
         frames = inference.read_frames(
@@ -232,7 +234,7 @@ def _check_heads(network: Model, scene: Scene) -> None:
     ):
         if scene.changed(option) and isinstance(network, VGGT) and getattr(network, head) is None:
             name = f"--{option.replace('_', '-')}"
-            raise InputError(f"{scene.model}: predicts no {what} for {name}; leave it out")
+            raise InputError(f"{scene.model_name}: predicts no {what} for {name}; leave it out")
 
 
 def _pixels_of_model(pixels: list[tuple[float, float]], frames: Frames, first: int) -> np.ndarray:

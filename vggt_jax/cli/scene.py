@@ -102,8 +102,8 @@ class Scene:
     """The same as naming one folder or video. A folder without photographs that has a folder images
     stands for that one."""
     model: OptionalText = None
-    """Checkpoint (required): ours, an official .safetensors or .pt, or a hub name such as
-    facebook/VGGT-1B or yyfz233/Pi3."""
+    """Checkpoint: ours, an official .safetensors or .pt, or a hub name such as facebook/VGGT-1B or
+    yyfz233/Pi3. By default the small model that ships with the project, for trying things out."""
     mode: Annotated[
         Mode | None, tyro.conf.arg(metavar="{crop,pad,budget}", help_behavior_hint="")
     ] = None
@@ -237,16 +237,19 @@ class Scene:
         """The points to track, in pixels of the photograph."""
         return [_numbers("query-points", text, "x,y") for text in self.query_points]
 
+    @property
+    def model_name(self) -> str:
+        """What messages call the model."""
+        return "the small model" if self.model is None else self.model
+
     def check(self) -> None:
         """Finds what is wrong with the options before anything is loaded.
 
         Raises:
             InputError: something is.
         """
-        if self.model is None:
-            raise InputError(
-                "--model is missing; name a checkpoint, such as --model facebook/VGGT-1B"
-            )
+        if self.model is None and self.config is not None:
+            raise InputError("--config is for an official checkpoint; name it with --model")
         self.attention()
         self.pixels()
         self.check_of_results()

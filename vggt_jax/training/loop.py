@@ -206,7 +206,7 @@ class _Run:
                 step // settings.validate_every > (step - per) // settings.validate_every
             )
             if validates or time.monotonic() - saved > 60 * settings.save_minutes:
-                began = self.report(*pending, began)
+                self.report(*pending, None)
                 pending = None
                 if time.monotonic() - saved > 60 * settings.save_minutes:
                     self.save(state, step)
@@ -215,7 +215,7 @@ class _Run:
                     self.validate(state, step)
                 began = time.monotonic()
         if pending is not None:
-            self.report(*pending, began)
+            self.report(*pending, None)
         step = int(state.step)
         self.save(state, step)
         self.export(state)
@@ -238,12 +238,19 @@ class _Run:
         rate = (step - self.first) / (time.monotonic() - self.begin)
         return step + int(rate * max(self.seconds_left(), 0))
 
-    def report(self, step: int, variant: Variant, found: dict, began: float) -> float:
-        """Logs a dispatch when it is done, and returns when that was."""
+    def report(self, step: int, variant: Variant, found: dict, began: float | None) -> float:
+        """Logs a dispatch when it is done, and returns when that was.
+
+        Args:
+            began: when the one before was done. None where that is not known because both were waited
+                for; then no speed is logged.
+        """
         found = jax.device_get(found)
         now = time.monotonic()
-        seconds = now - began
-        self.slowest = max(self.slowest, seconds)
+        per, speed = self.settings.steps_per_dispatch, None
+        if began is not None:
+            self.slowest = max(self.slowest, now - began)
+            speed = per * variant.num_scenes / (now - began)
         skipped = int(np.sum(found["skipped"]))
         fine = found["skipped"] == 0
         means = {
@@ -251,8 +258,6 @@ class _Run:
             for name, x in found.items()
             if name != "skipped"
         }
-        per = self.settings.steps_per_dispatch
-        speed = per * variant.num_scenes / seconds
         line = {"kind": "train", "step": step, "variant": str(variant), **means}
         line |= {"skipped": skipped, "scenes_per_second": speed, "seconds": now - self.start}
         self.log(line)
@@ -265,7 +270,8 @@ class _Run:
             )
             self.say(
                 f"step {step}/{self.total} {parts} lr {means['learning_rate']:.1e} "
-                f"{speed:.0f} scenes/s {rate:.2f} steps/s, {left:.1f} min left"
+                + ("" if speed is None else f"{speed:.0f} scenes/s ")
+                + f"{rate:.2f} steps/s, {left:.1f} min left"
                 + (f", skipped {skipped}" if skipped else "")
             )
         return now

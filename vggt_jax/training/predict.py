@@ -79,8 +79,12 @@ def predict(
     )
     dense_trunk = trunk
     if dense_frames is not None:
-        kept = trunk.kept.at[:, dense_frames].get(unique_indices=True, indices_are_sorted=True)
-        dense_trunk = dataclasses.replace(trunk, kept=kept)
+        of_frames = lambda x: x.at[:, dense_frames].get(
+            unique_indices=True, indices_are_sorted=True
+        )
+        dense_trunk = dataclasses.replace(
+            trunk, kept=of_frames(trunk.kept), first_tokens=of_frames(trunk.first_tokens)
+        )
     outputs = {}
     if model.camera_head is not None:
         with jax.named_scope("camera_head"):

@@ -1,0 +1,56 @@
+"""Renders the sample scene that ships with the package: of the test split, so of no family that was trained on.
+
+    python scripts/draw_sample.py --out vggt_jax/samples/cellar --family cellar --seed 3
+
+Writes OUT/0001.jpg ... and OUT/cameras.json, the true cameras, in the format of `vggt-jax infer`.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from vggt_jax.synthetic import render_scenes  # noqa: E402
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=pathlib.Path, required=True)
+    parser.add_argument("--family", default="cellar")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--frames", type=int, default=8)
+    parser.add_argument("--size", type=int, nargs=2, default=[448, 448], help="height width")
+    args = parser.parse_args()
+    key = jax.random.key(args.seed)
+    render = jax.jit(
+        lambda key: render_scenes(
+            key, 1, args.frames, size=tuple(args.size), split="test", families=(args.family,)
+        )
+    )
+    scene = jax.device_get(jax.tree.map(lambda x: x[0], render(key)))
+    args.out.mkdir(parents=True, exist_ok=True)
+    frames = []
+    for i, image in enumerate(scene.images):
+        name = f"{i + 1:04}.jpg"
+        Image.fromarray(np.rint(255 * image).astype(np.uint8)).save(args.out / name, quality=90)
+        frames.append(
+            {
+                "name": name,
+                "camera_from_world": scene.camera_from_world[i].tolist(),
+                "intrinsics_original": scene.intrinsics[i].tolist(),
+            }
+        )
+    text = json.dumps({"frames": frames}, indent=1)
+    (args.out / "cameras.json").write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""Makes a trained checkpoint the one that ships with the package.
+
+    python scripts/package_model.py runs/small/model.safetensors --image-size 112
+
+Sets the size that photographs are resized to, resamples the position table to it (exactly what the encoder
+does at that size), and writes kernels in bfloat16.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+from flax import nnx  # noqa: E402
+
+import vggt_jax  # noqa: E402
+from vggt_jax.checkpoint import named_parameters  # noqa: E402
+from vggt_jax.layers.vit import resize_position_table  # noqa: E402
+from vggt_jax.training.loop import export_model  # noqa: E402
+from vggt_jax.weights import small_model_path  # noqa: E402
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", help="checkpoint of training")
+    parser.add_argument("--image-size", type=int, required=True, help="side of the pictures that it was trained with, in pixels")  # fmt: skip
+    parser.add_argument("--out", type=pathlib.Path, default=small_model_path(), help="by default its place in the package")  # fmt: skip
+    args = parser.parse_args()
+    model = vggt_jax.load_model(args.model)
+    config = dataclasses.replace(model.config, img_size=args.image_size, pixel_centre=0.5)
+    side = args.image_size // config.patch_size
+    params = named_parameters(model)
+    table = params["encoder.pos_embed"].astype(jnp.float32)
+    patches = resize_position_table(table[1:], side, side)
+    params["encoder.pos_embed"] = jnp.concatenate([table[:1], patches])
+    abstract = jax.eval_shape(lambda: vggt_jax.VGGT(config, rngs=nnx.Rngs(0)))
+    export_model(abstract, params, args.out)
+    print(f"wrote {args.out} ({args.out.stat().st_size / 2**20:.1f} MiB)")
+
+
+if __name__ == "__main__":
+    main()
