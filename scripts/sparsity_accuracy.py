@@ -171,7 +171,11 @@ def batches_of(args, model):
 def settings_of(args, model, images) -> list[Setting]:
     """All rows of the table."""
     sparse = functools.partial(
-        vggt_jax.BlockSparse, block_q=args.block_q, block_k=args.block_k, layers=args.layers
+        vggt_jax.BlockSparse,
+        block_q=args.block_q,
+        block_k=args.block_k,
+        layers=args.layers,
+        min_tokens=0,
     )
     settings = [
         Setting(rule="dense", dropped=0.0, attention=vggt_jax.Dense()),

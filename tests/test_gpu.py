@@ -32,7 +32,9 @@ def test_float32_of_pi3_equals_the_official_code(run_pi3_toy, golden, relative_e
         assert relative_error(value, expected[name]) <= limit, name
 
 
-@pytest.mark.parametrize("attention", [vggt_jax.Dense(), vggt_jax.BlockSparse(sparse_ratio=0.0)])
+@pytest.mark.parametrize(
+    "attention", [vggt_jax.Dense(), vggt_jax.BlockSparse(min_tokens=0, sparse_ratio=0.0)]
+)
 def test_bfloat16_of_pi3_is_as_good_with_kernels_as_without(tiny_pi3, relative_error, attention):
     model = tiny_pi3(
         encoder_dim=128, encoder_num_heads=2, decoder_dim=128, decoder_num_heads=2, head_dim=128,
@@ -64,7 +66,9 @@ def test_attention_in_parts_is_as_good_as_in_one(monkeypatch, relative_error, ke
 
 def test_block_sparse_attention_that_keeps_everything(load_toy, golden, relative_error):
     arrays = golden("vggt_odd.n5_84x112")
-    sparse = vggt_jax.BlockSparse(sparse_ratio=0.0, token_order="tiles", implementation="triton")
+    sparse = vggt_jax.BlockSparse(
+        min_tokens=0, sparse_ratio=0.0, token_order="tiles", implementation="triton"
+    )
     output = jax.jit(
         lambda model, images: model(images, attention=sparse, compute_dtype=jnp.float32)
     )(load_toy("vggt_odd"), arrays["images"])
@@ -85,7 +89,7 @@ def test_block_sparse_attention_of_a_batch_in_bfloat16(relative_error):
                 q, k, v,
                 num_special=special,
                 setting=LayerSetting(0.0, None),
-                attention=vggt_jax.BlockSparse(sparse_ratio=0.0, implementation="triton"),
+                attention=vggt_jax.BlockSparse(min_tokens=0, sparse_ratio=0.0, implementation="triton"),
                 num_frames=jnp.int32(6),
             )[0]
         )(q, k, v)  # fmt: skip

@@ -44,7 +44,7 @@ def read(out, name):
 
 
 def test_batches_give_what_infer_gives(tmp_path, scenes, model, small_buckets):
-    attention = BlockSparse(sparse_ratio=0.5, block_q=16, block_k=8)
+    attention = BlockSparse(min_tokens=0, sparse_ratio=0.5, block_q=16, block_k=8)
     before = many_scenes._reconstruct._cache_size()
     report = run(scenes, tmp_path / "out", model, attention=attention, batch_size=3)
     assert sorted(report.written) == sorted(SIZES)
@@ -97,7 +97,7 @@ def test_results_of_other_settings_are_not_mixed(tmp_path, scenes, model, tiny):
     one = {"hall": scenes["hall"]}
     run(one, tmp_path, model)
     with pytest.raises(InputError, match="holds results with another attention; choose another"):
-        run(scenes, tmp_path, model, attention=BlockSparse(sparse_ratio=0.5))
+        run(scenes, tmp_path, model, attention=BlockSparse(min_tokens=0, sparse_ratio=0.5))
     with pytest.raises(InputError, match="holds results with another model"):
         run(scenes, tmp_path, tiny(enable_track=False, enable_point=False))
     (tmp_path / "settings.json").write_text("{")

@@ -8,7 +8,7 @@ import pytest
 import vggt_jax
 from vggt_jax import BlockSparse, Dense
 
-SMALL = {"block_q": 32, "block_k": 16}
+SMALL = {"block_q": 32, "block_k": 16, "min_tokens": 0}
 NAMES = ("pose_enc", "depth", "depth_conf", "world_points", "world_points_conf")
 # Compiles in a third of the time.
 CAMERAS_ONLY = {"enable_depth": False, "enable_point": False, "enable_track": False}
@@ -37,7 +37,7 @@ def run(load_toy, golden):
 @pytest.mark.parametrize(
     "attention",
     [
-        BlockSparse(sparse_ratio=0.0),
+        BlockSparse(min_tokens=0, sparse_ratio=0.0),
         BlockSparse(sparse_ratio=0.0, token_order="hilbert", **SMALL),
         BlockSparse(cdf_threshold=1.0, token_order="tiles", **SMALL),
     ],
@@ -79,7 +79,9 @@ def test_random_blocks_differ_by_layer_and_not_by_padding(run, relative_error):
 
 
 def test_layers_are_sparse_or_dense_as_asked(run):
-    attention = BlockSparse(sparse_ratio=(0.3, 0.3, 0.5, 0.9, 0.6), layers=(1, 2, 3), **SMALL)
+    attention = BlockSparse(
+        min_tokens=0, sparse_ratio=(0.3, 0.3, 0.5, 0.9, 0.6), layers=(1, 2, 3), **SMALL
+    )
     density = np.asarray(run(attention, **CAMERAS_ONLY).attention_stats.density)
     assert density.shape == (2, 5, 3)
     assert np.all(density[:, [0, 4]] == 1)
@@ -96,6 +98,10 @@ def test_few_tokens_run_dense(tiny):
         attention = BlockSparse(sparse_ratio=0.9, min_tokens=min_tokens)
         trunk = model.aggregate(patches, layout, attention=attention)
         assert (trunk.attention_stats is None) == is_dense
+    assert (
+        model.aggregate(patches, layout, attention=BlockSparse(sparse_ratio=0.9)).attention_stats
+        is None
+    )
 
 
 def test_infer_returns_statistics(tiny):

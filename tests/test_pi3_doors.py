@@ -13,7 +13,7 @@ import vggt_jax
 from vggt_jax import BlockSparse, CheckpointError, InputError, checkpoint, cli, geometry, memory
 from vggt_jax.outputs import Pi3Output
 
-SPARSE = BlockSparse(sparse_ratio=0.5, block_q=16, block_k=8)
+SPARSE = BlockSparse(min_tokens=0, sparse_ratio=0.5, block_q=16, block_k=8)
 
 
 @pytest.fixture(scope="module")

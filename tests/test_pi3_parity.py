@@ -46,8 +46,8 @@ def test_every_array_equals_the_official_one(
 @pytest.mark.parametrize(
     "sparse",
     [
-        BlockSparse(sparse_ratio=0.0),
-        BlockSparse(cdf_threshold=1.0, token_order="hilbert", block_q=32, block_k=16),
+        BlockSparse(min_tokens=0, sparse_ratio=0.0),
+        BlockSparse(min_tokens=0, cdf_threshold=1.0, token_order="hilbert", block_q=32, block_k=16),
     ],
 )
 def test_keeping_every_block_is_the_official_result(sparse, run_pi3_toy, golden, relative_error):

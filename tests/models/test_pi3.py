@@ -97,7 +97,7 @@ def images():
 
 
 # Frames of 64 patches and 2 registers: blocks of 32 and 16 patches end where frames do.
-ALIGNED = BlockSparse(sparse_ratio=0.6, block_q=32, block_k=16)
+ALIGNED = BlockSparse(min_tokens=0, sparse_ratio=0.6, block_q=32, block_k=16)
 
 
 @pytest.mark.parametrize("attention", [Dense(), ALIGNED])
@@ -127,7 +127,7 @@ def test_padded_frames_change_nothing(tiny_pi3, run, images, relative_error):
 
 
 def test_sparse_layers_are_the_global_blocks(tiny_pi3, images):
-    attention = BlockSparse(sparse_ratio=0.5, layers=(1,), block_q=32, block_k=16)
+    attention = BlockSparse(min_tokens=0, sparse_ratio=0.5, layers=(1,), block_q=32, block_k=16)
     output = jax.jit(lambda model, images: model(images, attention=attention))(tiny_pi3(), images)
     density = np.asarray(output.attention_stats.density)
     assert density.shape == (1, 2, 3)  # 4 blocks of the decoder are 2 layers; 3 heads

@@ -106,7 +106,7 @@ def test_from_the_synthetic_world_to_tables_and_plots(script, monkeypatch, check
 
 
 def test_summary_of_several_batches(script):
-    attention = vggt_jax.BlockSparse(sparse_ratio=0.5, random_seed=1)
+    attention = vggt_jax.BlockSparse(min_tokens=0, sparse_ratio=0.5, random_seed=1)
     setting = script.main.Setting(rule="random", dropped=0.5, attention=attention, seed=1)
     stats = np.arange(12.0).reshape(3, 2, 2)  # scene, layer, head
     stats[:, 1] = np.nan  # a dense layer

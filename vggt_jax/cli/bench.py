@@ -48,7 +48,9 @@ class Bench:
             raise InputError(f"--size {self.size} must be multiples of 14, such as 518 518")
         attentions = {"dense": sparse_or_dense(None, None)}
         if self.sparse_ratio is not None:
-            attentions[f"sparse {self.sparse_ratio:g}"] = sparse_or_dense(self.sparse_ratio, None)
+            attentions[f"sparse {self.sparse_ratio:g}"] = sparse_or_dense(
+                self.sparse_ratio, None, min_tokens=0
+            )
         self._run(attentions)
 
     def _run(self, attentions: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -165,6 +165,10 @@ class Scene:
     """How a block of tokens becomes one vector to predict its attention from."""
     token_order: Literal["raster", "hilbert", "tiles"] = "raster"
     """How patches are put into blocks: row by row, along a Hilbert curve, or 8 by 8."""
+    min_tokens: int = BlockSparse.min_tokens
+    """Scenes of fewer tokens (1,374 for a frame of 518x518) run dense, which is faster for them."""
+    sparse_layers: tuple[int, ...] = ()
+    """Leave out blocks in these layers of the trunk only, from 0; in all by default."""
     compute_dtype: ComputeType = None
     """Of matrix products; by default bfloat16 on a GPU and float32 elsewhere."""
     config: OptionalPath = None
@@ -215,7 +219,12 @@ class Scene:
             InputError: a share lies outside [0, 1].
         """
         return sparse_or_dense(
-            self.sparse_ratio, self.cdf_threshold, self.pool_mode, self.token_order
+            self.sparse_ratio,
+            self.cdf_threshold,
+            pool_mode=self.pool_mode,
+            token_order=self.token_order,
+            min_tokens=self.min_tokens,
+            layers=self.sparse_layers or None,
         )
 
     def point_source(self) -> Literal["depth", "head"] | None:
@@ -365,13 +374,15 @@ class Scene:
 def sparse_or_dense(
     sparse_ratio: float | None,
     cdf_threshold: float | None,
-    pool_mode: Literal["avg", "max"] = "avg",
-    token_order: Literal["raster", "hilbert", "tiles"] = "raster",
+    **settings: Any,
 ) -> Dense | BlockSparse:
     """Block-sparse attention if a share is given, else dense.
 
+    Args:
+        settings: of `BlockSparse`.
+
     Raises:
-        InputError: a share lies outside [0, 1].
+        InputError: a share lies outside [0, 1], or a setting cannot be.
     """
     if sparse_ratio is None and cdf_threshold is None:
         return Dense()
@@ -379,8 +390,7 @@ def sparse_or_dense(
         return BlockSparse(
             sparse_ratio=sparse_ratio,
             cdf_threshold=cdf_threshold,
-            pool_mode=pool_mode,
-            token_order=token_order,
+            **settings,
         )
     except ValueError as error:
         raise InputError(f"--{error}".replace("_", "-")) from error

@@ -40,7 +40,9 @@ class BlockSparse:
             along a Hilbert curve, as the paper's code offers; "tiles", 8 by 8. Blocks of the latter two
             are compact regions of the picture. Outputs are in raster order always.
         layers: the layers of the trunk that are sparse, None for all; the others are dense.
-        min_tokens: scenes of fewer tokens, those of padded frames included, run dense.
+        min_tokens: scenes of fewer tokens, those of padded frames included, run dense, because that is
+            faster: on an H100 attention of VGGT-1B takes 0.097 ms dense and 0.145 keeping 25 % of 2,748
+            tokens (2 frames of 518x518), 0.342 and 0.239 of 5,496. 0 for never.
         block_q, block_k: tokens in a block of queries and in a block of keys.
         random_seed: keep as many blocks as `sparse_ratio` says, but drawn by lot from this seed: the
             floor that a rule is to be measured against, of no use otherwise. The draw differs by layer,
@@ -54,7 +56,7 @@ class BlockSparse:
     pool_mode: Literal["avg", "max"] = "avg"
     token_order: TokenOrder = "raster"
     layers: tuple[int, ...] | None = None
-    min_tokens: int = 0
+    min_tokens: int = 4096
     block_q: int = 128
     block_k: int = 64
     random_seed: int | None = None
