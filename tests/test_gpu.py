@@ -1,11 +1,15 @@
 """What only a GPU can show: cuDNN attention, TF32 kept out of the parity mode, bfloat16 at work."""
 
+import functools
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import vggt_jax
+from vggt_jax.checkpoint import with_dtype
 from vggt_jax.layers import attention
 from vggt_jax.layers.sparse_attention import LayerSetting, sparse_attention
 
@@ -147,3 +151,26 @@ def test_cudnn_does_not_take_float32():
     q = random_tokens(0, 1, 17, 2, 64)
     with pytest.raises(NotImplementedError, match="bfloat16 or float16"):
         attention.dense_attention(q, q, q, implementation="cudnn")
+
+
+def test_keeping_everything_is_dense_at_full_size(monkeypatch, relative_error):
+    """VGGT-1B in bfloat16: the trunk with `BlockSparse(sparse_ratio=0.0)` is as near to dense attention as
+    two implementations of dense attention are to each other."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "scripts")
+    from random_model import random_model, released_config
+
+    model = with_dtype(random_model(released_config("vggt")), jnp.bfloat16)
+    images = jax.random.randint(jax.random.key(1), (1, 6, 518, 518, 3), 0, 256, jnp.uint8)
+
+    @functools.partial(jax.jit, static_argnames="attention")
+    def run(model, images, attention):
+        tokens = model.encode(images)
+        trunk = model.aggregate(tokens, model.layout(images), attention=attention)
+        return trunk.kept[:, :, -1].astype(jnp.float32), trunk.first_tokens
+
+    dense = run(model, images, vggt_jax.Dense(implementation="cudnn"))
+    other = run(model, images, vggt_jax.Dense(implementation="xla"))
+    sparse = run(model, images, vggt_jax.BlockSparse(sparse_ratio=0.0))
+    for found, plain, expected in zip(sparse, other, dense, strict=True):
+        noise = relative_error(plain, expected)
+        assert relative_error(found, expected) <= 1.5 * noise
