@@ -33,7 +33,7 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, default=small_model_path(), help="by default its place in the package")  # fmt: skip
     args = parser.parse_args()
     model = vggt_jax.load_model(args.model)
-    config = dataclasses.replace(model.config, img_size=args.image_size, pixel_centre=0.5)
+    config = dataclasses.replace(model.config, img_size=args.image_size)
     side = args.image_size // config.patch_size
     params = named_parameters(model)
     table = params["encoder.pos_embed"].astype(jnp.float32)

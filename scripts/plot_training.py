@@ -1,6 +1,6 @@
 """Draws the curves of a training run from its log.
 
-python scripts/plot_training.py RUN [--out FILE.png]
+python scripts/plot_training.py RUN [RUN ...] [--out FILE.png]
 """
 
 import argparse
@@ -10,15 +10,21 @@ import pathlib
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("run", type=pathlib.Path, help="folder that scripts/train.py wrote")
-    parser.add_argument("--out", type=pathlib.Path, help="by default RUN/training.png")
+    parser.add_argument("runs", type=pathlib.Path, nargs="+", metavar="RUN", help="folder that scripts/train.py wrote; several that went on from one another")  # fmt: skip
+    parser.add_argument("--out", type=pathlib.Path, help="by default training.png in the last RUN")
     args = parser.parse_args()
-    # What a killed run wrote after its last checkpoint was written again: the later line counts.
-    lines = {}
-    for text in (args.run / "train.jsonl").read_text(encoding="utf-8").splitlines():
-        line = json.loads(text)
-        lines[line["kind"], line["step"]] = line
-    draw([lines[key] for key in sorted(lines)], args.out or args.run / "training.png")
+    lines, steps = {}, 0
+    for run in args.runs:
+        # What a killed run wrote after its last checkpoint was written again: the later line counts.
+        first = steps
+        for text in (run / "train.jsonl").read_text(encoding="utf-8").splitlines():
+            line = json.loads(text)
+            line["step"] += first
+            steps = max(steps, line["step"])
+            lines[line["kind"], line["step"]] = line
+    if not lines:
+        raise SystemExit(f"{args.runs[-1]}: its log is empty")
+    draw([lines[key] for key in sorted(lines)], args.out or args.runs[-1] / "training.png")
 
 
 def draw(lines: list[dict], path: pathlib.Path) -> None:

@@ -27,16 +27,20 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tqdm
 from evaluation_scenes import FOLDER_LAYOUT, folder_batches, synthetic_batches
 
 import vggt_jax
 from convert.errors import CheckpointError
+from vggt_jax import weights
 from vggt_jax.evaluation import scene_metrics
 from vggt_jax.outputs import Pi3Output
 
 RULES = ("avg", "max", "hilbert", "cdf", "random")
+_FRAMES = 48
+_ENOUGH_TOKENS = 10_000  # with fewer there are few blocks to choose from
 # Where the density of the threshold rule is measured, to interpolate between.
 _THRESHOLDS = (0.2, 0.5, 0.75, 0.9, 0.97, 0.995)
 
@@ -70,7 +74,11 @@ def main():
     parser.add_argument("--num-scenes", type=int, default=32, help="synthetic scenes")
     parser.add_argument("--split", default="test", choices=["train", "validation", "test"])
     parser.add_argument("--seed", type=int, default=0, help="of the synthetic scenes")
-    parser.add_argument("--frames", type=int, default=48, help="frames of every scene")
+    parser.add_argument(
+        "--frames",
+        type=int,
+        help=f"frames of every scene; by default {_FRAMES}, or of synthetic scenes so many more that they have {_ENOUGH_TOKENS:,} tokens",
+    )
     parser.add_argument("--size", type=int, nargs="+", help="synthetic: height width; a folder: the side to resize to. By default the model's own")  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=8, help="scenes at a time")
     parser.add_argument("--dropped", type=float, nargs="+", default=[0.25, 0.5, 0.75, 0.9], help="shares of the blocks")  # fmt: skip
@@ -127,7 +135,7 @@ def describe_run(args, model, images, num_scenes: int, seconds: float) -> dict:
     """What was measured, on what."""
     frames, height, width = images.shape[1:4]
     return {
-        "model": args.model or "the small model",
+        "model": args.model or weights.NAME,
         "scenes": str(args.scenes) if args.scenes else f"synthetic, {args.split}, seed {args.seed}",
         "num_scenes": num_scenes,
         "frames": frames,
@@ -152,16 +160,18 @@ def batches_of(args, model):
             args.scenes,
             model=model,
             batch_size=args.batch_size,
-            num_frames=args.frames,
+            num_frames=args.frames or _FRAMES,
             image_side=args.size[0] if args.size else None,
         )
     size = args.size or [model.config.img_size]
     if len(size) > 2:
         raise vggt_jax.InputError(f"--size {size}: give height and width")
+    frame = jnp.zeros((1, 1, size[0], size[-1], 3))
+    enough = math.ceil(_ENOUGH_TOKENS / model.layout(frame).tokens_per_frame)
     return synthetic_batches(
         num_scenes=args.num_scenes,
         batch_size=args.batch_size,
-        num_frames=args.frames,
+        num_frames=args.frames or max(_FRAMES, enough),
         size=(size[0], size[-1]),
         split=args.split,
         seed=args.seed,

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import vggt_jax
-from vggt_jax import InputError, geometry, inference
+from vggt_jax import BlockSparse, InputError, geometry, inference
 
 RNG = np.random.default_rng(3)
 
@@ -180,3 +180,19 @@ def test_tracking_needs_a_head_and_large_frames(tiny):
 def test_channels_first_is_told_what_it_is(tiny):
     with pytest.raises(InputError, match="channels"):
         vggt_jax.infer(np.zeros((2, 3, 28, 28), np.uint8), model=tiny())
+
+
+def test_padding_does_not_make_attention_sparse(tiny):
+    model = tiny(enable_depth=False, enable_point=False, enable_track=False)
+    images = random_frames(33, 28, 42)  # padded to 34
+    tokens = 33 * model.layout(jnp.zeros((1, 1, 28, 42, 3))).tokens_per_frame
+    for pad_frames in (True, False):
+        few = BlockSparse(sparse_ratio=0.5, min_tokens=tokens + 1)
+        with pytest.warns(UserWarning, match=f"33 frames have {tokens} tokens.*dense"):
+            recon = vggt_jax.infer(images, model=model, attention=few, pad_frames=pad_frames)
+        assert recon.attention_stats is None
+        enough = BlockSparse(sparse_ratio=0.5, min_tokens=tokens)
+        recon = vggt_jax.infer(images, model=model, attention=enough, pad_frames=pad_frames)
+        assert recon.attention_stats is not None
+    with pytest.raises(vggt_jax.InputError, match="layers"):
+        vggt_jax.infer(images, model=model, attention=BlockSparse(sparse_ratio=0.5, layers=(9,)))

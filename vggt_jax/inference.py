@@ -4,7 +4,8 @@ import dataclasses
 import functools
 import os
 import sys
-from collections.abc import Collection, Sequence
+import warnings
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -112,9 +113,9 @@ def infer(
         query_points: [m 2] pixels `(x, y)` of the first frame (with `reference`: of that one), after
             resizing, to follow through all frames; `Frames.transforms` lead there from a photograph.
         attention: how the tokens of all frames attend to each other: `Dense()`, or `BlockSparse(...)`
-            for many photographs.
+            for many photographs; with few tokens it warns and is dense (`BlockSparse.min_tokens`).
         mode, size: how photographs are resized, see `load_images`. None is the model's own: "crop" to
-            518 for VGGT-1B, "budget" of 255,000 pixels for π³, where photographs of different shapes
+            112 for the small model, to 518 for VGGT-1B, "budget" of 255,000 pixels for π³, where photographs of different shapes
             ask for an explicit mode.
         fps, frames: of a video, how many frames to take in a second or in all; see
             `video.choose_frames`.
@@ -148,9 +149,44 @@ def infer(
         intrinsics = checked_intrinsics(intrinsics, len(photographs.images))
     ordered = with_first(photographs, first)
     inputs = model_inputs(ordered, model=model, query_points=query_points, pad_frames=pad_frames)
+    attention = attention_for(attention, model, photographs)
     result = _reconstruct(model, **inputs, attention=attention, compute_dtype=compute_dtype)
     recon = cut_to_frames(result, photographs, first=first)
     return with_known(recon, intrinsics=intrinsics, mask=mask, mask_edges=mask_edges)
+
+
+def attention_for(
+    attention: Dense | BlockSparse,
+    model: Model,
+    frames: Frames,
+    *,
+    say: Callable[[str], None] = warnings.warn,
+) -> Dense | BlockSparse:
+    """The attention that a scene really gets: dense, where it has fewer tokens than `min_tokens`.
+
+    Decided before frames are padded, so that padding changes no result.
+
+    Args:
+        say: takes the message that a scene runs dense although sparse attention was asked for.
+
+    Raises:
+        InputError: the model has other layers than `attention` speaks of.
+    """
+    if not isinstance(attention, BlockSparse):
+        return attention
+    try:
+        attention.of_layers(model.global_blocks.norm1.scale.shape[0])
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    num_frames = len(frames.images)
+    tokens = num_frames * model.layout(jnp.asarray(frames.images[:1])[None]).tokens_per_frame
+    if tokens < attention.min_tokens:
+        say(
+            f"{num_frames} frames have {tokens} tokens, fewer than min_tokens={attention.min_tokens}: "
+            "attention is dense, and there are no attention_stats; min_tokens=0 makes it sparse"
+        )
+        return Dense()
+    return dataclasses.replace(attention, min_tokens=0)
 
 
 def model_of(source: Model | str | os.PathLike | None) -> Model:
@@ -162,7 +198,7 @@ def model_of(source: Model | str | os.PathLike | None) -> Model:
 
 @functools.cache
 def _small_model() -> Model:
-    print(f"vggt_jax: no model was named, so this is {weights.DESCRIPTION}", file=sys.stderr)
+    print(f"vggt_jax: {weights.SAID_WITHOUT_MODEL}", file=sys.stderr)
     return load_model()
 
 

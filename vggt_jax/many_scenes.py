@@ -99,7 +99,8 @@ def reconstruct_scenes(
     waiting = {name: images for name, images in scenes.items() if name not in done}
     written, failed = [], {}
     read = functools.partial(inference.read_frames, model=model, mode=mode, size=size)
-    run = functools.partial(_reconstruct, model, attention=attention, compute_dtype=compute_dtype)
+    attention_of = functools.partial(inference.attention_for, attention, model)
+    run = functools.partial(_reconstruct, model, compute_dtype=compute_dtype)
     with (
         tqdm.tqdm(
             total=len(scenes), initial=len(skipped), unit="scene", disable=not progress
@@ -119,8 +120,9 @@ def reconstruct_scenes(
             bar.update(1)
 
         loaded = _read_ahead(readers, read, waiting, num_readers)
-        for batch in _batches(loaded, batch_size, fail):
-            result = run(**_stack([frames for _, frames in batch], batch_size))
+        for used, batch in _batches(loaded, batch_size, attention_of, fail):
+            inputs = _stack([frames for _, frames in batch], batch_size)
+            result = run(**inputs, attention=used)
             pending.append(writer.submit(_write_batch, out, batch, result))
             while len(pending) >= _MAX_PENDING_BATCHES:
                 settle()
@@ -215,9 +217,9 @@ def _read_ahead(
 
 
 def _batches(
-    loaded: Iterable[tuple[str, Future]], batch_size: int, fail
-) -> Iterator[list[tuple[str, Frames]]]:
-    """Scenes that fit one program, `batch_size` of them; at the end what is left."""
+    loaded: Iterable[tuple[str, Future]], batch_size: int, attention_of, fail
+) -> Iterator[tuple[Dense | BlockSparse, list[tuple[str, Frames]]]]:
+    """Scenes that fit one program, `batch_size` of them, with their attention; at the end what is left."""
     groups = collections.defaultdict(list)
     for name, future in loaded:
         try:
@@ -226,11 +228,13 @@ def _batches(
             fail(name, error)
             continue
         images = frames.images
-        key = (images.shape[1:], images.dtype, inference.bucket(len(images)))
+        attention = attention_of(frames)
+        key = (attention, images.shape[1:], images.dtype, inference.bucket(len(images)))
         groups[key].append((name, frames))
         if len(groups[key]) == batch_size:
-            yield groups.pop(key)
-    yield from groups.values()
+            yield attention, groups.pop(key)
+    for (attention, *_), batch in groups.items():
+        yield attention, batch
 
 
 def _stack(scenes: list[Frames], batch_size: int) -> dict[str, Any]:

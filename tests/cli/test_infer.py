@@ -225,10 +225,10 @@ def test_photographs_are_never_overwritten(photographs, checkpoint, refused):
 def test_sparse_attention_of_few_and_many_tokens(tmp_path, photographs, checkpoint, run, capsys):
     args = ["infer", photographs, "--model", checkpoint, "--size", 28, "--sparse-ratio", 0.5]
     assert run(*args, "--out", tmp_path / "dense") == 0
-    assert "fewer than --min-tokens 4096" in capsys.readouterr().err
+    assert "fewer than min_tokens=4096" in capsys.readouterr().err
     options = ["--min-tokens", 0, "--sparse-layers", 0]
     assert run(*args, *options, "--out", tmp_path / "sparse") == 0
-    assert "--min-tokens" not in capsys.readouterr().err
+    assert "min_tokens" not in capsys.readouterr().err
     density = np.load(tmp_path / "sparse" / "predictions.npz")["attention_density"]
     assert "attention_density" not in np.load(tmp_path / "dense" / "predictions.npz")
     assert density.shape[0] > 1 and (density[1:] == 1).all()

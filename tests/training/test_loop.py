@@ -1,6 +1,8 @@
+import functools
 import json
 import os
 import signal
+import types
 
 import jax
 import numpy as np
@@ -9,6 +11,9 @@ import pytest
 from vggt_jax.checkpoint import load_model, named_parameters
 from vggt_jax.errors import InputError
 from vggt_jax.training.loop import train
+from vggt_jax.training.losses import LossWeights
+from vggt_jax.training.optimizer import OptimizerSettings
+from vggt_jax.training.predict import Execution
 from vggt_jax.training.settings import TrainSettings
 
 pytestmark = pytest.mark.slow
@@ -57,6 +62,12 @@ def start(config_file, render, tmp_path, cache):
 
 
 def test_resuming_continues_bit_for_bit(start, tmp_path, monkeypatch):
+    start = functools.partial(
+        start,
+        optimizer=OptimizerSettings(method="muon"),
+        execution=Execution(dense_share=0.5),
+        loss=LossWeights(pairs=1.0),
+    )
     straight, _ = start("straight", steps=6, validate_every=6)
     export = tmp_path / "straight" / "model.safetensors"
     ema = named_parameters(load_model(export))
@@ -97,6 +108,23 @@ def test_resuming_continues_bit_for_bit(start, tmp_path, monkeypatch):
         start("cut", steps=7, seed=1)
 
 
+def test_a_run_fitted_to_its_minutes(start, monkeypatch):
+    import vggt_jax.training.loop as loop
+
+    # 20 steps in 10 seconds, and 25 seconds left 5 seconds later: 60 more since then.
+    monkeypatch.setattr(loop.time, "monotonic", lambda: 105.0)
+    run = types.SimpleNamespace(
+        reported=(40, 100.0), first=20, begin=90.0, seconds_left=lambda: 25.0
+    )
+    assert loop._Run.steps_that_fit(run) == 100
+    monkeypatch.undo()
+
+    state, _ = start("fitted", fit_to_minutes=True, max_minutes=0.0)
+    assert state.step == 0
+    with pytest.raises(InputError, match="cannot go on.*--init"):
+        start("fitted", fit_to_minutes=True, max_minutes=1.0)
+
+
 def test_it_stops_in_time_and_fine_tunes(start, tmp_path, monkeypatch):
     import vggt_jax.training.loop as loop
 
@@ -108,6 +136,8 @@ def test_it_stops_in_time_and_fine_tunes(start, tmp_path, monkeypatch):
     source = named_parameters(load_model(exported))
     for name, x in state.params.items():
         assert (x == source[name]).all() == name.startswith("encoder."), name
+    tuned = load_model(tmp_path / "tuned" / "model.safetensors")
+    assert tuned.config.pixel_centre == 0.5
 
 
 def test_settings_that_cannot_be(start):

@@ -30,6 +30,7 @@ def case():
         depth=np.abs(normal(B, S, H, W)),
         world_points=normal(B, S, H, W, 3),
         valid=rng.uniform(size=(B, S, H, W)) < 0.6,
+        has_points=np.ones(B, bool),
         scale=np.ones(B, np.float32),
     )
     encodings = normal(4, B, S, 9)
@@ -77,6 +78,7 @@ def test_cameras_by_hand():
         depth=None,
         world_points=None,
         valid=jnp.ones((1, 1, 1, 1), bool),
+        has_points=jnp.ones(1, bool),
         scale=None,
     )
     encodings = np.zeros((2, 1, 1, 9), np.float32)
@@ -94,7 +96,15 @@ def test_cameras_by_hand():
 
 
 def cameras_only(pose_enc):
-    return Targets(pose_enc=pose_enc, depth=None, world_points=None, valid=None, scale=None)
+    has_points = np.ones(len(pose_enc), bool)
+    return Targets(
+        pose_enc=pose_enc,
+        depth=None,
+        world_points=None,
+        valid=None,
+        has_points=has_points,
+        scale=None,
+    )
 
 
 def test_pairs_against_the_metric():
@@ -159,8 +169,8 @@ def test_empty_masks_give_zero_and_finite_gradients(case, mask):
     depth = np.array(output.depth)
     depth[1, 0, 0, 0] = np.inf  # where nothing is valid it must not matter
     output = dataclasses.replace(output, depth=depth)
-    targets = dataclasses.replace(targets, valid=valid)
-    total = lambda output: losses(output, targets, LossWeights())["total"]
+    targets = dataclasses.replace(targets, valid=valid, has_points=valid.any((1, 2, 3)))
+    total = lambda output: losses(output, targets, LossWeights(pairs=1.0))["total"]
     value, gradient = jax.value_and_grad(total)(jax.tree.map(jnp.asarray, output))
     assert (value == 0) == (mask == "none") and np.isfinite(value)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient))

@@ -29,6 +29,7 @@ def test_metrics_by_hand():
         depth=depth,
         world_points=jnp.zeros((2, 1, 1, 5, 3)),
         valid=jnp.asarray(np.concatenate([valid, valid & False])),
+        has_points=jnp.array([True, False]),
         scale=jnp.ones(2),
     )
     found = scene_metrics(VGGTOutput(pose_enc=turned, depth=predicted[..., None]), targets)

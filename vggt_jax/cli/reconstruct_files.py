@@ -26,7 +26,6 @@ from vggt_jax.confidence import (
 from vggt_jax.errors import InputError
 from vggt_jax.export.files import output_folder
 from vggt_jax.layers.precision import Precision
-from vggt_jax.layers.sparse_attention import BlockSparse
 from vggt_jax.models.vggt import VGGT
 from vggt_jax.outputs import Reconstruction
 from vggt_jax.preprocess import EXTENSIONS, OVERVIEW, RESULTS, Frames, find_images
@@ -139,7 +138,7 @@ def reconstruct_photographs(
         raise InputError("--fps and --frames are for a video; name one file, or leave them out")
     compute_dtype, pixels = scene.compute_dtype, scene.pixels()
     if scene.model is None:
-        print(f"no --model: this is {weights.DESCRIPTION}", file=sys.stderr)
+        print(weights.SAID_WITHOUT_MODEL, file=sys.stderr)
     with steps("loading the model"):
         # Products in bfloat16 round their operands anyway, so kernels need no more.
         computed_in = Precision.from_compute_dtype(compute_dtype).compute_dtype
@@ -175,9 +174,8 @@ def reconstruct_photographs(
             query_points=tracked,
             pad_frames=False,
         )
-    attention = scene.attention()
-    if isinstance(attention, BlockSparse):
-        _check_sparsity(attention, network, frames)
+    to_stderr = lambda message: print(message, file=sys.stderr)
+    attention = inference.attention_for(scene.attention(), network, frames, say=to_stderr)
     check_memory(
         network, frames.images.shape, len(pixels), compute_dtype, refuse=scene.memory_check
     )
@@ -200,22 +198,6 @@ def reconstruct_photographs(
         result, intrinsics=intrinsics, mask=mask, mask_edges=scene.mask_edges
     )
     return scene.scaled(result), frames, points
-
-
-def _check_sparsity(attention: BlockSparse, network: Model, frames: Frames) -> None:
-    """Refuses layers that the model does not have, and says where attention will be dense after all."""
-    try:
-        attention.of_layers(network.global_blocks.norm1.scale.shape[0])
-    except ValueError as error:
-        raise InputError(f"--sparse-layers: {error}") from error
-    tokens = (
-        len(frames.images) * network.layout(jnp.asarray(frames.images[:1])[None]).tokens_per_frame
-    )
-    if tokens < attention.min_tokens:
-        print(
-            f"{tokens} tokens are fewer than --min-tokens {attention.min_tokens}: attention runs dense",
-            file=sys.stderr,
-        )
 
 
 def _check_photographs(images: tuple[Path, ...], *, allow_single_image: bool) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from vggt_jax import calibration
+from vggt_jax import calibration, weights
 from vggt_jax.errors import InputError
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.sparse_attention import BlockSparse
@@ -249,7 +249,7 @@ class Scene:
     @property
     def model_name(self) -> str:
         """What messages call the model."""
-        return "the small model" if self.model is None else self.model
+        return weights.NAME if self.model is None else self.model
 
     def check(self) -> None:
         """Finds what is wrong with the options before anything is loaded.
@@ -257,6 +257,8 @@ class Scene:
         Raises:
             InputError: something is.
         """
+        if self.sparse_layers and self.sparse_ratio is None and self.cdf_threshold is None:
+            raise InputError("--sparse-layers needs --sparse-ratio or --cdf-threshold")
         if self.model is None and self.config is not None:
             raise InputError("--config is for an official checkpoint; name it with --model")
         self.attention()

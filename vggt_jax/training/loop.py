@@ -1,5 +1,6 @@
 """The run around the steps: compiling, saving, validating, logging, stopping in time."""
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -20,6 +21,7 @@ from vggt_jax.errors import InputError
 from vggt_jax.models.vggt import VGGT
 from vggt_jax.training.checkpoints import Checkpoints
 from vggt_jax.training.initialization import initial_model, small_config
+from vggt_jax.training.normalization import PIXEL_CENTRE
 from vggt_jax.training.optimizer import make_optimizer
 from vggt_jax.training.settings import TrainSettings
 from vggt_jax.training.state import TrainState, initial_state, with_named
@@ -62,6 +64,11 @@ def train(
     settings.out.mkdir(parents=True, exist_ok=True)
     with Checkpoints(settings.out / "checkpoints", keep=settings.keep) as checkpoints:
         latest = checkpoints.latest()
+        if latest is not None and settings.fit_to_minutes:
+            raise InputError(
+                f"{settings.out} holds a run, and one that is fitted to its minutes cannot go on; start "
+                f"another one from its weights: --init {settings.out / 'model.safetensors'}"
+            )
         if latest is not None:
             _check_same_run(settings, checkpoints.document(latest)["settings"], say)
         model = _first_model(settings, only_shapes=latest is not None)
@@ -173,7 +180,9 @@ class _Run:
         self.checkpoints, self.model, self.key, self.put = checkpoints, model, key, put
         self.start, self.say = start, say
         self.log_file = settings.out / "train.jsonl"
-        self.slowest = 0.0
+        self.slowest = 0.0  # seconds of a dispatch
+        self.last_validation = 0.0  # its seconds
+        self.reported: tuple[int, float] | None = None  # the last step known to be done, and when
 
     def __call__(self, state: TrainState, stop: threading.Event) -> TrainState:
         settings, per = self.settings, self.settings.steps_per_dispatch
@@ -194,8 +203,9 @@ class _Run:
                 reason = f"{settings.max_minutes:g} minutes are up"
                 break
             variant = variant_of(dispatch, self.variants, settings.seed)
-            if settings.fit_to_minutes and dispatch * per > first:
-                self.total = self.steps_that_fit(dispatch * per)
+            if settings.fit_to_minutes and self.reported is not None:
+                self.total = max(self.steps_that_fit(), dispatch * per + 1)
+            sent = time.monotonic()
             state, found = self.programs[str(variant)](state, self.key, self.put(self.total))
             dispatch += 1
             if pending is not None:
@@ -207,6 +217,8 @@ class _Run:
             )
             if validates or time.monotonic() - saved > 60 * settings.save_minutes:
                 self.report(*pending, None)
+                # At most: the one before may have run for some of it.
+                self.slowest = max(self.slowest, time.monotonic() - sent)
                 pending = None
                 if time.monotonic() - saved > 60 * settings.save_minutes:
                     self.save(state, step)
@@ -220,7 +232,8 @@ class _Run:
         self.save(state, step)
         self.export(state)
         self.checkpoints.wait()
-        self.say(f"stopped at step {step} of {self.total}: {reason}")
+        of = "" if settings.fit_to_minutes else f" of {self.total}"
+        self.say(f"stopped at step {step}{of}: {reason}")
         if step < self.total and not settings.fit_to_minutes:
             self.say("the same command again goes on from here")
         return state
@@ -230,13 +243,14 @@ class _Run:
 
     def seconds_left(self) -> float:
         """Until no other dispatch fits: one is under way, and the next would follow it."""
-        needed = 2 * self.slowest + _SECONDS_TO_END
+        needed = 2 * self.slowest + self.last_validation + _SECONDS_TO_END
         return self.start + 60 * self.settings.max_minutes - needed - time.monotonic()
 
-    def steps_that_fit(self, step: int) -> int:
+    def steps_that_fit(self) -> int:
         """Steps at the end of the time, by the speed since the start."""
-        rate = (step - self.first) / (time.monotonic() - self.begin)
-        return step + int(rate * max(self.seconds_left(), 0))
+        step, when = self.reported
+        rate = (step - self.first) / (when - self.begin)
+        return step + int(rate * max(self.seconds_left() + time.monotonic() - when, 0))
 
     def report(self, step: int, variant: Variant, found: dict, began: float | None) -> float:
         """Logs a dispatch when it is done, and returns when that was.
@@ -247,6 +261,7 @@ class _Run:
         """
         found = jax.device_get(found)
         now = time.monotonic()
+        self.reported = step, now
         per, speed = self.settings.steps_per_dispatch, None
         if began is not None:
             self.slowest = max(self.slowest, now - began)
@@ -286,7 +301,8 @@ class _Run:
         parts = " ".join(
             f"{name} {values[name]:.4f}" for name in ("auc30", "abs_rel", "total") if name in values
         )
-        self.say(f"validation at step {step}: {parts} ({time.monotonic() - begin:.1f} s)")
+        self.last_validation = time.monotonic() - begin
+        self.say(f"validation at step {step}: {parts} ({self.last_validation:.1f} s)")
 
     def save(self, state: TrainState, step: int) -> None:
         document = {"settings": self.settings.to_dict(), "config": self.model.config.to_dict()}
@@ -353,8 +369,12 @@ def _first_model(settings: TrainSettings, *, only_shapes: bool) -> VGGT:
         model = load_model(settings.init)
         if not isinstance(model, VGGT):
             raise InputError(f"init {settings.init}: only VGGT can be trained, not π³")
-        return model
+        config = dataclasses.replace(model.config, pixel_centre=PIXEL_CENTRE)
+        return with_named(
+            jax.eval_shape(lambda: VGGT(config, rngs=nnx.Rngs(0))), named_parameters(model)
+        )
     config = small_config() if settings.config is None else VGGTConfig.from_json(settings.config)
+    config = dataclasses.replace(config, pixel_centre=PIXEL_CENTRE)
     make = lambda: initial_model(config, jax.random.key(settings.seed))
     return jax.eval_shape(make) if only_shapes else jax.jit(make)()
 

@@ -3,9 +3,9 @@
 Weights and details that the paper leaves open are those of the official `training/loss.py` and its
 default configuration. Two differ: every mean is over a scene first and then over scenes, so that
 devices can average what they found, whatever their masks; and no quantile of the worst pixels is
-left out, since rendered depth has no outliers. The loss of pairs of cameras is this project's own: what
-is measured afterwards are relative poses, and near cameras have small relative translations, whose
-direction an absolute error of each camera hardly teaches.
+left out, since rendered depth has no outliers. The loss of pairs of cameras is this project's own:
+what is measured afterwards are relative poses, and near cameras have small relative translations,
+whose direction an absolute error of each camera hardly teaches.
 """
 
 import dataclasses
@@ -39,8 +39,8 @@ class LossWeights:
     points: float = 1.0
     """Weight of the point map, likewise."""
     pairs: float = 0.0
-    """Weight of relative poses: rotation and direction between the cameras of every pair of frames, both
-    about in radians. Not in the paper; 1 is what the project's own model was trained with."""
+    """Weight of relative poses: rotation and direction between the cameras of every pair of frames,
+    both about in radians. Not in the paper; the project's own model was trained with 1."""
     translation: float = 1.0
     """Of the translation within the camera loss."""
     rotation: float = 1.0
@@ -66,7 +66,8 @@ def losses(
 
     Returns:
         `total`, the weighted sum; `translation`, `rotation`, `field_of_view` and their sum
-        `camera`; `pair_rotation` and `pair_direction`; `X_confidence`, `X_error` and `X_gradient` for X of `depth` and `points`. A scene
+        `camera`; `pair_rotation` and `pair_direction`; `X_confidence`, `X_error` and `X_gradient`
+        for X of `depth` and `points`. A scene
         without valid pixels adds 0 to each.
     """
     parts = {}
@@ -112,11 +113,10 @@ def camera_losses(
         difference = jnp.where(difference < _HUBER_DELTA, inside, difference - 0.5 * _HUBER_DELTA)
     num = encodings.shape[0]
     decay = weights.iteration_decay ** jnp.arange(num - 1, -1, -1, dtype=jnp.float32) / num
-    has_points = jnp.any(targets.valid, axis=(1, 2, 3))
 
     def mean(part):  # [i b s k]
         of_scene = jnp.einsum("i,ib->b", decay, jnp.mean(part, axis=(2, 3)))
-        return jnp.mean(jnp.where(has_points, of_scene, 0.0))
+        return jnp.mean(jnp.where(targets.has_points, of_scene, 0.0))
 
     parts = {
         "translation": mean(jnp.minimum(difference[..., :3], _MAX_TRANSLATION_ERROR)),
@@ -130,9 +130,10 @@ def camera_losses(
 def pair_losses(encodings: Float[Array, "b s 9"], targets: Targets) -> dict[str, Float[Array, ""]]:
     """How far the relative poses of all pairs of frames are off.
 
-    `pair_rotation`: the length of the chord between rotations, for small angles the angle in radians.
-    `pair_direction`: the chord between unit vectors to the second camera, in coordinates of the first;
-    cameras nearer than a fifth of the scene's unit count in proportion. Means over pairs and scenes.
+    `pair_rotation`: the chord between rotations, for small angles the angle in radians.
+    `pair_direction`: the chord between unit vectors to the second camera, in coordinates of the
+    first; cameras nearer than a fifth of the scene's unit count in proportion. Means over pairs, then
+    scenes; scenes without valid points count 0.
     """
     first, second = np.triu_indices(encodings.shape[1], k=1)
 
@@ -155,9 +156,10 @@ def pair_losses(encodings: Float[Array, "b s 9"], targets: Targets) -> dict[str,
     true_direction = true_to_second / jnp.maximum(baseline, _SMALL_BASELINE)[..., None]
     length = jnp.sqrt(jnp.sum(to_second**2, axis=-1, keepdims=True) + _SMALL_BASELINE**2)
     weight = jnp.minimum(baseline / _FULL_BASELINE, 1.0)
+    mean = lambda x: jnp.mean(jnp.where(targets.has_points, jnp.mean(x, axis=1), 0.0))
     return {
-        "pair_rotation": jnp.mean(chord),
-        "pair_direction": jnp.mean(weight * _length(to_second / length - true_direction)),
+        "pair_rotation": mean(chord),
+        "pair_direction": mean(weight * _length(to_second / length - true_direction)),
     }
 
 

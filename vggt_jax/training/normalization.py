@@ -9,6 +9,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vggt_jax import geometry
 
+PIXEL_CENTRE = 0.5
+"""Where models trained here have the centre of the first pixel; see `VGGTConfig.pixel_centre`."""
 _MIN_SCALE = 1e-6  # of a scene whose points all lie at the first camera
 
 
@@ -32,6 +34,7 @@ class Targets:
         depth: along the viewing axis; 0 where there is none.
         world_points: in the first camera's frame; 0 where there is no depth.
         valid: pixels with a depth.
+        has_points: whether a scene has valid pixels at all; without, its scale means nothing.
         scale: length of the scene's unit in the units that it came in.
     """
 
@@ -39,6 +42,7 @@ class Targets:
     depth: Float[Array, "b s height width"]
     world_points: Float[Array, "b s height width 3"]
     valid: Bool[Array, "b s height width"]
+    has_points: Bool[Array, " b"]
     scale: Float[Array, " b"]
 
     def with_maps_of(self, frames: Int[Array, " f"] | None) -> "Targets":
@@ -59,7 +63,9 @@ def normalize_scenes(scenes: SceneTruth) -> Targets:
     valid = scenes.valid & jnp.isfinite(scenes.depth) & (scenes.depth > 0)
     depth = jnp.where(valid, scenes.depth, 0.0)
     camera_from_first = _relative_to_first(scenes.camera_from_world)
-    points = geometry.unproject_depth(depth, camera_from_first, scenes.intrinsics, pixel_centre=0.5)
+    points = geometry.unproject_depth(
+        depth, camera_from_first, scenes.intrinsics, pixel_centre=PIXEL_CENTRE
+    )
     points = jnp.where(valid[..., None], points, 0.0)
     count = jnp.sum(valid, axis=(1, 2, 3))
     distances = jnp.sum(jnp.linalg.norm(points, axis=-1), axis=(1, 2, 3))
@@ -74,6 +80,7 @@ def normalize_scenes(scenes: SceneTruth) -> Targets:
         depth=over_scale(depth),
         world_points=over_scale(points),
         valid=valid,
+        has_points=count > 0,
         scale=scale,
     )
 

@@ -12,7 +12,9 @@ from jaxtyping import Array, Float
 from vggt_jax.errors import InputError
 
 # Stacked matrices of the transformer blocks of encoder, trunk and camera head.
-_MATRIX_OF_BLOCK = re.compile(r"(blocks|camera_head\.trunk)\..*(qkv|proj|fc1|fc2)\.kernel$")
+_MATRIX_OF_BLOCK = re.compile(
+    r"^(encoder\.blocks|frame_blocks|global_blocks|camera_head\.trunk)\..*(qkv|proj|fc1|fc2)\.kernel$"
+)
 _RMS_OF_ADAM = 0.2  # root mean square of an update of AdamW, about (arXiv:2502.16982, section 2.2)
 
 
@@ -34,7 +36,7 @@ class OptimizerSettings:
     weight_decay: float = 0.05
     """Of kernels only: not of norms, biases, scales, tokens and tables."""
     beta1: float = 0.9
-    """Decay of the mean of gradients."""
+    """Decay of the mean of gradients; for the matrices of muon it is 0.95, as in the paper."""
     beta2: float = 0.95
     """Decay of the mean of their squares."""
     max_gradient_norm: float = 1.0

@@ -20,7 +20,7 @@ PARTS = ("encoder", "trunk", "heads")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Execution:
-    """How the model runs in training; none of it changes what is learned, but for rounding."""
+    """How the model runs in training. But for rounding, only `dense_share` changes what is learned."""
 
     compute_type: Literal["auto", "bfloat16", "float32"] = "auto"
     """Of matrix products in encoder and trunk; auto is bfloat16 on a GPU. Parameters, gradients and

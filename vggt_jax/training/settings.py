@@ -44,8 +44,9 @@ class TrainSettings:
     """Stop in time to have saved and exported after this many minutes since the start of the
     command, compilation included."""
     fit_to_minutes: bool = False
-    """Let the schedule of the learning rate end with max-minutes: `steps` is what fits by the speed so
-    far, and changes a little with every dispatch."""
+    """Let the schedule of the learning rate end with max-minutes: after the first dispatch `steps` is
+    what fits by the speed so far. Such a run is not repeatable bit for bit and cannot be continued;
+    --init goes on from its weights, with another --seed for other scenes."""
     config: pathlib.Path | None = None
     """JSON file with sizes of the model, the fields of VGGTConfig; by default the small model of
     the project."""

@@ -1,0 +1,63 @@
+"""How well a model finds cameras and depth of scenes of the synthetic world.
+
+    python scripts/evaluate.py --split test --num-scenes 256
+    python scripts/evaluate.py --model MODEL --size 84 112 --frames 24 --num-scenes 16
+
+Prints the mean of every metric over the scenes with its standard error; docs/evaluation.md defines them.
+"""
+
+import argparse
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+
+import vggt_jax  # noqa: E402
+from vggt_jax.evaluation import SceneTruth, scene_metrics  # noqa: E402
+from vggt_jax.synthetic import render_scenes  # noqa: E402
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", help="as load_model takes it; the small model without it")
+    parser.add_argument("--split", default="test", choices=["train", "validation", "test"])
+    parser.add_argument("--num-scenes", type=int, default=256)
+    parser.add_argument("--batch-size", type=int, default=16, help="scenes at a time, which decides what is drawn")  # fmt: skip
+    parser.add_argument("--frames", type=int, default=8)
+    parser.add_argument("--size", type=int, nargs=2, default=[112, 112], help="height width")
+    parser.add_argument("--seed", type=int, default=10_000, help="of the first batch")
+    args = parser.parse_args()
+    model = vggt_jax.load_model(args.model)
+
+    @jax.jit
+    def measure(model, key):
+        scenes = render_scenes(
+            key, args.batch_size, args.frames, size=tuple(args.size), split=args.split
+        )
+        recon = vggt_jax.reconstruct(model, scenes.images)
+        truth = SceneTruth(
+            camera_from_world=scenes.camera_from_world,
+            intrinsics=scenes.intrinsics,
+            depth=scenes.depth,
+            valid=scenes.valid,
+        )
+        of_scene = lambda pose, depth, truth: scene_metrics(pose, depth, None, truth)
+        return jax.vmap(of_scene)(recon.camera_from_world, recon.depth, truth)
+
+    found = []
+    for i in range(-(-args.num_scenes // args.batch_size)):
+        found.append(jax.device_get(measure(model, jax.random.key(args.seed + i))))
+        print(f"{(i + 1) * args.batch_size} scenes", end="\r", file=sys.stderr)
+    for name in found[0]:
+        values = np.concatenate([batch[name] for batch in found])
+        values = values[~np.isnan(values)]
+        print(f"{name:16} {values.mean():.4f} ± {values.std(ddof=1) / len(values) ** 0.5:.4f}")
+
+
+if __name__ == "__main__":
+    main()
