@@ -40,9 +40,10 @@ class BlockSparse:
             along a Hilbert curve, as the paper's code offers; "tiles", 8 by 8. Blocks of the latter two
             are compact regions of the picture. Outputs are in raster order always.
         layers: the layers of the trunk that are sparse, None for all; the others are dense.
-        min_tokens: scenes of fewer tokens run dense (`infer` counts their own frames, `model(...)` padded
-            ones too), because that is faster: on an H100 attention of VGGT-1B takes 0.097 ms dense and 0.145 keeping 25 % of 2,748
-            tokens (2 frames of 518x518), 0.342 and 0.239 of 5,496. 0 for never.
+        min_tokens: scenes of fewer tokens run dense (`infer` counts their own frames, `model(...)`
+            padded ones too), because that is faster: on an H100 attention of a layer of VGGT-1B takes
+            0.097 ms dense and 0.145 keeping 25 % of 2,748 tokens (2 frames of 518x518), 0.342 and 0.239
+            of 5,496. 0 for never.
         block_q, block_k: tokens in a block of queries and in a block of keys.
         random_seed: keep as many blocks as `sparse_ratio` says, but drawn by lot from this seed: the
             floor that a rule is to be measured against, of no use otherwise. The draw differs by layer,
