@@ -115,8 +115,8 @@ def infer(
         attention: how the tokens of all frames attend to each other: `Dense()`, or `BlockSparse(...)`
             for many photographs; with few tokens it warns and is dense (`BlockSparse.min_tokens`).
         mode, size: how photographs are resized, see `load_images`. None is the model's own: "crop" to
-            112 for the small model, to 518 for VGGT-1B, "budget" of 255,000 pixels for π³, where photographs of different shapes
-            ask for an explicit mode.
+            112 for the small model and to 518 for VGGT-1B, "budget" of 255,000 pixels for π³, where
+            photographs of different shapes ask for an explicit mode.
         fps, frames: of a video, how many frames to take in a second or in all; see
             `video.choose_frames`.
         reference: the frame whose camera is the world, by index or name. The model sees it first and the
