@@ -64,7 +64,14 @@ def test_points_from_depth_are_those_of_a_pinhole_camera():
         conf=jnp.zeros((1, 2, 5, 7, 1)),
         camera_poses=poses,
     )
-    recon = vggt_jax.reconstruct(lambda images, **options: output, jnp.zeros((2, 5, 7, 3)))
+
+    class Model:
+        pixel_centre = vggt_jax.Pi3.pixel_centre
+
+        def __call__(self, images, **options):
+            return output
+
+    recon = vggt_jax.reconstruct(Model(), jnp.zeros((2, 5, 7, 3)))
     np.testing.assert_allclose(
         recon.intrinsics[0], [[8, 0, 3.5], [0, 6, 2.5], [0, 0, 1]], rtol=1e-5
     )
