@@ -79,9 +79,7 @@ def test_random_blocks_differ_by_layer_and_not_by_padding(run, relative_error):
 
 
 def test_layers_are_sparse_or_dense_as_asked(run):
-    attention = BlockSparse(
-        min_tokens=0, sparse_ratio=(0.3, 0.3, 0.5, 0.9, 0.6), layers=(1, 2, 3), **SMALL
-    )
+    attention = BlockSparse(sparse_ratio=(0.3, 0.3, 0.5, 0.9, 0.6), layers=(1, 2, 3), **SMALL)
     density = np.asarray(run(attention, **CAMERAS_ONLY).attention_stats.density)
     assert density.shape == (2, 5, 3)
     assert np.all(density[:, [0, 4]] == 1)
