@@ -14,9 +14,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
+from evaluation_scenes import truth_of  # noqa: E402
 
 import vggt_jax  # noqa: E402
-from vggt_jax.evaluation import SceneTruth, scene_metrics  # noqa: E402
+from vggt_jax.evaluation import scene_metrics  # noqa: E402
 from vggt_jax.synthetic import render_scenes  # noqa: E402
 
 
@@ -40,14 +41,8 @@ def main():
             key, args.batch_size, args.frames, size=tuple(args.size), split=args.split
         )
         recon = vggt_jax.reconstruct(model, scenes.images)
-        truth = SceneTruth(
-            camera_from_world=scenes.camera_from_world,
-            intrinsics=scenes.intrinsics,
-            depth=scenes.depth,
-            valid=scenes.valid,
-        )
         of_scene = lambda pose, depth, truth: scene_metrics(pose, depth, None, truth)
-        return jax.vmap(of_scene)(recon.camera_from_world, recon.depth, truth)
+        return jax.vmap(of_scene)(recon.camera_from_world, recon.depth, truth_of(scenes))
 
     found = []
     for i in range(-(-args.num_scenes // args.batch_size)):

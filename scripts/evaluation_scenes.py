@@ -69,13 +69,17 @@ def _render(seed, index, *, num_frames, size, split) -> tuple[Array, SceneTruth]
 
     key = jax.random.fold_in(jax.random.key(seed), index)
     scenes = render_scenes(key, 1, num_frames, size=size, split=split)
-    truth = SceneTruth(
-        camera_from_world=scenes.camera_from_world[0],
-        intrinsics=scenes.intrinsics[0],
-        depth=scenes.depth[0],
-        valid=scenes.valid[0],
+    return jax.tree.map(lambda x: x[0], (scenes.images, truth_of(scenes)))
+
+
+def truth_of(scenes: Any) -> SceneTruth:
+    """The truth of rendered scenes, `vggt_jax.synthetic.Scenes`, as metrics take it."""
+    return SceneTruth(
+        camera_from_world=scenes.camera_from_world,
+        intrinsics=scenes.intrinsics,
+        depth=scenes.depth,
+        valid=scenes.valid,
     )
-    return scenes.images[0], truth
 
 
 def folder_batches(
