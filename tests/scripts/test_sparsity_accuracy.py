@@ -116,10 +116,16 @@ def test_summary_of_several_batches(script):
         {"metrics": {"ate": np.array([np.nan]), "abs_rel": np.array([0.3])},
          "stats": {"entropy": stats[2:]}},
     ]  # fmt: skip
-    line = script.main.summarise(setting, batches)
+    dense = [
+        {"metrics": {"ate": np.array([0.5, 2.0]), "abs_rel": np.array([0.05, 0.1])}},
+        {"metrics": {"ate": np.array([np.nan]), "abs_rel": np.array([0.2])}},
+    ]
+    line = script.main.summarise(setting, batches, dense)
     # Where the truth defines no number it does not count; a failure makes the mean infinite.
     assert line["metrics"] == {"ate": 2.0, "abs_rel": None} and line["failed_scenes"] == 1
     assert line["standard_errors"]["ate"] == 1.0
+    # Differences are those of the same scenes: 0.5 and 1.
+    assert line["differences"] == {"ate": (0.75, 0.25), "abs_rel": (None, None)}
     assert line["entropy"] == 4.5 and line["entropy_by_layer"] == [4.5, None]
     assert line["seed"] == 1 and "threshold" not in line
 
