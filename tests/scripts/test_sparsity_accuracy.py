@@ -219,7 +219,8 @@ def test_scenes_that_cannot_be_used(script, folder, tiny):
 
 
 def test_errors_end_in_one_line(script, monkeypatch, tmp_path):
-    with pytest.raises(SystemExit, match="sparsity_accuracy: error: --model"):
-        run(script, monkeypatch, "--out", tmp_path / "x")
+    missing = tmp_path / "missing.safetensors"
+    with pytest.raises(SystemExit, match=f"sparsity_accuracy: error: {missing}"):
+        run(script, monkeypatch, "--out", tmp_path / "x", "--model", missing)
     with pytest.raises(SystemExit, match="holds no results"):
         run(script, monkeypatch, "--out", tmp_path / "x", "--report-only")
