@@ -13,12 +13,10 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
-from flax import nnx  # noqa: E402
 
 import vggt_jax  # noqa: E402
-from vggt_jax.checkpoint import named_parameters  # noqa: E402
+from vggt_jax.checkpoint import abstract_model, named_parameters  # noqa: E402
 from vggt_jax.layers.vit import resize_position_table  # noqa: E402
 from vggt_jax.training.loop import export_model  # noqa: E402
 from vggt_jax.weights import small_model_path  # noqa: E402
@@ -39,8 +37,7 @@ def main():
     table = params["encoder.pos_embed"].astype(jnp.float32)
     patches = resize_position_table(table[1:], side, side)
     params["encoder.pos_embed"] = jnp.concatenate([table[:1], patches])
-    abstract = jax.eval_shape(lambda: vggt_jax.VGGT(config, rngs=nnx.Rngs(0)))
-    export_model(abstract, params, args.out)
+    export_model(abstract_model(config), params, args.out)
     print(f"wrote {args.out} ({args.out.stat().st_size / 2**20:.1f} MiB)")
 
 

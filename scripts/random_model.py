@@ -8,21 +8,18 @@ import argparse
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 import vggt_jax
+from vggt_jax.checkpoint import abstract_model
 from vggt_jax.layers.vit import IMAGE_MEAN, IMAGE_STD
 
 _NOISE = 2**22  # numbers drawn; larger parameters repeat them
-_KINDS = {
-    "vggt": (vggt_jax.VGGT, vggt_jax.VGGTConfig),
-    "pi3": (vggt_jax.Pi3, vggt_jax.Pi3Config),
-}
+_CONFIGS = {"vggt": vggt_jax.VGGTConfig, "pi3": vggt_jax.Pi3Config}
 
 
 def released_config(model: str) -> vggt_jax.VGGTConfig | vggt_jax.Pi3Config:
     """The configuration of the released model of this name."""
-    return _KINDS[model][1]()
+    return _CONFIGS[model]()
 
 
 def random_model(
@@ -44,15 +41,13 @@ def random_model(
             return jnp.full(leaf.shape, 1.0 if name.startswith("encoder.") else 0.01)
         return jnp.resize(noise, leaf.shape)
 
-    (kind,) = [kind for kind, config_kind in _KINDS.values() if isinstance(config, config_kind)]
-    model = jax.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0)))
-    return jax.tree_util.tree_map_with_path(fill, model)
+    return jax.tree_util.tree_map_with_path(fill, abstract_model(config))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("destination", help="folder to make, or FILE.safetensors")
-    parser.add_argument("--model", choices=_KINDS, default="vggt")
+    parser.add_argument("--model", choices=_CONFIGS, default="vggt")
     parser.add_argument("--config", help="JSON configuration; the released size without it")
     args = parser.parse_args()
     config = released_config(args.model)

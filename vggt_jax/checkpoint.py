@@ -74,11 +74,16 @@ def load_model(
         params, name, config = _load_official(source, config)
     if name not in _MODELS:
         raise CheckpointError(f"{source}: model {name!r} is unknown; known are {sorted(_MODELS)}")
-    model_class, config_class = _MODELS[name]
-    config = config_class.from_dict(config)
-    model = jax.eval_shape(lambda: model_class(config, rngs=nnx.Rngs(0)))
+    _, config_class = _MODELS[name]
+    model = abstract_model(config_class.from_dict(config))
     model = with_parameters(model, params, source=str(source))
     return model if dtype is None else with_dtype(model, dtype)
+
+
+def abstract_model(config: VGGTConfig | Pi3Config) -> Model:
+    """The model of a configuration, with shapes and types in place of parameters."""
+    (kind,) = [kind for kind, of_config in _MODELS.values() if isinstance(config, of_config)]
+    return jax.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0)))
 
 
 def save_model(model: Model, destination: str | os.PathLike, *, overwrite: bool = False) -> None:

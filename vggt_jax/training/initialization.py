@@ -3,10 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array
 
-from vggt_jax.checkpoint import named_parameters
+from vggt_jax.checkpoint import abstract_model, named_parameters
 from vggt_jax.config import VGGTConfig
 from vggt_jax.models.vggt import VGGT
 
@@ -59,7 +58,7 @@ def initial_model(config: VGGTConfig, key: Array) -> VGGT:
     root of the number of branches), LayerScale is 1, special tokens are as large as others,
     the position table begins with sines and cosines, and cameras start unturned, 63 degrees wide.
     """
-    abstract = jax.eval_shape(lambda: VGGT(config, rngs=nnx.Rngs(0)))
+    abstract = abstract_model(config)
     leaves, treedef = jax.tree.flatten(abstract)
     values = [
         _draw(name, leaf.shape, config, jax.random.fold_in(key, i))

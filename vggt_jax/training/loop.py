@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from vggt_jax.checkpoint import load_model, named_parameters, save_model
+from vggt_jax.checkpoint import abstract_model, load_model, named_parameters, save_model
 from vggt_jax.config import VGGTConfig
 from vggt_jax.errors import InputError
 from vggt_jax.models.vggt import VGGT
@@ -370,9 +370,7 @@ def _first_model(settings: TrainSettings, *, only_shapes: bool) -> VGGT:
         if not isinstance(model, VGGT):
             raise InputError(f"init {settings.init}: only VGGT can be trained, not π³")
         config = dataclasses.replace(model.config, pixel_centre=PIXEL_CENTRE)
-        return with_named(
-            jax.eval_shape(lambda: VGGT(config, rngs=nnx.Rngs(0))), named_parameters(model)
-        )
+        return with_named(abstract_model(config), named_parameters(model))
     config = small_config() if settings.config is None else VGGTConfig.from_json(settings.config)
     config = dataclasses.replace(config, pixel_centre=PIXEL_CENTRE)
     make = lambda: initial_model(config, jax.random.key(settings.seed))
