@@ -52,15 +52,21 @@ def test_updated_chunks_equal_the_whole(size, max_chunk, axis):
     np.testing.assert_array_equal(found, fn(x, other))
 
 
-def test_pieces_are_even():
+@pytest.mark.parametrize(
+    ("size", "max_chunk", "expected"),
+    # 6 and not 10 with 1 left over; 4 pieces of 5 where 3 of 7 would compute a slice twice; 4 of 9
+    # where only many more would divide the whole.
+    [(11, 10, 6), (20, 7, 5), (33, 10, 9)],
+)
+def test_pieces_are_even_and_divide_the_whole_if_they_can(size, max_chunk, expected):
     sizes = []
 
     def fn(x):
         sizes.append(len(x))
         return x
 
-    map_chunks(fn, jnp.zeros((11, 2)), axis=0, max_chunk=10)
-    assert set(sizes) == {6}  # and not 10, with 1 left over
+    map_chunks(fn, jnp.zeros((size, 2)), axis=0, max_chunk=max_chunk)
+    assert set(sizes) == {expected}
 
 
 def test_what_fits_is_not_cut():

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels import devices
 from vggt_jax.layers.chunking import map_chunks
-from vggt_jax.layers.linear import Linear
+from vggt_jax.layers.linear import Linear, apply_linear
 from vggt_jax.layers.norm import LayerNorm
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.rope import apply_rope
@@ -185,11 +185,18 @@ class Attention(nnx.Module):
         self, x: Float[Array, "*b p c"], rope: Rope | None, precision: Precision
     ) -> tuple[Float[Array, "*b p n h"], Float[Array, "*b p n h"], Float[Array, "*b p n h"]]:
         """Queries and keys, normalised and turned in float32, and values; all in the compute type."""
-        qkv = self.qkv(x, precision)
-        qkv = qkv.reshape(*x.shape[:-1], 3, self.num_heads, x.shape[-1] // self.num_heads)
-        q, k, v = qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
+        heads = (*x.shape[:-1], self.num_heads, x.shape[-1] // self.num_heads)
+        # Three products, because parts of one would be copied out of it.
+        q, k, v = (
+            apply_linear(x, kernel, bias, precision).reshape(heads)
+            for kernel, bias in zip(
+                jnp.split(self.qkv.kernel[...], 3, axis=-1), jnp.split(self.qkv.bias[...], 3)
+            )
+        )
         if self.q_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+            fuse_with_next = rope is not None
+            q = self.q_norm(q, fuse_with_next=fuse_with_next)
+            k = self.k_norm(k, fuse_with_next=fuse_with_next)
         if rope is not None:
             q, k = apply_rope(q, *rope), apply_rope(k, *rope)
         return q.astype(v.dtype), k.astype(v.dtype), v
