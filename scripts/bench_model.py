@@ -183,19 +183,24 @@ def run_ours(
         "weights_gib": gib(sum(x.nbytes for x in jax.tree.leaves(model))),
         "temporaries_gib": gib(analysis.temp_size_in_bytes),
         "outputs_gib": gib(analysis.output_size_in_bytes),
-        "estimate_gib": gib(estimate(model, frames, size)) if part == "model" else None,
+        "estimate_gib": gib(estimate(model, frames, size, attention)) if part == "model" else None,
     }
     if profile:
         result["kernel_ms"] = profile_kernels(call)
     return result
 
 
-def estimate(model, frames, size):
+def estimate(model, frames, size, attention):
     from vggt_jax.memory import estimate_memory, weight_bytes
 
     height, width = size
     return estimate_memory(
-        model.config, weights=weight_bytes(model), num_frames=frames, height=height, width=width
+        model.config,
+        weights=weight_bytes(model),
+        num_frames=frames,
+        height=height,
+        width=width,
+        attention=attention,
     ).total
 
 

@@ -7,12 +7,17 @@ import pytest
 import vggt_jax
 from vggt_jax import memory
 
+SPARSE = vggt_jax.BlockSparse(sparse_ratio=0.75, min_tokens=0)
 
+
+@pytest.mark.parametrize("attention", [vggt_jax.Dense(), SPARSE], ids=["dense", "sparse"])
 @pytest.mark.parametrize(("num_frames", "height", "width"), [(6, 196, 252), (19, 140, 112)])
-def test_estimate_is_near_what_the_compiler_plans(tiny, num_frames, height, width):
+def test_estimate_is_near_what_the_compiler_plans(tiny, num_frames, height, width, attention):
     model = tiny(embed_dim=192, num_heads=6, dpt_features=32, enable_track=False)
     images = jax.ShapeDtypeStruct((1, num_frames, height, width, 3), jnp.uint8)
-    run = jax.jit(lambda model, images: model(images, compute_dtype=jnp.float32))
+    run = jax.jit(
+        lambda model, images: model(images, compute_dtype=jnp.float32, attention=attention)
+    )
     plan = run.lower(model, images).compile().memory_analysis()
     planned = plan.temp_size_in_bytes + plan.argument_size_in_bytes + plan.output_size_in_bytes
     estimate = memory.estimate_memory(
@@ -22,13 +27,14 @@ def test_estimate_is_near_what_the_compiler_plans(tiny, num_frames, height, widt
         height=height,
         width=width,
         compute_dtype=jnp.float32,
+        attention=attention,
     ).total
     assert planned / 2 < estimate < planned * 2
 
 
 def test_estimate_grows_with_frames_and_tracks():
     config = vggt_jax.VGGTConfig.vggt_1b()
-    make = lambda frames, points: memory.estimate_memory(
+    make = lambda frames, points, attention=vggt_jax.Dense(): memory.estimate_memory(
         config,
         weights=5_000_000_000,
         num_frames=frames,
@@ -36,9 +42,12 @@ def test_estimate_grows_with_frames_and_tracks():
         width=518,
         num_query_points=points,
         compute_dtype=jnp.bfloat16,
+        attention=attention,
     )
     few, many, tracked = make(10, 0), make(200, 0), make(200, 100)
     assert few.total < many.total < tracked.total
+    # Its result is in one piece, where dense attention merges parts in float32.
+    assert make(200, 0, SPARSE).total < many.total - 2**30
     assert many.kept_tokens == 2 * 4 * 200 * 1374 * 2 * 1024
     assert many.outputs == 4 * 6 * 200 * 518 * 518
     assert "GiB (weights 4.66" in str(few)

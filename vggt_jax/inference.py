@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tqdm
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 
@@ -25,6 +26,7 @@ from vggt_jax.models.pi3 import Pi3
 from vggt_jax.outputs import Pi3Output, Reconstruction
 from vggt_jax.preprocess import PIXEL_BUDGET, Frames, Mode, load_images
 from vggt_jax.results import transform_arrays
+from vggt_jax.streaming import Stream, is_streamed
 
 
 def reconstruct(
@@ -70,14 +72,15 @@ def reconstruct(
     )
     if isinstance(output, Pi3Output):
         fields = output.scene()
-        kind = "sigmoid"
     else:
         fields = output.scene(images.shape[-3:-1])
-        kind = "one_plus_exp"
     if one_scene:
         fields = jax.tree.map(lambda x: x[0], fields)
     return Reconstruction(
-        images=images, confidence_kind=kind, pixel_centre=model.pixel_centre, **fields
+        images=images,
+        confidence_kind=model.confidence_kind,
+        pixel_centre=model.pixel_centre,
+        **fields,
     )
 
 
@@ -130,7 +133,8 @@ def infer(
         compute_dtype: of matrix products; None is bfloat16 on a GPU and float32 elsewhere.
         pad_frames: whether to pad the frames to one of few numbers, at most a sixteenth more, so that
             scenes of similar length share a compiled program. Padding changes no result.
-        progress: whether to show a progress bar while photographs are read.
+        progress: whether to show progress bars, of photographs that are read and of many frames that
+            are reconstructed.
 
     Returns:
         The reconstruction, in NumPy arrays without scene axis.
@@ -150,7 +154,11 @@ def infer(
     ordered = with_first(photographs, first)
     inputs = model_inputs(ordered, model=model, query_points=query_points, pad_frames=pad_frames)
     attention = attention_for(attention, model, photographs)
-    result = _reconstruct(model, **inputs, attention=attention, compute_dtype=compute_dtype)
+    run = runner(model, inputs, attention=attention, compute_dtype=compute_dtype)
+    with tqdm.tqdm(
+        total=len(photographs.images), desc="frames", unit="frame", disable=not progress
+    ) as bar:
+        result = run(model, **inputs, done=lambda num: bar.update(num - bar.n))
     recon = cut_to_frames(result, photographs, first=first)
     return with_known(recon, intrinsics=intrinsics, mask=mask, mask_edges=mask_edges)
 
@@ -270,6 +278,38 @@ def compile_reconstruct(
     ).compile()
 
 
+def runner(
+    model: Model,
+    inputs: dict[str, Any],
+    *,
+    attention: Dense | BlockSparse = Dense(),
+    compute_dtype: DTypeLike | None = None,
+    compiled: bool = False,
+) -> Callable[..., Reconstruction]:
+    """What reconstructs these `model_inputs`: `run(model, **inputs, done=...)`.
+
+    Scenes of many frames are streamed (`vggt_jax.streaming`); the others run as one program. `done` is
+    called with the number of frames that are done.
+
+    Args:
+        compiled: whether to compile now; otherwise the first call does, unless one like it has.
+    """
+    options = {"attention": attention, "compute_dtype": compute_dtype}
+    if is_streamed(len(inputs["images"])):
+        return Stream.of(model, inputs, **options, compiled=compiled)
+    if compiled:
+        whole = compile_reconstruct(model, inputs, **options)
+    else:
+        whole = functools.partial(_reconstruct, **options)
+
+    def run(model, *, done=lambda num: None, **inputs):
+        result = jax.block_until_ready(whole(model, **inputs))
+        done(int(inputs.get("num_frames", len(inputs["images"]))))
+        return result
+
+    return run
+
+
 def reference_index(reference: int | str, frames: Frames, model: Model) -> int:
     """The index of the reference frame.
 
@@ -330,8 +370,14 @@ def cut_to_frames(result: Reconstruction, frames: Frames, *, first: int = 0) -> 
     places = np.argsort(_order(num_frames, first))
     stats = jax.tree.map(np.array, result.attention_stats)
     per_frame = dataclasses.replace(result, attention_stats=None, images=None)
-    own = lambda x: np.array(x[:num_frames]) if first == 0 else np.asarray(x[:num_frames])[places]
-    per_frame = jax.tree.map(own, per_frame)
+    per_frame = jax.tree.map(lambda x: x[:num_frames], per_frame)
+    if first == 0:
+        copy = lambda x: (
+            x if isinstance(x, np.ndarray) else np.array(x)
+        )  # Those of JAX are not ours.
+        per_frame = jax.tree.map(copy, per_frame)
+    else:
+        per_frame = jax.tree.map(lambda x: np.asarray(x)[places], per_frame)
     return dataclasses.replace(
         per_frame,
         images=frames.images,

@@ -1,8 +1,10 @@
 """How much memory a reconstruction takes, before it starts."""
 
 import dataclasses
+import functools
 import os
 import pathlib
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +12,12 @@ import numpy as np
 
 from vggt_jax.config import Pi3Config, VGGTConfig
 from vggt_jax.heads import dpt
-from vggt_jax.layers import attention
+from vggt_jax.layers.attention import MAX_SCORE_BYTES, Dense
 from vggt_jax.layers.precision import Precision
+from vggt_jax.layers.sparse_attention import BlockSparse
 from vggt_jax.models import trunk
 from vggt_jax.models.token_layout import TokenLayout
+from vggt_jax.streaming import FRAMES_ON_DEVICE
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,6 +66,8 @@ def estimate_memory(
     num_query_points: int = 0,
     image_bytes: int = 1,
     compute_dtype: jnp.dtype | None = None,
+    attention: Dense | BlockSparse = Dense(),
+    streamed: bool = False,
 ) -> MemoryEstimate:
     """Estimates the peak of a forward pass from the arrays that are alive together.
 
@@ -71,15 +77,21 @@ def estimate_memory(
     Args:
         weights: bytes of the parameters.
         image_bytes: bytes of a colour value: 1 for uint8, 4 for float32.
-        compute_dtype: as for `reconstruct`.
+        compute_dtype, attention: as for `reconstruct`.
+        streamed: whether maps leave the device in pieces, as those of many frames do in `infer` and on
+            the command line (`streaming.is_streamed`).
     """
     layout = TokenLayout.for_images(height, width, config.patch_size, config.num_special_tokens)
     precision = Precision.from_compute_dtype(compute_dtype)
     pixels = height * width
+    is_sparse = isinstance(attention, BlockSparse)
+    trunk_of = functools.partial(_trunk, layout, num_frames, precision, is_sparse=is_sparse)
     if isinstance(config, Pi3Config):
-        parts = _parts_of_pi3(config, layout, num_frames, pixels, precision)
+        parts = _parts_of_pi3(config, layout, num_frames, pixels, precision, trunk_of)
     else:
-        parts = _parts_of_vggt(config, layout, num_frames, pixels, precision, num_query_points)
+        parts = _parts_of_vggt(config, num_frames, pixels, num_query_points, trunk_of)
+    if streamed:
+        parts["outputs"] = parts["outputs"] * min(num_frames, FRAMES_ON_DEVICE) // num_frames
     return MemoryEstimate(weights=weights, images=image_bytes * 3 * num_frames * pixels, **parts)
 
 
@@ -88,6 +100,7 @@ def _trunk(
     num_frames: int,
     precision: Precision,
     *,
+    is_sparse: bool,
     dim: int,
     num_heads: int,
     mlp_ratio: float,
@@ -96,21 +109,24 @@ def _trunk(
     wide = precision.compute_dtype.itemsize
     tokens = num_frames * layout.tokens_per_frame
     stream = 4 * tokens * dim
-    # Normalised tokens and joint projection beside the separate queries, keys and values.
-    before_attention = (1 + 3 + 3) * wide * tokens * dim
-    if wide == 2:
+    # Normalised tokens; queries, keys and values; queries and keys once more, normalised and turned.
+    before_attention = (1 + 3 + 2) * wide * tokens * dim
+    if is_sparse:
+        # Queries, keys, values; the results of attention as computed and in the order of the tokens.
+        during_attention = (3 + 1 + 1) * wide * tokens * dim
+    elif wide == 2:
         # Queries, keys, values; one part of keys and values, and its result; then the merged
         # result in float32, before and after.
         during_attention = (3 + 1 + 1 + 2 * 2) * wide * tokens * dim
     else:
         scores = 4 * num_heads * tokens**2
         during_attention = (3 + 2) * wide * tokens * dim
-        during_attention += 2 * min(scores, attention.MAX_SCORE_BYTES)
+        during_attention += 2 * min(scores, MAX_SCORE_BYTES)
     chunk_tokens = _frames_of_chunk(layout, num_frames) * layout.tokens_per_frame
     after_attention = wide * dim * (tokens + 2 * mlp_ratio * chunk_tokens)
     return {
         "kept_tokens": wide * kept_layers * tokens * 2 * dim,
-        "trunk": int(2 * stream + max(before_attention, during_attention, after_attention)),
+        "trunk": int(stream + max(before_attention, during_attention, after_attention)),
     }
 
 
@@ -120,11 +136,10 @@ def _frames_of_chunk(layout: TokenLayout, num_frames: int) -> int:
 
 def _parts_of_vggt(
     config: VGGTConfig,
-    layout: TokenLayout,
     num_frames: int,
     pixels: int,
-    precision: Precision,
     num_query_points: int,
+    trunk_of: Callable[..., dict[str, int]],
 ) -> dict[str, int]:
     heads = tracks = 0
     if config.enable_depth or config.enable_point:
@@ -141,10 +156,7 @@ def _parts_of_vggt(
         "outputs": 4 * values * num_frames * pixels,
         "heads": heads,
         "tracks": tracks,
-        **_trunk(
-            layout,
-            num_frames,
-            precision,
+        **trunk_of(
             dim=config.embed_dim,
             num_heads=config.num_heads,
             mlp_ratio=config.mlp_ratio,
@@ -154,7 +166,12 @@ def _parts_of_vggt(
 
 
 def _parts_of_pi3(
-    config: Pi3Config, layout: TokenLayout, num_frames: int, pixels: int, precision: Precision
+    config: Pi3Config,
+    layout: TokenLayout,
+    num_frames: int,
+    pixels: int,
+    precision: Precision,
+    trunk_of: Callable[..., dict[str, int]],
 ) -> dict[str, int]:
     wide = precision.compute_dtype.itemsize
     frames = _frames_of_chunk(layout, num_frames)
@@ -170,10 +187,7 @@ def _parts_of_pi3(
         "outputs": 4 * (3 + 3 + 1) * num_frames * pixels,
         "heads": int(decoder + max(inner, raw)),
         "tracks": 0,
-        **_trunk(
-            layout,
-            num_frames,
-            precision,
+        **trunk_of(
             dim=config.decoder_dim,
             num_heads=config.decoder_num_heads,
             mlp_ratio=config.mlp_ratio,

@@ -17,14 +17,18 @@ def model(tiny):
     return tiny(depth=DEPTH, enable_track=False, enable_depth=False, enable_point=False)
 
 
-@pytest.fixture(scope="module")
-def aggregate():
+def make_aggregate():
     def aggregate(model, patch_tokens, num_frames=None, *, taps=(0, 1, 2), dtype=jnp.float32):
         return model.aggregate(
             patch_tokens, LAYOUT, taps=taps, num_frames=num_frames, compute_dtype=dtype
         )
 
     return jax.jit(aggregate, static_argnames=("taps", "dtype"))
+
+
+@pytest.fixture(scope="module")
+def aggregate():
+    return make_aggregate()
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +93,24 @@ def test_kept_layers_do_not_depend_on_which_others_are(model, aggregate, patch_t
     np.testing.assert_allclose(
         found.first_tokens, everything.tap(DEPTH - 1)[:, :, 0], rtol=1e-6, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("taps", [(0,), (1, 2)])
+def test_many_tokens_are_written_only_where_they_are_kept(
+    model, aggregate, patch_tokens, taps, monkeypatch
+):
+    expected = aggregate(model, patch_tokens, taps=taps)
+    monkeypatch.setattr(trunk, "_MIN_TOKENS_TO_BRANCH", 0)
+    branching = make_aggregate()
+    assert "cond[" in str(branching.trace(model, patch_tokens, taps=taps).jaxpr)
+    found = branching(model, patch_tokens, taps=taps)
+    np.testing.assert_array_equal(found.kept, expected.kept)
+    np.testing.assert_array_equal(found.first_tokens, expected.first_tokens)
+
+    # A gradient passes the branches.
+    loss = lambda tokens, aggregate: jnp.sum(aggregate(model, tokens, taps=taps).kept ** 2)
+    gradients = [jax.grad(loss)(patch_tokens, run) for run in (branching, aggregate)]
+    np.testing.assert_allclose(*gradients, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("taps", [(DEPTH,), (0, -1)])

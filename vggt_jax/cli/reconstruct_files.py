@@ -4,7 +4,7 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -25,11 +25,14 @@ from vggt_jax.confidence import (
 )
 from vggt_jax.errors import InputError
 from vggt_jax.export.files import output_folder
+from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.precision import Precision
+from vggt_jax.layers.sparse_attention import BlockSparse
 from vggt_jax.models.vggt import VGGT
 from vggt_jax.outputs import Reconstruction
 from vggt_jax.preprocess import EXTENSIONS, OVERVIEW, RESULTS, Frames, find_images
 from vggt_jax.results import load_reconstruction
+from vggt_jax.streaming import is_streamed
 
 # What a run may write.
 _RESULTS = (
@@ -177,16 +180,22 @@ def reconstruct_photographs(
     to_stderr = lambda message: print(message, file=sys.stderr)
     attention = inference.attention_for(scene.attention(), network, frames, say=to_stderr)
     check_memory(
-        network, frames.images.shape, len(pixels), compute_dtype, refuse=scene.memory_check
+        network,
+        frames.images.shape,
+        len(pixels),
+        compute_dtype,
+        attention,
+        refuse=scene.memory_check,
     )
     try:
         with steps("compiling"):
             _keep_compiled_programs()
-            compiled = inference.compile_reconstruct(
-                network, inputs, attention=attention, compute_dtype=compute_dtype
+            run = inference.runner(
+                network, inputs, attention=attention, compute_dtype=compute_dtype, compiled=True
             )
-        with steps(f"reconstructing {len(frames.images)} frames"):
-            result = inference.cut_to_frames(compiled(network, **inputs), frames, first=first)
+        with steps(f"reconstructing {len(frames.images)} frames") as say:
+            result = run(network, **inputs, done=lambda num: say(f"{num} done"))
+            result = inference.cut_to_frames(result, frames, first=first)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -254,7 +263,13 @@ def _pixels_of_model(pixels: list[tuple[float, float]], frames: Frames, first: i
 
 
 def check_memory(
-    network: Model, shape: tuple[int, ...], num_points: int, compute_dtype, *, refuse: bool
+    network: Model,
+    shape: tuple[int, ...],
+    num_points: int,
+    compute_dtype,
+    attention: Dense | BlockSparse,
+    *,
+    refuse: bool,
 ) -> None:
     """Prints the estimate for frames of this shape and refuses what cannot fit.
 
@@ -273,6 +288,8 @@ def check_memory(
             width=width,
             num_query_points=num_points,
             compute_dtype=compute_dtype,
+            attention=attention,
+            streamed=is_streamed(num_frames),
         )
 
     needed = estimate(num_frames)
@@ -372,7 +389,8 @@ class Steps:
         self._bar.close()
 
     @contextlib.contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
+    def __call__(self, name: str) -> Iterator[Callable[[str], None]]:
+        """A step; what it yields takes news of how far it is."""
         self._bar.set_description_str(name)
         finished = threading.Event()
 
@@ -384,7 +402,7 @@ class Steps:
         ticker.start()
         start = time.perf_counter()
         try:
-            yield
+            yield lambda news: self._bar.set_description_str(f"{name}: {news}")
         finally:
             finished.set()
             ticker.join()

@@ -1,5 +1,7 @@
 """π³: Permutation-Equivariant Visual Geometry Learning (arXiv:2507.13347)."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -19,7 +21,13 @@ from vggt_jax.layers.sparse_attention import BlockSparse, within_frames
 from vggt_jax.layers.vit import IMAGE_MEAN, IMAGE_STD, VisionTransformer
 from vggt_jax.models.frames import encode_frames, hide_padding, layout_of_images
 from vggt_jax.models.token_layout import TokenLayout
-from vggt_jax.models.trunk import TrunkOutput, frames_per_chunk, make_trunk_blocks, run_trunk
+from vggt_jax.models.trunk import (
+    TrunkOutput,
+    frames_per_chunk,
+    kept_layers,
+    make_trunk_blocks,
+    run_trunk,
+)
 from vggt_jax.outputs import Pi3Output
 
 
@@ -81,6 +89,12 @@ class Pi3(nnx.Module):
         self.camera_head = PoseHead(config.camera_dim, rngs=rngs)
 
     pixel_centre = 0.5  # see `Reconstruction.pixel_centre`
+    confidence_kind = "sigmoid"  # see `Reconstruction.confidence_kind`
+
+    @property
+    def kept_layers(self) -> tuple[int, ...]:
+        """The layers of the trunk that the heads read."""
+        return kept_layers((), self.config.decoder_depth // 2)
 
     @property
     def point_sources(self) -> tuple[str, ...]:
@@ -113,17 +127,12 @@ class Pi3(nnx.Module):
         """
         if query_points is not None:
             raise ValueError("query_points were given, but π³ has no track head")
-        layout = self.layout(images)
-        images = hide_padding(images, num_frames)
-        patch_tokens = self.encode(images, attention=attention, compute_dtype=compute_dtype)
-        trunk = self.aggregate(
-            patch_tokens,
-            layout,
-            attention=attention,
-            num_frames=num_frames,
-            compute_dtype=compute_dtype,
+        trunk = self.tokens(
+            images, attention=attention, num_frames=num_frames, compute_dtype=compute_dtype
         )
-        return self.decode(trunk, layout, attention=attention, compute_dtype=compute_dtype)
+        return self.decode(
+            trunk, self.layout(images), attention=attention, compute_dtype=compute_dtype
+        )
 
     def layout(self, images: Array) -> TokenLayout:
         """Where the tokens of these images lie.
@@ -135,6 +144,26 @@ class Pi3(nnx.Module):
             images,
             patch_size=self.config.patch_size,
             num_special=self.config.num_special_tokens,
+        )
+
+    def tokens(
+        self,
+        images: Float[Array, "b s height width 3"] | UInt8[Array, "b s height width 3"],
+        *,
+        attention: Dense | BlockSparse = Dense(),
+        num_frames: Int[Array, " b"] | None = None,
+        compute_dtype: DTypeLike | None = None,
+    ) -> TrunkOutput:
+        """What the heads read: `encode`, then `aggregate`; the arguments are those of the call."""
+        layout = self.layout(images)
+        images = hide_padding(images, num_frames)
+        patch_tokens = self.encode(images, attention=attention, compute_dtype=compute_dtype)
+        return self.aggregate(
+            patch_tokens,
+            layout,
+            attention=attention,
+            num_frames=num_frames,
+            compute_dtype=compute_dtype,
         )
 
     def encode(
@@ -192,6 +221,22 @@ class Pi3(nnx.Module):
         compute_dtype: DTypeLike | None = None,
     ) -> Pi3Output:
         """Runs the heads; the arguments are those of the call."""
+        maps = self.decode_frames(trunk, layout, attention=attention, compute_dtype=compute_dtype)
+        return Pi3Output(**self.decode_scene(trunk), **maps)
+
+    def decode_scene(self, trunk: TrunkOutput) -> dict[str, Any]:
+        """The outputs that are of all frames together: no head looks at more than one."""
+        return {"attention_stats": trunk.attention_stats}
+
+    def decode_frames(
+        self,
+        trunk: TrunkOutput,
+        layout: TokenLayout,
+        *,
+        attention: Dense | BlockSparse = Dense(),
+        compute_dtype: DTypeLike | None = None,
+    ) -> dict[str, Array]:
+        """The outputs of the heads, which look at every frame by itself: cameras and maps."""
         precision = Precision.from_compute_dtype(compute_dtype)
         dense, heads = within_frames(attention), precision.heads
         head_dim = self.config.head_dim // self.config.head_num_heads
@@ -219,10 +264,9 @@ class Pi3(nnx.Module):
             self.point_decoder,
             lambda tokens: points_from_raw(self.point_head(tokens, layout, heads)),
         )
-        return Pi3Output(
-            points=geometry.transform_point_maps(local_points, camera_poses),
-            local_points=local_points,
-            conf=conf,
-            camera_poses=camera_poses,
-            attention_stats=trunk.attention_stats,
-        )
+        return {
+            "points": geometry.transform_point_maps(local_points, camera_poses),
+            "local_points": local_points,
+            "conf": conf,
+            "camera_poses": camera_poses,
+        }

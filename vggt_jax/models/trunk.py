@@ -23,10 +23,13 @@ from vggt_jax.layers.sparse_attention import (
 )
 from vggt_jax.models.token_layout import TokenLayout
 
-# Tokens of one chunk of what runs frame by frame. The widest temporary, the MLP's hidden layer,
-# stays at 1 GiB for VGGT-1B in bfloat16; cutting costs a copy of the tokens (3 % of the time of 50
-# frames on an H100), so that scenes of up to 95 frames of 518x518 stay whole.
-_TOKENS_PER_CHUNK = 131072
+# Tokens of one chunk of what runs frame by frame: cutting costs a copy of the tokens, 3 % of the time of
+# 50 frames on an H100. Scenes of up to 100 frames of 518x518 stay whole; the widest temporary, the MLP's
+# hidden layer, then takes 1.05 GiB for VGGT-1B in bfloat16.
+_TOKENS_PER_CHUNK = 137400
+
+# From how many tokens on a layer that no head reads is not written: the host waits at a branch.
+_MIN_TOKENS_TO_BRANCH = 16384
 
 
 def frames_per_chunk(num_scenes: int, tokens_per_frame: int) -> int:
@@ -78,6 +81,11 @@ class TrunkOutput:
     def tap(self, layer: int) -> Float[Array, "b s p c2"]:
         """Tokens after one of the layers kept."""
         return self.kept[:, :, self.layers.index(layer)]
+
+
+def kept_layers(taps: Collection[int], depth: int) -> tuple[int, ...]:
+    """The layers that `run_trunk` keeps: the last one always among them."""
+    return tuple(sorted({*taps, depth - 1}))
 
 
 def run_trunk(
@@ -166,30 +174,36 @@ def run_trunk(
     if recompute:
         frame_layer, global_layer = jax.checkpoint(frame_layer), jax.checkpoint(global_layer)
 
-    # A layer writes to the place of the next tap, which is overwritten until that tap has written:
-    # one buffer, updated in place, without branches. Layers after the last tap need a place too.
-    layers = sorted(set(taps) | {depth - 1})
+    # One buffer, updated in place. Few tokens are written without a branch, by a layer that is not kept
+    # to the place of the next one that is.
+    layers = kept_layers(taps, depth)
+    is_kept = np.isin(np.arange(depth), layers)
     place_of_layer = np.searchsorted(layers, np.arange(depth))
     kept = jnp.zeros((b, s, len(layers), p, 2 * c), precision.compute_dtype)
 
-    def keep(kept, x, place, offset):
-        with jax.named_scope("trunk/keep"):
-            x = x[:, :, np.argsort(order)] if moved else x
-            x = x.astype(kept.dtype)[:, :, None]
-            return jax.lax.dynamic_update_slice(kept, x, (0, 0, place, 0, offset))
+    def keep(kept, x, is_kept, place, offset):
+        def write(kept, x):
+            with jax.named_scope("trunk/keep"):
+                x = x[:, :, np.argsort(order)] if moved else x
+                x = x.astype(kept.dtype)[:, :, None]
+                return jax.lax.dynamic_update_slice(kept, x, (0, 0, place, 0, offset))
+
+        if b * s * p < _MIN_TOKENS_TO_BRANCH:
+            return write(kept, x)
+        return jax.lax.cond(is_kept, write, lambda kept, x: kept, kept, x)
 
     def layer(carry, inputs):
         x, kept = carry
-        frame_block, global_block, place, branch, index = inputs
+        frame_block, global_block, keeping, branch, index = inputs
         with jax.named_scope("trunk/frame"):
             x = frame_layer(frame_block, x)
-        kept = keep(kept, x, place, 0)
+        kept = keep(kept, x, *keeping, 0)
         first_of_frame = x[:, :, 0]
         # The stream is updated in place from here on, so what reads it comes before.
         x, kept, first_of_frame = jax.lax.optimization_barrier((x, kept, first_of_frame))
         with jax.named_scope("trunk/global"):
             x, stats = global_layer(global_block, x, branch, index)
-        kept = keep(kept, x, place, c)
+        kept = keep(kept, x, *keeping, c)
         firsts = jnp.concatenate([first_of_frame, x[:, :, 0]], axis=-1)
         return (x, kept), (firsts, stats)
 
@@ -200,7 +214,7 @@ def run_trunk(
         (
             frame_blocks,
             global_blocks,
-            jnp.asarray(place_of_layer),
+            (jnp.asarray(is_kept), jnp.asarray(place_of_layer)),
             branch_of_layer,
             jnp.arange(depth),
         ),
@@ -208,7 +222,7 @@ def run_trunk(
     by_scene = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), stats)
     return TrunkOutput(
         kept=kept,
-        layers=tuple(layers),
+        layers=layers,
         first_tokens=firsts[-1],
         attention_stats=None if attention is dense else by_scene,
     )

@@ -1,5 +1,7 @@
 """VGGT: Visual Geometry Grounded Transformer (arXiv:2503.11651)."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -16,7 +18,7 @@ from vggt_jax.layers.sparse_attention import BlockSparse, within_frames
 from vggt_jax.layers.vit import VisionTransformer
 from vggt_jax.models.frames import encode_frames, hide_padding, layout_of_images
 from vggt_jax.models.token_layout import TokenLayout
-from vggt_jax.models.trunk import TrunkOutput, make_trunk_blocks, run_trunk
+from vggt_jax.models.trunk import TrunkOutput, kept_layers, make_trunk_blocks, run_trunk
 from vggt_jax.outputs import VGGTOutput
 
 
@@ -95,6 +97,16 @@ class VGGT(nnx.Module):
         return self.config.pixel_centre
 
     @property
+    def confidence_kind(self) -> str:
+        """See `Reconstruction.confidence_kind`."""
+        return "one_plus_exp"
+
+    @property
+    def kept_layers(self) -> tuple[int, ...]:
+        """The layers of the trunk that the heads read."""
+        return kept_layers(self.config.dpt_layers, self.config.depth)
+
+    @property
     def point_sources(self) -> tuple[str, ...]:
         """Where a point cloud can come from, the best first: "depth" (and cameras) or "head"."""
         has_depth = self.depth_head is not None and self.camera_head is not None
@@ -127,24 +139,17 @@ class VGGT(nnx.Module):
         """
         if query_points is not None and self.track_head is None:
             raise ValueError("query_points were given, but this model has no track head")
-        layout = self.layout(images)
         b = images.shape[0]
         if query_points is not None and (
             query_points.ndim != 3 or query_points.shape[::2] != (b, 2) or not query_points.size
         ):
             raise ValueError(f"query_points must be [{b} m 2], not {query_points.shape}")
-        images = hide_padding(images, num_frames)
-        patch_tokens = self.encode(images, attention=attention, compute_dtype=compute_dtype)
-        trunk = self.aggregate(
-            patch_tokens,
-            layout,
-            attention=attention,
-            num_frames=num_frames,
-            compute_dtype=compute_dtype,
+        trunk = self.tokens(
+            images, attention=attention, num_frames=num_frames, compute_dtype=compute_dtype
         )
         return self.decode(
             trunk,
-            layout,
+            self.layout(images),
             query_points=query_points,
             num_frames=num_frames,
             compute_dtype=compute_dtype,
@@ -160,6 +165,26 @@ class VGGT(nnx.Module):
             images,
             patch_size=self.config.patch_size,
             num_special=self.config.num_special_tokens,
+        )
+
+    def tokens(
+        self,
+        images: Float[Array, "b s height width 3"] | UInt8[Array, "b s height width 3"],
+        *,
+        attention: Dense | BlockSparse = Dense(),
+        num_frames: Int[Array, " b"] | None = None,
+        compute_dtype: DTypeLike | None = None,
+    ) -> TrunkOutput:
+        """What the heads read: `encode`, then `aggregate`; the arguments are those of the call."""
+        layout = self.layout(images)
+        images = hide_padding(images, num_frames)
+        patch_tokens = self.encode(images, attention=attention, compute_dtype=compute_dtype)
+        return self.aggregate(
+            patch_tokens,
+            layout,
+            attention=attention,
+            num_frames=num_frames,
+            compute_dtype=compute_dtype,
         )
 
     def encode(
@@ -223,12 +248,47 @@ class VGGT(nnx.Module):
         compute_dtype: DTypeLike | None = None,
     ) -> VGGTOutput:
         """Runs the heads; the arguments are those of the call, which checks them."""
+        of_scene = self.decode_scene(
+            trunk,
+            layout,
+            query_points=query_points,
+            num_frames=num_frames,
+            compute_dtype=compute_dtype,
+        )
+        return VGGTOutput(
+            **of_scene, **self.decode_frames(trunk, layout, compute_dtype=compute_dtype)
+        )
+
+    def decode_scene(
+        self,
+        trunk: TrunkOutput,
+        layout: TokenLayout,
+        *,
+        query_points: Float[Array, "b m 2"] | None = None,
+        num_frames: Int[Array, " b"] | None = None,
+        compute_dtype: DTypeLike | None = None,
+    ) -> dict[str, Any]:
+        """The outputs of the heads that look at all frames together: cameras and tracks."""
         precision = Precision.from_compute_dtype(compute_dtype)
         outputs = {"attention_stats": trunk.attention_stats}
         if self.camera_head is not None:
             with jax.named_scope("camera_head"):
                 encodings = self.camera_head(trunk.first_tokens, precision.heads, num_frames)
             outputs |= {"pose_enc": encodings[-1], "pose_enc_list": encodings}
+        if query_points is not None:
+            with jax.named_scope("track_head"):
+                track, vis, conf = self.track_head(
+                    trunk, layout, query_points, precision.heads, num_frames
+                )
+            outputs |= {"track": track, "vis": vis, "conf": conf}
+        return outputs
+
+    def decode_frames(
+        self, trunk: TrunkOutput, layout: TokenLayout, *, compute_dtype: DTypeLike | None = None
+    ) -> dict[str, Any]:
+        """The outputs of the heads that look at every frame by itself: maps of depth and points."""
+        precision = Precision.from_compute_dtype(compute_dtype)
+        outputs = {}
         if self.depth_head is not None:
             with jax.named_scope("depth_head"):
                 depth, conf = activate(self.depth_head(trunk, layout, precision.heads), "exp")
@@ -237,10 +297,4 @@ class VGGT(nnx.Module):
             with jax.named_scope("point_head"):
                 points, conf = activate(self.point_head(trunk, layout, precision.heads), "inv_log")
             outputs |= {"world_points": points, "world_points_conf": conf}
-        if query_points is not None:
-            with jax.named_scope("track_head"):
-                track, vis, conf = self.track_head(
-                    trunk, layout, query_points, precision.heads, num_frames
-                )
-            outputs |= {"track": track, "vis": vis, "conf": conf}
-        return VGGTOutput(**outputs)
+        return outputs

@@ -1,0 +1,103 @@
+"""Scenes whose maps leave the device in pieces, against scenes in one piece."""
+
+import jax
+import numpy as np
+import pytest
+
+import vggt_jax
+from vggt_jax import memory, streaming
+from vggt_jax.inference import bucket
+
+SPARSE = vggt_jax.BlockSparse(sparse_ratio=0.5, block_q=16, block_k=8, min_tokens=0)
+
+
+@pytest.fixture(params=["vggt", "pi3"])
+def model(request, tiny, tiny_pi3):
+    return tiny() if request.param == "vggt" else tiny_pi3()
+
+
+@pytest.fixture
+def streamed(monkeypatch):
+    """Makes scenes of three frames and more leave the device in pairs of frames."""
+    monkeypatch.setattr(streaming, "_FROM_FRAMES", 3)
+    monkeypatch.setattr(streaming, "_FRAMES_IN_PIECE", 2)
+
+
+def photographs(num):
+    return np.random.default_rng(num).integers(0, 256, (num, 28, 42, 3), np.uint8)
+
+
+def compare(found, expected):
+    assert type(found.depth) is np.ndarray and found.depth.flags.writeable
+    leaves, treedef = jax.tree.flatten(found)
+    assert treedef == jax.tree.structure(expected)
+    for x, y in zip(leaves, jax.tree.leaves(expected)):
+        # Random models may have an infinite focal length, and may blow up the rounding of a pixel.
+        is_finite = np.isfinite(y)
+        np.testing.assert_array_equal(np.isfinite(x), is_finite)
+        x, y = (np.where(is_finite, z, 0).astype(np.float64) for z in (x, y))
+        assert np.linalg.norm(x - y) <= 1e-4 * np.linalg.norm(y)
+
+
+# 5 frames end in a piece that begins early; of 33, padded to 34, the last is alone with padding.
+@pytest.mark.parametrize(
+    ("num_frames", "attention"), [(33, vggt_jax.Dense()), (5, SPARSE)], ids=["dense", "sparse"]
+)
+def test_pieces_are_the_whole(model, streamed, num_frames, attention, monkeypatch):
+    images = photographs(num_frames)
+    found = vggt_jax.infer(images, model=model, attention=attention)
+    assert len(found.depth) == num_frames
+    assert bucket(33) == 34
+    monkeypatch.setattr(streaming, "_FROM_FRAMES", 100)
+    compare(found, vggt_jax.infer(images, model=model, attention=attention))
+
+
+def test_tracks_and_another_reference(tiny, streamed, monkeypatch):
+    images = np.random.default_rng(0).integers(0, 256, (4, 42, 56, 3), np.uint8)
+    arguments = dict(model=tiny(), query_points=[[3, 4], [20, 30.5]], reference=2)
+    found = vggt_jax.infer(images, **arguments)
+    assert found.tracks.shape == (4, 2, 2)
+    monkeypatch.setattr(streaming, "_FROM_FRAMES", 100)
+    compare(found, vggt_jax.infer(images, **arguments))
+
+
+def test_a_model_of_cameras_alone(tiny, streamed):
+    model = tiny(enable_depth=False, enable_point=False, enable_track=False)
+    found = vggt_jax.infer(photographs(5), model=model)
+    assert found.camera_from_world.shape == (5, 3, 4) and found.depth is None
+
+
+def test_news_come_in_order_and_frames_of_a_bucket_share_the_programs(tiny, streamed):
+    model, news = tiny(enable_point=False, enable_track=False), []
+    for num_frames in (33, 34):
+        inputs = {"images": np.zeros((34, 28, 42, 3), np.uint8), "num_frames": np.int32(num_frames)}
+        stream = streaming.Stream.of(model, inputs)
+        before = streaming._run_scene._cache_size(), streaming._run_frames._cache_size()
+        result = stream(model, **inputs, done=news.append)
+        assert len(result.depth) == num_frames
+    assert news == [*range(2, 33, 2), 33, *range(2, 35, 2)]
+    after = streaming._run_scene._cache_size(), streaming._run_frames._cache_size()
+    assert after == before
+
+
+def test_programs_compiled_ahead(tiny, streamed):
+    model = tiny(enable_point=False, enable_track=False)
+    inputs = {"images": photographs(5)}
+    ahead = streaming.Stream.of(model, inputs, attention=SPARSE, compiled=True)
+    compare(
+        ahead(model, **inputs),
+        streaming.Stream.of(model, inputs, attention=SPARSE)(model, **inputs),
+    )
+
+
+def test_many_frames_are_streamed_and_few_are_not():
+    assert streaming.is_streamed(1000) and not streaming.is_streamed(24)
+
+
+def test_estimate_of_memory():
+    estimate = lambda streamed: memory.estimate_memory(
+        vggt_jax.VGGTConfig(), weights=0, num_frames=1000, height=518, width=518, streamed=streamed
+    )
+    maps = 4 * 6 * 518 * 518
+    assert estimate(False).outputs == 1000 * maps
+    assert estimate(True).outputs == streaming.FRAMES_ON_DEVICE * maps < 100 * maps

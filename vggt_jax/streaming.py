@@ -1,0 +1,174 @@
+"""One scene of many frames, whose maps leave the device while others are computed."""
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from vggt_jax.checkpoint import Model
+from vggt_jax.layers.attention import Dense
+from vggt_jax.layers.sparse_attention import BlockSparse
+from vggt_jax.models.pi3 import Pi3
+from vggt_jax.models.token_layout import TokenLayout
+from vggt_jax.models.trunk import TrunkOutput
+from vggt_jax.outputs import Pi3Output, Reconstruction, VGGTOutput
+
+_FRAMES_IN_PIECE = 16
+
+# Fewer frames are one program: two take longer to compile, and the maps are small.
+_FROM_FRAMES = 64
+
+# Pieces whose copies to the host may be under way.
+_MAX_PENDING = 2
+
+# Frames whose maps are on the device at most, those under way and those that are computed.
+FRAMES_ON_DEVICE = (_MAX_PENDING + 2) * _FRAMES_IN_PIECE
+
+
+def is_streamed(num_frames: int) -> bool:
+    """Whether `infer` and the command line stream the maps of a scene of so many frames."""
+    return num_frames >= _FROM_FRAMES
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """`reconstruct` of one scene as two programs, with results on the host.
+
+    `scene` runs the encoder, the trunk and the heads that look at all frames together. `frames` runs the
+    other heads on a few frames; its maps are copied while the next ones are computed. So the device never
+    holds all of them, which are 6 GiB for 1000 frames of 518x518 by VGGT-1B.
+    """
+
+    scene: Callable[..., tuple[jax.Array, jax.Array, dict[str, Any]]]
+    frames: Callable[..., dict[str, Any]]
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        inputs: dict[str, Any],
+        *,
+        attention: Dense | BlockSparse = Dense(),
+        compute_dtype: DTypeLike | None = None,
+        compiled: bool = False,
+    ) -> "Stream":
+        """The programs for these arguments of `reconstruct`, compiled at once or when first called."""
+        num_frames, height, width, _ = inputs["images"].shape
+        static = {"attention": attention, "compute_dtype": compute_dtype}
+        of_frames = static | {"size": (height, width), "num": min(num_frames, _FRAMES_IN_PIECE)}
+        if not compiled:
+            return cls(
+                functools.partial(_run_scene, **static), functools.partial(_run_frames, **of_frames)
+            )
+        scene = _run_scene.lower(model, **inputs, **static)
+        tokens = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in scene.out_info[:2]]
+        frames = _run_frames.lower(model, *tokens, np.int32(0), **of_frames)
+        return cls(scene.compile(), frames.compile())
+
+    def __call__(
+        self,
+        model: Model,
+        *,
+        images: np.ndarray,
+        query_points: np.ndarray | None = None,
+        num_frames: np.int32 | None = None,
+        done: Callable[[int], None] = lambda num: None,
+    ) -> Reconstruction:
+        """The scene, in NumPy arrays, of its valid frames.
+
+        Args:
+            images, query_points, num_frames: those that the programs were made for.
+            done: called with the number of frames after each piece.
+        """
+        inputs = {"images": images, "query_points": query_points, "num_frames": num_frames}
+        inputs = {name: value for name, value in inputs.items() if value is not None}
+        kept, first_tokens, fields = self.scene(model, **inputs)
+        total = len(images) if num_frames is None else int(num_frames)
+        size = min(len(images), _FRAMES_IN_PIECE)
+        maps: dict[str, np.ndarray] = {}
+        pending: collections.deque[tuple[int, dict[str, Any]]] = collections.deque()
+
+        def write():
+            start, part = pending.popleft()
+            for name, x in part.items():
+                if name not in maps:
+                    maps[name] = np.empty((total, *x.shape[1:]), x.dtype)
+                # It may begin before the end of the piece before, and end in padding.
+                maps[name][start : start + size] = np.asarray(x)[: total - start]
+            done(min(total, start + size))
+
+        for start in range(0, total, size):
+            start = min(start, len(images) - size)  # early enough for a whole piece
+            part = self.frames(model, kept, first_tokens, np.int32(start))
+            for x in part.values():
+                x.copy_to_host_async()
+            pending.append((start, part))
+            if len(pending) > _MAX_PENDING:
+                write()
+        while pending:
+            write()
+        stats = fields.pop("attention_stats", None)
+        fields = {name: np.array(x[:total]) for name, x in fields.items()}
+        return Reconstruction(
+            images=images[:total],
+            attention_stats=jax.tree.map(np.array, stats),
+            confidence_kind=model.confidence_kind,
+            pixel_centre=model.pixel_centre,
+            **fields,
+            **maps,
+        )
+
+
+@functools.partial(jax.jit, static_argnames=("attention", "compute_dtype"))
+def _run_scene(model, images, query_points=None, num_frames=None, *, attention, compute_dtype):
+    """Tokens of all frames, and the fields of a reconstruction that come of all frames together."""
+    images, query_points, num_frames = jax.tree.map(
+        lambda x: jnp.asarray(x)[None], (images, query_points, num_frames)
+    )
+    trunk = model.tokens(
+        images, attention=attention, num_frames=num_frames, compute_dtype=compute_dtype
+    )
+    if isinstance(model, Pi3):
+        fields = model.decode_scene(trunk)
+    else:
+        decoded = model.decode_scene(
+            trunk,
+            model.layout(images),
+            query_points=query_points,
+            num_frames=num_frames,
+            compute_dtype=compute_dtype,
+        )
+        fields = VGGTOutput(**decoded).scene(images.shape[2:4])
+    return trunk.kept, trunk.first_tokens, _of_one_scene(fields)
+
+
+@functools.partial(jax.jit, static_argnames=("size", "num", "attention", "compute_dtype"))
+def _run_frames(model, kept, first_tokens, start, *, size, num, attention, compute_dtype):
+    """The fields that come of a frame alone, of `num` frames from `start` on."""
+    some = lambda x: jax.lax.dynamic_slice_in_dim(x, start, num, axis=1)
+    trunk = TrunkOutput(kept=some(kept), layers=model.kept_layers, first_tokens=some(first_tokens))
+    layout = TokenLayout.for_images(*size, model.config.patch_size, model.config.num_special_tokens)
+    if isinstance(model, Pi3):
+        decoded = model.decode_frames(
+            trunk, layout, attention=attention, compute_dtype=compute_dtype
+        )
+        fields = Pi3Output(**decoded).scene()
+    else:
+        decoded = model.decode_frames(trunk, layout, compute_dtype=compute_dtype)
+        fields = VGGTOutput(**decoded).scene(size)
+    return _of_one_scene(fields)
+
+
+def _of_one_scene(fields: dict[str, Any]) -> dict[str, Any]:
+    """Those that there are, without the scene axis."""
+    return {
+        name: jax.tree.map(lambda x: x[0], field)
+        for name, field in fields.items()
+        if field is not None
+    }
