@@ -48,6 +48,10 @@ def test_estimate_grows_with_frames_and_tracks():
     assert few.total < many.total < tracked.total
     # Its result is in one piece, where dense attention merges parts in float32.
     assert make(200, 0, SPARSE).total < many.total - 2**30
+    # Where some layers are dense, or all are for want of tokens, it takes what dense attention takes.
+    some = vggt_jax.BlockSparse(sparse_ratio=0.75, layers=(0,))
+    assert make(200, 0, some) == many
+    assert make(200, 0, vggt_jax.BlockSparse(sparse_ratio=0.75, min_tokens=10**6)) == many
     assert many.kept_tokens == 2 * 4 * 200 * 1374 * 2 * 1024
     assert many.outputs == 4 * 6 * 200 * 518 * 518
     assert "GiB (weights 4.66" in str(few)

@@ -67,6 +67,7 @@ def test_points_from_depth_are_those_of_a_pinhole_camera():
 
     class Model:
         pixel_centre = vggt_jax.Pi3.pixel_centre
+        confidence_kind = vggt_jax.Pi3.confidence_kind
 
         def __call__(self, images, **options):
             return output

@@ -19,7 +19,7 @@ def model(request, tiny, tiny_pi3):
 @pytest.fixture
 def streamed(monkeypatch):
     """Makes scenes of three frames and more leave the device in pairs of frames."""
-    monkeypatch.setattr(streaming, "_FROM_FRAMES", 3)
+    monkeypatch.setattr(streaming, "_FROM_PIXELS", 3 * 28 * 42)
     monkeypatch.setattr(streaming, "_FRAMES_IN_PIECE", 2)
 
 
@@ -39,6 +39,7 @@ def compare(found, expected):
         assert np.linalg.norm(x - y) <= 1e-4 * np.linalg.norm(y)
 
 
+@pytest.mark.slow
 # 5 frames end in a piece that begins early; of 33, padded to 34, the last is alone with padding.
 @pytest.mark.parametrize(
     ("num_frames", "attention"), [(33, vggt_jax.Dense()), (5, SPARSE)], ids=["dense", "sparse"]
@@ -48,16 +49,17 @@ def test_pieces_are_the_whole(model, streamed, num_frames, attention, monkeypatc
     found = vggt_jax.infer(images, model=model, attention=attention)
     assert len(found.depth) == num_frames
     assert bucket(33) == 34
-    monkeypatch.setattr(streaming, "_FROM_FRAMES", 100)
+    monkeypatch.setattr(streaming, "_FROM_PIXELS", 10**6)
     compare(found, vggt_jax.infer(images, model=model, attention=attention))
 
 
+@pytest.mark.slow
 def test_tracks_and_another_reference(tiny, streamed, monkeypatch):
     images = np.random.default_rng(0).integers(0, 256, (4, 42, 56, 3), np.uint8)
     arguments = dict(model=tiny(), query_points=[[3, 4], [20, 30.5]], reference=2)
     found = vggt_jax.infer(images, **arguments)
     assert found.tracks.shape == (4, 2, 2)
-    monkeypatch.setattr(streaming, "_FROM_FRAMES", 100)
+    monkeypatch.setattr(streaming, "_FROM_PIXELS", 10**6)
     compare(found, vggt_jax.infer(images, **arguments))
 
 
@@ -83,15 +85,21 @@ def test_news_come_in_order_and_frames_of_a_bucket_share_the_programs(tiny, stre
 def test_programs_compiled_ahead(tiny, streamed):
     model = tiny(enable_point=False, enable_track=False)
     inputs = {"images": photographs(5)}
-    ahead = streaming.Stream.of(model, inputs, attention=SPARSE, compiled=True)
-    compare(
-        ahead(model, **inputs),
-        streaming.Stream.of(model, inputs, attention=SPARSE)(model, **inputs),
-    )
+    ahead = streaming.Stream.of(model, inputs, compiled=True)
+    compare(ahead(model, **inputs), jax.jit(vggt_jax.reconstruct)(model, **inputs))
+
+
+@pytest.mark.parametrize("progress", [False, True])
+def test_a_bar_counts_the_frames_if_asked_for(tiny, streamed, capfd, progress):
+    model = tiny(enable_depth=False, enable_point=False, enable_track=False)
+    vggt_jax.infer(photographs(5), model=model, progress=progress)
+    assert ("5/5" in capfd.readouterr().err) == progress
+    vggt_jax.infer(photographs(2), model=model, progress=progress)
+    assert "2/2" not in capfd.readouterr().err
 
 
 def test_many_frames_are_streamed_and_few_are_not():
-    assert streaming.is_streamed(1000) and not streaming.is_streamed(24)
+    assert streaming.is_streamed(64, 518, 518) and not streaming.is_streamed(24, 518, 518)
 
 
 def test_estimate_of_memory():

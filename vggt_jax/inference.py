@@ -133,8 +133,8 @@ def infer(
         compute_dtype: of matrix products; None is bfloat16 on a GPU and float32 elsewhere.
         pad_frames: whether to pad the frames to one of few numbers, at most a sixteenth more, so that
             scenes of similar length share a compiled program. Padding changes no result.
-        progress: whether to show progress bars, of photographs that are read and of many frames that
-            are reconstructed.
+        progress: whether to show progress bars, of photographs that are read, and of frames that are
+            done if there are many (64 of 518x518).
 
     Returns:
         The reconstruction, in NumPy arrays without scene axis.
@@ -156,7 +156,10 @@ def infer(
     attention = attention_for(attention, model, photographs)
     run = runner(model, inputs, attention=attention, compute_dtype=compute_dtype)
     with tqdm.tqdm(
-        total=len(photographs.images), desc="frames", unit="frame", disable=not progress
+        total=len(photographs.images),
+        desc="frames",
+        unit="frame",
+        disable=not (progress and isinstance(run, Stream)),
     ) as bar:
         result = run(model, **inputs, done=lambda num: bar.update(num - bar.n))
     recon = cut_to_frames(result, photographs, first=first)
@@ -288,14 +291,14 @@ def runner(
 ) -> Callable[..., Reconstruction]:
     """What reconstructs these `model_inputs`: `run(model, **inputs, done=...)`.
 
-    Scenes of many frames are streamed (`vggt_jax.streaming`); the others run as one program. `done` is
-    called with the number of frames that are done.
+    Scenes of many pixels are streamed (`streaming.is_streamed`); the others run as one program. `done`
+    is called with the number of frames that are done.
 
     Args:
         compiled: whether to compile now; otherwise the first call does, unless one like it has.
     """
     options = {"attention": attention, "compute_dtype": compute_dtype}
-    if is_streamed(len(inputs["images"])):
+    if is_streamed(*inputs["images"].shape[:3]):
         return Stream.of(model, inputs, **options, compiled=compiled)
     if compiled:
         whole = compile_reconstruct(model, inputs, **options)
@@ -362,7 +365,8 @@ def cut_to_frames(result: Reconstruction, frames: Frames, *, first: int = 0) -> 
     """NumPy arrays of the valid frames in their own order, with names and transforms.
 
     Args:
-        result: of `frames`, or of `with_first(frames, first)`, perhaps padded.
+        result: of `frames`, or of `with_first(frames, first)`, perhaps padded. Its NumPy arrays are not
+            copied where the order stays.
         frames: in their own order.
         first: as for `with_first`.
     """
@@ -370,14 +374,13 @@ def cut_to_frames(result: Reconstruction, frames: Frames, *, first: int = 0) -> 
     places = np.argsort(_order(num_frames, first))
     stats = jax.tree.map(np.array, result.attention_stats)
     per_frame = dataclasses.replace(result, attention_stats=None, images=None)
-    per_frame = jax.tree.map(lambda x: x[:num_frames], per_frame)
-    if first == 0:
-        copy = lambda x: (
-            x if isinstance(x, np.ndarray) else np.array(x)
-        )  # Those of JAX are not ours.
-        per_frame = jax.tree.map(copy, per_frame)
-    else:
-        per_frame = jax.tree.map(lambda x: np.asarray(x)[places], per_frame)
+
+    def own(x):
+        if first != 0:
+            return np.asarray(x[:num_frames])[places]
+        return x[:num_frames] if isinstance(x, np.ndarray) else np.array(x[:num_frames])
+
+    per_frame = jax.tree.map(own, per_frame)
     return dataclasses.replace(
         per_frame,
         images=frames.images,

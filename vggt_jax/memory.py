@@ -78,14 +78,12 @@ def estimate_memory(
         weights: bytes of the parameters.
         image_bytes: bytes of a colour value: 1 for uint8, 4 for float32.
         compute_dtype, attention: as for `reconstruct`.
-        streamed: whether maps leave the device in pieces, as those of many frames do in `infer` and on
-            the command line (`streaming.is_streamed`).
+        streamed: whether maps leave the device in pieces (`streaming.is_streamed`).
     """
     layout = TokenLayout.for_images(height, width, config.patch_size, config.num_special_tokens)
     precision = Precision.from_compute_dtype(compute_dtype)
     pixels = height * width
-    is_sparse = isinstance(attention, BlockSparse)
-    trunk_of = functools.partial(_trunk, layout, num_frames, precision, is_sparse=is_sparse)
+    trunk_of = functools.partial(_trunk, layout, num_frames, precision, attention)
     if isinstance(config, Pi3Config):
         parts = _parts_of_pi3(config, layout, num_frames, pixels, precision, trunk_of)
     else:
@@ -99,19 +97,21 @@ def _trunk(
     layout: TokenLayout,
     num_frames: int,
     precision: Precision,
+    attention: Dense | BlockSparse,
     *,
-    is_sparse: bool,
     dim: int,
+    depth: int,
     num_heads: int,
     mlp_ratio: float,
-    kept_layers: int,
+    taps: tuple[int, ...],
 ) -> dict[str, int]:
     wide = precision.compute_dtype.itemsize
     tokens = num_frames * layout.tokens_per_frame
     stream = 4 * tokens * dim
     # Normalised tokens; queries, keys and values; queries and keys once more, normalised and turned.
     before_attention = (1 + 3 + 2) * wide * tokens * dim
-    if is_sparse:
+    is_sparse = isinstance(attention, BlockSparse) and tokens >= attention.min_tokens
+    if is_sparse and None not in attention.of_layers(depth):
         # Queries, keys, values; the results of attention as computed and in the order of the tokens.
         during_attention = (3 + 1 + 1) * wide * tokens * dim
     elif wide == 2:
@@ -125,7 +125,7 @@ def _trunk(
     chunk_tokens = _frames_of_chunk(layout, num_frames) * layout.tokens_per_frame
     after_attention = wide * dim * (tokens + 2 * mlp_ratio * chunk_tokens)
     return {
-        "kept_tokens": wide * kept_layers * tokens * 2 * dim,
+        "kept_tokens": wide * len(trunk.kept_layers(taps, depth)) * tokens * 2 * dim,
         "trunk": int(stream + max(before_attention, during_attention, after_attention)),
     }
 
@@ -158,9 +158,10 @@ def _parts_of_vggt(
         "tracks": tracks,
         **trunk_of(
             dim=config.embed_dim,
+            depth=config.depth,
             num_heads=config.num_heads,
             mlp_ratio=config.mlp_ratio,
-            kept_layers=len(set(config.dpt_layers) | {config.depth - 1}),
+            taps=config.dpt_layers,
         ),
     }
 
@@ -189,9 +190,10 @@ def _parts_of_pi3(
         "tracks": 0,
         **trunk_of(
             dim=config.decoder_dim,
+            depth=config.decoder_depth // 2,
             num_heads=config.decoder_num_heads,
             mlp_ratio=config.mlp_ratio,
-            kept_layers=1,
+            taps=(),
         ),
     }
 

@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from vggt_jax.checkpoint import Model
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.sparse_attention import BlockSparse
+from vggt_jax.models.frames import encode_and_aggregate
 from vggt_jax.models.pi3 import Pi3
 from vggt_jax.models.token_layout import TokenLayout
 from vggt_jax.models.trunk import TrunkOutput
@@ -21,19 +22,19 @@ from vggt_jax.outputs import Pi3Output, Reconstruction, VGGTOutput
 
 _FRAMES_IN_PIECE = 16
 
-# Fewer frames are one program: two take longer to compile, and the maps are small.
-_FROM_FRAMES = 64
+# The maps of fewer pixels are small, and two programs take longer to compile than one.
+_FROM_PIXELS = 64 * 518 * 518
 
-# Pieces whose copies to the host may be under way.
+# Pieces that are computed or copied to the host while the next is waited for.
 _MAX_PENDING = 2
 
-# Frames whose maps are on the device at most, those under way and those that are computed.
-FRAMES_ON_DEVICE = (_MAX_PENDING + 2) * _FRAMES_IN_PIECE
+FRAMES_ON_DEVICE = (_MAX_PENDING + 1) * _FRAMES_IN_PIECE
+"""Frames whose maps are on the device at most."""
 
 
-def is_streamed(num_frames: int) -> bool:
-    """Whether `infer` and the command line stream the maps of a scene of so many frames."""
-    return num_frames >= _FROM_FRAMES
+def is_streamed(num_frames: int, height: int, width: int) -> bool:
+    """Whether `infer` and the command line stream the maps of so many frames of this size."""
+    return num_frames * height * width >= _FROM_PIXELS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Stream:
 
     scene: Callable[..., tuple[jax.Array, jax.Array, dict[str, Any]]]
     frames: Callable[..., dict[str, Any]]
+    frames_in_piece: int
 
     @classmethod
     def of(
@@ -61,15 +63,18 @@ class Stream:
         """The programs for these arguments of `reconstruct`, compiled at once or when first called."""
         num_frames, height, width, _ = inputs["images"].shape
         static = {"attention": attention, "compute_dtype": compute_dtype}
-        of_frames = static | {"size": (height, width), "num": min(num_frames, _FRAMES_IN_PIECE)}
+        num = min(num_frames, _FRAMES_IN_PIECE)
+        of_frames = static | {"size": (height, width), "num": num}
         if not compiled:
             return cls(
-                functools.partial(_run_scene, **static), functools.partial(_run_frames, **of_frames)
+                functools.partial(_run_scene, **static),
+                functools.partial(_run_frames, **of_frames),
+                num,
             )
         scene = _run_scene.lower(model, **inputs, **static)
         tokens = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in scene.out_info[:2]]
         frames = _run_frames.lower(model, *tokens, np.int32(0), **of_frames)
-        return cls(scene.compile(), frames.compile())
+        return cls(scene.compile(), frames.compile(), num)
 
     def __call__(
         self,
@@ -90,7 +95,7 @@ class Stream:
         inputs = {name: value for name, value in inputs.items() if value is not None}
         kept, first_tokens, fields = self.scene(model, **inputs)
         total = len(images) if num_frames is None else int(num_frames)
-        size = min(len(images), _FRAMES_IN_PIECE)
+        size = self.frames_in_piece
         maps: dict[str, np.ndarray] = {}
         pending: collections.deque[tuple[int, dict[str, Any]]] = collections.deque()
 
@@ -131,8 +136,12 @@ def _run_scene(model, images, query_points=None, num_frames=None, *, attention, 
     images, query_points, num_frames = jax.tree.map(
         lambda x: jnp.asarray(x)[None], (images, query_points, num_frames)
     )
-    trunk = model.tokens(
-        images, attention=attention, num_frames=num_frames, compute_dtype=compute_dtype
+    trunk = encode_and_aggregate(
+        model,
+        images,
+        attention=attention,
+        num_frames=num_frames,
+        compute_dtype=compute_dtype,
     )
     if isinstance(model, Pi3):
         fields = model.decode_scene(trunk)

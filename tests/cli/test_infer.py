@@ -3,13 +3,14 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 import trimesh
 from PIL import Image
 
 import vggt_jax
-from vggt_jax import memory
+from vggt_jax import memory, streaming
 
 
 def test_infer_writes_everything(tmp_path, photographs, checkpoint, capsys, run):
@@ -38,6 +39,29 @@ def test_infer_writes_everything(tmp_path, photographs, checkpoint, capsys, run)
     assert "memory: about" in printed.err
     for part in ("3 frames of 140x84", "compiling", "reconstructing 3 frames", " s"):
         assert part in printed.out
+
+
+def test_many_frames_are_streamed(tmp_path, photographs, tiny, run, refused, monkeypatch, capsys):
+    vggt_jax.save_model(tiny(enable_point=False, enable_track=False), tmp_path / "model")
+    args = ["infer", photographs, "--model", tmp_path / "model", "--size", 28]
+    assert run(*args, "--out", tmp_path / "whole") == 0
+    monkeypatch.setattr(streaming, "_FROM_PIXELS", 1)
+    monkeypatch.setattr(streaming, "_FRAMES_IN_PIECE", 2)
+    assert run(*args, "--out", tmp_path / "streamed") == 0
+    found, expected = (
+        np.load(tmp_path / name / "predictions.npz") for name in ("streamed", "whole")
+    )
+    assert set(found) == set(expected)
+    for name in ("depth", "depth_confidence", "camera_from_world"):
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-5)
+    assert "reconstructing 3 frames" in capsys.readouterr().out
+
+    def too_much(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    monkeypatch.setattr(streaming.Stream, "__call__", too_much)
+    assert "3 frames do not fit" in refused(*args, "--out", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_infer_keeps_earlier_results_unless_told(tmp_path, photographs, checkpoint, run, refused):

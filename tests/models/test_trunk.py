@@ -96,9 +96,7 @@ def test_kept_layers_do_not_depend_on_which_others_are(model, aggregate, patch_t
 
 
 @pytest.mark.parametrize("taps", [(0,), (1, 2)])
-def test_many_tokens_are_written_only_where_they_are_kept(
-    model, aggregate, patch_tokens, taps, monkeypatch
-):
+def test_many_tokens_are_written_behind_a_branch(model, aggregate, patch_tokens, taps, monkeypatch):
     expected = aggregate(model, patch_tokens, taps=taps)
     monkeypatch.setattr(trunk, "_MIN_TOKENS_TO_BRANCH", 0)
     branching = make_aggregate()

@@ -185,6 +185,8 @@ def reconstruct_photographs(
         len(pixels),
         compute_dtype,
         attention,
+        # On a CPU the host's memory is the device's.
+        streamed=is_streamed(*frames.images.shape[:3]) and jax.default_backend() != "cpu",
         refuse=scene.memory_check,
     )
     try:
@@ -269,6 +271,7 @@ def check_memory(
     compute_dtype,
     attention: Dense | BlockSparse,
     *,
+    streamed: bool,
     refuse: bool,
 ) -> None:
     """Prints the estimate for frames of this shape and refuses what cannot fit.
@@ -289,7 +292,7 @@ def check_memory(
             num_query_points=num_points,
             compute_dtype=compute_dtype,
             attention=attention,
-            streamed=is_streamed(num_frames),
+            streamed=streamed,
         )
 
     needed = estimate(num_frames)

@@ -1,15 +1,39 @@
-"""What every model does with images before its trunk: checks, hiding of padding, encoding."""
+"""What every model does with images up to its trunk: checks, hiding of padding, encoding."""
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.chunking import map_chunks
 from vggt_jax.layers.precision import Precision
+from vggt_jax.layers.sparse_attention import BlockSparse
 from vggt_jax.layers.vit import IMAGE_MEAN, IMAGE_STD, Color, VisionTransformer
 from vggt_jax.models.token_layout import TokenLayout
-from vggt_jax.models.trunk import frames_per_chunk
+from vggt_jax.models.trunk import TrunkOutput, frames_per_chunk
+
+
+def encode_and_aggregate(
+    model: nnx.Module,
+    images: Float[Array, "b s height width 3"] | UInt8[Array, "b s height width 3"],
+    *,
+    attention: Dense | BlockSparse,
+    num_frames: Int[Array, " b"] | None,
+    compute_dtype: DTypeLike | None,
+) -> TrunkOutput:
+    """What the heads of a model read; the arguments are those of its call."""
+    layout = model.layout(images)
+    images = hide_padding(images, num_frames)
+    patch_tokens = model.encode(images, attention=attention, compute_dtype=compute_dtype)
+    return model.aggregate(
+        patch_tokens,
+        layout,
+        attention=attention,
+        num_frames=num_frames,
+        compute_dtype=compute_dtype,
+    )
 
 
 def layout_of_images(images: Array, *, patch_size: int, num_special: int) -> TokenLayout:

@@ -19,7 +19,7 @@ from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.rope import rope_tables
 from vggt_jax.layers.sparse_attention import BlockSparse, within_frames
 from vggt_jax.layers.vit import IMAGE_MEAN, IMAGE_STD, VisionTransformer
-from vggt_jax.models.frames import encode_frames, hide_padding, layout_of_images
+from vggt_jax.models.frames import encode_and_aggregate, encode_frames, layout_of_images
 from vggt_jax.models.token_layout import TokenLayout
 from vggt_jax.models.trunk import (
     TrunkOutput,
@@ -127,8 +127,12 @@ class Pi3(nnx.Module):
         """
         if query_points is not None:
             raise ValueError("query_points were given, but π³ has no track head")
-        trunk = self.tokens(
-            images, attention=attention, num_frames=num_frames, compute_dtype=compute_dtype
+        trunk = encode_and_aggregate(
+            self,
+            images,
+            attention=attention,
+            num_frames=num_frames,
+            compute_dtype=compute_dtype,
         )
         return self.decode(
             trunk, self.layout(images), attention=attention, compute_dtype=compute_dtype
@@ -144,26 +148,6 @@ class Pi3(nnx.Module):
             images,
             patch_size=self.config.patch_size,
             num_special=self.config.num_special_tokens,
-        )
-
-    def tokens(
-        self,
-        images: Float[Array, "b s height width 3"] | UInt8[Array, "b s height width 3"],
-        *,
-        attention: Dense | BlockSparse = Dense(),
-        num_frames: Int[Array, " b"] | None = None,
-        compute_dtype: DTypeLike | None = None,
-    ) -> TrunkOutput:
-        """What the heads read: `encode`, then `aggregate`; the arguments are those of the call."""
-        layout = self.layout(images)
-        images = hide_padding(images, num_frames)
-        patch_tokens = self.encode(images, attention=attention, compute_dtype=compute_dtype)
-        return self.aggregate(
-            patch_tokens,
-            layout,
-            attention=attention,
-            num_frames=num_frames,
-            compute_dtype=compute_dtype,
         )
 
     def encode(

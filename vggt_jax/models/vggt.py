@@ -16,7 +16,7 @@ from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.sparse_attention import BlockSparse, within_frames
 from vggt_jax.layers.vit import VisionTransformer
-from vggt_jax.models.frames import encode_frames, hide_padding, layout_of_images
+from vggt_jax.models.frames import encode_and_aggregate, encode_frames, layout_of_images
 from vggt_jax.models.token_layout import TokenLayout
 from vggt_jax.models.trunk import TrunkOutput, kept_layers, make_trunk_blocks, run_trunk
 from vggt_jax.outputs import VGGTOutput
@@ -91,15 +91,12 @@ class VGGT(nnx.Module):
         self.point_head = dpt(4, config.dpt_features) if config.enable_point else None
         self.track_head = track() if config.enable_track else None
 
+    confidence_kind = "one_plus_exp"  # see `Reconstruction.confidence_kind`
+
     @property
     def pixel_centre(self) -> float:
         """See `Reconstruction.pixel_centre`."""
         return self.config.pixel_centre
-
-    @property
-    def confidence_kind(self) -> str:
-        """See `Reconstruction.confidence_kind`."""
-        return "one_plus_exp"
 
     @property
     def kept_layers(self) -> tuple[int, ...]:
@@ -139,17 +136,22 @@ class VGGT(nnx.Module):
         """
         if query_points is not None and self.track_head is None:
             raise ValueError("query_points were given, but this model has no track head")
+        layout = self.layout(images)
         b = images.shape[0]
         if query_points is not None and (
             query_points.ndim != 3 or query_points.shape[::2] != (b, 2) or not query_points.size
         ):
             raise ValueError(f"query_points must be [{b} m 2], not {query_points.shape}")
-        trunk = self.tokens(
-            images, attention=attention, num_frames=num_frames, compute_dtype=compute_dtype
+        trunk = encode_and_aggregate(
+            self,
+            images,
+            attention=attention,
+            num_frames=num_frames,
+            compute_dtype=compute_dtype,
         )
         return self.decode(
             trunk,
-            self.layout(images),
+            layout,
             query_points=query_points,
             num_frames=num_frames,
             compute_dtype=compute_dtype,
@@ -165,26 +167,6 @@ class VGGT(nnx.Module):
             images,
             patch_size=self.config.patch_size,
             num_special=self.config.num_special_tokens,
-        )
-
-    def tokens(
-        self,
-        images: Float[Array, "b s height width 3"] | UInt8[Array, "b s height width 3"],
-        *,
-        attention: Dense | BlockSparse = Dense(),
-        num_frames: Int[Array, " b"] | None = None,
-        compute_dtype: DTypeLike | None = None,
-    ) -> TrunkOutput:
-        """What the heads read: `encode`, then `aggregate`; the arguments are those of the call."""
-        layout = self.layout(images)
-        images = hide_padding(images, num_frames)
-        patch_tokens = self.encode(images, attention=attention, compute_dtype=compute_dtype)
-        return self.aggregate(
-            patch_tokens,
-            layout,
-            attention=attention,
-            num_frames=num_frames,
-            compute_dtype=compute_dtype,
         )
 
     def encode(
