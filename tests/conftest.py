@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import types
 from pathlib import Path
 
 import jaxtyping
@@ -32,6 +33,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from flax import nnx  # noqa: E402
 
+from pallas_kernels import devices  # noqa: E402
 from vggt_jax import VGGT, Pi3, Pi3Config, VGGTConfig, geometry, load_model  # noqa: E402
 from vggt_jax.checkpoint import named_parameters, with_parameters  # noqa: E402
 
@@ -285,3 +287,17 @@ def draw_parameter(name, shape, rng):
     if "flow_head" in name:
         value[..., :2] *= 0.01  # the tracker's steps: longer ones make it chaotic
     return value.astype(np.float32)
+
+
+@pytest.fixture
+def pretend_device(monkeypatch):
+    """Makes the library believe in a device: `pretend_device(backend, compute_capability, kind)`."""
+
+    def pretend(backend, compute_capability=None, kind="a device"):
+        device = types.SimpleNamespace(device_kind=kind, core_count=132)
+        if compute_capability is not None:
+            device.compute_capability = compute_capability
+        fake = types.SimpleNamespace(default_backend=lambda: backend, devices=lambda: [device])
+        monkeypatch.setattr(devices, "jax", fake)
+
+    return pretend

@@ -1,4 +1,4 @@
-"""What only a GPU can show: cuDNN attention, TF32 kept out of the parity mode, bfloat16 at work."""
+"""What only a GPU can show: kernels for dense attention, TF32 kept out of the parity mode, bfloat16 at work."""
 
 import functools
 from pathlib import Path
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import vggt_jax
+from pallas_kernels import mosaic_gpu_call
 from vggt_jax.checkpoint import with_dtype
 from vggt_jax.layers import attention
 from vggt_jax.layers.sparse_attention import LayerSetting, sparse_attention
@@ -56,16 +57,23 @@ def test_bfloat16_of_pi3_is_as_good_with_kernels_as_without(tiny_pi3, relative_e
         assert error <= 2 * relative_error(getattr(plain, name), expected), name
 
 
-# Whole tiles, a remainder, and (with parts made small) several parts with one.
-@pytest.mark.parametrize(("keys", "part"), [(8192, 69632), (8300, 69632), (9000, 2048)])
-def test_attention_in_parts_is_as_good_as_in_one(monkeypatch, relative_error, keys, part):
-    monkeypatch.setattr(attention, "_MAX_KEYS_IN_PART", part)
-    q, k, v = (random_tokens(i, 1, keys, 3, 64) for i in range(3))
-    exact = attention.dense_attention(q[:, :640], k, v, implementation="xla")
+@pytest.mark.parametrize("implementation", ["cudnn", "mosaic_gpu"])
+@pytest.mark.parametrize(("keys", "kv_lengths"), [(8192, None), (8300, None), (8300, (8300, 5003))])
+def test_kernels_are_as_good_as_plain_jax(relative_error, implementation, keys, kv_lengths):
+    skip_if_older(implementation)
+    lengths = None if kv_lengths is None else jnp.array(kv_lengths)
+    q, k, v = (random_tokens(i, 2, keys, 3, 64) for i in range(3))
+    attend = functools.partial(attention.dense_attention, kv_lengths=lengths)
+    exact = attend(q[:, :640], k, v, implementation="xla")
     narrow = [x.astype(jnp.bfloat16) for x in (q[:, :640], k, v)]
-    plain = attention.dense_attention(*narrow, implementation="xla")
-    parts = attention.dense_attention(*narrow, implementation="cudnn")
-    assert relative_error(parts, exact) <= 2 * relative_error(plain, exact)
+    plain = attend(*narrow, implementation="xla")
+    found = attend(*narrow, implementation=implementation)
+    assert relative_error(found, exact) <= 2 * relative_error(plain, exact)
+
+
+def skip_if_older(implementation):
+    if implementation == "mosaic_gpu" and not mosaic_gpu_call.is_supported():
+        pytest.skip(f"mosaic_gpu needs JAX 0.11 or later, not {jax.__version__}")
 
 
 def test_block_sparse_attention_that_keeps_everything(load_toy, golden, relative_error):
@@ -108,17 +116,22 @@ def test_block_sparse_attention_of_a_batch_in_bfloat16(relative_error):
     assert relative_error(sparse, exact) <= 2 * relative_error(dense(*narrow), exact)
 
 
-def test_gradient_of_attention_in_parts(relative_error):
-    q, k, v = (random_tokens(i, 1, 8300, 2, 64).astype(jnp.bfloat16) for i in range(3))
-    weights = random_tokens(3, 1, 8300, 2, 64)
+def test_gradient_of_the_own_kernel(relative_error):
+    skip_if_older("mosaic_gpu")
+    q, k, v = (random_tokens(i, 2, 4301, 2, 64).astype(jnp.bfloat16) for i in range(3))
+    weights = random_tokens(3, 2, 4301, 2, 64)
 
-    def gradients(attend):
+    def gradients(implementation):
+        attend = functools.partial(
+            attention.dense_attention,
+            implementation=implementation,
+            kv_lengths=jnp.array([4301, 99]),
+        )
         loss = lambda *qkv: jnp.sum(weights * attend(*qkv).astype(jnp.float32))
         return jax.grad(loss, argnums=(0, 1, 2))(q, k, v)
 
-    pairs = zip(gradients(attention._cudnn_in_parts), gradients(attention._cudnn), strict=True)
-    for in_parts, whole in pairs:
-        assert relative_error(in_parts, whole) <= 1e-2
+    for own, other in zip(gradients("mosaic_gpu"), gradients("cudnn"), strict=True):
+        assert relative_error(own, other) <= 1e-2
 
 
 def test_padded_keys_are_hidden(relative_error):

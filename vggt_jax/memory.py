@@ -115,9 +115,8 @@ def _trunk(
         # Queries, keys, values; the results of attention as computed and in the order of the tokens.
         during_attention = (3 + 1 + 1) * wide * tokens * dim
     elif wide == 2:
-        # Queries, keys, values; one part of keys and values, and its result; then the merged
-        # result in float32, before and after.
-        during_attention = (3 + 1 + 1 + 2 * 2) * wide * tokens * dim
+        # Queries, keys, values; the results of attention.
+        during_attention = (3 + 1) * wide * tokens * dim
     else:
         scores = 4 * num_heads * tokens**2
         during_attention = (3 + 2) * wide * tokens * dim

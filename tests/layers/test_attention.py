@@ -1,10 +1,13 @@
 """Dense attention against a float64 softmax, and the layer around it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_kernels import block_sparse_attention
 from vggt_jax import Dense
 from vggt_jax.layers import attention
 from vggt_jax.layers.attention import Attention, Rope, dense_attention
@@ -117,19 +120,79 @@ def test_bfloat16_stays_near_float64(qkv):
 
 
 def test_unknown_implementations_are_refused(unchecked):
-    with pytest.raises(ValueError, match="implementation='flash' is unknown; use 'cudnn', 'xla'"):
+    with pytest.raises(
+        ValueError, match="implementation='flash' is unknown; use 'mosaic_gpu', 'cudnn', 'xla'"
+    ):
         Dense(implementation="flash")
 
 
-@pytest.mark.skipif(jax.default_backend() == "gpu", reason="cuDNN may run here")
-def test_cudnn_is_refused_without_a_gpu(qkv):
+@pytest.mark.skipif(jax.default_backend() == "gpu", reason="kernels may run here")
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        (
+            "cudnn",
+            r"cudnn: cuDNN needs an NVIDIA GPU.*default_backend\(\)='cpu', bfloat16, head_dim=8",
+        ),
+        (
+            "mosaic_gpu",
+            "mosaic_gpu: .*(is no NVIDIA GPU of the Hopper generation|is older than 0.11)",
+        ),
+    ],
+)
+def test_kernels_are_refused_without_a_gpu(qkv, name, reason):
     q, k, v = (x.astype(jnp.bfloat16) for x in qkv)
-    with pytest.raises(
-        NotImplementedError,
-        match=r"cudnn attention needs an NVIDIA GPU.*default_backend\(\)='cpu', bfloat16, "
-        r"head_dim=8; use implementation='xla' or None",
-    ):
-        dense_attention(q, k, v, implementation="cudnn")
+    with pytest.raises(NotImplementedError, match=f"{reason}.*; use implementation='xla' or None"):
+        dense_attention(q, k, v, implementation=name)
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "h", "kv", "chosen"),
+    [
+        ("9.0", jnp.bfloat16, 64, 4096, "mosaic_gpu"),
+        ("9.0", jnp.bfloat16, 64, 4095, "cudnn"),
+        ("9.0", jnp.float16, 128, 5000, "mosaic_gpu"),
+        ("9.0", jnp.bfloat16, 72, 5000, "cudnn"),
+        ("9.0", jnp.bfloat16, 68, 5000, "xla"),
+        ("9.0", jnp.float32, 64, 5000, "xla"),
+        ("8.0", jnp.bfloat16, 64, 5000, "cudnn"),
+        ("7.5", jnp.bfloat16, 64, 5000, "xla"),
+        (None, jnp.bfloat16, 64, 5000, "xla"),
+    ],
+)
+def test_the_implementation_fits_device_type_and_keys(
+    pretend_device, monkeypatch, capability, dtype, h, kv, chosen
+):
+    pretend_device("cpu" if capability is None else "gpu", capability)
+    monkeypatch.setattr("pallas_kernels.mosaic_gpu_call.is_supported", lambda: True)
+    q, k = jnp.zeros((1, 3, 2, h), dtype), jnp.zeros((1, kv, 2, h), dtype)
+    called = []
+
+    def run(*args, name, **options):
+        called.append(name)
+        return q
+
+    for name, where in (("mosaic_gpu", "_mosaic_gpu"), ("cudnn", "_cudnn"), ("xla", "map_chunks")):
+        monkeypatch.setattr(attention, where, functools.partial(run, name=name))
+    dense_attention(q, k, k)
+    assert called == [chosen]
+
+
+@pytest.mark.parametrize("kv_lengths", [None, (301, 150)])
+def test_the_block_sparse_kernel_is_asked_for_everything(monkeypatch, kv_lengths):
+    """With another implementation of the same, which runs anywhere."""
+    asked = []
+
+    def anywhere(*args, implementation, **options):
+        asked.append(implementation)
+        return block_sparse_attention(*args, implementation="xla", **options)
+
+    monkeypatch.setattr(attention, "block_sparse_attention", anywhere)
+    q, k, v = (draw(2, t, 3, 64, seed=20 + i) for i, t in enumerate((149, 301, 301)))
+    lengths = None if kv_lengths is None else jnp.asarray(kv_lengths)
+    found = attention._mosaic_gpu(q, k, v, lengths)
+    assert asked == ["mosaic_gpu"]
+    np.testing.assert_allclose(found, oracle(q, k, v, lengths), rtol=1e-4, atol=1e-5)
 
 
 project = jax.jit(lambda layer, x, rope: layer.project(x, rope, FLOAT32))

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import types
 
 import jax
 import jax.numpy as jnp
@@ -323,20 +322,6 @@ def assert_right(assert_close, exact_attention, plain_attention, relative_error)
         assert_close(found, exact, limit, lse_limit=1e-5)
 
     return check
-
-
-@pytest.fixture
-def pretend_device(monkeypatch):
-    """Makes the library believe in a device: `pretend_device(backend, compute_capability, kind)`."""
-
-    def pretend(backend, compute_capability=None, kind="a device"):
-        device = types.SimpleNamespace(device_kind=kind, core_count=132)
-        if compute_capability is not None:
-            device.compute_capability = compute_capability
-        fake = types.SimpleNamespace(default_backend=lambda: backend, devices=lambda: [device])
-        monkeypatch.setattr(devices, "jax", fake)
-
-    return pretend
 
 
 @pytest.fixture

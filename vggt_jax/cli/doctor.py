@@ -69,21 +69,18 @@ def device() -> Iterator[tuple[str, str]]:
 
 def attention() -> Iterator[tuple[str, str]]:
     """Which implementations dense and block-sparse attention take here, and why not the others."""
-    import jax.numpy as jnp
-
-    from pallas_kernels import attention_obstacles, devices
+    from pallas_kernels import attention_obstacles
+    from vggt_jax.layers.attention import dense_obstacles
     from vggt_jax.layers.precision import Precision
 
     dtype = Precision.from_compute_dtype(None).compute_dtype
-    half = dtype in (jnp.bfloat16, jnp.float16)
-    on_cudnn = half and devices.is_ampere_or_later()
-    yield "dense", "cudnn" if on_cudnn else "xla (cudnn: an NVIDIA GPU from Ampere on)"
-    obstacles = attention_obstacles(head_dim=64, dtype=dtype)
-    chosen = next((name for name, why in obstacles.items() if why is None), "xla")
-    yield "block-sparse", chosen
-    for name, why in obstacles.items():
-        yield f"  {name}", "can be used" if why is None else f"not here: {why}"
-    yield "  xla", "can be used on any device"
+    for kind, obstacles in (
+        ("dense", dense_obstacles(head_dim=64, dtype=dtype)),
+        ("block-sparse", attention_obstacles(head_dim=64, dtype=dtype) | {"xla": None}),
+    ):
+        yield kind, next(name for name, why in obstacles.items() if why is None)
+        for name, why in obstacles.items():
+            yield f"  {name}", "can be used" if why is None else f"not here: {why}"
 
 
 def extras() -> Iterator[tuple[str, str]]:

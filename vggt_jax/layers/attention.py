@@ -1,30 +1,25 @@
-"""Dense attention: the function with its two implementations, and the layer around it."""
+"""Dense attention: the function with its implementations, and the layer around it."""
 
 import dataclasses
-import functools
-import itertools
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels import devices
+from pallas_kernels import BlockMap, attention_obstacles, block_sparse_attention, devices
+from pallas_kernels.blocks import next_power_of_2
 from vggt_jax.layers.chunking import map_chunks
 from vggt_jax.layers.linear import Linear, apply_linear
 from vggt_jax.layers.norm import LayerNorm
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.rope import apply_rope
 
-Implementation = Literal["cudnn", "xla"]
+Implementation = Literal["mosaic_gpu", "cudnn", "xla"]
 
-# cuDNN's forward kernel on an H100 loses a tenth of its rate when the number of keys is no multiple
-# of its tile, and 6 % when keys and values of a head outgrow the L2 cache; cutting the keys pays once
-# attention dwarfs the merge (docs/performance.md has the measurements).
-_CUDNN_KEY_TILE = 128
-_MAX_KEYS_IN_PART = 544 * _CUDNN_KEY_TILE
-_MIN_KEYS_TO_CUT = 8192
+# From how many keys on the project's own kernel is faster than cuDNN's (docs/performance.md).
+_MIN_KEYS_OF_OWN_KERNEL = 4096
 
 # Scores of one chunk of queries in `xla`, in bytes.
 MAX_SCORE_BYTES = 256 * 2**20
@@ -35,15 +30,18 @@ MAX_SCORE_BYTES = 256 * 2**20
 class Dense:
     """Every token attends to every token.
 
-    `implementation`: "cudnn" (NVIDIA GPUs, bfloat16 or float16), "xla" (any device, bounded
-    memory), or None to choose by device and type. A name means that one or an error.
+    `implementation`: "mosaic_gpu" (the kernel of `pallas_kernels` for Hopper GPUs, with every block
+    kept), "cudnn" (NVIDIA GPUs from Ampere on), both for bfloat16 and float16; "xla" (any device,
+    bounded memory), or None to choose by device, type and number of keys. A name means that one or an
+    error.
     """
 
     implementation: Implementation | None = None
 
     def __post_init__(self):
-        if self.implementation not in (None, "cudnn", "xla"):
-            raise ValueError(f"{self.implementation=} is unknown; use 'cudnn', 'xla' or None")
+        if self.implementation not in (None, *get_args(Implementation)):
+            names = ", ".join(map(repr, get_args(Implementation)))
+            raise ValueError(f"{self.implementation=} is unknown; use {names} or None")
 
 
 def dense_attention(
@@ -65,22 +63,18 @@ def dense_attention(
     Raises:
         NotImplementedError: the implementation named cannot run these arrays on this device.
     """
-    cudnn_fits = (
-        devices.is_ampere_or_later()
-        and q.dtype in (jnp.bfloat16, jnp.float16)
-        and q.shape[-1] <= 128
-        and q.shape[-1] % 8 == 0
-    )
-    if implementation == "cudnn" and not cudnn_fits:
-        raise NotImplementedError(
-            f"cudnn attention needs an NVIDIA GPU from Ampere on, bfloat16 or float16 and a head dim that is a "
-            f"multiple of 8 up to 128, not {jax.default_backend()=}, {q.dtype.name}, "
-            f"head_dim={q.shape[-1]}; use implementation='xla' or None"
-        )
-    if implementation == "cudnn" or (implementation is None and cudnn_fits):
-        if kv_lengths is None and k.shape[1] >= _MIN_KEYS_TO_CUT:
-            return _cudnn_in_parts(q, k, v)
-        return _cudnn(q, k, v, key_value_seq_lengths=kv_lengths)
+    obstacles = dense_obstacles(head_dim=q.shape[-1], dtype=q.dtype)
+    if implementation is None:
+        usable = [name for name, obstacle in obstacles.items() if obstacle is None]
+        if k.shape[1] < _MIN_KEYS_OF_OWN_KERNEL and len(usable) > 1 and usable[0] == "mosaic_gpu":
+            usable.pop(0)
+        implementation = usable[0]
+    elif obstacle := obstacles[implementation]:
+        raise NotImplementedError(f"{implementation}: {obstacle}; use implementation='xla' or None")
+    if implementation == "mosaic_gpu":
+        return _mosaic_gpu(q, k, v, kv_lengths)
+    if implementation == "cudnn":
+        return _cudnn(q, k, v, kv_lengths)
     b, _, n, _ = q.shape
     bytes_per_query = 4 * b * n * k.shape[1]
     return map_chunks(
@@ -91,59 +85,65 @@ def dense_attention(
     )
 
 
-_cudnn = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
+def dense_obstacles(
+    *, head_dim: int, dtype: jax.typing.DTypeLike
+) -> dict[Implementation, str | None]:
+    """Why implementations of `dense_attention` cannot be used on the default device.
+
+    Returns:
+        By name, in the order in which they are preferred for many keys: the reason, or None where it
+        can be used. "xla" always can.
+    """
+    on_cudnn = (
+        devices.is_ampere_or_later()
+        and dtype in (jnp.bfloat16, jnp.float16)
+        and head_dim <= 128
+        and head_dim % 8 == 0
+    )
+    why_not_cudnn = (
+        f"cuDNN needs an NVIDIA GPU from Ampere on, bfloat16 or float16 and a head dim that is a multiple "
+        f"of 8 up to 128, not {jax.default_backend()=}, {jnp.dtype(dtype).name}, {head_dim=}"
+    )
+    return {
+        "mosaic_gpu": attention_obstacles(head_dim=head_dim, dtype=dtype)["mosaic_gpu"],
+        "cudnn": None if on_cudnn else why_not_cudnn,
+        "xla": None,
+    }
+
+
+def _cudnn(q, k, v, kv_lengths):
+    return jax.nn.dot_product_attention(
+        q, k, v, key_value_seq_lengths=kv_lengths, implementation="cudnn"
+    )
 
 
 @jax.custom_vjp
-def _cudnn_in_parts(q, k, v):
-    """cuDNN attention over parts of the keys, merged by their log-sum-exps.
+def _mosaic_gpu(q, k, v, kv_lengths):
+    """Block-sparse attention that keeps every block. The gradient is cuDNN's."""
+    # All queries are one block, so that there is one list of keys for each head.
+    block_map = BlockMap.full(
+        q.shape[2], q.shape[1], k.shape[1], block_q=max(128, next_power_of_2(q.shape[1]))
+    )
 
-    All parts are whole tiles, except for what remains at the end.
-    """
-    out, lse = None, None
-    for start, stop in itertools.pairwise(_cut_keys(k.shape[1])):
-        part, part_lse = _cudnn_with_lse(q, k[:, start:stop], v[:, start:stop])
-        if out is None:
-            out, lse = part, part_lse
-            continue
-        weight = jax.nn.sigmoid(part_lse - lse)[..., None]  # [b, t, n, 1], float32
-        out = out.astype(jnp.float32)
-        out += weight * (part.astype(jnp.float32) - out)
-        lse = jnp.logaddexp(lse, part_lse)
-    return out.astype(q.dtype)
+    def scene(q, k, v, kv_length):
+        return block_sparse_attention(
+            q, k, v, block_map, kv_lengths=kv_length, implementation="mosaic_gpu"
+        )
+
+    return jax.vmap(scene)(q, k, v, kv_lengths)
 
 
-def _cudnn_with_lse(q, k, v):
-    """cuDNN attention `[b t n h]` and its log-sum-exps `[b t n]`, float32.
-
-    `jax.nn.dot_product_attention(return_residual=True)` would round them to the type of `q`. In
-    bfloat16 they are then off by up to 0.03, and so are the weights of the merge. So this calls
-    the function beneath, which is not public; tests hold its signature for every supported JAX.
-    """
-    from jax._src.cudnn.fused_attention_stablehlo import dot_product_attention
-
-    out, lse = dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5, return_residual=True)
-    return out, lse.transpose(0, 2, 1)
+def _mosaic_gpu_forward(*args):
+    return _mosaic_gpu(*args), args
 
 
-def _cut_keys(num_keys: int) -> list[int]:
-    """Where parts of the keys begin and end."""
-    tiles = num_keys // _CUDNN_KEY_TILE
-    num_parts = -(-tiles * _CUDNN_KEY_TILE // _MAX_KEYS_IN_PART)
-    cuts = [_CUDNN_KEY_TILE * (tiles * i // num_parts) for i in range(num_parts + 1)]
-    return cuts if cuts[-1] == num_keys else [*cuts, num_keys]
+def _mosaic_gpu_backward(args, gradient):
+    q, k, v, kv_lengths = args
+    pull_back = jax.vjp(lambda q, k, v: _cudnn(q, k, v, kv_lengths), q, k, v)[1]
+    return *pull_back(gradient), None
 
 
-def _parts_forward(q, k, v):
-    return _cudnn_in_parts(q, k, v), (q, k, v)
-
-
-def _parts_backward(residuals, gradient):
-    # The log-sum-exps carry no gradient of their own, so the whole attention is differentiated.
-    return jax.vjp(_cudnn, *residuals)[1](gradient)
-
-
-_cudnn_in_parts.defvjp(_parts_forward, _parts_backward)
+_mosaic_gpu.defvjp(_mosaic_gpu_forward, _mosaic_gpu_backward)
 
 
 def _attend(q, k, v, kv_lengths, precision):

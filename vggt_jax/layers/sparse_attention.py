@@ -281,4 +281,5 @@ def _attend_to_everything(q, k, v, attend, attention):
     weights = jnp.exp(lse - jnp.where(top == -jnp.inf, 0.0, top))
     total = jnp.maximum(jnp.sum(weights, axis=0), jnp.finfo(jnp.float32).tiny)
     merged = jnp.sum(weights[..., None] * out.astype(jnp.float32), axis=0) / total[..., None]
-    return merged.astype(q.dtype)
+    # Left alone, XLA merges inside of the copy that joins these tokens to all others, and slows it down.
+    return jax.lax.optimization_barrier(merged.astype(q.dtype))
