@@ -82,28 +82,20 @@ def attention(q, k, v, block_map, kv_tokens, scale, config: MosaicGpuConfig, *, 
         for x, tile in ((q, TILE_Q), (k, TILE_K), (v, TILE_K))
     )
     tiles = count_blocks(t, TILE_Q)
-    num_blocks = 2 if interpret else devices.multiprocessors()
-    kernel = functools.partial(
-        _kernel,
-        num_tiles=tiles,
-        num_lanes=num_blocks * config.streams,
-        factor=scale * _LOG2_E,
-        block_q=block_map.block_q,
-        block_k=block_map.block_k,
-        config=config,
+    run = _over_scenes(
+        functools.partial(
+            _run,
+            num_tiles=tiles,
+            factor=scale * _LOG2_E,
+            block_q=block_map.block_q,
+            block_k=block_map.block_k,
+            config=config,
+            interpret=interpret,
+        )
     )
-    out, lse = mosaic_gpu_call(
-        lambda *refs, **scratch: kernel(*refs, **scratch),
-        num_blocks=num_blocks,
-        num_warpgroups=config.streams * _CONSUMERS + 1,
-        scratch=_scratch(q.dtype, h, config, interpret),
-        out_type=[
-            jax.ShapeDtypeStruct(padded_q.shape, q.dtype),
-            jax.ShapeDtypeStruct((n, tiles * TILE_Q), jnp.float32),
-        ],
-        interpret=interpret,
-        name="block_sparse_attention",
-    )(padded_q, padded_k, padded_v, _work_order(lists, block_map, tiles), *lists.operands())
+    operands = [padded_q, padded_k, padded_v, _work_order(lists, block_map, tiles)]
+    out, lse = run(*(x[None] for x in [*operands, *lists.operands()]))
+    out, lse = out[0], lse[0]
     failed = jnp.isnan(lse).reshape(n * tiles, TILE_Q).any(axis=1).astype(jnp.int32)
     out, lse = triton.redo(
         q,
@@ -121,6 +113,51 @@ def attention(q, k, v, block_map, kv_tokens, scale, config: MosaicGpuConfig, *, 
         interpret=interpret,
     )
     return out, lse.T
+
+
+def _over_scenes(run):
+    """`run` with the leading axis of all arrays, that of scenes, made longer by `jax.vmap`.
+
+    So one launch shares out the work of all scenes. Pallas would add an axis to the grid, and lanes would
+    start and end with every scene.
+    """
+    folded = jax.custom_batching.custom_vmap(run)
+
+    @folded.def_vmap
+    def fold(size, are_batched, *operands):
+        operands = (
+            x if is_batched else jnp.broadcast_to(x, (size, *x.shape))
+            for x, is_batched in zip(operands, are_batched)
+        )
+        outs = folded(*(x.reshape(-1, *x.shape[2:]) for x in operands))
+        return [x.reshape(size, -1, *x.shape[1:]) for x in outs], [True] * len(outs)
+
+    return folded
+
+
+def _run(q, k, v, order, *lists, num_tiles, config, interpret, **options):
+    """The kernel on scenes: queries, keys, values [s t n h], tiles in the order of work, `KeyLists`."""
+    scenes, _, n, h = q.shape
+    num_blocks = 2 if interpret else devices.multiprocessors()
+    kernel = functools.partial(
+        _kernel,
+        num_tiles=num_tiles,
+        num_lanes=num_blocks * config.streams,
+        config=config,
+        **options,
+    )
+    return mosaic_gpu_call(
+        lambda *refs, **scratch: kernel(*refs, **scratch),
+        num_blocks=num_blocks,
+        num_warpgroups=config.streams * _CONSUMERS + 1,
+        scratch=_scratch(q.dtype, h, config, interpret),
+        out_type=[
+            jax.ShapeDtypeStruct(q.shape, q.dtype),
+            jax.ShapeDtypeStruct((scenes, n, num_tiles * TILE_Q), jnp.float32),
+        ],
+        interpret=interpret,
+        name="block_sparse_attention",
+    )(q, k, v, order, *lists)
 
 
 def _scratch(dtype, h, config, interpret):
@@ -154,13 +191,15 @@ def _scratch(dtype, h, config, interpret):
 
 
 def _work_order(lists, block_map, tiles):
-    """In which order the lanes take tiles of queries, as `head * tiles + tile`.
+    """In which order the lanes take the tiles of queries of a scene, as `head * tiles + tile`.
 
     Heads come after each other, so that their keys stay in the L2 cache. In a head, lists get shorter,
     and in the next one longer: lanes that had the longest of each round in the one have the shortest
     in the other.
     """
-    n = lists.num_listed.shape[0]
+    n, num_rows = lists.num_listed.shape
+    if num_rows == 1:
+        return jnp.arange(n * tiles, dtype=jnp.int32)
     rows = jnp.arange(tiles, dtype=jnp.int32) // (block_map.block_q // TILE_Q)
     heads = jnp.arange(n, dtype=jnp.int32)[:, None]
     lengths = lists.num_listed[:, rows]
@@ -182,7 +221,8 @@ def _kernel(
     _, _, h = q_smem.shape
     dtype = q_smem.dtype
     parts = block_k // TILE_K  # of a block of keys
-    num_items = order_ref.shape[0]
+    scenes, items_of_scene = order_ref.shape
+    num_items = scenes * items_of_scene
     block = lax.axis_index("block")
     warpgroup = lax.axis_index("warpgroup")
     int32 = jnp.int32
@@ -191,39 +231,41 @@ def _kernel(
         """Where the i-th tile of keys of a stream is in shared memory."""
         return stream * stages + lax.rem(i, int32(stages))
 
-    def key_tile_of(head, row, i):
+    def key_tile_of(scene, head, row, i):
         """Which tile of keys the i-th of a list is; a list without an entry has one all the same."""
         block, part = i, int32(0)
         if parts > 1:
             block, part = lax.div(i, int32(parts)), lax.rem(i, int32(parts))
-        key_block = indices_ref[head, row, block].astype(int32)
-        return jnp.where(num_listed_ref[head, row] > 0, key_block, 0) * parts + part
+        key_block = indices_ref[scene, head, row, block].astype(int32)
+        return jnp.where(num_listed_ref[scene, head, row] > 0, key_block, 0) * parts + part
 
-    def steps_of(counts_ref, head, row):
-        return jnp.maximum(counts_ref[head, row] * parts, 1)
+    def steps_of(counts_ref, scene, head, row):
+        return jnp.maximum(counts_ref[scene, head, row] * parts, 1)
 
     def for_each_item(lane, work):
-        """`work(round, head, tile, row, done)` for the tiles of queries of a lane. Given how many tiles
-        of keys it has taken before, it returns how many it has taken then; so does this, in the end.
+        """`work(round, scene, head, tile, row, done)` for the tiles of queries of a lane. Given how many
+        tiles of keys it has taken before, it returns how many it has taken then; so does this, in the end.
         """
         rounds, rest = divmod(num_items, num_lanes)
         place = lambda r: lax.rem(lane + r * _TURN, int32(num_lanes))
 
         def item(r, done):
-            work_item = order_ref[r * num_lanes + place(r)]
+            i = r * num_lanes + place(r)
+            scene = lax.div(i, int32(items_of_scene))
+            work_item = order_ref[scene, i - scene * items_of_scene]
             head = lax.div(work_item, int32(num_tiles))
             tile = lax.rem(work_item, int32(num_tiles))
             row = lax.div(tile, int32(block_q // TILE_Q))
-            return work(r, head, tile, row, done)
+            return work(r, scene, head, tile, row, done)
 
         last = (place(int32(rounds)) < rest).astype(int32)
         return lax.fori_loop(0, rounds + last, item, int32(0))
 
     def produce(stream):
-        def fetch_tile(r, head, tile, row, done):
-            steps = steps_of(num_listed_ref, head, row)
+        def fetch_tile(r, scene, head, tile, row, done):
+            steps = steps_of(num_listed_ref, scene, head, row)
             # Which tile is next is read while this one is fetched.
-            first = key_tile_of(head, row, int32(0))
+            first = key_tile_of(scene, head, row, int32(0))
 
             @pl.when(r > 0)
             def _():
@@ -232,13 +274,13 @@ def _kernel(
             for consumer in range(_CONSUMERS):
                 rows = pl.ds(tile * TILE_Q + consumer * _ROWS, _ROWS)
                 plgpu.copy_gmem_to_smem(
-                    q_ref.at[rows, head],
+                    q_ref.at[scene, rows, head],
                     q_smem.at[stream * _CONSUMERS + consumer],
                     q_full.at[stream],
                 )
 
             def step(i, key_tile):
-                following = key_tile_of(head, row, jnp.minimum(i + 1, steps - 1))
+                following = key_tile_of(scene, head, row, jnp.minimum(i + 1, steps - 1))
                 rows = pl.ds(key_tile * TILE_K, TILE_K)
                 slot = slot_of(stream, done + i)
                 for ref, smem, full, free in (
@@ -250,7 +292,7 @@ def _kernel(
                     def _(free=free):
                         plgpu.barrier_wait(free.at[slot])
 
-                    plgpu.copy_gmem_to_smem(ref.at[rows, head], smem.at[slot], full.at[slot])
+                    plgpu.copy_gmem_to_smem(ref.at[scene, rows, head], smem.at[slot], full.at[slot])
                 return following
 
             lax.fori_loop(0, steps, step, first)
@@ -324,22 +366,22 @@ def _kernel(
             plgpu.barrier_arrive(cleaned.at[stream])
             plgpu.barrier_wait(cleaned.at[stream])
 
-        def keys_that_count(head, row, i):
+        def keys_that_count(scene, head, row, i):
             """How many keys count of the i-th tile of a list."""
             count = int32(TILE_K)
             if has_partial_blocks:
-                key_tile = key_tile_of(head, row, i)
-                tokens = tokens_ref[lax.div(key_tile, int32(parts))]
+                key_tile = key_tile_of(scene, head, row, i)
+                tokens = tokens_ref[scene, lax.div(key_tile, int32(parts))]
                 count = jnp.clip(tokens - lax.rem(key_tile, int32(parts)) * TILE_K, 0, TILE_K)
-            return jnp.where(num_listed_ref[head, row] > 0, count, 0)
+            return jnp.where(num_listed_ref[scene, head, row] > 0, count, 0)
 
-        def attend_tile(r, head, tile, row, done):
-            steps = steps_of(num_listed_ref, head, row)
-            whole_steps = steps_of(num_whole_ref, head, row)
+        def attend_tile(r, scene, head, tile, row, done):
+            steps = steps_of(num_listed_ref, scene, head, row)
+            whole_steps = steps_of(num_whole_ref, scene, head, row)
             slot = lambda i: slot_of(stream, done + i)
 
             plgpu.barrier_wait(q_full.at[stream])
-            first_count = keys_that_count(head, row, int32(0))
+            first_count = keys_that_count(scene, head, row, int32(0))
             scores = leave_out(score_alone(slot(int32(0))), first_count)
             highest = scores.max(axis=1) * factor
             reference = jnp.where(highest == -jnp.inf, 0.0, highest)
@@ -380,10 +422,10 @@ def _kernel(
                     plgpu.barrier_arrive(v_free.at[slot])
 
                 def partial_step(i, sums):
-                    scores = leave_out(score_alone(slot(i)), keys_that_count(head, row, i))
+                    scores = leave_out(score_alone(slot(i)), keys_that_count(scene, head, row, i))
                     weights, sums = weigh(scores, reference, sums)
                     plgpu.barrier_wait(v_full.at[slot(i)])
-                    clean_values(slot(i), keys_that_count(head, row, i))
+                    clean_values(slot(i), keys_that_count(scene, head, row, i))
                     take_values(slot(i), weights)
                     return sums
 
@@ -424,8 +466,8 @@ def _kernel(
             lse_smem.at[me][...] = jnp.where(good, lse, jnp.nan)
             plgpu.commit_smem()
             rows = pl.ds(tile * TILE_Q + consumer * _ROWS, _ROWS)
-            plgpu.copy_smem_to_gmem(out_smem.at[me], out_ref.at[rows, head])
-            plgpu.copy_smem_to_gmem(lse_smem.at[me], lse_ref.at[head, rows])
+            plgpu.copy_smem_to_gmem(out_smem.at[me], out_ref.at[scene, rows, head])
+            plgpu.copy_smem_to_gmem(lse_smem.at[me], lse_ref.at[scene, head, rows])
             return done + steps
 
         for_each_item(block * streams + stream, attend_tile)
