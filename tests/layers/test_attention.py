@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_kernels.rope import apply_rope
 from vggt_jax import Dense
 from vggt_jax.layers import attention
 from vggt_jax.layers.attention import Attention, Rope, dense_attention
 from vggt_jax.layers.precision import Precision
-from vggt_jax.layers.rope import apply_rope, rope_tables
+from vggt_jax.layers.rope import rope_tables
 
 B, T, KV, N, H = 2, 7, 11, 3, 8
 FLOAT32 = Precision.from_compute_dtype(jnp.float32)
