@@ -57,33 +57,36 @@ def norm_rope(x, cos, sin, bias, scale, offset, eps, *, interpret=False):
 def _kernel(x_ref, cos_ref, sin_ref, bias_ref, scale_ref, offset_ref, out_ref, *, num_tokens, eps):
     size, _, h = x_ref.shape
     quarters = [pl.ds(i * h // 4, h // 4) for i in range(4)]
-    token = pl.program_id(0) * size + lax.broadcasted_iota(jnp.int32, (size,), 0)
-    exists = None if num_tokens % size == 0 else (token < num_tokens)[:, None, None]
+    token = pl.program_id(0) * size + lax.broadcasted_iota(jnp.int32, (size, 1, 1), 0)
+    exists = None if num_tokens % size == 0 else token < num_tokens
+    load = functools.partial(plgpu.load, mask=exists, other=None if exists is None else 0)
+    x = [load(x_ref.at[:, :, quarter]).astype(jnp.float32) for quarter in quarters]
 
-    x = [
-        plgpu.load(x_ref.at[:, :, quarter], mask=exists, other=None if exists is None else 0)
-        for quarter in quarters
-    ]  # 4 times [size, heads, h / 4]
-    widen = lambda row: row.astype(jnp.float32)
-    x = [widen(part) + widen(bias_ref[:, quarter]) for part, quarter in zip(x, quarters)]
+    # Read as if they were as large as `x`, from the cache: then each thread reads what it needs, and
+    # nothing goes from thread to thread through shared memory.
+    head, place = (lax.broadcasted_iota(jnp.int32, x[0].shape, axis) for axis in (1, 2))
+    spread = lambda ref, row, i: load(ref.at[row, place + i * h // 4]).astype(jnp.float32)
+    row = lax.rem(token, jnp.int32(cos_ref.shape[0]))
+    cos, sin = ([spread(ref, row, i) for i in (0, 2)] for ref in (cos_ref, sin_ref))
+    x = [part + spread(bias_ref, head, i) for i, part in enumerate(x)]
+
     mean = _sum_rows(x) / h
     x = [part - mean for part in x]
     reciprocal = lax.rsqrt(_sum_rows([part * part for part in x]) / h + eps)
-    x = [
-        part * reciprocal * widen(scale_ref[quarter]) + widen(offset_ref[quarter])
-        for part, quarter in zip(x, quarters)
-    ]
+    scale, offset = (
+        [ref[quarter].astype(jnp.float32) for quarter in quarters]
+        for ref in (scale_ref, offset_ref)
+    )
+    a, b, c, d = (x[i] * reciprocal * scale[i] + offset[i] for i in range(4))
 
-    row = lax.rem(token, jnp.int32(cos_ref.shape[0]))[:, None]
-    for i in (0, 2):  # pairs that turn with y, then those that turn with x
-        pair = (i * h // 4 + lax.broadcasted_iota(jnp.int32, (h // 4,), 0))[None]
-        cos, sin = (plgpu.load(ref.at[row, pair])[:, None] for ref in (cos_ref, sin_ref))
-        first, second = x[i], x[i + 1]
-        for quarter, turned in (
-            (quarters[i], first * cos - second * sin),
-            (quarters[i + 1], second * cos + first * sin),
-        ):
-            plgpu.store(out_ref.at[:, :, quarter], turned.astype(out_ref.dtype), mask=exists)
+    turned = (
+        a * cos[0] - b * sin[0],
+        b * cos[0] + a * sin[0],
+        c * cos[1] - d * sin[1],
+        d * cos[1] + c * sin[1],
+    )
+    for quarter, part in zip(quarters, turned):
+        plgpu.store(out_ref.at[:, :, quarter], part.astype(out_ref.dtype), mask=exists)
 
 
 def _sum_rows(quarters):
