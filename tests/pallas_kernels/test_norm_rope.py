@@ -274,7 +274,8 @@ def test_offsets_beyond_32_bits(pretend_h100, monkeypatch, frames, bits):
     def note(block_info, indexer):
         offsets = compute(block_info, indexer)
         if len(block_info.full_shape_dtype.shape) == 3:  # those into x and the result
-            widths.add(lowering._element_type(offsets.type).width)
+            of_numbers = offsets[0] if isinstance(offsets, tuple) else offsets  # from JAX 0.12 on
+            widths.add(lowering._element_type(of_numbers.type).width)
         return offsets
 
     monkeypatch.setattr(lowering, "_compute_offsets_from_indices", note)
@@ -295,11 +296,11 @@ def test_tiles_are_of_one_size(monkeypatch):
     monkeypatch.setattr(triton, "triton_call", note)
     for n, h in ((16, 64), (4, 32), (1, 32), (128, 128)):
         arguments = draw(13, 1, 1, n, h)
-        arguments["x"] = jnp.zeros((3, 1374, n, h), jnp.bfloat16)
+        arguments["x"] = jnp.zeros((3, 137, n, h), jnp.bfloat16)
         triton.norm_rope(*arguments.values(), EPS)
     assert found == {
-        (16, 64): (8, 16, 516, 1),
-        (4, 32): (64, 4, 65, 1),
-        (1, 32): (256, 1, 17, 1),
-        (128, 128): (1, 64, 4122, 2),
+        (16, 64): (8, 16, 52, 1),
+        (4, 32): (64, 4, 7, 1),
+        (1, 32): (256, 1, 2, 1),
+        (128, 128): (1, 64, 411, 2),
     }
