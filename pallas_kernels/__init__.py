@@ -1,4 +1,4 @@
-"""Block-sparse attention for JAX in Pallas kernels, usable without VGGT."""
+"""Block-sparse attention for JAX in Pallas kernels, and what precedes it; usable without VGGT."""
 
 from pallas_kernels.attention import (
     MosaicGpuConfig,
@@ -7,6 +7,7 @@ from pallas_kernels.attention import (
     block_sparse_attention,
 )
 from pallas_kernels.block_map import BlockMap
+from pallas_kernels.rope import norm_rope
 from pallas_kernels.selection import BlockSelection, select_blocks
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "TritonConfig",
     "attention_obstacles",
     "block_sparse_attention",
+    "norm_rope",
     "select_blocks",
 ]

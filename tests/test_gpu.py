@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 import vggt_jax
-from pallas_kernels import mosaic_gpu_call
+from pallas_kernels import mosaic_gpu_call, norm_rope
 from vggt_jax.checkpoint import with_dtype
 from vggt_jax.layers import attention
+from vggt_jax.layers.rope import rope_tables
 from vggt_jax.layers.sparse_attention import LayerSetting, sparse_attention
 
 pytestmark = pytest.mark.gpu
@@ -187,3 +188,40 @@ def test_keeping_everything_is_dense_at_full_size(monkeypatch, relative_error):
     for found, plain, expected in zip(sparse, other, dense, strict=True):
         noise = relative_error(plain, expected)
         assert relative_error(found, expected) <= 1.5 * noise
+
+
+def norm_rope_arguments(b, p, n, h):
+    """Tables as keywords of `norm_rope`, and `x` of two normal numbers' spread."""
+    draw = lambda seed, *shape: jax.random.normal(jax.random.key(seed), shape)
+    cos, sin = rope_tables(np.stack(np.divmod(np.arange(p), 37), axis=-1), h)
+    parameters = {"scale": 1 + 0.1 * draw(1, h), "offset": draw(2, h), "bias": draw(3, n, h)}
+    return 2 * draw(0, b, p, n, h), {"cos": cos, "sin": sin, **parameters, "eps": 1e-5}
+
+
+def test_norm_rope_is_as_good_in_the_kernel_as_without(relative_error):
+    x, keywords = norm_rope_arguments(3, 1374, 16, 64)
+    exact = norm_rope(x, **keywords, implementation="xla")
+    narrow = x.astype(jnp.bfloat16)
+    plain = norm_rope(narrow, **keywords, implementation="xla")
+    kernel = norm_rope(narrow, **keywords, implementation="triton")
+    assert kernel.dtype == jnp.bfloat16
+    assert relative_error(kernel, exact) <= 2 * relative_error(plain, exact)
+
+
+def test_norm_rope_of_more_than_2_to_the_31_numbers():
+    """The last frame, whose offsets need 64 bits, is as good as alone."""
+    x, keywords = norm_rope_arguments(2, 1374, 16, 64)
+    frames = x.astype(jnp.bfloat16)
+
+    @jax.jit
+    def run(frames):
+        is_last = jnp.arange(1600)[:, None, None, None] == 1599
+        x = jnp.where(is_last, frames[1], frames[0])
+        out = norm_rope(x, **keywords, implementation="triton")
+        same = jax.vmap(lambda frame: jnp.all(frame == out[0]))(out)
+        return out[0], out[-1], jnp.sum(same)
+
+    first, last, num_same = run(frames)
+    assert num_same == 1599
+    expected = norm_rope(frames, **keywords, implementation="triton")
+    np.testing.assert_array_equal(np.stack([first, last]), expected)

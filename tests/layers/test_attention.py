@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from pallas_kernels import block_sparse_attention
+from pallas_kernels.rope import apply_rope
 from vggt_jax import Dense
 from vggt_jax.layers import attention
 from vggt_jax.layers.attention import Attention, Rope, dense_attention
 from vggt_jax.layers.precision import Precision
-from vggt_jax.layers.rope import apply_rope, rope_tables
+from vggt_jax.layers.rope import rope_tables
 
 B, T, KV, N, H = 2, 7, 11, 3, 8
 FLOAT32 = Precision.from_compute_dtype(jnp.float32)
@@ -229,3 +230,26 @@ def test_queries_and_keys_are_normalised_and_then_turned(randomised):
     np.testing.assert_allclose(q, turn(layer.q_norm(raw_q)), rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(k, turn(layer.k_norm(raw_k)), rtol=1e-6, atol=1e-6)
     assert not np.allclose(q, layer.q_norm(turn(raw_q)), atol=1e-2)
+
+
+def test_queries_and_keys_in_bfloat16_are_rounded_after_the_turn(randomised, relative_error):
+    layer = randomised(lambda rngs: Attention(64, 2, qk_norm=True, rngs=rngs))
+    x = draw(2, 5, 64, seed=13).astype(jnp.bfloat16)
+    positions = np.stack([np.arange(5), 2 * np.arange(5)], axis=-1)
+    rope = Rope(*map(jnp.asarray, rope_tables(positions, 32)))
+    narrow = Precision.from_compute_dtype(jnp.bfloat16)
+    layer.qkv.kernel.set_value(layer.qkv.kernel[...].astype(jnp.bfloat16).astype(jnp.float32))
+    exact = project(layer, x.astype(jnp.float32), rope)
+    found = jax.jit(lambda layer, x, rope: layer.project(x, rope, narrow))(layer, x, rope)
+    for value, expected in zip(found, exact, strict=True):
+        assert value.dtype == jnp.bfloat16
+        # Two roundings by half of 2^-8 at most: of the product without its bias, and of the result.
+        assert relative_error(value, expected) <= 2**-8
+
+
+@pytest.mark.parametrize(
+    ("implementation", "plain"), [("xla", "xla"), ("cudnn", None), (None, None)]
+)
+def test_plain_attention_is_plain_before_it_too(implementation, plain):
+    """A program exported on a GPU for other devices has no kernels of one."""
+    assert Dense(implementation=implementation).norm_rope == plain

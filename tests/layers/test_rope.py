@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vggt_jax.layers.rope import apply_rope, rope_tables
+from pallas_kernels.rope import apply_rope
+from vggt_jax.layers.rope import rope_tables
 
 # Row by row: the origin, one axis each, a far corner (37 x 37 patches and the official shift by 1).
 POSITIONS = np.asarray([[0, 0], [1, 0], [0, 1], [3, 5], [37, 37]])

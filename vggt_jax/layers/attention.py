@@ -8,13 +8,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+import pallas_kernels
 from pallas_kernels import BlockMap, attention_obstacles, block_sparse_attention, devices
 from pallas_kernels.blocks import next_power_of_2
+from pallas_kernels.rope import apply_rope
 from vggt_jax.layers.chunking import map_chunks
 from vggt_jax.layers.linear import Linear, apply_linear
 from vggt_jax.layers.norm import LayerNorm
 from vggt_jax.layers.precision import Precision
-from vggt_jax.layers.rope import apply_rope
 
 Implementation = Literal["mosaic_gpu", "cudnn", "xla"]
 
@@ -42,6 +43,11 @@ class Dense:
         if self.implementation not in (None, *get_args(Implementation)):
             names = ", ".join(map(repr, get_args(Implementation)))
             raise ValueError(f"{self.implementation=} is unknown; use {names} or None")
+
+    @property
+    def norm_rope(self) -> Literal["xla"] | None:
+        """The implementation of `norm_rope` before it: plain XLA where attention is to be that."""
+        return "xla" if self.implementation == "xla" else None
 
 
 def dense_attention(
@@ -182,21 +188,48 @@ class Attention(nnx.Module):
         self.proj = Linear(dim, dim, rngs=rngs)
 
     def project(
-        self, x: Float[Array, "*b p c"], rope: Rope | None, precision: Precision
+        self,
+        x: Float[Array, "*b p c"],
+        rope: Rope | None,
+        precision: Precision,
+        *,
+        norm_rope: Literal["xla"] | None = None,
     ) -> tuple[Float[Array, "*b p n h"], Float[Array, "*b p n h"], Float[Array, "*b p n h"]]:
-        """Queries and keys, normalised and turned in float32, and values; all in the compute type."""
+        """Queries and keys, normalised and turned in float32, and values; all in the compute type.
+
+        `norm_rope`: which implementation of `pallas_kernels.norm_rope` does that, if both is to be done;
+        None to choose by device and type.
+        """
         heads = (*x.shape[:-1], self.num_heads, x.shape[-1] // self.num_heads)
         # Three products, because parts of one would be copied out of it.
-        q, k, v = (
-            apply_linear(x, kernel, bias, precision).reshape(heads)
-            for kernel, bias in zip(
-                jnp.split(self.qkv.kernel[...], 3, axis=-1), jnp.split(self.qkv.bias[...], 3)
+        kernels = jnp.split(self.qkv.kernel[...], 3, axis=-1)
+        biases = jnp.split(self.qkv.bias[...], 3)
+        turns_normalised = self.q_norm is not None and rope is not None
+        xs = (x, x, x)
+        if turns_normalised and precision.compute_dtype.itemsize == 2:
+            # XLA would join those of few tokens again, because they multiply the same array.
+            x = x.astype(precision.compute_dtype)
+            xs = jax.lax.optimization_barrier((x, x, x))
+        product = lambda i, bias: apply_linear(xs[i], kernels[i], bias, precision).reshape(heads)
+        v = product(2, biases[2])
+        if turns_normalised:
+            # Products come without their bias, which joins here before they are rounded again.
+            q, k = (
+                pallas_kernels.norm_rope(
+                    product(i, None),
+                    *rope,
+                    bias=biases[i],
+                    scale=norm.scale[...],
+                    offset=norm.bias[...],
+                    eps=norm.eps,
+                    implementation=norm_rope,
+                )
+                for i, norm in enumerate((self.q_norm, self.k_norm))
             )
-        )
+            return q, k, v
+        q, k = product(0, biases[0]), product(1, biases[1])
         if self.q_norm is not None:
-            fuse_with_next = rope is not None
-            q = self.q_norm(q, fuse_with_next=fuse_with_next)
-            k = self.k_norm(k, fuse_with_next=fuse_with_next)
+            q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = apply_rope(q, *rope), apply_rope(k, *rope)
         return q.astype(v.dtype), k.astype(v.dtype), v

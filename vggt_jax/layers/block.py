@@ -1,7 +1,7 @@
 """The transformer block of encoders, trunks, decoders and heads, and stacks of it."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -42,9 +42,16 @@ class Block(nnx.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio), rngs=rngs)
         self.ls2 = scale()
 
-    def before(self, x: Float[Array, "*b p c"], rope: Rope | None, precision: Precision):
-        """Queries, keys and values `[*b p n h]` of the normalised stream."""
-        return self.attn.project(self.norm1(x), rope, precision)
+    def before(
+        self,
+        x: Float[Array, "*b p c"],
+        rope: Rope | None,
+        precision: Precision,
+        *,
+        norm_rope: Literal["xla"] | None = None,
+    ):
+        """Queries, keys and values `[*b p n h]` of the normalised stream; see `Attention.project`."""
+        return self.attn.project(self.norm1(x), rope, precision, norm_rope=norm_rope)
 
     def after(
         self, x: Float[Array, "*b p c"], attended: Float[Array, "*b p n h"], precision: Precision
@@ -57,7 +64,7 @@ class Block(nnx.Module):
         self, x: Float[Array, "*b p c"], rope: Rope | None, dense: Dense, precision: Precision
     ) -> Float[Array, "*b p c"]:
         """The whole block, where the tokens of a frame see each other and no others."""
-        q, k, v = self.before(x, rope, precision)
+        q, k, v = self.before(x, rope, precision, norm_rope=dense.norm_rope)
         frames = lambda y: y.reshape(-1, *y.shape[-3:])
         attended = dense_attention(
             frames(q),

@@ -28,15 +28,15 @@ class Linear(nnx.Module):
 def apply_linear(
     x: Float[Array, "*b i"],
     kernel: Float[Array, "i o"],
-    bias: Float[Array, " o"],
+    bias: Float[Array, " o"] | None,
     precision: Precision,
 ) -> Float[Array, "*b o"]:
-    """`x @ kernel + bias`: operands and result in the compute type, sums in float32."""
+    """`x @ kernel + bias`, if any: operands and result in the compute type, sums in float32."""
     dtype = precision.compute_dtype
     y = jnp.einsum(
         "...i,io->...o", x.astype(dtype), kernel.astype(dtype), precision=precision.matmul
     )
-    return y + bias.astype(dtype)
+    return y if bias is None else y + bias.astype(dtype)
 
 
 class Conv(nnx.Module):

@@ -14,24 +14,13 @@ class LayerNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones(dim))
         self.bias = nnx.Param(jnp.zeros(dim))
 
-    def __call__(
-        self, x: Float[Array, "*b d"], *, fuse_with_next: bool = False
-    ) -> Float[Array, "*b d"]:
-        normalized = normalize(x, eps=self.eps, fuse_with_next=fuse_with_next)
-        return normalized * self.scale[...] + self.bias[...]
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        return normalize(x, eps=self.eps) * self.scale[...] + self.bias[...]
 
 
-def normalize(
-    x: Float[Array, "*b d"], *, eps: float, fuse_with_next: bool = False
-) -> Float[Array, "*b d"]:
-    """Zero mean and unit variance over the last axis, in and to float32.
-
-    With `fuse_with_next` means and variances are arrays of their own. Left alone, XLA makes one kernel
-    of all this, which pays unless what follows cannot join it: then the result goes through memory.
-    """
+def normalize(x: Float[Array, "*b d"], *, eps: float) -> Float[Array, "*b d"]:
+    """Zero mean and unit variance over the last axis, in and to float32."""
     x = x.astype(jnp.float32)
     mean = jnp.mean(x, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(x - mean), axis=-1, keepdims=True)
-    if fuse_with_next:
-        mean, variance = jax.lax.optimization_barrier((mean, variance))
     return (x - mean) * jax.lax.rsqrt(variance + eps)

@@ -1,8 +1,7 @@
-"""Rotary position embedding in two dimensions."""
+"""Rotary position embedding in two dimensions: its tables."""
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 _BASE_FREQUENCY = 100.0  # official file: vggt/models/aggregator.py, rope_freq
 
@@ -21,14 +20,3 @@ def rope_tables(
     angles = positions.astype(np.float32)[:, :, None] * frequencies  # [p, 2, half / 2]
     angles = np.concatenate([angles, angles], axis=-1).reshape(len(positions), head_dim)
     return np.cos(angles), np.sin(angles)
-
-
-def apply_rope(
-    x: Float[Array, "*b p n h"], cos: Float[Array, "p h"], sin: Float[Array, "p h"]
-) -> Float[Array, "*b p n h"]:
-    """Turns the heads of every token by its tables, in float32."""
-    x = x.astype(jnp.float32)
-    y_or_x = x.reshape(*x.shape[:-1], 2, 2, x.shape[-1] // 4)  # [..., y or x, half, pair]
-    first, second = y_or_x[..., 0, :], y_or_x[..., 1, :]
-    turned = jnp.stack([-second, first], axis=-2).reshape(x.shape)
-    return x * cos[:, None, :] + turned * sin[:, None, :]

@@ -162,7 +162,7 @@ def run_trunk(
     ]
 
     def global_layer(block: Block, x, branch, index):
-        q, k, v = block.before(x, rope, precision)
+        q, k, v = block.before(x, rope, precision, norm_rope=dense.norm_rope)
         attended, stats = (
             branches[0](q, k, v, index)
             if len(branches) == 1
