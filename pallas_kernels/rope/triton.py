@@ -21,44 +21,47 @@ _NUM_WARPS = 4
 _TILE = 64 * 32 * _NUM_WARPS
 
 
-def norm_rope(x, cos, sin, bias, scale, offset, eps, *, interpret=False):
+def norm_rope(x, cos, sin, bias, scale, offset, eps, num_tokens, *, interpret=False):
     """As `xla.norm_rope`, for `n` and `h` that are powers of two.
 
     Offsets into `x` may exceed 32 bits: Pallas makes them 64 bits wide where the array has more than
-    2^32 bytes. Blocks are counted in tokens, so that their numbers stay small.
+    2^32 bytes. Blocks are counted in frames and tokens, so that their numbers stay small.
     """
-    *_, p, n, h = x.shape
-    tokens = x.reshape(-1, n, h)
+    *batch, p, n, h = x.shape
+    frames = x.reshape(-1, p, n, h)
     heads = min(n, _TILE // h)
-    block = (_TILE // (heads * h), heads, h)
-    whole = lambda x: pl.BlockSpec(x.shape, lambda i, j: (0,) * x.ndim)
-    tile = pl.BlockSpec(block, lambda i, j: (i, j, 0))
+    block = (None, _TILE // (heads * h), heads, h)
+    whole = lambda x: pl.BlockSpec(x.shape, lambda f, i, j: (0,) * x.ndim)
+    tile = pl.BlockSpec(block, lambda f, i, j: (f, i, j, 0))
+    out_shape = (len(frames), num_tokens, n, h)
     (out,) = triton_call(
-        functools.partial(_kernel, num_tokens=tokens.shape[0], eps=eps),
-        grid=(count_blocks(tokens.shape[0], block[0]), n // heads),
+        functools.partial(_kernel, num_read=p, num_written=num_tokens, eps=eps),
+        grid=(len(frames), count_blocks(num_tokens, block[1]), n // heads),
         in_specs=[
             tile,
             whole(cos),
             whole(sin),
-            pl.BlockSpec((heads, h), lambda i, j: (j, 0)),
+            pl.BlockSpec((heads, h), lambda f, i, j: (j, 0)),
             whole(scale),
             whole(offset),
         ],
         out_specs=[tile],
-        out_shape=[jax.ShapeDtypeStruct(tokens.shape, x.dtype)],
+        out_shape=[jax.ShapeDtypeStruct(out_shape, x.dtype)],
         num_warps=_NUM_WARPS,
         num_stages=1,
         interpret=interpret,
         name="norm_rope",
-    )(tokens, cos, sin, bias, scale, offset)
-    return out.reshape(x.shape)
+    )(frames, cos, sin, bias, scale, offset)
+    return out.reshape(*batch, *out_shape[1:])
 
 
-def _kernel(x_ref, cos_ref, sin_ref, bias_ref, scale_ref, offset_ref, out_ref, *, num_tokens, eps):
+def _kernel(
+    x_ref, cos_ref, sin_ref, bias_ref, scale_ref, offset_ref, out_ref, *, num_read, num_written, eps
+):
     size, _, h = x_ref.shape
     quarters = [pl.ds(i * h // 4, h // 4) for i in range(4)]
-    token = pl.program_id(0) * size + lax.broadcasted_iota(jnp.int32, (size, 1, 1), 0)
-    exists = None if num_tokens % size == 0 else token < num_tokens
+    token = pl.program_id(1) * size + lax.broadcasted_iota(jnp.int32, (size, 1, 1), 0)
+    exists = None if num_read == num_written and num_read % size == 0 else token < num_read
     load = functools.partial(plgpu.load, mask=exists, other=None if exists is None else 0)
     x = [load(x_ref.at[:, :, quarter]).astype(jnp.float32) for quarter in quarters]
 
@@ -66,8 +69,8 @@ def _kernel(x_ref, cos_ref, sin_ref, bias_ref, scale_ref, offset_ref, out_ref, *
     # nothing goes from thread to thread through shared memory.
     head, place = (lax.broadcasted_iota(jnp.int32, x[0].shape, axis) for axis in (1, 2))
     spread = lambda ref, row, i: load(ref.at[row, place + i * h // 4]).astype(jnp.float32)
-    row = lax.rem(token, jnp.int32(cos_ref.shape[0]))
-    cos, sin = ([spread(ref, row, i) for i in (0, 2)] for ref in (cos_ref, sin_ref))
+    # Beyond the tokens that are read, sines and cosines are zero, and so is the result.
+    cos, sin = ([spread(ref, token, i) for i in (0, 2)] for ref in (cos_ref, sin_ref))
     x = [part + spread(bias_ref, head, i) for i, part in enumerate(x)]
 
     mean = _sum_rows(x) / h
@@ -85,8 +88,9 @@ def _kernel(x_ref, cos_ref, sin_ref, bias_ref, scale_ref, offset_ref, out_ref, *
         c * cos[1] - d * sin[1],
         d * cos[1] + c * sin[1],
     )
+    fits = None if num_written % size == 0 else token < num_written
     for quarter, part in zip(quarters, turned):
-        plgpu.store(out_ref.at[:, :, quarter], part.astype(out_ref.dtype), mask=exists)
+        plgpu.store(out_ref.at[:, :, quarter], part.astype(out_ref.dtype), mask=fits)
 
 
 def _sum_rows(quarters):

@@ -148,25 +148,29 @@ def test_kernels_are_refused_without_a_gpu(qkv, name, reason):
 
 
 @pytest.mark.parametrize(
-    ("capability", "dtype", "h", "kv", "chosen"),
+    ("capability", "dtype", "h", "t", "kv", "chosen"),
     [
-        ("9.0", jnp.bfloat16, 64, 4096, "mosaic_gpu"),
-        ("9.0", jnp.bfloat16, 64, 4095, "cudnn"),
-        ("9.0", jnp.float16, 128, 5000, "mosaic_gpu"),
-        ("9.0", jnp.bfloat16, 72, 5000, "cudnn"),
-        ("9.0", jnp.bfloat16, 68, 5000, "xla"),
-        ("9.0", jnp.float32, 64, 5000, "xla"),
-        ("8.0", jnp.bfloat16, 64, 5000, "cudnn"),
-        ("7.5", jnp.bfloat16, 64, 5000, "xla"),
-        (None, jnp.bfloat16, 64, 5000, "xla"),
+        ("9.0", jnp.bfloat16, 64, 3, 4096, "mosaic_gpu"),
+        ("9.0", jnp.bfloat16, 64, 3, 4095, "cudnn"),
+        ("9.0", jnp.bfloat16, 64, 8, 256, "mosaic_gpu"),
+        ("9.0", jnp.bfloat16, 64, 3, 256, "cudnn"),
+        ("9.0", jnp.bfloat16, 64, 8, 257, "cudnn"),
+        ("9.0", jnp.bfloat16, 64, 8, 248, "cudnn"),
+        ("9.0", jnp.float16, 128, 3, 5000, "mosaic_gpu"),
+        ("9.0", jnp.bfloat16, 72, 3, 5000, "cudnn"),
+        ("9.0", jnp.bfloat16, 68, 3, 5000, "xla"),
+        ("9.0", jnp.float32, 64, 3, 5000, "xla"),
+        ("8.0", jnp.bfloat16, 64, 3, 5000, "cudnn"),
+        ("7.5", jnp.bfloat16, 64, 3, 5000, "xla"),
+        (None, jnp.bfloat16, 64, 3, 5000, "xla"),
     ],
 )
 def test_the_implementation_fits_device_type_and_keys(
-    pretend_device, monkeypatch, capability, dtype, h, kv, chosen
+    pretend_device, monkeypatch, capability, dtype, h, t, kv, chosen
 ):
     pretend_device("cpu" if capability is None else "gpu", capability)
     monkeypatch.setattr("pallas_kernels.mosaic_gpu_call.is_supported", lambda: True)
-    q, k = jnp.zeros((1, 3, 2, h), dtype), jnp.zeros((1, kv, 2, h), dtype)
+    q, k = jnp.zeros((1, t, 2, h), dtype), jnp.zeros((1, kv, 2, h), dtype)
     called = []
 
     def run(*args, name, **options):
@@ -177,6 +181,30 @@ def test_the_implementation_fits_device_type_and_keys(
         monkeypatch.setattr(attention, where, functools.partial(run, name=name))
     dense_attention(q, k, k)
     assert called == [chosen]
+
+
+@pytest.mark.parametrize(
+    ("capability", "num_tokens", "implementation", "padded"),
+    [
+        ("9.0", 1374, None, 1376),
+        ("9.0", 1376, None, 1376),
+        ("9.0", 256, None, 256),
+        ("9.0", 255, None, 255),
+        ("9.0", 1374, "cudnn", 1374),
+        ("8.0", 1374, None, 1374),
+        (None, 1374, None, 1374),
+    ],
+)
+def test_tokens_of_a_frame_are_padded_for_the_own_kernel(
+    pretend_device, monkeypatch, capability, num_tokens, implementation, padded
+):
+    pretend_device("cpu" if capability is None else "gpu", capability)
+    monkeypatch.setattr("pallas_kernels.mosaic_gpu_call.is_supported", lambda: True)
+    dense = Dense(implementation=implementation)
+    found = attention.padded_tokens(num_tokens, dense, head_dim=64, dtype=jnp.bfloat16)
+    assert found == padded
+    wide = attention.padded_tokens(num_tokens, dense, head_dim=64, dtype=jnp.float32)
+    assert wide == num_tokens
 
 
 @pytest.mark.parametrize("kv_lengths", [None, (301, 150)])

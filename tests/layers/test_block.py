@@ -7,9 +7,12 @@ import pytest
 from flax import nnx
 
 from vggt_jax.checkpoint import named_parameters
+from vggt_jax.layers import block as block_module
+from vggt_jax.layers.attention import Dense, Rope, dense_attention
 from vggt_jax.layers.block import Block, stack_modules
 from vggt_jax.layers.linear import Linear
 from vggt_jax.layers.precision import Precision
+from vggt_jax.layers.rope import rope_tables
 
 FLOAT32 = Precision.from_compute_dtype(jnp.float32)
 DIM, HEADS = 12, 3
@@ -41,6 +44,29 @@ def test_queries_keys_and_values_come_from_the_normalised_stream(randomised):
     found = jax.jit(lambda block, x: block.before(x, None, FLOAT32))(block, x)
     expected = jax.jit(lambda block, x: block.attn.project(block.norm1(x), None, FLOAT32))(block, x)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("has_rope", [False, True])
+def test_padding_for_a_kernel_is_not_seen(randomised, relative_error, monkeypatch, has_rope, dtype):
+    module = randomised(lambda rngs: make_block(rngs, qk_norm=has_rope))
+    x = draw(2, 3, 5, DIM)
+    positions = np.stack([np.arange(5), 2 * np.arange(5)], axis=-1)
+    rope = Rope(*map(jnp.asarray, rope_tables(positions, DIM // HEADS))) if has_rope else None
+    precision = Precision.from_compute_dtype(dtype)
+    run = lambda: jax.jit(lambda x: module.within_frames(x, rope, Dense(), precision))(x)
+    expected = run()
+    lengths = []
+
+    def attend(q, k, v, *, kv_lengths, **options):
+        lengths.append((q.shape[1], kv_lengths.shape))
+        return dense_attention(q, k, v, kv_lengths=kv_lengths, **options)
+
+    monkeypatch.setattr(block_module, "padded_tokens", lambda num_tokens, *args, **options: 8)
+    monkeypatch.setattr(block_module, "dense_attention", attend)
+    found = run()
+    assert lengths == [(8, (6,))]
+    assert relative_error(found, expected) <= (1e-6 if dtype == jnp.float32 else 2**-9)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

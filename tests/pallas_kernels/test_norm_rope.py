@@ -1,5 +1,6 @@
 """Bias, layer normalisation and rotary embedding against their formulas in float64."""
 
+import functools
 import warnings
 
 import jax
@@ -99,6 +100,27 @@ def test_other_shapes_and_types_of_arguments(way):
 def test_tiles_may_divide_the_tokens():
     arguments = draw(3, 4, 16, 16, 64)
     assert_right(run(arguments, **WAYS["triton-interpreted"]), arguments)
+
+
+# Up to the end of a tile of 8 tokens, into the next, and by whole tiles.
+@pytest.mark.parametrize("num_tokens", [13, 16, 17, 32])
+@pytest.mark.parametrize("way", WAYS)
+def test_the_result_may_have_more_tokens(way, num_tokens):
+    arguments = draw(14, 3, 13, 16, 64)
+    weights = jnp.asarray(np.random.default_rng(15).normal(size=(3, num_tokens, 16, 64)))
+
+    def loss(arguments, **options):
+        found = run(arguments, **options, **WAYS[way])
+        return jnp.sum(weights[:, : found.shape[1]] * found.astype(jnp.float32)), found
+
+    (_, plain), expected = jax.value_and_grad(loss, has_aux=True)(arguments)
+    (_, found), gradients = jax.value_and_grad(loss, has_aux=True)(arguments, num_tokens=num_tokens)
+    assert found.shape == (3, num_tokens, 16, 64)
+    # XLA may round in another order.
+    close = functools.partial(np.testing.assert_allclose, rtol=2 * HALF_ULP["bfloat16"], atol=1e-5)
+    close(*(np.asarray(x, np.float64) for x in (found[:, :13], plain)))
+    np.testing.assert_array_equal(found[:, 13:], 0)
+    jax.tree.map(lambda *xs: close(*(np.asarray(x, np.float64) for x in xs)), gradients, expected)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -273,7 +295,7 @@ def test_offsets_beyond_32_bits(pretend_h100, monkeypatch, frames, bits):
 
     def note(block_info, indexer):
         offsets = compute(block_info, indexer)
-        if len(block_info.full_shape_dtype.shape) == 3:  # those into x and the result
+        if len(block_info.full_shape_dtype.shape) == 4:  # those into x and the result
             of_numbers = offsets[0] if isinstance(offsets, tuple) else offsets  # from JAX 0.12 on
             widths.add(lowering._element_type(of_numbers.type).width)
         return offsets
@@ -288,19 +310,19 @@ def test_tiles_are_of_one_size(monkeypatch):
     found = {}
 
     def note(kernel, *, grid, in_specs, out_shape, **_):
-        tokens, heads, h = in_specs[0].block_shape
+        _, tokens, heads, h = in_specs[0].block_shape
         assert tokens * heads * h == triton._TILE == 64 * 128
-        found[out_shape[0].shape[1:]] = tokens, heads, *grid
+        found[out_shape[0].shape[2:]] = tokens, heads, *grid
         return lambda x, *_: [x]
 
     monkeypatch.setattr(triton, "triton_call", note)
     for n, h in ((16, 64), (4, 32), (1, 32), (128, 128)):
         arguments = draw(13, 1, 1, n, h)
         arguments["x"] = jnp.zeros((3, 137, n, h), jnp.bfloat16)
-        triton.norm_rope(*arguments.values(), EPS)
+        triton.norm_rope(*arguments.values(), EPS, 137)
     assert found == {
-        (16, 64): (8, 16, 52, 1),
-        (4, 32): (64, 4, 7, 1),
-        (1, 32): (256, 1, 2, 1),
-        (128, 128): (1, 64, 411, 2),
+        (16, 64): (8, 16, 3, 18, 1),
+        (4, 32): (64, 4, 3, 3, 1),
+        (1, 32): (256, 1, 3, 1, 1),
+        (128, 128): (1, 64, 3, 137, 2),
     }

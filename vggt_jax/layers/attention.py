@@ -19,8 +19,11 @@ from vggt_jax.layers.precision import Precision
 
 Implementation = Literal["mosaic_gpu", "cudnn", "xla"]
 
-# From how many keys on the project's own kernel is faster than cuDNN's (docs/performance.md).
-_MIN_KEYS_OF_OWN_KERNEL = 4096
+# When the project's own kernel is faster than cuDNN's on an H100 (docs/performance.md). It wants numbers of
+# tokens that are multiples of 8, and pads others: a copy that only pays for many keys.
+_MIN_KEYS_OF_OWN_KERNEL = 256
+_MIN_KEYS_TO_PAD = 4096
+_ALIGNMENT = 8
 
 # Scores of one chunk of queries in `xla`, in bytes.
 MAX_SCORE_BYTES = 256 * 2**20
@@ -71,10 +74,12 @@ def dense_attention(
     """
     obstacles = dense_obstacles(head_dim=q.shape[-1], dtype=q.dtype)
     if implementation is None:
-        usable = [name for name, obstacle in obstacles.items() if obstacle is None]
-        if k.shape[1] < _MIN_KEYS_OF_OWN_KERNEL and len(usable) > 1 and usable[0] == "mosaic_gpu":
-            usable.pop(0)
-        implementation = usable[0]
+        t, kv = q.shape[1], k.shape[1]
+        pads = t % _ALIGNMENT or kv % _ALIGNMENT
+        fits = {"mosaic_gpu": kv >= (_MIN_KEYS_TO_PAD if pads else _MIN_KEYS_OF_OWN_KERNEL)}
+        implementation = next(
+            name for name, why in obstacles.items() if why is None and fits.get(name, True)
+        )
     elif obstacle := obstacles[implementation]:
         raise NotImplementedError(f"{implementation}: {obstacle}; use implementation='xla' or None")
     if implementation == "mosaic_gpu":
@@ -89,6 +94,19 @@ def dense_attention(
         axis=1,
         max_chunk=MAX_SCORE_BYTES // bytes_per_query,
     )
+
+
+def padded_tokens(
+    num_tokens: int, dense: Dense, *, head_dim: int, dtype: jax.typing.DTypeLike
+) -> int:
+    """How many tokens those of a frame should be padded to for the fastest attention among them."""
+    if (
+        dense.implementation is not None
+        or num_tokens < _MIN_KEYS_OF_OWN_KERNEL
+        or dense_obstacles(head_dim=head_dim, dtype=dtype)["mosaic_gpu"]
+    ):
+        return num_tokens
+    return -(-num_tokens // _ALIGNMENT) * _ALIGNMENT
 
 
 def dense_obstacles(
@@ -194,11 +212,14 @@ class Attention(nnx.Module):
         precision: Precision,
         *,
         norm_rope: Literal["xla"] | None = None,
-    ) -> tuple[Float[Array, "*b p n h"], Float[Array, "*b p n h"], Float[Array, "*b p n h"]]:
+        num_tokens: int | None = None,
+    ) -> tuple[Float[Array, "*b p2 n h"], Float[Array, "*b p2 n h"], Float[Array, "*b p2 n h"]]:
         """Queries and keys, normalised and turned in float32, and values; all in the compute type.
 
-        `norm_rope`: which implementation of `pallas_kernels.norm_rope` does that, if both is to be done;
-        None to choose by device and type.
+        Args:
+            norm_rope: which implementation of `pallas_kernels.norm_rope` does that, if both is to be
+                done; None to choose by device and type.
+            num_tokens: of the results; they are padded with zeros beyond those of `x`. None for no more.
         """
         heads = (*x.shape[:-1], self.num_heads, x.shape[-1] // self.num_heads)
         # Three products, because parts of one would be copied out of it.
@@ -211,7 +232,9 @@ class Attention(nnx.Module):
             x = x.astype(precision.compute_dtype)
             xs = jax.lax.optimization_barrier((x, x, x))
         product = lambda i, bias: apply_linear(xs[i], kernels[i], bias, precision).reshape(heads)
-        v = product(2, biases[2])
+        missing = 0 if num_tokens is None else num_tokens - x.shape[-2]
+        pad = lambda y: jnp.pad(y, [(0, 0)] * (y.ndim - 3) + [(0, missing), (0, 0), (0, 0)])
+        v = pad(product(2, biases[2]))
         if turns_normalised:
             # Products come without their bias, which joins here before they are rounded again.
             q, k = (
@@ -222,6 +245,7 @@ class Attention(nnx.Module):
                     scale=norm.scale[...],
                     offset=norm.bias[...],
                     eps=norm.eps,
+                    num_tokens=num_tokens,
                     implementation=norm_rope,
                 )
                 for i, norm in enumerate((self.q_norm, self.k_norm))
@@ -232,10 +256,19 @@ class Attention(nnx.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = apply_rope(q, *rope), apply_rope(k, *rope)
-        return q.astype(v.dtype), k.astype(v.dtype), v
+        return pad(q.astype(v.dtype)), pad(k.astype(v.dtype)), v
 
     def output(
-        self, attended: Float[Array, "*b n h"], precision: Precision
-    ) -> Float[Array, "*b c"]:
-        """Joins the heads and projects them."""
-        return self.proj(attended.reshape(*attended.shape[:-2], -1), precision)
+        self,
+        attended: Float[Array, "*b p n h"],
+        precision: Precision,
+        *,
+        num_tokens: int | None = None,
+    ) -> Float[Array, "*b p2 c"]:
+        """Joins the heads and projects them; `num_tokens` of them, None for all."""
+        joined = attended.reshape(*attended.shape[:-2], -1)
+        y = apply_linear(joined, self.proj.kernel[...], None, precision)
+        if num_tokens not in (None, y.shape[-2]):
+            # XLA would rather cut what is multiplied, by a copy. What follows reads a part of the result.
+            y = jax.lax.optimization_barrier(y)[..., :num_tokens, :]
+        return y + self.proj.bias[...].astype(y.dtype)

@@ -1,5 +1,6 @@
 """The transformer block of encoders, trunks, decoders and heads, and stacks of it."""
 
+import math
 from collections.abc import Callable
 from typing import Literal, TypeVar
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vggt_jax.layers.attention import Attention, Dense, Rope, dense_attention
+from vggt_jax.layers.attention import Attention, Dense, Rope, dense_attention, padded_tokens
 from vggt_jax.layers.mlp import Mlp
 from vggt_jax.layers.norm import LayerNorm
 from vggt_jax.layers.precision import Precision
@@ -49,27 +50,37 @@ class Block(nnx.Module):
         precision: Precision,
         *,
         norm_rope: Literal["xla"] | None = None,
+        num_tokens: int | None = None,
     ):
         """Queries, keys and values `[*b p n h]` of the normalised stream; see `Attention.project`."""
-        return self.attn.project(self.norm1(x), rope, precision, norm_rope=norm_rope)
+        return self.attn.project(
+            self.norm1(x), rope, precision, norm_rope=norm_rope, num_tokens=num_tokens
+        )
 
     def after(
-        self, x: Float[Array, "*b p c"], attended: Float[Array, "*b p n h"], precision: Precision
+        self, x: Float[Array, "*b p c"], attended: Float[Array, "*b p2 n h"], precision: Precision
     ) -> Float[Array, "*b p c"]:
-        """Adds the attention branch, then the MLP branch, to the stream."""
-        x = x + _scaled(self.ls1, self.attn.output(attended, precision).astype(x.dtype))
+        """Adds the attention branch, then the MLP branch, to the stream; padding is cut off."""
+        branch = self.attn.output(attended, precision, num_tokens=x.shape[-2])
+        x = x + _scaled(self.ls1, branch.astype(x.dtype))
         return x + _scaled(self.ls2, self.mlp(self.norm2(x), precision).astype(x.dtype))
 
     def within_frames(
         self, x: Float[Array, "*b p c"], rope: Rope | None, dense: Dense, precision: Precision
     ) -> Float[Array, "*b p c"]:
         """The whole block, where the tokens of a frame see each other and no others."""
-        q, k, v = self.before(x, rope, precision, norm_rope=dense.norm_rope)
+        p, c = x.shape[-2:]
+        num_tokens = padded_tokens(
+            p, dense, head_dim=c // self.attn.num_heads, dtype=precision.compute_dtype
+        )
+        q, k, v = self.before(x, rope, precision, norm_rope=dense.norm_rope, num_tokens=num_tokens)
         frames = lambda y: y.reshape(-1, *y.shape[-3:])
+        num_frames = math.prod(x.shape[:-2])
         attended = dense_attention(
             frames(q),
             frames(k),
             frames(v),
+            kv_lengths=None if num_tokens == p else jnp.full(num_frames, p),
             precision=precision.matmul,
             implementation=dense.implementation,
         )
