@@ -229,10 +229,15 @@ def sparse_attention(
     attend = functools.partial(
         block_sparse_attention, kv_lengths=kv_lengths, implementation=attention.implementation
     )
-    parts = [attend(patch_queries, k, v, selection.block_map)]
+    out = attend(patch_queries, k, v, selection.block_map).reshape(s, num_patches, n, h)
     if num_special:
-        parts.insert(0, _attend_to_everything(special(q), k, v, attend, attention))
-    parts = [part.reshape(s, -1, n, h) for part in parts]
+        of_special = _attend_to_everything(special(q), k, v, attend, attention)
+        # A copy with room for a few tokens, which are then written there, is three times as fast on a GPU
+        # as joining both by `jnp.concatenate`, which XLA would make of it without the barrier.
+        out = jnp.pad(out, ((0, 0), (num_special, 0), (0, 0), (0, 0)))
+        out = jax.lax.optimization_barrier(out)
+        of_special = of_special.reshape(s, num_special, n, h)
+        out = jax.lax.dynamic_update_slice(out, of_special, (0, 0, 0, 0))
 
     block_map, live = selection.block_map, selection.block_map.counts > 0
     num_live = jnp.maximum(jnp.sum(live, axis=-1), 1)
@@ -249,7 +254,7 @@ def sparse_attention(
         saved=jnp.maximum(1 - done, 0.0),
         entropy=jnp.sum(selection.entropy, axis=-1) / num_live / highest,
     )
-    return jnp.concatenate(parts, axis=1), stats
+    return out, stats
 
 
 def _attend_to_everything(q, k, v, attend, attention):
@@ -281,5 +286,4 @@ def _attend_to_everything(q, k, v, attend, attention):
     weights = jnp.exp(lse - jnp.where(top == -jnp.inf, 0.0, top))
     total = jnp.maximum(jnp.sum(weights, axis=0), jnp.finfo(jnp.float32).tiny)
     merged = jnp.sum(weights[..., None] * out.astype(jnp.float32), axis=0) / total[..., None]
-    # Left alone, XLA merges inside of the copy that joins these tokens to all others, and slows it down.
-    return jax.lax.optimization_barrier(merged.astype(q.dtype))
+    return merged.astype(q.dtype)
