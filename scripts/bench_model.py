@@ -6,7 +6,7 @@
 One JSON line per case: device, versions, shapes, median and spread of the repeats, peak memory.
 Every case runs in a process of its own, so that its peak is its own. Parts:
 
-- `attention`: cuDNN's attention as it is, and as `layers/attention.py` calls it, on random tokens.
+- `attention`: dense attention of one layer by cuDNN and by the project's own kernel, on random tokens.
 - `aggregator`: encoder and trunk (48 blocks, of π³ 36).
 - `model`: the aggregator and all heads but that for tracks. Compiled in one process and timed in
   the next, because compiling tries out kernels in memory of its own.
@@ -130,24 +130,52 @@ def whole(model, images, **options):
 
 
 def run_attention(part, frames, size, repeats):
+    """Milliseconds and TFLOP/s of one layer, over all frames and within frames, by implementation."""
     import jax
     import jax.numpy as jnp
 
-    from vggt_jax.layers.attention import dense_attention
+    from vggt_jax.layers.attention import Dense, dense_attention, dense_obstacles, padded_tokens
 
-    tokens = frames * (size[0] // 14 * (size[1] // 14) + 5)
-    keys = jax.random.split(jax.random.key(0), 3)
-    q, k, v = (jax.random.normal(key, (1, tokens, 16, 64)).astype(jnp.bfloat16) for key in keys)
-    plain = lambda q, k, v: jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
-    result = {**describe_jax(), "frames": frames, "tokens": tokens}
-    operations = 4 * tokens**2 * 16 * 64
-    # Timed twice in turn, since the rate of long runs falls as the GPU warms up.
-    for name, attend in [("cudnn", plain), ("ours", dense_attention)] * 2:
-        attend = jax.jit(attend)
-        timing = time_calls(lambda: jax.block_until_ready(attend(q, k, v)), repeats)
-        rate = operations / timing["ms"] / 1e9
-        result.setdefault(name, []).append({**timing, "tflops": round(rate)})
+    tokens = size[0] // 14 * (size[1] // 14) + 5
+    padded = padded_tokens(tokens, Dense(), head_dim=64, dtype=jnp.bfloat16)
+    result = {**describe_jax(), "frames": frames, "tokens_per_frame": tokens}
+    usable = dense_obstacles(head_dim=64, dtype=jnp.bfloat16)
+    names = [name for name in ("cudnn", "mosaic_gpu") if usable[name] is None]
+    for where, scenes, length, own_length in (
+        ("over_frames", 1, frames * tokens, frames * tokens),
+        ("within_frames", frames, tokens, padded),
+    ):
+        operations = 4 * scenes * length**2 * 16 * 64
+        result[where] = {}
+        # Timed twice in turn, since the rate of long runs falls as the GPU warms up.
+        for name in names * 2:
+            shape = (scenes, own_length if name == "mosaic_gpu" else length, 16, 64)
+            keys = jax.random.split(jax.random.key(0), 3)
+            qkv = [jax.random.normal(key, shape, jnp.bfloat16) for key in keys]
+            kv_lengths = None if shape[1] == length else jnp.full(scenes, length)
+            attend = jax.jit(functools.partial(dense_attention, implementation=name))
+            ms = time_series(lambda: attend(*qkv, kv_lengths=kv_lengths), repeats)
+            rate = {"ms": round(ms, 4), "tflops": round(operations / ms / 1e9)}
+            result[where].setdefault(name, []).append(rate)
     return result
+
+
+def time_series(call, repeats: int) -> float:
+    """Milliseconds of a call that may be too short to be timed alone: the median of several series."""
+    import jax
+
+    jax.block_until_ready(call())
+    start = time.perf_counter()
+    jax.block_until_ready(call())
+    calls = min(200, max(1, round(0.3 / (time.perf_counter() - start))))
+    series = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        for _ in range(calls):
+            result = call()
+        jax.block_until_ready(result)
+        series.append(1e3 * (time.perf_counter() - start) / calls)
+    return statistics.median(series)
 
 
 def run_ours(
@@ -303,6 +331,7 @@ def kind_of_kernel(name: str) -> str:
     for kind, marks in (
         ("matrix product", ("gemm", "nvjet", "cublas")),
         ("attention", ("sdpa", "flash", "fmha", "fprop_sm90_flash", "block_sparse", "mosaic")),
+        ("norms and RoPE of queries and keys", ("norm_rope",)),
         ("selection", ("select_blocks", "pool_blocks", "whole_blocks_first")),
         ("elementwise and reductions", ("fusion", "reduce", "softmax")),
         ("convolution", ("conv", "fprop", "implicit", "cutlass", "cudnn")),

@@ -1,7 +1,7 @@
 """Turns the JSON lines of bench_model.py into a table and a plot.
 
     python scripts/report_model.py docs/benchmarks/official_h100.jsonl \
-        docs/benchmarks/model_h100.jsonl
+        docs/benchmarks/sparse_h100.jsonl docs/benchmarks/model_h100.jsonl
 
 prints Markdown and writes a picture beside the last file. A case that stands in several files is
 taken from the last of them. Lines are those of VGGT; --model pi3 takes those of π³.
@@ -73,21 +73,23 @@ def plot(cases: dict, path: pathlib.Path):
     import matplotlib.pyplot as plt
 
     figure, (time_axes, memory_axes) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    for part, label in (("official", "official PyTorch"), ("aggregator", "vggt-jax")):
-        chosen = [
-            line
-            for (name, _, ratio), line in sorted(cases.items(), key=lambda case: case[0][:2])
-            if name == part and ratio is None
-        ]
-        frames = [line["frames"] for line in chosen]
-        used = [memory(line) if part == "aggregator" else line["peak_gib"] for line in chosen]
-        time_axes.loglog(frames, [line["ms"] / 1e3 for line in chosen], "o-", label=label)
+    series = {}
+    for (part, frames, ratio), line in sorted(cases.items(), key=lambda case: case[0][1]):
+        if part in ("official", "aggregator"):
+            series.setdefault((part, ratio), []).append((frames, line))
+    for (part, ratio), lines in sorted(series.items(), key=lambda item: item[0][1] or 0):
+        label = "official PyTorch" if part == "official" else "vggt-jax, dense"
+        if ratio is not None:
+            label = f"vggt-jax, keeping {1 - ratio:.0%}"
+        frames = [count for count, _ in lines]
+        used = [line["peak_gib"] if part == "official" else memory(line) for _, line in lines]
+        time_axes.loglog(frames, [line["ms"] / 1e3 for _, line in lines], "o-", label=label)
         memory_axes.plot(frames, used, "o-", label=label)
-    time_axes.set(xlabel="frames of 518x518", ylabel="seconds", title="encoder and trunk, dense")
+    time_axes.set(xlabel="frames of 518x518", ylabel="seconds", title="encoder and trunk")
     memory_axes.set(xlabel="frames of 518x518", ylabel="GiB", title="memory", ylim=0)
+    time_axes.legend(frameon=False)
     for axes in (time_axes, memory_axes):
         axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
     figure.savefig(path, dpi=160)
 
 

@@ -42,8 +42,8 @@ class BlockSparse:
         layers: the layers of the trunk that are sparse, None for all; the others are dense.
         min_tokens: scenes of fewer tokens run dense (`infer` counts their own frames, `model(...)`
             padded ones too), because that is faster: on an H100 attention of a layer of VGGT-1B takes
-            0.097 ms dense and 0.145 keeping 25 % of 2,748 tokens (2 frames of 518x518), 0.342 and 0.239
-            of 5,496. 0 for never.
+            0.10 ms dense and 0.145 keeping 25 % of 2,748 tokens (2 frames of 518x518), 0.26 and 0.24 of
+            5,496. 0 for never.
         block_q, block_k: tokens in a block of queries and in a block of keys.
         random_seed: keep as many blocks as `sparse_ratio` says, but drawn by lot from this seed: the
             floor that a rule is to be measured against, of no use otherwise. The draw differs by layer,
