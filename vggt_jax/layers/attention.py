@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 import pallas_kernels
 from pallas_kernels import BlockMap, attention_obstacles, block_sparse_attention, devices
+from pallas_kernels.attention.config import MAX_CAPACITY
 from pallas_kernels.blocks import next_power_of_2
 from pallas_kernels.rope import apply_rope
 from vggt_jax.layers.chunking import map_chunks
@@ -23,6 +24,7 @@ Implementation = Literal["mosaic_gpu", "cudnn", "xla"]
 # tokens that are multiples of 8, and pads others: a copy that only pays for many keys.
 _MIN_KEYS_OF_OWN_KERNEL = 256
 _MIN_KEYS_TO_PAD = 4096
+_MAX_KEYS_OF_OWN_KERNEL = 64 * MAX_CAPACITY
 _ALIGNMENT = 8
 
 # Scores of one chunk of queries in `xla`, in bytes.
@@ -76,7 +78,8 @@ def dense_attention(
     if implementation is None:
         t, kv = q.shape[1], k.shape[1]
         pads = t % _ALIGNMENT or kv % _ALIGNMENT
-        fits = {"mosaic_gpu": kv >= (_MIN_KEYS_TO_PAD if pads else _MIN_KEYS_OF_OWN_KERNEL)}
+        fewest = _MIN_KEYS_TO_PAD if pads else _MIN_KEYS_OF_OWN_KERNEL
+        fits = {"mosaic_gpu": fewest <= kv <= _MAX_KEYS_OF_OWN_KERNEL}
         implementation = next(
             name for name, why in obstacles.items() if why is None and fits.get(name, True)
         )
