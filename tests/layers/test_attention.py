@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import block_sparse_attention
+from pallas_kernels import block_sparse_attention, mosaic_gpu_call
 from pallas_kernels.rope import apply_rope
 from vggt_jax import Dense
 from vggt_jax.layers import attention
@@ -222,6 +222,21 @@ def test_the_block_sparse_kernel_is_asked_for_everything(monkeypatch, kv_lengths
     found = attention._mosaic_gpu(q, k, v, lengths)
     assert asked == ["mosaic_gpu"]
     np.testing.assert_allclose(found, oracle(q, k, v, lengths), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not mosaic_gpu_call.is_supported(), reason="needs JAX 0.11 or later")
+def test_the_own_kernel_in_the_simulator(monkeypatch, relative_error):
+    """As it runs on a Hopper GPU: scenes in one launch, all queries one block, keys that do not count."""
+    simulated = functools.partial(block_sparse_attention, interpret=True)
+    monkeypatch.setattr(attention, "block_sparse_attention", simulated)
+    q, k, v = (
+        draw(2, t, 2, 64, seed=30 + i, dtype=jnp.bfloat16) for i, t in enumerate((149, 131, 131))
+    )
+    k, v = k.at[1, 67:].set(30.0), v.at[1, 67:].set(jnp.nan)
+    found = attention._mosaic_gpu(q, k, v, jnp.array([131, 67]))
+    expected = oracle(q, k, v, [131, 67])
+    # Weights and results are rounded to 8 bits.
+    assert relative_error(found, expected) <= 2**-8
 
 
 project = jax.jit(lambda layer, x, rope: layer.project(x, rope, FLOAT32))
