@@ -115,8 +115,9 @@ def _trunk(
         # Queries, keys, values; the results of attention as computed and in the order of the tokens.
         during_attention = (3 + 1 + 1) * wide * tokens * dim
     elif wide == 2:
-        # Queries, keys, values; the results of attention.
-        during_attention = (3 + 1) * wide * tokens * dim
+        # Queries, keys, values; the results of attention; and the former once more where the kernel
+        # has to pad them.
+        during_attention = (3 + 1 + 3 * bool(tokens % 8)) * wide * tokens * dim
     else:
         scores = 4 * num_heads * tokens**2
         during_attention = (3 + 2) * wide * tokens * dim

@@ -69,7 +69,6 @@ def _kernel(
     # nothing goes from thread to thread through shared memory.
     head, place = (lax.broadcasted_iota(jnp.int32, x[0].shape, axis) for axis in (1, 2))
     spread = lambda ref, row, i: load(ref.at[row, place + i * h // 4]).astype(jnp.float32)
-    # Beyond the tokens that are read, sines and cosines are zero, and so is the result.
     cos, sin = ([spread(ref, token, i) for i in (0, 2)] for ref in (cos_ref, sin_ref))
     x = [part + spread(bias_ref, head, i) for i, part in enumerate(x)]
 
@@ -89,6 +88,8 @@ def _kernel(
         d * cos[1] + c * sin[1],
     )
     fits = None if num_written % size == 0 else token < num_written
+    if num_written > num_read:
+        turned = [jnp.where(token < num_read, part, 0.0) for part in turned]
     for quarter, part in zip(quarters, turned):
         plgpu.store(out_ref.at[:, :, quarter], part.astype(out_ref.dtype), mask=fits)
 

@@ -195,7 +195,7 @@ def test_doctor(run, capsys, monkeypatch, tmp_path):
         assert part in printed
     rows = dict(re.findall(r"^ +(\S+) {2,}(.+)$", printed, re.M))
     assert rows["jax"] == __import__("jax").__version__
-    assert rows["dense"].startswith(("xla", "cudnn"))
+    assert rows["dense"].startswith(("xla", "cudnn", "mosaic_gpu"))
     assert rows["block-sparse"] in ("xla", "triton", "mosaic_gpu")
     if rows["block-sparse"] == "xla":
         assert rows["triton"].startswith("not here: ")

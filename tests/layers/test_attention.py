@@ -156,6 +156,7 @@ def test_kernels_are_refused_without_a_gpu(qkv, name, reason):
         ("9.0", jnp.bfloat16, 64, 3, 256, "cudnn"),
         ("9.0", jnp.bfloat16, 64, 8, 257, "cudnn"),
         ("9.0", jnp.bfloat16, 64, 8, 248, "cudnn"),
+        ("9.0", jnp.bfloat16, 64, 8, 64 * 2**16 + 8, "cudnn"),
         ("9.0", jnp.float16, 128, 3, 5000, "mosaic_gpu"),
         ("9.0", jnp.bfloat16, 72, 3, 5000, "cudnn"),
         ("9.0", jnp.bfloat16, 68, 3, 5000, "xla"),
@@ -170,16 +171,16 @@ def test_the_implementation_fits_device_type_and_keys(
 ):
     pretend_device("cpu" if capability is None else "gpu", capability)
     monkeypatch.setattr("pallas_kernels.mosaic_gpu_call.is_supported", lambda: True)
-    q, k = jnp.zeros((1, t, 2, h), dtype), jnp.zeros((1, kv, 2, h), dtype)
+    q, k = (jax.ShapeDtypeStruct((1, tokens, 2, h), dtype) for tokens in (t, kv))
     called = []
 
     def run(*args, name, **options):
         called.append(name)
-        return q
+        return args[name == "xla"]
 
     for name, where in (("mosaic_gpu", "_mosaic_gpu"), ("cudnn", "_cudnn"), ("xla", "map_chunks")):
         monkeypatch.setattr(attention, where, functools.partial(run, name=name))
-    dense_attention(q, k, k)
+    jax.eval_shape(lambda *qkv: dense_attention(*qkv), q, k, k)  # a function of its own, not cached
     assert called == [chosen]
 
 
@@ -190,6 +191,7 @@ def test_the_implementation_fits_device_type_and_keys(
         ("9.0", 1376, None, 1376),
         ("9.0", 256, None, 256),
         ("9.0", 255, None, 255),
+        ("9.0", 1374, "mosaic_gpu", 1376),
         ("9.0", 1374, "cudnn", 1374),
         ("8.0", 1374, None, 1374),
         (None, 1374, None, 1374),
@@ -222,6 +224,25 @@ def test_the_block_sparse_kernel_is_asked_for_everything(monkeypatch, kv_lengths
     found = attention._mosaic_gpu(q, k, v, lengths)
     assert asked == ["mosaic_gpu"]
     np.testing.assert_allclose(found, oracle(q, k, v, lengths), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kv_lengths", [None, (31, 15)])
+def test_the_gradient_with_the_own_kernel(monkeypatch, kv_lengths):
+    """With plain attention in place of cuDNN's, whose gradient it is."""
+    plain = lambda q, k, v, lengths: attention._attend(q, k, v, lengths, FLOAT32.matmul)
+    anywhere = lambda *args, implementation, **options: block_sparse_attention(*args, **options)
+    monkeypatch.setattr(attention, "block_sparse_attention", anywhere)
+    monkeypatch.setattr(attention, "_cudnn", plain)
+    q, k, v = (draw(2, t, 3, 64, seed=40 + i) for i, t in enumerate((19, 31, 31)))
+    weights = draw(2, 19, 3, 64, seed=43)
+    lengths = None if kv_lengths is None else jnp.asarray(kv_lengths)
+
+    def gradients(attend):
+        loss = jax.checkpoint(lambda *qkv: jnp.sum(weights * attend(*qkv, lengths)))
+        return jax.grad(loss, argnums=(0, 1, 2))(q, k, v)
+
+    for found, expected in zip(gradients(attention._mosaic_gpu), gradients(plain), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.skipif(not mosaic_gpu_call.is_supported(), reason="needs JAX 0.11 or later")

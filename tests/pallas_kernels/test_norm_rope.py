@@ -124,6 +124,12 @@ def test_the_result_may_have_more_tokens(way, num_tokens):
 
 
 @pytest.mark.parametrize("way", WAYS)
+def test_added_tokens_are_zero_whatever_the_parameters_are(way):
+    arguments = draw(16, 1, 13, 16, 64) | {"scale": jnp.full(64, jnp.inf)}
+    np.testing.assert_array_equal(run(arguments, num_tokens=16, **WAYS[way])[:, 13:], 0)
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_a_large_mean_does_not_drown_the_variance(way):
     arguments = draw(4, 3, 7, 2, 32)
     arguments["bias"] = arguments["bias"] + 1000

@@ -74,13 +74,12 @@ def attention() -> Iterator[tuple[str, str]]:
     from vggt_jax.layers.precision import Precision
 
     dtype = Precision.from_compute_dtype(None).compute_dtype
-    for kind, obstacles in (
-        ("dense", dense_obstacles(head_dim=64, dtype=dtype)),
-        ("block-sparse", attention_obstacles(head_dim=64, dtype=dtype) | {"xla": None}),
-    ):
+    dense = dense_obstacles(head_dim=64, dtype=dtype)
+    sparse = attention_obstacles(head_dim=64, dtype=dtype) | {"xla": None}
+    for kind, obstacles in (("dense", dense), ("block-sparse", sparse)):
         yield kind, next(name for name, why in obstacles.items() if why is None)
-        for name, why in obstacles.items():
-            yield f"  {name}", "can be used" if why is None else f"not here: {why}"
+    for name, why in (dense | sparse).items():
+        yield f"  {name}", "can be used" if why is None else f"not here: {why}"
 
 
 def extras() -> Iterator[tuple[str, str]]:

@@ -104,7 +104,7 @@ def padded_tokens(
 ) -> int:
     """How many tokens those of a frame should be padded to for the fastest attention among them."""
     if (
-        dense.implementation is not None
+        dense.implementation not in (None, "mosaic_gpu")
         or num_tokens < _MIN_KEYS_OF_OWN_KERNEL
         or dense_obstacles(head_dim=head_dim, dtype=dtype)["mosaic_gpu"]
     ):
@@ -146,7 +146,7 @@ def _cudnn(q, k, v, kv_lengths):
 
 @jax.custom_vjp
 def _mosaic_gpu(q, k, v, kv_lengths):
-    """Block-sparse attention that keeps every block. The gradient is cuDNN's."""
+    """Block-sparse attention that keeps every block; under differentiation, cuDNN's."""
     # All queries are one block, so that there is one list of keys for each head.
     block_map = BlockMap.full(
         q.shape[2], q.shape[1], k.shape[1], block_q=max(128, next_power_of_2(q.shape[1]))
@@ -160,13 +160,12 @@ def _mosaic_gpu(q, k, v, kv_lengths):
     return jax.vmap(scene)(q, k, v, kv_lengths)
 
 
-def _mosaic_gpu_forward(*args):
-    return _mosaic_gpu(*args), args
+def _mosaic_gpu_forward(q, k, v, kv_lengths):
+    # What is differentiated is cuDNN's attention altogether, so that nothing is computed twice.
+    return jax.vjp(lambda q, k, v: _cudnn(q, k, v, kv_lengths), q, k, v)
 
 
-def _mosaic_gpu_backward(args, gradient):
-    q, k, v, kv_lengths = args
-    pull_back = jax.vjp(lambda q, k, v: _cudnn(q, k, v, kv_lengths), q, k, v)[1]
+def _mosaic_gpu_backward(pull_back, gradient):
     return *pull_back(gradient), None
 
 

@@ -80,7 +80,7 @@ class Block(nnx.Module):
             frames(q),
             frames(k),
             frames(v),
-            kv_lengths=None if num_tokens == p else jnp.full(num_frames, p),
+            kv_lengths=None if num_tokens == p else jnp.full(num_frames, p, jnp.int32),
             precision=precision.matmul,
             implementation=dense.implementation,
         )
