@@ -1,6 +1,15 @@
-"""What selection and attention both ask of their arguments, in the same words."""
+"""What several functions of the package ask of their arguments, in the same words."""
 
 import jax.numpy as jnp
+
+DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
+
+
+def check_implementation(implementation: str | None, known: tuple[str, ...]):
+    """Raises ValueError unless it is one of those known, or None."""
+    if implementation not in (None, *known):
+        names = ", ".join(map(repr, known))
+        raise ValueError(f"{implementation=} is unknown; use {names} or None")
 
 
 def check_kv_lengths(kv_lengths, num_kv_blocks: int):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.attention.config import align
 from vggt_jax.config import Pi3Config, VGGTConfig
 from vggt_jax.heads import dpt
 from vggt_jax.layers.attention import MAX_SCORE_BYTES, Dense
@@ -117,7 +118,7 @@ def _trunk(
     elif wide == 2:
         # Queries, keys, values; the results of attention; and the former once more where the kernel
         # has to pad them.
-        during_attention = (3 + 1 + 3 * bool(tokens % 8)) * wide * tokens * dim
+        during_attention = (3 + 1 + 3 * (align(tokens) != tokens)) * wide * tokens * dim
     else:
         scores = 4 * num_heads * tokens**2
         during_attention = (3 + 2) * wide * tokens * dim

@@ -8,7 +8,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import devices, mosaic_gpu_call
-from pallas_kernels.arguments import check_kv_lengths, checked_scale
+from pallas_kernels.arguments import (
+    DTYPES,
+    check_implementation,
+    check_kv_lengths,
+    checked_scale,
+)
 from pallas_kernels.attention.config import (
     MAX_CAPACITY,
     MosaicGpuConfig,
@@ -21,7 +26,6 @@ from pallas_kernels.blocks import count_blocks, tokens_per_block
 
 Implementation = Literal["mosaic_gpu", "triton", "xla", "reference"]
 
-DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 _CONFIGS = {"mosaic_gpu": MosaicGpuConfig, "triton": TritonConfig}
 _CHOOSE_CONFIG = {"mosaic_gpu": choose_mosaic_gpu_config, "triton": choose_triton_config}
 # Kernels in the order in which they are preferred.
@@ -192,9 +196,7 @@ def _check_arguments(q, k, v, block_map, kv_lengths, implementation, config, int
     if not block_map.capacity:
         raise ValueError("block_map has no room for blocks; give it a capacity of at least 1")
     check_kv_lengths(kv_lengths, block_map.num_kv_blocks)
-    if implementation not in (None, *get_args(Implementation)):
-        names = ", ".join(map(repr, get_args(Implementation)))
-        raise ValueError(f"{implementation=} is unknown; use {names} or None")
+    check_implementation(implementation, get_args(Implementation))
     kernels = " or ".join(map(repr, _KERNELS))
     if config is not None and implementation not in _KERNELS:
         raise ValueError(

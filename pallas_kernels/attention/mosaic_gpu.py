@@ -37,7 +37,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import devices
 from pallas_kernels.attention import triton
-from pallas_kernels.attention.config import MosaicGpuConfig, choose_triton_config
+from pallas_kernels.attention.config import MosaicGpuConfig, align, choose_triton_config
 from pallas_kernels.attention.key_lists import list_keys
 from pallas_kernels.blocks import count_blocks
 from pallas_kernels.mosaic_gpu_call import mosaic_gpu_call
@@ -78,7 +78,7 @@ def attention(q, k, v, block_map, kv_tokens, scale, config: MosaicGpuConfig, *, 
     # An array is at least as large as a tile that is copied, and 8 rows divide it.
     # What a tile has beyond the end of its array is read as zero, and not written.
     padded_q, padded_k, padded_v = (
-        jnp.pad(x, ((0, max(tile, count_blocks(x.shape[0], 8) * 8) - x.shape[0]), (0, 0), (0, 0)))
+        jnp.pad(x, ((0, max(tile, align(len(x))) - len(x)), (0, 0), (0, 0)))
         for x, tile in ((q, TILE_Q), (k, TILE_K), (v, TILE_K))
     )
     tiles = count_blocks(t, TILE_Q)

@@ -9,11 +9,10 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from pallas_kernels import devices
+from pallas_kernels.arguments import DTYPES, check_implementation
 from pallas_kernels.rope import xla
 
 Implementation = Literal["triton", "xla"]
-
-_DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 
 
 def norm_rope(
@@ -108,7 +107,7 @@ def _check_arguments(x, cos, sin, bias, scale, offset, num_tokens, implementatio
             f"x must be [*b p n h] with tokens, heads and a head dim that is a multiple of 4, "
             f"not {x.shape}"
         )
-    if x.dtype not in _DTYPES:
+    if x.dtype not in DTYPES:
         raise ValueError(f"x must be float32, bfloat16 or float16, not {x.dtype}")
     p, n, h = x.shape[-3:]
     allowed = {
@@ -124,9 +123,7 @@ def _check_arguments(x, cos, sin, bias, scale, offset, num_tokens, implementatio
             raise ValueError(f"{name} must be {expected} for x {x.shape}, not {jnp.shape(array)}")
     if num_tokens is not None and num_tokens < p:
         raise ValueError(f"{num_tokens=} must be at least the {p} tokens of x {x.shape}")
-    if implementation not in (None, *get_args(Implementation)):
-        names = ", ".join(map(repr, get_args(Implementation)))
-        raise ValueError(f"{implementation=} is unknown; use {names} or None")
+    check_implementation(implementation, get_args(Implementation))
     if interpret and implementation != "triton":
         raise ValueError(f"{implementation=} is no kernel; leave out {interpret=}, or use 'triton'")
 

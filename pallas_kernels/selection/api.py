@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import devices
-from pallas_kernels.arguments import check_kv_lengths, checked_scale
+from pallas_kernels.arguments import check_implementation, check_kv_lengths, checked_scale
 from pallas_kernels.block_map import BlockMap, index_dtype
 from pallas_kernels.blocks import count_blocks, tokens_per_block
 from pallas_kernels.selection.pooled_softmax import pooled_softmax
@@ -317,8 +317,7 @@ def _check_arguments(q, k, sparse_ratio, cdf_threshold, pool_mode, block_q, bloc
 
 
 def _choose_implementation(implementation, num_kv_blocks, interpret):
-    if implementation not in (None, *get_args(Implementation)):
-        raise ValueError(f"{implementation=} is unknown; use 'triton', 'xla' or None")
+    check_implementation(implementation, get_args(Implementation))
     if interpret and implementation == "xla":
         raise ValueError(f"{implementation=} is no kernel; leave out {interpret=}")
     from pallas_kernels.selection.triton import MAX_BLOCKS

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 import pallas_kernels
 from pallas_kernels import BlockMap, attention_obstacles, block_sparse_attention, devices
-from pallas_kernels.attention.config import MAX_CAPACITY
+from pallas_kernels.attention.config import MAX_CAPACITY, align
 from pallas_kernels.blocks import next_power_of_2
 from pallas_kernels.rope import apply_rope
 from vggt_jax.layers.chunking import map_chunks
@@ -20,12 +20,11 @@ from vggt_jax.layers.precision import Precision
 
 Implementation = Literal["mosaic_gpu", "cudnn", "xla"]
 
-# When the project's own kernel is faster than cuDNN's on an H100 (docs/performance.md). It wants numbers of
-# tokens that are multiples of 8, and pads others: a copy that only pays for many keys.
+# When the project's own kernel is faster than cuDNN's on an H100 (docs/performance.md). It pads numbers
+# of tokens that are not aligned, by a copy that only pays for many keys; `padded_tokens` avoids it.
 _MIN_KEYS_OF_OWN_KERNEL = 256
 _MIN_KEYS_TO_PAD = 4096
 _MAX_KEYS_OF_OWN_KERNEL = 64 * MAX_CAPACITY
-_ALIGNMENT = 8
 
 # Scores of one chunk of queries in `xla`, in bytes.
 MAX_SCORE_BYTES = 256 * 2**20
@@ -77,11 +76,13 @@ def dense_attention(
     obstacles = dense_obstacles(head_dim=q.shape[-1], dtype=q.dtype)
     if implementation is None:
         t, kv = q.shape[1], k.shape[1]
-        pads = t % _ALIGNMENT or kv % _ALIGNMENT
-        fewest = _MIN_KEYS_TO_PAD if pads else _MIN_KEYS_OF_OWN_KERNEL
-        fits = {"mosaic_gpu": fewest <= kv <= _MAX_KEYS_OF_OWN_KERNEL}
+        is_aligned = align(t) == t and align(kv) == kv
+        fewest = _MIN_KEYS_OF_OWN_KERNEL if is_aligned else _MIN_KEYS_TO_PAD
+        own_pays = fewest <= kv <= _MAX_KEYS_OF_OWN_KERNEL
         implementation = next(
-            name for name, why in obstacles.items() if why is None and fits.get(name, True)
+            name
+            for name, why in obstacles.items()
+            if why is None and (name != "mosaic_gpu" or own_pays)
         )
     elif obstacle := obstacles[implementation]:
         raise NotImplementedError(f"{implementation}: {obstacle}; use implementation='xla' or None")
@@ -109,7 +110,7 @@ def padded_tokens(
         or dense_obstacles(head_dim=head_dim, dtype=dtype)["mosaic_gpu"]
     ):
         return num_tokens
-    return -(-num_tokens // _ALIGNMENT) * _ALIGNMENT
+    return align(num_tokens)
 
 
 def dense_obstacles(
