@@ -48,6 +48,7 @@ def main():
     parser.add_argument("--size", type=int, nargs=2, default=[518, 518], help="height width")
     parser.add_argument("--sparse-ratio", type=float, nargs="+", metavar="RATIO",
                         help="also leave out these shares of the blocks, in aggregator and model")  # fmt: skip
+    parser.add_argument("--no-dense", action="store_true", help="only with blocks left out")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--profile", type=int, nargs="*", default=[], metavar="FRAMES",
                         help="numbers of frames of which to sum kernel times by kind")  # fmt: skip
@@ -60,7 +61,7 @@ def main():
     for part in args.parts:
         ratios = [None]
         if part in ("aggregator", "model") and args.sparse_ratio:
-            ratios += args.sparse_ratio
+            ratios = args.sparse_ratio if args.no_dense else [None, *args.sparse_ratio]
         for frames, ratio in itertools.product(args.frames or FRAMES[part], ratios):
             case = {"part": part, "frames": frames, "size": args.size, "repeats": args.repeats}
             if part != "attention":
