@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.attention.config import align
+from pallas_kernels.block_map import index_dtype
+from pallas_kernels.blocks import count_blocks
 from vggt_jax.config import Pi3Config, VGGTConfig
 from vggt_jax.heads import dpt
 from vggt_jax.layers.attention import MAX_SCORE_BYTES, Dense
@@ -109,20 +111,24 @@ def _trunk(
     wide = precision.compute_dtype.itemsize
     tokens = num_frames * layout.tokens_per_frame
     stream = 4 * tokens * dim
-    # Normalised tokens; queries, keys and values; queries and keys once more, normalised and turned.
-    before_attention = (1 + 3 + 2) * wide * tokens * dim
     is_sparse = isinstance(attention, BlockSparse) and tokens >= attention.min_tokens
-    if is_sparse and None not in attention.of_layers(depth):
-        # Queries, keys, values; the results of attention as computed and in the order of the tokens.
-        during_attention = (3 + 1 + 1) * wide * tokens * dim
-    elif wide == 2:
-        # Queries, keys, values; the results of attention; and the former once more where the kernel
-        # has to pad them.
-        during_attention = (3 + 1 + 3 * (align(tokens) != tokens)) * wide * tokens * dim
+    is_sparse = is_sparse and None not in attention.of_layers(depth)
+    if wide == 2:
+        # Normalised tokens; queries, keys and values, each normalised and turned before the next.
+        before_attention = (1 + 3) * wide * tokens * dim
+        # Queries, keys, values; the results of attention; and the former once more where the dense
+        # kernel has to pad them.
+        pads = not is_sparse and align(tokens) != tokens
+        during_attention = (3 + 1 + 3 * pads) * wide * tokens * dim
     else:
-        scores = 4 * num_heads * tokens**2
+        # Normalised tokens; queries, keys and values; queries and keys once more, normalised and turned.
+        before_attention = (1 + 3 + 2) * wide * tokens * dim
+        # Queries, keys, values; the results of attention as computed and in the order of the tokens.
         during_attention = (3 + 2) * wide * tokens * dim
-        during_attention += 2 * min(scores, MAX_SCORE_BYTES)
+        if not is_sparse:
+            during_attention += 2 * min(4 * num_heads * tokens**2, MAX_SCORE_BYTES)
+    if is_sparse:
+        during_attention += num_heads * _bytes_of_lists(tokens, attention)
     chunk_tokens = _frames_of_chunk(layout, num_frames) * layout.tokens_per_frame
     after_attention = wide * dim * (tokens + 2 * mlp_ratio * chunk_tokens)
     return {
@@ -131,8 +137,16 @@ def _trunk(
     }
 
 
+def _bytes_of_lists(tokens: int, attention: BlockSparse) -> int:
+    """The lists of kept blocks of one head."""
+    rows, blocks = count_blocks(tokens, attention.block_q), count_blocks(tokens, attention.block_k)
+    # A threshold may keep everything.
+    left_out = 0 if attention.cdf_threshold is not None else np.min(attention.sparse_ratio)
+    return rows * int((1 - left_out) * blocks) * index_dtype(blocks).itemsize
+
+
 def _frames_of_chunk(layout: TokenLayout, num_frames: int) -> int:
-    return min(num_frames, trunk.frames_per_chunk(1, layout.tokens_per_frame))
+    return min(num_frames, trunk.frames_per_chunk(1, num_frames, layout.tokens_per_frame))
 
 
 def _parts_of_vggt(

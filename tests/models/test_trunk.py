@@ -128,7 +128,9 @@ def test_what_is_kept_has_the_compute_type_and_first_tokens_are_float32(
 
 
 def test_frames_of_a_chunk(monkeypatch):
+    monkeypatch.setattr(trunk, "_MAX_TOKENS_WHOLE", 3000)
     monkeypatch.setattr(trunk, "_TOKENS_PER_CHUNK", 1000)
-    assert trunk.frames_per_chunk(1, 300) == 3
-    assert trunk.frames_per_chunk(2, 300) == 1
-    assert trunk.frames_per_chunk(1, 5000) == 1
+    assert trunk.frames_per_chunk(1, 10, 300) == 10  # whole
+    assert trunk.frames_per_chunk(1, 11, 300) == 3
+    assert trunk.frames_per_chunk(2, 11, 300) == 1
+    assert trunk.frames_per_chunk(1, 11, 5000) == 1

@@ -196,7 +196,12 @@ def sparse_attention(
         end = jnp.zeros((-s * num_patches % 8, n, h), x.dtype)
         return jnp.concatenate([padded, patches(x), end])
 
-    k, v = layout(k), layout(v)
+    # One after the other, and both kinds of queries before attention, so that no more than four arrays of
+    # all tokens are in memory at a time.
+    k, v, q = jax.lax.optimization_barrier((layout(k), layout(v), q))
+    patch_queries, special_queries, k, v = jax.lax.optimization_barrier(
+        (patches(q), special(q), k, v)
+    )
     # How many tokens count in each block of keys: up to the end of the frames, in both parts.
     frames = s if num_frames is None else num_frames
     starts = block_k * np.arange(count_blocks(k.shape[0], block_k))
@@ -210,7 +215,6 @@ def sparse_attention(
     random_key = None
     if attention.random_seed is not None:
         random_key = jax.random.fold_in(jax.random.key(attention.random_seed), layer)
-    patch_queries = patches(q)
     selection = select_blocks(
         patch_queries,
         k,
@@ -231,7 +235,7 @@ def sparse_attention(
     )
     out = attend(patch_queries, k, v, selection.block_map).reshape(s, num_patches, n, h)
     if num_special:
-        of_special = _attend_to_everything(special(q), k, v, attend, attention)
+        of_special = _attend_to_everything(special_queries, k, v, attend, attention)
         # A copy with room for a few tokens, which are then written there, is three times as fast on a GPU
         # as joining both by `jnp.concatenate`, which XLA would make of it without the barrier.
         out = jnp.pad(out, ((0, 0), (num_special, 0), (0, 0), (0, 0)))

@@ -95,5 +95,5 @@ def encode_frames(
         return tokens.reshape(b, -1, *tokens.shape[1:])
 
     with jax.named_scope("encoder"):
-        max_chunk = frames_per_chunk(b, layout.tokens_per_frame)
+        max_chunk = frames_per_chunk(b, images.shape[1], layout.tokens_per_frame)
         return map_chunks(run, images, axis=1, max_chunk=max_chunk)

@@ -234,7 +234,7 @@ class Pi3(nnx.Module):
                 return head(tokens[:, :, layout.num_special :])
 
             with jax.named_scope(name):
-                max_chunk = frames_per_chunk(trunk.kept.shape[0], layout.tokens_per_frame)
+                max_chunk = frames_per_chunk(*trunk.kept.shape[:2], layout.tokens_per_frame)
                 return map_chunks(run, trunk.kept, axis=1, max_chunk=max_chunk)
 
         camera_poses = over_frames(

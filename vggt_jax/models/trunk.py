@@ -23,18 +23,23 @@ from vggt_jax.layers.sparse_attention import (
 )
 from vggt_jax.models.token_layout import TokenLayout
 
-# Tokens of one chunk of what runs frame by frame: cutting costs a copy of the tokens, 3 % of the time of
-# 50 frames on an H100. Scenes of up to 100 frames of 518x518 stay whole; the widest temporary, the MLP's
-# hidden layer, then takes 1.05 GiB for VGGT-1B in bfloat16.
-_TOKENS_PER_CHUNK = 137400
+# What runs frame by frame is cut into chunks of so many tokens, if there are more than stay whole: cutting
+# costs a copy of the tokens, 3 % of the time of 50 frames on an H100, whatever the number of chunks. Whole
+# are 100 frames of 518x518; the widest temporary, the MLP's hidden layer, is 1.05 GiB for them, for VGGT-1B
+# in bfloat16, and 0.42 for a chunk, which is 40 of them.
+_MAX_TOKENS_WHOLE = 137400
+_TOKENS_PER_CHUNK = 54960
 
 # From how many tokens on a layer that no head reads is not written: the host waits at a branch.
 _MIN_TOKENS_TO_BRANCH = 16384
 
 
-def frames_per_chunk(num_scenes: int, tokens_per_frame: int) -> int:
-    """How many frames of each scene make a chunk of what runs frame by frame."""
-    return max(1, _TOKENS_PER_CHUNK // (num_scenes * tokens_per_frame))
+def frames_per_chunk(num_scenes: int, num_frames: int, tokens_per_frame: int) -> int:
+    """How many frames of each scene make a chunk of what runs frame by frame, at most."""
+    tokens = num_scenes * tokens_per_frame  # of one frame of every scene
+    if num_frames * tokens <= _MAX_TOKENS_WHOLE:
+        return num_frames
+    return max(1, _TOKENS_PER_CHUNK // tokens)
 
 
 def make_trunk_blocks(
@@ -125,7 +130,7 @@ def run_trunk(
     tokens = tokens[:, :, order] if moved else tokens
     rope = Rope(*rope_tables(layout.positions()[order], c // num_heads))
     kv_lengths = None if num_frames is None else num_frames * p
-    chunk = frames_per_chunk(b, p)
+    chunk = frames_per_chunk(b, s, p)
 
     def frame_layer(block: Block, x):
         run = lambda x: block.within_frames(x, rope, dense, precision)
