@@ -24,17 +24,22 @@ def main():
     parser.add_argument("--mode", choices=["crop", "pad", "budget"])
     parser.add_argument("--sparse-ratio", type=float, help="share of the blocks to leave out")
     parser.add_argument("--cdf-threshold", type=float, help="probability to keep")
+    parser.add_argument("--pool-mode", choices=["avg", "max"])
+    parser.add_argument("--token-order", choices=["raster", "hilbert", "tiles"])
+    parser.add_argument("--min-tokens", type=int, help="scenes of fewer tokens run dense")
     parser.add_argument("--batch-size", type=int, default=1, help="scenes in a batch")
+    parser.add_argument("--readers", type=int, default=2, help="scenes read at a time")
+    parser.add_argument("--no-memory-check", action="store_true",
+                        help="try scenes that by the estimate do not fit")  # fmt: skip
     args = parser.parse_args()
 
     import vggt_jax
+    from vggt_jax.cli.scene import sparse_or_dense
 
-    attention = vggt_jax.Dense()
+    settings = {name: getattr(args, name) for name in ("pool_mode", "token_order", "min_tokens")}
+    settings = {name: value for name, value in settings.items() if value is not None}
     try:
-        if args.sparse_ratio is not None or args.cdf_threshold is not None:
-            attention = vggt_jax.BlockSparse(
-                sparse_ratio=args.sparse_ratio, cdf_threshold=args.cdf_threshold
-            )
+        attention = sparse_or_dense(args.sparse_ratio, args.cdf_threshold, **settings)
         report = vggt_jax.reconstruct_scenes(
             args.scenes,
             args.out,
@@ -43,6 +48,8 @@ def main():
             mode=args.mode,
             size=args.size,
             batch_size=args.batch_size,
+            num_readers=args.readers,
+            memory_check=not args.no_memory_check,
         )
     except (ValueError, CheckpointError) as error:
         sys.exit(f"batch_infer: error: {error}")

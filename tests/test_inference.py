@@ -141,6 +141,14 @@ def test_heads_that_are_missing_leave_none(tiny):
         recon.tracks_in_photographs()
 
 
+def test_numbers_of_frames_of_a_bucket_share_a_program(tiny):
+    model = tiny(enable_depth=False, enable_point=False, enable_track=False)
+    before = inference._reconstruct._cache_size()
+    for num_frames in (33, 34):  # the second needs no padding, and still
+        vggt_jax.infer(random_frames(num_frames, 14, 14), model=model)
+    assert inference._reconstruct._cache_size() == before + 1
+
+
 def test_padding_may_hold_anything(tiny):
     model = tiny(enable_track=False)
     images = RNG.random((3, 28, 42, 3), np.float32)

@@ -1,13 +1,16 @@
 """Many scenes: batches give what `infer` gives, and an interrupted run goes on where it was."""
 
 import json
+import subprocess
+import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 import vggt_jax
-from vggt_jax import BlockSparse, InputError, inference, many_scenes
+from vggt_jax import BlockSparse, InputError, inference, many_scenes, memory, streaming
 
 SIZES = {"hall": 3, "attic": 5, "yard": 4, "shed": 5, "barn": 2}
 
@@ -91,6 +94,89 @@ def test_a_run_goes_on_where_it_was_interrupted(
     assert not list(tmp_path.rglob("*.tmp"))
     again = run(scenes, tmp_path, model)
     assert again.written == () and set(again.skipped) == set(SIZES)
+
+
+# Reconstructs scenes until the process dies in the middle of writing the third.
+_KILLED = """
+import os, sys
+import numpy as np
+import vggt_jax
+from vggt_jax import export
+
+scenes, out, model = sys.argv[1:]
+write, written = np.savez, []
+
+def savez(file, **arrays):
+    if len(written) == 2:
+        file.write(b"half of a result")
+        file.flush()
+        os._exit(9)
+    written.append(file)
+    write(file, **arrays)
+
+np.savez = savez
+with np.load(scenes) as file:
+    vggt_jax.reconstruct_scenes(dict(file), out, model=model, progress=False)
+"""
+
+
+def test_a_run_goes_on_after_its_process_was_killed(tmp_path, scenes, model):
+    del scenes["barn"], scenes["yard"]
+    out, weights = tmp_path / "out", tmp_path / "model.safetensors"
+    vggt_jax.save_model(model, weights)
+    np.savez(tmp_path / "scenes.npz", **scenes)
+    command = [sys.executable, "-c", _KILLED, tmp_path / "scenes.npz", out, weights]
+    assert subprocess.run(command, check=False).returncode == 9
+    written = {path.parent.name for path in out.glob("*/predictions.npz")}
+    assert len(written) == 2 and len(list(out.rglob("*.tmp"))) == 1
+    report = run(scenes, out, weights)
+    assert set(report.skipped) == written and set(report.written) == set(scenes) - written
+    assert not list(out.rglob("*.tmp"))
+    for name, images in scenes.items():
+        np.testing.assert_array_equal(read(out, name)["images"], images)
+
+
+def test_scenes_of_many_frames_leave_the_device_in_pieces(tmp_path, scenes, tiny, monkeypatch):
+    model = tiny(enable_track=False, enable_point=False)
+    many = {name: scenes[name] for name in ("hall", "shed")}
+    run(many, tmp_path / "whole", model)
+    monkeypatch.setattr(streaming, "_FROM_PIXELS", 4 * 28 * 42)
+    monkeypatch.setattr(streaming, "_FRAMES_IN_PIECE", 2)
+    pieces, run_frames = [], streaming._run_frames
+    spy = lambda *args, **options: pieces.append(args[3]) or run_frames(*args, **options)
+    monkeypatch.setattr(streaming, "_run_frames", spy)
+    # The one of five frames; that of three waits for a batch.
+    run(many, tmp_path / "streamed", model, batch_size=2)
+    assert pieces == [0, 2, 3]
+    for name in many:
+        found, expected = read(tmp_path / "streamed", name), read(tmp_path / "whole", name)
+        assert found.keys() == expected.keys()
+        for key in ("camera_from_world", "depth", "depth_confidence", "images"):
+            np.testing.assert_allclose(found[key], expected[key], rtol=2e-4, atol=2e-5)
+
+
+def test_what_does_not_fit_into_memory_is_reported(tmp_path, scenes, model, monkeypatch):
+    check = lambda name: memory.check_memory(model, scenes[name].shape)
+    enough = (check("hall").needed.total + check("attic").needed.total) // 2  # 3 and 5 frames
+    free = enough - memory.weight_bytes(model)
+    monkeypatch.setattr(memory, "available_memory", lambda: free)
+    two = {name: scenes[name] for name in ("attic", "hall")}
+    report = run(two, tmp_path / "checked", model)
+    assert report.written == ("hall",)
+    assert "5 frames of 42x28 need about" in report.failed["attic"]
+    assert "memory_check=False" in report.failed["attic"]
+    assert run(two, tmp_path / "unchecked", model, memory_check=False).failed == {}
+
+    def reconstruct(model, images, num_frames, **options):
+        if images.shape[1] == 5:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        return real(model, images, num_frames, **options)
+
+    real = many_scenes._reconstruct
+    monkeypatch.setattr(many_scenes, "_reconstruct", reconstruct)
+    report = run(two, tmp_path / "failing", model, memory_check=False)
+    assert report.written == ("hall",)
+    assert "choose fewer frames" in report.failed["attic"]
 
 
 def test_results_of_other_settings_are_not_mixed(tmp_path, scenes, model, tiny):

@@ -185,10 +185,7 @@ def attention_for(
     """
     if not isinstance(attention, BlockSparse):
         return attention
-    try:
-        attention.of_layers(model.global_blocks.norm1.scale.shape[0])
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    check_layers(attention, model)
     num_frames = len(frames.images)
     tokens = num_frames * model.layout(jnp.asarray(frames.images[:1])[None]).tokens_per_frame
     if tokens < attention.min_tokens:
@@ -198,6 +195,19 @@ def attention_for(
         )
         return Dense()
     return dataclasses.replace(attention, min_tokens=0)
+
+
+def check_layers(attention: Dense | BlockSparse, model: Model) -> None:
+    """Checks that a model has the layers that `attention` speaks of.
+
+    Raises:
+        InputError: it has others.
+    """
+    if isinstance(attention, BlockSparse):
+        try:
+            attention.of_layers(model.global_blocks.norm1.scale.shape[0])
+        except ValueError as error:
+            raise InputError(str(error)) from error
 
 
 def model_of(source: Model | str | os.PathLike | None) -> Model:
@@ -261,6 +271,7 @@ def model_inputs(
     inputs: dict[str, Any] = {"images": images}
     if padded > num_frames:
         inputs["images"] = np.pad(images, ((0, padded - num_frames), (0, 0), (0, 0), (0, 0)))
+    if padded > num_frames or (pad_frames and is_shared(padded)):
         inputs["num_frames"] = np.int32(num_frames)
     if query_points is not None:
         inputs["query_points"] = _checked_query_points(query_points, images.shape[1:3])
@@ -442,6 +453,11 @@ def bucket(num_frames: int) -> int:
     """
     step = 2 ** max(0, num_frames.bit_length() - 5)
     return -(-num_frames // step) * step
+
+
+def is_shared(padded: int) -> bool:
+    """Whether several numbers of frames are padded to this `bucket`, so that its program masks frames."""
+    return bucket(padded - 1) == padded
 
 
 def check_tracking(model: Model, size: tuple[int, int]) -> None:

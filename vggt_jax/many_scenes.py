@@ -21,16 +21,22 @@ from jax.typing import DTypeLike
 from vggt_jax import export, inference
 from vggt_jax.checkpoint import Model
 from vggt_jax.errors import InputError
-from vggt_jax.export.files import replacing
+from vggt_jax.export.files import remove_unfinished, replacing
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.sparse_attention import BlockSparse
+from vggt_jax.memory import check_memory, free_memory, is_out_of_memory
 from vggt_jax.outputs import Reconstruction
 from vggt_jax.preprocess import Frames, Mode, find_images
+from vggt_jax.streaming import Stream, is_streamed
 
 _RESULT = "predictions.npz"
 _SETTINGS = "settings.json"
 # Batches that wait to be written: one is written while the next one runs.
 _MAX_PENDING_BATCHES = 2
+_TOO_LARGE = (
+    "does not fit into the memory of the device; choose fewer frames, a smaller size or a smaller "
+    "batch_size"
+)
 _NAME = re.compile(r"[\w\-. +()]*[\w\-+()]")
 
 
@@ -41,7 +47,7 @@ class ScenesReport:
     Attributes:
         written: reconstructed now.
         skipped: had a result from an earlier run.
-        failed: the reason, for scenes whose photographs cannot be used.
+        failed: the reason, for scenes whose photographs cannot be used, or do not fit into the memory.
     """
 
     written: tuple[str, ...]
@@ -60,16 +66,19 @@ def reconstruct_scenes(
     compute_dtype: DTypeLike | None = None,
     batch_size: int = 1,
     num_readers: int = 2,
+    memory_check: bool = True,
     progress: bool = True,
 ) -> ScenesReport:
     """Reconstructs many scenes and writes each to `out/NAME/predictions.npz`.
 
     Scenes of one size, and of numbers of frames that pad to the same (`inference.bucket`), share a
     compiled program and run in batches; padding changes no result. Photographs of the next scenes are
-    read, and results of the last ones written, while a batch runs.
+    read, and results of the last ones written, while a batch runs. Scenes of many frames run alone, and
+    their maps leave the device in pieces, as in `infer`.
 
-    A result appears whole or not at all, so a run that was interrupted is continued by calling this
-    again: scenes with a result are skipped, and the settings must be the same.
+    A result appears whole or not at all, so a run that was interrupted or killed is continued by calling
+    this again: scenes with a result are skipped, and the settings must be the same. A scene that cannot be
+    reconstructed does not end the run; the report says why.
 
     Args:
         scenes: a folder with a folder of photographs for each scene, or photographs by name, each as
@@ -78,18 +87,20 @@ def reconstruct_scenes(
         model, attention, mode, size, compute_dtype: as for `infer`.
         batch_size: scenes in a batch. More than one pays for scenes of few frames only; scenes of
             different shapes wait in memory until there are enough of a kind.
-        num_readers: threads that read photographs; so many scenes and as many more are read ahead.
+        num_readers: scenes that are read at a time, by some threads each; as many more are read ahead.
+        memory_check: whether to leave out scenes that by the estimate do not fit into the memory.
         progress: whether to show a progress bar with the time that remains.
 
     Raises:
-        InputError: no scenes, names that cannot be folders, or `out` holds results of other settings.
-            A scene whose photographs cannot be used does not end the run; the report says why.
+        InputError: no scenes, names that cannot be folders, or `out` cannot be written or holds results
+            of other settings.
         convert.CheckpointError: the model cannot be loaded.
     """
     if batch_size < 1 or num_readers < 1:
         raise InputError(f"{batch_size=} and {num_readers=} must be at least 1")
     scenes, out = _by_name(scenes), Path(out)
     model = inference.model_of(model)
+    inference.check_layers(attention, model)
     settings = {"attention": repr(attention), "mode": mode, "size": size}
     settings |= {"compute_dtype": compute_dtype and np.dtype(compute_dtype).name}
     _check_settings(out, json.loads(json.dumps(settings | {"model": _fingerprint(model)})))
@@ -97,10 +108,19 @@ def reconstruct_scenes(
     skipped = tuple(name for name in scenes if (out / name / _RESULT).exists())
     done = set(skipped)
     waiting = {name: images for name, images in scenes.items() if name not in done}
+    for name in waiting:
+        remove_unfinished(out / name / _RESULT)
     written, failed = [], {}
     read = functools.partial(inference.read_frames, model=model, mode=mode, size=size)
-    attention_of = functools.partial(inference.attention_for, attention, model)
-    run = functools.partial(_reconstruct, model, compute_dtype=compute_dtype)
+    # What is free now, before programs run.
+    free = free_memory(model) if memory_check else None
+
+    def attention_of(frames: Frames) -> Dense | BlockSparse:
+        used = inference.attention_for(attention, model, frames)
+        if free is not None:
+            _check_memory(model, frames, attention=used, compute_dtype=compute_dtype, free=free)
+        return used
+
     with (
         tqdm.tqdm(
             total=len(scenes), initial=len(skipped), unit="scene", disable=not progress
@@ -108,10 +128,18 @@ def reconstruct_scenes(
         _threads(num_readers) as readers,
         _threads(1) as writer,
     ):
-        pending: collections.deque[Future] = collections.deque()
+        pending: collections.deque[tuple[list[str], Future]] = collections.deque()
 
         def settle():
-            names = pending.popleft().result()
+            names, future = pending.popleft()
+            try:
+                future.result()
+            except jax.errors.JaxRuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                for name in names:
+                    fail(name, _TOO_LARGE)
+                return
             written.extend(names)
             bar.update(len(names))
 
@@ -121,14 +149,52 @@ def reconstruct_scenes(
 
         loaded = _read_ahead(readers, read, waiting, num_readers)
         for used, batch in _batches(loaded, batch_size, attention_of, fail):
-            inputs = _stack([frames for _, frames in batch], batch_size)
-            result = run(**inputs, attention=used)
-            pending.append(writer.submit(_write_batch, out, batch, result))
+            try:
+                result = _run(model, batch, used, batch_size, compute_dtype)
+                future = writer.submit(_write_batch, out, batch, result)
+            except jax.errors.JaxRuntimeError as error:
+                future = Future()
+                future.set_exception(error)
+            pending.append(([name for name, _ in batch], future))
             while len(pending) >= _MAX_PENDING_BATCHES:
                 settle()
         while pending:
             settle()
     return ScenesReport(written=tuple(written), skipped=skipped, failed=failed)
+
+
+def _check_memory(model: Model, frames: Frames, **options: Any) -> None:
+    """Raises InputError if by the estimate a scene does not fit."""
+    shape = (inference.bucket(len(frames.images)), *frames.images.shape[1:])
+    check = check_memory(model, shape, streamed=is_streamed(*shape[:3]), **options)
+    if check.shortage:
+        raise InputError(
+            f"{check.shortage}; leave some out, choose a smaller size, or try in spite of this with "
+            "memory_check=False"
+        )
+
+
+def _run(
+    model: Model,
+    batch: list[tuple[str, Frames]],
+    attention: Dense | BlockSparse,
+    batch_size: int,
+    compute_dtype: DTypeLike | None,
+) -> Reconstruction:
+    """The batch without its images: still being computed, or streamed to the host."""
+    options = {"attention": attention, "compute_dtype": compute_dtype}
+    scenes = [frames for _, frames in batch]
+    if not _runs_alone(scenes[0]):
+        return _reconstruct(model, **_stack(scenes, batch_size), **options)
+    inputs = inference.model_inputs(scenes[0], model=model)
+    result = Stream.of(model, inputs, **options)(model, **inputs)
+    return jax.tree.map(lambda x: x[None], dataclasses.replace(result, images=None))
+
+
+def _runs_alone(frames: Frames) -> bool:
+    """Whether a scene is streamed, and so in no batch."""
+    num_frames, height, width, _ = frames.images.shape
+    return is_streamed(inference.bucket(num_frames), height, width)
 
 
 @functools.partial(jax.jit, static_argnames=("attention", "compute_dtype"))
@@ -224,11 +290,14 @@ def _batches(
     for name, future in loaded:
         try:
             frames = future.result()
+            attention = attention_of(frames)
         except InputError as error:
             fail(name, error)
             continue
         images = frames.images
-        attention = attention_of(frames)
+        if _runs_alone(frames):
+            yield attention, [(name, frames)]
+            continue
         key = (attention, images.shape[1:], images.dtype, inference.bucket(len(images)))
         groups[key].append((name, frames))
         if len(groups[key]) == batch_size:
@@ -247,15 +316,13 @@ def _stack(scenes: list[Frames], batch_size: int) -> dict[str, Any]:
         frames = scenes[min(i, len(scenes) - 1)].images
         images[i, : len(frames)] = frames
     counts += counts[-1:] * (batch_size - len(counts))
-    # Buckets of a single number of frames need no mask.
-    exact = inference.bucket(padded - 1) != padded
-    return {"images": images, "num_frames": None if exact else np.array(counts, np.int32)}
+    is_masked = inference.is_shared(padded)
+    return {"images": images, "num_frames": np.array(counts, np.int32) if is_masked else None}
 
 
-def _write_batch(out: Path, batch: list[tuple[str, Frames]], result: Reconstruction) -> list[str]:
-    """Waits for a batch and writes its scenes; returns their names."""
+def _write_batch(out: Path, batch: list[tuple[str, Frames]], result: Reconstruction) -> None:
+    """Waits for a batch and writes its scenes."""
     result = jax.device_get(result)
     for i, (name, frames) in enumerate(batch):
         scene = inference.cut_to_frames(jax.tree.map(lambda x: x[i], result), frames)
         export.write_predictions(out / name / _RESULT, inference.prediction_arrays(scene, frames))
-    return [name for name, _ in batch]

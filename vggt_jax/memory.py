@@ -7,12 +7,13 @@ import pathlib
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from pallas_kernels.attention.config import align
 from pallas_kernels.block_map import index_dtype
 from pallas_kernels.blocks import count_blocks
+from vggt_jax.checkpoint import Model
 from vggt_jax.config import Pi3Config, VGGTConfig
 from vggt_jax.heads import dpt
 from vggt_jax.layers.attention import MAX_SCORE_BYTES, Dense
@@ -68,7 +69,7 @@ def estimate_memory(
     width: int,
     num_query_points: int = 0,
     image_bytes: int = 1,
-    compute_dtype: jnp.dtype | None = None,
+    compute_dtype: DTypeLike | None = None,
     attention: Dense | BlockSparse = Dense(),
     streamed: bool = False,
 ) -> MemoryEstimate:
@@ -213,7 +214,92 @@ def _parts_of_pi3(
     }
 
 
-def weight_bytes(model) -> int:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MemoryCheck:
+    """What a scene needs beside what there is.
+
+    Attributes:
+        shape: of its frames, [s height width 3].
+        needed: the estimate.
+        free: bytes that it can have, weights included; None where the device does not tell.
+        fitting: how many such frames fit.
+    """
+
+    shape: tuple[int, ...]
+    needed: MemoryEstimate
+    free: int | None
+    fitting: int
+
+    @property
+    def shortage(self) -> str | None:
+        """Why the frames do not fit, and how many do; None where they fit or nobody knows."""
+        if self.fitting >= self.shape[0]:
+            return None
+        num_frames, height, width, _ = self.shape
+        fit = f"about {self.fitting} frames fit" if self.fitting else "not even one fits"
+        return (
+            f"{num_frames} frames of {width}x{height} need about {gib(self.needed.total)} GiB and "
+            f"{jax.devices()[0].device_kind} has {gib(self.free)} GiB; {fit}"
+        )
+
+    def __str__(self) -> str:
+        if self.free is None:
+            return f"about {self.needed}"
+        return f"about {self.needed} of {gib(self.free)} GiB on {jax.devices()[0].device_kind}"
+
+
+def check_memory(
+    model: Model,
+    shape: tuple[int, ...],
+    *,
+    num_query_points: int = 0,
+    compute_dtype: DTypeLike | None = None,
+    attention: Dense | BlockSparse = Dense(),
+    streamed: bool = False,
+    free: int | None = None,
+) -> MemoryCheck:
+    """Compares what a scene of uint8 frames [s height width 3] needs with the free memory.
+
+    Args:
+        streamed: whether maps go to the host in pieces; on a CPU, that is the same memory.
+        free: what is free, weights included; by default what `free_memory` says now.
+    """
+    num_frames, height, width, _ = shape
+    weights = weight_bytes(model)
+
+    def estimate(num_frames: int) -> MemoryEstimate:
+        return estimate_memory(
+            model.config,
+            weights=weights,
+            num_frames=num_frames,
+            height=height,
+            width=width,
+            num_query_points=num_query_points,
+            compute_dtype=compute_dtype,
+            attention=attention,
+            streamed=streamed and jax.default_backend() != "cpu",
+        )
+
+    free = free_memory(model) if free is None else free
+    fitting = num_frames
+    while free is not None and fitting and estimate(fitting).total > free:
+        fitting -= 1
+    return MemoryCheck(shape=shape, needed=estimate(num_frames), free=free, fitting=fitting)
+
+
+def free_memory(model: Model) -> int | None:
+    """Free bytes for a model's programs, its weights included, which are on the device already; None where
+    the device does not tell."""
+    free = available_memory()
+    return None if free is None else free + weight_bytes(model)
+
+
+def is_out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:
+    """Whether a program did not fit into the memory of the device."""
+    return "RESOURCE_EXHAUSTED" in str(error)
+
+
+def weight_bytes(model: Model) -> int:
     """Bytes of a model's parameters."""
     return sum(leaf.size * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(model))
 

@@ -70,10 +70,8 @@ class Bench:
             check_memory(
                 model,
                 shape,
-                0,
-                self.compute_dtype,
-                attentions["dense"],
-                streamed=False,
+                compute_dtype=self.compute_dtype,
+                attention=attentions["dense"],
                 refuse=self.memory_check,
             )
         titles = ("frames", "attention", "seconds", "frames/s", "compiling", "GiB")

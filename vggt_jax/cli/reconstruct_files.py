@@ -25,9 +25,7 @@ from vggt_jax.confidence import (
 )
 from vggt_jax.errors import InputError
 from vggt_jax.export.files import output_folder
-from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.precision import Precision
-from vggt_jax.layers.sparse_attention import BlockSparse
 from vggt_jax.models.vggt import VGGT
 from vggt_jax.outputs import Reconstruction
 from vggt_jax.preprocess import EXTENSIONS, OVERVIEW, RESULTS, Frames, find_images
@@ -182,11 +180,10 @@ def reconstruct_photographs(
     check_memory(
         network,
         frames.images.shape,
-        len(pixels),
-        compute_dtype,
-        attention,
-        # On a CPU the host's memory is the device's.
-        streamed=is_streamed(*frames.images.shape[:3]) and jax.default_backend() != "cpu",
+        num_query_points=len(pixels),
+        compute_dtype=compute_dtype,
+        attention=attention,
+        streamed=is_streamed(*frames.images.shape[:3]),
         refuse=scene.memory_check,
     )
     try:
@@ -199,7 +196,7 @@ def reconstruct_photographs(
             result = run(network, **inputs, done=lambda num: say(f"{num} done"))
             result = inference.cut_to_frames(result, frames, first=first)
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not memory.is_out_of_memory(error):
             raise
         raise InputError(
             f"{len(frames.images)} frames do not fit into the memory of the device; use fewer, "
@@ -264,53 +261,22 @@ def _pixels_of_model(pixels: list[tuple[float, float]], frames: Frames, first: i
     return transform.pixels_to_model(pixels)
 
 
-def check_memory(
-    network: Model,
-    shape: tuple[int, ...],
-    num_points: int,
-    compute_dtype,
-    attention: Dense | BlockSparse,
-    *,
-    streamed: bool,
-    refuse: bool,
-) -> None:
+def check_memory(network: Model, shape: tuple[int, ...], *, refuse: bool, **options) -> None:
     """Prints the estimate for frames of this shape and refuses what cannot fit.
+
+    Args:
+        options: of `memory.check_memory`.
 
     Raises:
         InputError: it does not fit.
     """
-    num_frames, height, width, _ = shape
-    weights = memory.weight_bytes(network)
-
-    def estimate(num_frames: int) -> memory.MemoryEstimate:
-        return memory.estimate_memory(
-            network.config,
-            weights=weights,
-            num_frames=num_frames,
-            height=height,
-            width=width,
-            num_query_points=num_points,
-            compute_dtype=compute_dtype,
-            attention=attention,
-            streamed=streamed,
-        )
-
-    needed = estimate(num_frames)
-    # What is free now does not hold the weights, which are on the device already.
-    free = memory.available_memory()
-    free = None if free is None else free + weights
-    device = jax.devices()[0].device_kind
-    of = "" if free is None else f" of {memory.gib(free)} GiB on {device}"
-    tqdm.tqdm.write(f"memory: about {needed}{of}", file=sys.stderr)
-    if refuse and free is not None and needed.total > free:
-        fitting = num_frames - 1
-        while fitting and estimate(fitting).total > free:
-            fitting -= 1
-        fit = f"about {fitting} frames fit: use fewer or" if fitting else "not even one fits: use"
+    check = memory.check_memory(network, shape, **options)
+    tqdm.tqdm.write(f"memory: {check}", file=sys.stderr)
+    if refuse and check.shortage:
+        fewer = " fewer or" if check.fitting else ""
         raise InputError(
-            f"{num_frames} frames of {width}x{height} need about {memory.gib(needed.total)} GiB "
-            f"and {device} has {memory.gib(free)} GiB; {fit} a smaller --size, or try in spite of "
-            "this with --no-memory-check"
+            f"{check.shortage}: use{fewer} a smaller --size, or try in spite of this with "
+            "--no-memory-check"
         )
 
 

@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, under names that are safe and distinct."""
 
 import contextlib
+import glob
 import os
 import re
 import secrets
@@ -11,6 +12,7 @@ from typing import BinaryIO
 
 from vggt_jax.errors import InputError
 
+_TEMPORARY = ".{name}.{token}.tmp"
 _LONGEST_STEM = 50  # Characters; in UTF-8 with suffixes well below the 255 bytes of file systems.
 
 
@@ -31,7 +33,7 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """
     path = Path(path)
     # Opened here rather than by tempfile, whose files only their owner may read.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(_TEMPORARY.format(name=path.name, token=secrets.token_hex(4)))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -46,6 +48,14 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
             f"{path} cannot be written ({error.strerror or error}); choose another place or make "
             "room and give permission there"
         ) from error
+
+
+def remove_unfinished(path: str | os.PathLike) -> None:
+    """Removes what `replacing(path)` left in processes that were killed."""
+    path = Path(path)
+    pattern = _TEMPORARY.format(name=glob.escape(path.name), token="*")
+    for temporary in path.parent.glob(pattern):
+        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
