@@ -10,6 +10,8 @@ Every case runs in a process of its own, so that its peak is its own. Parts:
 - `aggregator`: encoder and trunk (48 blocks, of π³ 36).
 - `model`: the aggregator and all heads but that for tracks. Compiled in one process and timed in
   the next, because compiling tries out kernels in memory of its own.
+- `infer`: the model as `infer` runs it, from frames on the host to results there; maps of many frames leave
+  the device in pieces.
 - `first_call`: what a user waits for at the first call of the model, with a cold and a warm cache of
   compiled programs.
 - `official`: the aggregator of the official package, where `vggt` can be imported, or the whole model
@@ -33,6 +35,7 @@ FRAMES = {
     "attention": [50, 100, 200],
     "aggregator": [10, 50, 100, 200],
     "model": [200],
+    "infer": [200],
     "first_call": [10],
     "official": [10, 50, 100, 200],
 }
@@ -47,7 +50,7 @@ def main():
     parser.add_argument("--frames", type=int, nargs="+", help="instead of each part's own")
     parser.add_argument("--size", type=int, nargs=2, default=[518, 518], help="height width")
     parser.add_argument("--sparse-ratio", type=float, nargs="+", metavar="RATIO",
-                        help="also leave out these shares of the blocks, in aggregator and model")  # fmt: skip
+                        help="also leave out these shares of the blocks")  # fmt: skip
     parser.add_argument("--no-dense", action="store_true", help="only with blocks left out")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--profile", type=int, nargs="*", default=[], metavar="FRAMES",
@@ -60,7 +63,7 @@ def main():
         return
     for part in args.parts:
         ratios = [None]
-        if part in ("aggregator", "model") and args.sparse_ratio:
+        if part in ("aggregator", "model", "infer", "first_call") and args.sparse_ratio:
             ratios = args.sparse_ratio if args.no_dense else [None, *args.sparse_ratio]
         for frames, ratio in itertools.product(args.frames or FRAMES[part], ratios):
             case = {"part": part, "frames": frames, "size": args.size, "repeats": args.repeats}
@@ -75,7 +78,7 @@ def main():
                         report(run_child({**case, "cache": state}, env), args.out)
                     continue
                 profile = frames in args.profile and part in ("aggregator", "model")
-                if part == "model":
+                if part in ("model", "infer"):
                     run_child({**case, "compile_only": True}, env)
                 report(run_child({**case, "profile": True} if profile else case, env), args.out)
 
@@ -101,6 +104,7 @@ def run_case(part: str, **case) -> dict:
         "attention": run_attention,
         "aggregator": run_ours,
         "model": run_ours,
+        "infer": run_infer,
         "first_call": run_first_call,
         "official": run_official,
     }[part]
@@ -184,12 +188,8 @@ def run_ours(
 ):
     import jax
 
-    import vggt_jax
-
     model, images = make_inputs(model, frames, size)
-    attention = vggt_jax.Dense()
-    if sparse_ratio is not None:
-        attention = vggt_jax.BlockSparse(sparse_ratio=sparse_ratio)
+    attention = attention_of(sparse_ratio)
     fn = {"aggregator": aggregate, "model": whole}[part]
     fn = jax.jit(functools.partial(fn, attention=attention))
     start = time.perf_counter()
@@ -212,34 +212,68 @@ def run_ours(
         "weights_gib": gib(sum(x.nbytes for x in jax.tree.leaves(model))),
         "temporaries_gib": gib(analysis.temp_size_in_bytes),
         "outputs_gib": gib(analysis.output_size_in_bytes),
-        "estimate_gib": gib(estimate(model, frames, size, attention)) if part == "model" else None,
+        "estimate_gib": estimate_gib(model, frames, size, attention) if part == "model" else None,
     }
     if profile:
         result["kernel_ms"] = profile_kernels(call)
     return result
 
 
-def estimate(model, frames, size, attention):
-    from vggt_jax.memory import estimate_memory, weight_bytes
+def run_infer(part, model, frames, size, repeats, compile_only=False, sparse_ratio=None):
+    """Seconds and peak of a scene from the host to the host."""
+    import jax
+    import numpy as np
 
-    height, width = size
-    return estimate_memory(
-        model.config,
-        weights=weight_bytes(model),
-        num_frames=frames,
-        height=height,
-        width=width,
-        attention=attention,
-    ).total
+    from vggt_jax import inference, streaming
+
+    model, images = make_inputs(model, frames, size)
+    inputs = {"images": np.asarray(images[0])}
+    del images
+    attention = attention_of(sparse_ratio)
+    start = time.perf_counter()
+    run = inference.runner(model, inputs, attention=attention, compiled=True)
+    compile_s = time.perf_counter() - start
+    if compile_only:
+        return {"compile_s": compile_s}
+    timing = time_calls(lambda: run(model, **inputs), repeats)
+    streamed = streaming.is_streamed(frames, *size)
+    return {
+        **describe_jax(),
+        "frames": frames,
+        "size": size,
+        "dtype": "bfloat16",
+        "sparse_ratio": sparse_ratio,
+        "streamed": streamed,
+        "compile_s": round(compile_s, 1),
+        **timing,
+        "peak_gib": gib(jax.devices()[0].memory_stats()["peak_bytes_in_use"]),
+        "limit_gib": gib(jax.devices()[0].memory_stats()["bytes_limit"]),
+        "estimate_gib": estimate_gib(model, frames, size, attention, streamed=streamed),
+    }
 
 
-def run_first_call(part, model, frames, size, repeats, cache):
+def attention_of(sparse_ratio):
+    import vggt_jax
+
+    if sparse_ratio is None:
+        return vggt_jax.Dense()
+    return vggt_jax.BlockSparse(sparse_ratio=sparse_ratio)
+
+
+def estimate_gib(model, frames, size, attention, *, streamed=False):
+    from vggt_jax.memory import check_memory
+
+    check = check_memory(model, (frames, *size, 3), attention=attention, streamed=streamed)
+    return gib(check.needed.total)
+
+
+def run_first_call(part, model, frames, size, repeats, cache, sparse_ratio=None):
     """What a user waits for at the first call, compilation included; then once more."""
     import jax
 
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     model, images = make_inputs(model, frames, size)
-    fn = jax.jit(whole)
+    fn = jax.jit(functools.partial(whole, attention=attention_of(sparse_ratio)))
     times = []
     for _ in range(2):
         start = time.perf_counter()
@@ -249,6 +283,7 @@ def run_first_call(part, model, frames, size, repeats, cache):
         **describe_jax(),
         "frames": frames,
         "size": size,
+        "sparse_ratio": sparse_ratio,
         "compile_cache": cache,
         "first_call_s": round(times[0], 2),
         "second_call_s": round(times[1], 3),
@@ -289,7 +324,8 @@ def run_official(part, model, frames, size, repeats, profile=False):
 
 
 def time_calls(call, repeats: int) -> dict:
-    call()
+    if repeats > 1:  # A call that is timed once only is a long one.
+        call()
     times = []
     while len(times) < repeats and (len(times) < 2 or sum(times) < 20e3):
         start = time.perf_counter()
