@@ -47,6 +47,8 @@ def norm_rope(x, cos, sin, bias, scale, offset, eps, num_tokens, *, interpret=Fa
         ],
         out_specs=[tile],
         out_shape=[jax.ShapeDtypeStruct(out_shape, x.dtype)],
+        # Without padding the result may lie where `x` lay: each thread has read before it writes there.
+        input_output_aliases={0: 0} if num_tokens == p else {},
         num_warps=_NUM_WARPS,
         num_stages=1,
         interpret=interpret,

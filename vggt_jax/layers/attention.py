@@ -228,21 +228,17 @@ class Attention(nnx.Module):
         # Three products, because parts of one would be copied out of it.
         kernels = jnp.split(self.qkv.kernel[...], 3, axis=-1)
         biases = jnp.split(self.qkv.bias[...], 3)
-        turns_normalised = self.q_norm is not None and rope is not None
-        xs = (x, x, x)
-        if turns_normalised and precision.compute_dtype.itemsize == 2:
-            # XLA would join those of few tokens again, because they multiply the same array.
-            x = x.astype(precision.compute_dtype)
-            xs = jax.lax.optimization_barrier((x, x, x))
-        product = lambda i, bias: apply_linear(xs[i], kernels[i], bias, precision).reshape(heads)
+        product = lambda x, i, bias: apply_linear(x, kernels[i], bias, precision).reshape(heads)
         missing = 0 if num_tokens is None else num_tokens - x.shape[-2]
         pad = lambda y: jnp.pad(y, [(0, 0)] * (y.ndim - 3) + [(0, missing), (0, 0), (0, 0)])
-        v = pad(product(2, biases[2]))
-        if turns_normalised:
-            # Products come without their bias, which joins here before they are rounded again.
-            q, k = (
-                pallas_kernels.norm_rope(
-                    product(i, None),
+        if self.q_norm is not None and rope is not None:
+            is_half = precision.compute_dtype.itemsize == 2
+            x = x.astype(precision.compute_dtype) if is_half else x
+            turned = []
+            for i, norm in enumerate((self.q_norm, self.k_norm)):
+                # The product comes without its bias, which joins here before it is rounded again.
+                y = pallas_kernels.norm_rope(
+                    product(x, i, None),
                     *rope,
                     bias=biases[i],
                     scale=norm.scale[...],
@@ -251,15 +247,17 @@ class Attention(nnx.Module):
                     num_tokens=num_tokens,
                     implementation=norm_rope,
                 )
-                for i, norm in enumerate((self.q_norm, self.k_norm))
-            )
-            return q, k, v
-        q, k = product(0, biases[0]), product(1, biases[1])
+                # The next product waits for this, lest all three be in memory before the first is turned.
+                # Nor does XLA join products of few tokens then, because they multiply the same array.
+                x, y = jax.lax.optimization_barrier((x, y)) if is_half else (x, y)
+                turned.append(y)
+            return *turned, pad(product(x, 2, biases[2]))
+        q, k, v = (product(x, i, bias) for i, bias in enumerate(biases))
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = apply_rope(q, *rope), apply_rope(k, *rope)
-        return pad(q.astype(v.dtype)), pad(k.astype(v.dtype)), v
+        return pad(q.astype(v.dtype)), pad(k.astype(v.dtype)), pad(v)
 
     def output(
         self,

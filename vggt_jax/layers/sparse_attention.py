@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import BlockMap, block_sparse_attention, select_blocks
+from pallas_kernels.attention.config import align
 from pallas_kernels.block_map import index_dtype
 from pallas_kernels.blocks import count_blocks
 from vggt_jax.layers.attention import Dense
@@ -185,23 +186,24 @@ def sparse_attention(
     s, p, n, h = q.shape
     num_patches, block_k = p - num_special, attention.block_k
     special = lambda x: x[:, :num_special].reshape(s * num_special, n, h)
-    patches = lambda x: x[:, num_special:].reshape(s * num_patches, n, h)
+    def patches(x):
+        # Kernels want a multiple of 8 tokens; here that costs nothing.
+        x = x[:, num_special:].reshape(s * num_patches, n, h)
+        return jnp.pad(x, ((0, align(len(x)) - len(x)), (0, 0), (0, 0)))
 
     num_sink_blocks = count_blocks(s * num_special, block_k)
     num_padding = num_sink_blocks * block_k - s * num_special
 
     def layout(x):
         padded = jnp.pad(special(x), ((0, num_padding), (0, 0), (0, 0)))
-        # Kernels want a multiple of 8 tokens; here that costs nothing.
-        end = jnp.zeros((-s * num_patches % 8, n, h), x.dtype)
-        return jnp.concatenate([padded, patches(x), end])
+        return jnp.concatenate([padded, patches(x)])
 
     # One after the other, and both kinds of queries before attention, so that no more than four arrays of
     # all tokens are in memory at a time.
-    k, v, q = jax.lax.optimization_barrier((layout(k), layout(v), q))
-    patch_queries, special_queries, k, v = jax.lax.optimization_barrier(
-        (patches(q), special(q), k, v)
-    )
+    wait = jax.lax.optimization_barrier
+    k, v, q = wait((layout(k), v, q))
+    k, v, q = wait((k, layout(v), q))
+    patch_queries, special_queries, k, v = wait((patches(q), special(q), k, v))
     # How many tokens count in each block of keys: up to the end of the frames, in both parts.
     frames = s if num_frames is None else num_frames
     starts = block_k * np.arange(count_blocks(k.shape[0], block_k))
@@ -224,7 +226,7 @@ def sparse_attention(
         block_q=attention.block_q,
         block_k=block_k,
         num_sink_blocks=num_sink_blocks,
-        q_length=None if num_frames is None else num_frames * num_patches,
+        q_length=frames * num_patches,
         kv_lengths=kv_lengths,
         random_key=random_key,
         # Blocks are selected by Triton's kernels for either kernel of attention.
@@ -233,7 +235,8 @@ def sparse_attention(
     attend = functools.partial(
         block_sparse_attention, kv_lengths=kv_lengths, implementation=attention.implementation
     )
-    out = attend(patch_queries, k, v, selection.block_map).reshape(s, num_patches, n, h)
+    out = attend(patch_queries, k, v, selection.block_map)
+    out = out[: s * num_patches].reshape(s, num_patches, n, h)
     if num_special:
         of_special = _attend_to_everything(special_queries, k, v, attend, attention)
         # A copy with room for a few tokens, which are then written there, is three times as fast on a GPU
