@@ -1,6 +1,5 @@
 """The decoder of each head of π³: a few blocks over the tokens of a frame."""
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -47,6 +46,5 @@ class FrameDecoder(nnx.Module):
             rope: tables for the tokens of a frame and the heads of this decoder.
         """
         x = self.projects(tokens, precision).astype(jnp.float32)
-        layer = lambda x, block: (block.within_frames(x, rope, dense, precision), None)
-        x, _ = jax.lax.scan(layer, x, self.blocks)
+        x = self.blocks.stack_within_frames(x, rope, dense, precision)
         return self.linear_out(x, precision).astype(jnp.float32)

@@ -66,13 +66,24 @@ class Block(nnx.Module):
         return x + _scaled(self.ls2, self.mlp(self.norm2(x), precision).astype(x.dtype))
 
     def within_frames(
-        self, x: Float[Array, "*b p c"], rope: Rope | None, dense: Dense, precision: Precision
+        self,
+        x: Float[Array, "*b p c"],
+        rope: Rope | None,
+        dense: Dense,
+        precision: Precision,
+        *,
+        num_valid: int | None = None,
     ) -> Float[Array, "*b p c"]:
-        """The whole block, where the tokens of a frame see each other and no others."""
+        """The whole block, where the tokens of a frame see each other and no others.
+
+        Args:
+            num_valid: how many leading tokens of a frame count, the others are hidden from them; None for
+                all, which are padded inside where that makes attention faster.
+        """
         p, c = x.shape[-2:]
-        num_tokens = padded_tokens(
-            p, dense, head_dim=c // self.attn.num_heads, dtype=precision.compute_dtype
-        )
+        num_tokens = p
+        if num_valid is None:
+            num_valid, num_tokens = p, self._padded_tokens(p, c, dense, precision)
         q, k, v = self.before(x, rope, precision, norm_rope=dense.norm_rope, num_tokens=num_tokens)
         frames = lambda y: y.reshape(-1, *y.shape[-3:])
         num_frames = math.prod(x.shape[:-2])
@@ -80,11 +91,35 @@ class Block(nnx.Module):
             frames(q),
             frames(k),
             frames(v),
-            kv_lengths=None if num_tokens == p else jnp.full(num_frames, p, jnp.int32),
+            kv_lengths=None
+            if num_tokens == num_valid
+            else jnp.full(num_frames, num_valid, jnp.int32),
             precision=precision.matmul,
             implementation=dense.implementation,
         )
         return self.after(x, attended.reshape(q.shape), precision)
+
+    def stack_within_frames(
+        self, x: Float[Array, "*b p c"], rope: Rope | None, dense: Dense, precision: Precision
+    ) -> Float[Array, "*b p c"]:
+        """`within_frames` of each block of a stack (`stack_modules`), one after the other.
+
+        Tokens are padded once, instead of queries, keys and values in every block.
+        """
+        p, c = x.shape[-2:]
+        missing = self._padded_tokens(p, c, dense, precision) - p
+        pad = lambda y: jnp.pad(y, [(0, 0)] * (y.ndim - 2) + [(0, missing), (0, 0)])
+        if missing:
+            x, rope = pad(x), rope and Rope(*map(pad, rope))
+
+        def layer(x, block: Block):
+            return block.within_frames(x, rope, dense, precision, num_valid=p), None
+
+        return jax.lax.scan(layer, x, self)[0][..., :p, :]
+
+    def _padded_tokens(self, p: int, c: int, dense: Dense, precision: Precision) -> int:
+        head_dim = c // self.attn.num_heads
+        return padded_tokens(p, dense, head_dim=head_dim, dtype=precision.compute_dtype)
 
 
 def _scaled(scale: nnx.Param | None, branch: Float[Array, "*b c"]) -> Float[Array, "*b c"]:

@@ -63,11 +63,7 @@ class VisionTransformer(nnx.Module):
             mean, std: of the colours that the encoder expects, three each.
         """
         x = self._embed((images - jnp.asarray(mean)) / jnp.asarray(std), precision)
-
-        def layer(x, block: Block):
-            return block.within_frames(x, None, dense, precision), None
-
-        x, _ = jax.lax.scan(layer, x, self.blocks)
+        x = self.blocks.stack_within_frames(x, None, dense, precision)
         return self.norm(x)[:, 1 + self.register_tokens.shape[0] :]
 
     def _embed(self, images, precision):
