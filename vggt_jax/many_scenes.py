@@ -254,8 +254,9 @@ def _check_settings(out: Path, settings: dict[str, Any]) -> None:
 def _fingerprint(model: Model) -> str:
     """Tells models apart: a hash of the configuration and of some numbers of every parameter."""
     digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
-    some = [leaf.reshape(-1)[:64] for leaf in jax.tree.leaves(model)]
-    for leaf in jax.device_get(some):
+    # One program, because a GPU would compile two for each shape.
+    some = jax.jit(lambda leaves: [leaf.reshape(-1)[:64] for leaf in leaves])
+    for leaf in jax.device_get(some(jax.tree.leaves(model))):
         digest.update(str(leaf.dtype).encode() + leaf.tobytes())
     return digest.hexdigest()[:16]
 

@@ -23,12 +23,12 @@ from vggt_jax.layers.sparse_attention import (
 )
 from vggt_jax.models.token_layout import TokenLayout
 
-# What runs frame by frame is cut into chunks of so many tokens, if there are more than stay whole: cutting
-# costs a copy of the tokens, 3 % of the time of 50 frames on an H100, whatever the number of chunks. Whole
-# are 100 frames of 518x518; the widest temporary, the MLP's hidden layer, is 1.05 GiB for them, for VGGT-1B
-# in bfloat16, and 0.42 for a chunk, which is 40 of them.
+# What runs frame by frame is cut into chunks of so many tokens, if there are more than stay whole. Cutting
+# costs a copy of the tokens, 3 % of the time of 50 frames on an H100, and each chunk some more. Whole are 100
+# frames of 518x518; the widest temporary, the MLP's hidden layer, is 1.05 GiB for them, for VGGT-1B in
+# bfloat16, and half of that for a chunk, which is 50 of them.
 _MAX_TOKENS_WHOLE = 137400
-_TOKENS_PER_CHUNK = 54960
+_TOKENS_PER_CHUNK = 68700
 
 # From how many tokens on a layer that no head reads is not written: the host waits at a branch.
 _MIN_TOKENS_TO_BRANCH = 16384
