@@ -115,8 +115,9 @@ def _trunk(
     is_sparse = isinstance(attention, BlockSparse) and tokens >= attention.min_tokens
     is_sparse = is_sparse and None not in attention.of_layers(depth)
     if wide == 2:
-        # Normalised tokens; queries, keys and values, each normalised and turned before the next.
-        before_attention = (1 + 3) * wide * tokens * dim
+        # Normalised tokens; queries, keys and values, each turned before the next; and one more, which the
+        # compiler needs less or more by how it lays out the others.
+        before_attention = (1 + 3 + 1) * wide * tokens * dim
         # Queries, keys, values; the results of attention; and the former once more where the dense
         # kernel has to pad them.
         pads = not is_sparse and align(tokens) != tokens
