@@ -27,7 +27,7 @@ from vggt_jax.layers.sparse_attention import BlockSparse
 from vggt_jax.memory import check_memory, free_memory, is_out_of_memory
 from vggt_jax.outputs import Reconstruction
 from vggt_jax.preprocess import Frames, Mode, find_images
-from vggt_jax.streaming import Stream, is_streamed
+from vggt_jax.streaming import is_streamed
 
 _RESULT = "predictions.npz"
 _SETTINGS = "settings.json"
@@ -166,7 +166,7 @@ def reconstruct_scenes(
 def _check_memory(model: Model, frames: Frames, **options: Any) -> None:
     """Raises InputError if by the estimate a scene does not fit."""
     shape = (inference.bucket(len(frames.images)), *frames.images.shape[1:])
-    check = check_memory(model, shape, streamed=is_streamed(*shape[:3]), **options)
+    check = check_memory(model, shape, streamed=_runs_alone(frames), **options)
     if check.shortage:
         raise InputError(
             f"{check.shortage}; leave some out, choose a smaller size, or try in spite of this with "
@@ -187,7 +187,7 @@ def _run(
     if not _runs_alone(scenes[0]):
         return _reconstruct(model, **_stack(scenes, batch_size), **options)
     inputs = inference.model_inputs(scenes[0], model=model)
-    result = Stream.of(model, inputs, **options)(model, **inputs)
+    result = inference.runner(model, inputs, **options)(model, **inputs)
     return jax.tree.map(lambda x: x[None], dataclasses.replace(result, images=None))
 
 
@@ -254,11 +254,15 @@ def _check_settings(out: Path, settings: dict[str, Any]) -> None:
 def _fingerprint(model: Model) -> str:
     """Tells models apart: a hash of the configuration and of some numbers of every parameter."""
     digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
-    # One program, because a GPU would compile two for each shape.
-    some = jax.jit(lambda leaves: [leaf.reshape(-1)[:64] for leaf in leaves])
-    for leaf in jax.device_get(some(jax.tree.leaves(model))):
+    for leaf in jax.device_get(_some_numbers(model)):
         digest.update(str(leaf.dtype).encode() + leaf.tobytes())
     return digest.hexdigest()[:16]
+
+
+@jax.jit
+def _some_numbers(model: Model) -> list[jax.Array]:
+    """Of every parameter, by one program: a GPU would compile two for each shape."""
+    return [leaf.reshape(-1)[:64] for leaf in jax.tree.leaves(model)]
 
 
 @contextlib.contextmanager

@@ -148,7 +148,7 @@ def _bytes_of_lists(tokens: int, attention: BlockSparse) -> int:
 
 
 def _frames_of_chunk(layout: TokenLayout, num_frames: int) -> int:
-    return min(num_frames, trunk.frames_per_chunk(1, num_frames, layout.tokens_per_frame))
+    return trunk.frames_per_chunk(1, num_frames, layout.tokens_per_frame)
 
 
 def _parts_of_vggt(

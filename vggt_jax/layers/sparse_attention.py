@@ -186,6 +186,7 @@ def sparse_attention(
     s, p, n, h = q.shape
     num_patches, block_k = p - num_special, attention.block_k
     special = lambda x: x[:, :num_special].reshape(s * num_special, n, h)
+
     def patches(x):
         # Kernels want a multiple of 8 tokens; here that costs nothing.
         x = x[:, num_special:].reshape(s * num_patches, n, h)
