@@ -1,4 +1,4 @@
-"""Block-sparse attention for JAX in Pallas kernels, and what precedes it; usable without VGGT."""
+"""Block-sparse attention for JAX in Pallas kernels, and what surrounds it; usable without VGGT."""
 
 from pallas_kernels.attention import (
     MosaicGpuConfig,
@@ -7,6 +7,7 @@ from pallas_kernels.attention import (
     block_sparse_attention,
 )
 from pallas_kernels.block_map import BlockMap
+from pallas_kernels.linear import linear
 from pallas_kernels.rope import norm_rope
 from pallas_kernels.selection import BlockSelection, select_blocks
 
@@ -17,6 +18,7 @@ __all__ = [
     "TritonConfig",
     "attention_obstacles",
     "block_sparse_attention",
+    "linear",
     "norm_rope",
     "select_blocks",
 ]

@@ -8,13 +8,35 @@ import os
 
 import jax
 
+from pallas_kernels import devices
+from pallas_kernels.blocks import count_blocks
+
 # Older releases name or lower some of what the kernels use differently.
 OLDEST_JAX = (0, 11)
+
+
+# Rows of an array come in groups of so many in shared memory, and its number of rows is a multiple.
+_ROWS = 8
 
 
 def is_supported() -> bool:
     """Whether this JAX is new enough for the kernels."""
     return jax.__version_info__[:2] >= OLDEST_JAX
+
+
+def obstacle(*, interpret: bool = False) -> str | None:
+    """Why no kernel can run on the default device, or in the simulator; None if kernels can."""
+    if not is_supported():
+        return f"{jax.__version__=} is older than {'.'.join(map(str, OLDEST_JAX))}"
+    if not interpret and not devices.is_hopper():
+        where = f"{jax.default_backend()=}, compute capability {devices.compute_capability()},"
+        return f"{where} is no NVIDIA GPU of the Hopper generation (H100, H200)"
+    return None
+
+
+def align(num_rows: int) -> int:
+    """The next number of rows (tokens) that kernels take as it is; they pad others, by a copy."""
+    return count_blocks(num_rows, _ROWS) * _ROWS
 
 
 def mosaic_gpu_call(kernel, *, num_blocks, num_warpgroups, scratch, out_type, interpret, name):

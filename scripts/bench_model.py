@@ -366,7 +366,7 @@ def profile_kernels(call) -> dict:
 def kind_of_kernel(name: str) -> str:
     lower = name.lower()
     for kind, marks in (
-        ("matrix product", ("gemm", "nvjet", "cublas")),
+        ("matrix product", ("gemm", "nvjet", "cublas", "linear_mosaic")),
         ("attention", ("sdpa", "flash", "fmha", "fprop_sm90_flash", "block_sparse", "mosaic")),
         ("norms and RoPE of queries and keys", ("norm_rope",)),
         ("selection", ("select_blocks", "pool_blocks", "whole_blocks_first")),

@@ -1,5 +1,7 @@
 """The estimate of memory, against what the compiler plans."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -59,6 +61,13 @@ def test_estimate_grows_with_frames_and_tracks():
     assert many.kept_tokens == 2 * 4 * 200 * 1374 * 2 * 1024
     assert many.outputs == 4 * 6 * 200 * 518 * 518
     assert "GiB (weights 4.66" in str(few)
+
+
+def test_some_of_a_gpu_is_left_for_pieces_that_do_not_fit(monkeypatch):
+    stats = {"bytes_limit": 1000, "bytes_in_use": 100}
+    device = types.SimpleNamespace(platform="gpu", memory_stats=lambda: stats)
+    monkeypatch.setattr(memory.jax, "devices", lambda: [device])
+    assert memory.available_memory() == 860
 
 
 def test_available_memory_is_that_of_the_device():

@@ -96,7 +96,6 @@ def test_chunks_change_nothing(monkeypatch, run_toy, parity_results, relative_er
 
     cut = chunking._cut
     monkeypatch.setattr(chunking, "_cut", spy)
-    monkeypatch.setattr(trunk, "_MAX_TOKENS_WHOLE", 0)
     monkeypatch.setattr(trunk, "_TOKENS_PER_CHUNK", 2 * 2 * 43)
     monkeypatch.setattr(dpt, "PIXELS_PER_CHUNK", 2 * 2 * 112 * 70)
     monkeypatch.setattr(track, "_POINTS_PER_CHUNK", 2)

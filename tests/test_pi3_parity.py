@@ -66,7 +66,6 @@ def test_chunks_change_nothing(monkeypatch, run_pi3_toy, golden, relative_error)
 
     cut = chunking._cut
     monkeypatch.setattr(chunking, "_cut", spy)
-    monkeypatch.setattr(trunk, "_MAX_TOKENS_WHOLE", 0)
     monkeypatch.setattr(trunk, "_TOKENS_PER_CHUNK", 2 * 2 * 18)
     monkeypatch.setattr(attention, "MAX_SCORE_BYTES", 10_000)
     found = run_pi3_toy(toy, inputs)

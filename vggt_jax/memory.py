@@ -10,9 +10,9 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
-from pallas_kernels.attention.config import align
 from pallas_kernels.block_map import index_dtype
 from pallas_kernels.blocks import count_blocks
+from pallas_kernels.mosaic_gpu_call import align
 from vggt_jax.checkpoint import Model
 from vggt_jax.config import Pi3Config, VGGTConfig
 from vggt_jax.heads import dpt
@@ -22,6 +22,10 @@ from vggt_jax.layers.sparse_attention import BlockSparse
 from vggt_jax.models import trunk
 from vggt_jax.models.token_layout import TokenLayout
 from vggt_jax.streaming import FRAMES_ON_DEVICE
+
+# The share of a GPU's memory that programs can use: their temporaries are one piece, and so are the tokens
+# kept. On an H100, 1,700 frames that took 94.9 % of it ran, and 1,750, which would have taken 97.6 %, did not.
+_USABLE = 0.96
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,9 +122,9 @@ def _trunk(
         # Normalised tokens; queries, keys and values, each turned before the next; and one more, which the
         # compiler needs less or more by how it lays out the others.
         before_attention = (1 + 3 + 1) * wide * tokens * dim
-        # Queries, keys, values; the results of attention; and the former once more where the dense
-        # kernel has to pad them.
-        pads = not is_sparse and align(tokens) != tokens
+        # Queries, keys, values; the results of attention; and the former once more without the padding
+        # of frames, where dense attention has to leave it out.
+        pads = not is_sparse and align(layout.tokens_per_frame) != layout.tokens_per_frame
         during_attention = (3 + 1 + 3 * pads) * wide * tokens * dim
     else:
         # Normalised tokens; queries, keys and values; queries and keys once more, normalised and turned.
@@ -310,7 +314,7 @@ def available_memory() -> int | None:
     device = jax.devices()[0]
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:
-        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+        return int(_USABLE * stats["bytes_limit"]) - stats.get("bytes_in_use", 0)
     if device.platform != "cpu":
         return None
     try:

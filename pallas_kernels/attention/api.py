@@ -231,12 +231,8 @@ def _choose_implementation(implementation, q, block_map, interpret):
 
 def _obstacle_to_mosaic_gpu(q, block_map, interpret):
     """Why the kernel cannot do this here; None if it can."""
-    if not mosaic_gpu_call.is_supported():
-        oldest = ".".join(map(str, mosaic_gpu_call.OLDEST_JAX))
-        return f"{jax.__version__=} is older than {oldest}"
-    if not interpret and not devices.is_hopper():
-        where = f"{jax.default_backend()=}, compute capability {devices.compute_capability()},"
-        return f"{where} is no NVIDIA GPU of the Hopper generation (H100, H200)"
+    if obstacle := mosaic_gpu_call.obstacle(interpret=interpret):
+        return obstacle
     if q.dtype == jnp.float32:
         return "float32 is not supported (bfloat16, float16)"
     if q.shape[-1] not in (64, 128):

@@ -5,7 +5,6 @@ import dataclasses
 import jax.numpy as jnp
 
 from pallas_kernels import devices
-from pallas_kernels.blocks import count_blocks
 
 # Bytes of shared memory that a block of threads can have on Hopper (CUDA C++ programming guide, table
 # of technical specifications per compute capability).
@@ -13,14 +12,6 @@ MAX_SHARED_MEMORY = 227 * 1024
 
 # Key blocks that a row may list (`key_lists.list_keys`).
 MAX_CAPACITY = 2**16
-
-# What divides the numbers of tokens that the Mosaic GPU kernel reads; it pads others, by a copy.
-_ALIGNMENT = 8
-
-
-def align(num_tokens: int) -> int:
-    """The next number of tokens that the Mosaic GPU kernel takes as it is."""
-    return count_blocks(num_tokens, _ALIGNMENT) * _ALIGNMENT
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -37,10 +37,10 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import devices
 from pallas_kernels.attention import triton
-from pallas_kernels.attention.config import MosaicGpuConfig, align, choose_triton_config
+from pallas_kernels.attention.config import MosaicGpuConfig, choose_triton_config
 from pallas_kernels.attention.key_lists import list_keys
 from pallas_kernels.blocks import count_blocks
-from pallas_kernels.mosaic_gpu_call import mosaic_gpu_call
+from pallas_kernels.mosaic_gpu_call import align, mosaic_gpu_call
 
 _LOG2_E = math.log2(math.e)
 

@@ -24,10 +24,9 @@ def norm_rope(
     scale: Float[Array, " h"],
     offset: Float[Array, " h"],
     eps: float,
-    num_tokens: int | None = None,
     implementation: Implementation | None = None,
     interpret: bool = False,
-) -> Float[Array, "*b p2 n h"]:
+) -> Float[Array, "*b p n h"]:
     """Adds a bias, normalises every head, and turns it by its token's angles.
 
     `y = x + bias`; `z = (y - mean) / sqrt(variance + eps) * scale + offset` with mean and variance of
@@ -44,7 +43,6 @@ def norm_rope(
         bias: added to every token.
         scale, offset: of layer normalisation, shared by all heads.
         eps: added to the variance, known when tracing.
-        num_tokens: of the result, at least those of `x`; what is beyond them is zero. None for as many.
         implementation: "triton" (a Pallas kernel for NVIDIA GPUs from Ampere on that reads and writes
             once: bfloat16 and float16, head dims 32, 64 and 128, a number of heads that is a power of
             two), "xla" (any device), or None for the first that can do this here. A name means that
@@ -57,7 +55,7 @@ def norm_rope(
     """
     if implementation is None and interpret:
         implementation = "triton"
-    _check_arguments(x, cos, sin, bias, scale, offset, num_tokens, implementation, interpret)
+    _check_arguments(x, cos, sin, bias, scale, offset, implementation, interpret)
     implementation = _choose_implementation(implementation, x, interpret)
     return _norm_rope(
         x,
@@ -66,34 +64,33 @@ def norm_rope(
         scale,
         offset,
         eps=float(eps),
-        num_tokens=x.shape[-3] if num_tokens is None else num_tokens,
         implementation=implementation,
         interpret=interpret,
     )
 
 
-@functools.partial(jax.jit, static_argnames=("eps", "num_tokens", "implementation", "interpret"))
+@functools.partial(jax.jit, static_argnames=("eps", "implementation", "interpret"))
 @jax.named_scope("norm_rope")
-def _norm_rope(x, cos, sin, bias, scale, offset, *, eps, num_tokens, implementation, interpret):
+def _norm_rope(x, cos, sin, bias, scale, offset, *, eps, implementation, interpret):
     if implementation == "xla":
-        return xla.norm_rope(x, cos, sin, bias, scale, offset, eps, num_tokens)
-    return _run_kernel(eps, num_tokens, interpret, x, cos, sin, bias, scale, offset)
+        return xla.norm_rope(x, cos, sin, bias, scale, offset, eps)
+    return _run_kernel(eps, interpret, x, cos, sin, bias, scale, offset)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _run_kernel(eps, num_tokens, interpret, *arrays):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _run_kernel(eps, interpret, *arrays):
     from pallas_kernels.rope import triton
 
-    return triton.norm_rope(*arrays, eps, num_tokens, interpret=interpret)
+    return triton.norm_rope(*arrays, eps, interpret=interpret)
 
 
-def _forward(eps, num_tokens, interpret, *arrays):
-    return _run_kernel(eps, num_tokens, interpret, *arrays), arrays
+def _forward(eps, interpret, *arrays):
+    return _run_kernel(eps, interpret, *arrays), arrays
 
 
-def _backward(eps, num_tokens, interpret, saved, cotangent):
+def _backward(eps, interpret, saved, cotangent):
     x, cos, sin, *parameters = saved
-    compute = lambda x, *parameters: xla.norm_rope(x, cos, sin, *parameters, eps, num_tokens)
+    compute = lambda x, *parameters: xla.norm_rope(x, cos, sin, *parameters, eps)
     of_x, *of_parameters = jax.vjp(compute, x, *parameters)[1](cotangent)
     return of_x, None, None, *of_parameters
 
@@ -101,7 +98,7 @@ def _backward(eps, num_tokens, interpret, saved, cotangent):
 _run_kernel.defvjp(_forward, _backward)
 
 
-def _check_arguments(x, cos, sin, bias, scale, offset, num_tokens, implementation, interpret):
+def _check_arguments(x, cos, sin, bias, scale, offset, implementation, interpret):
     if x.ndim < 3 or not x.size or x.shape[-1] % 4:
         raise ValueError(
             f"x must be [*b p n h] with tokens, heads and a head dim that is a multiple of 4, "
@@ -121,8 +118,6 @@ def _check_arguments(x, cos, sin, bias, scale, offset, num_tokens, implementatio
         if jnp.shape(array) not in shapes:
             expected = " or ".join(map(str, shapes))
             raise ValueError(f"{name} must be {expected} for x {x.shape}, not {jnp.shape(array)}")
-    if num_tokens is not None and num_tokens < p:
-        raise ValueError(f"{num_tokens=} must be at least the {p} tokens of x {x.shape}")
     check_implementation(implementation, get_args(Implementation))
     if interpret and implementation != "triton":
         raise ValueError(f"{implementation=} is no kernel; leave out {interpret=}, or use 'triton'")

@@ -21,22 +21,21 @@ _NUM_WARPS = 4
 _TILE = 64 * 32 * _NUM_WARPS
 
 
-def norm_rope(x, cos, sin, bias, scale, offset, eps, num_tokens, *, interpret=False):
+def norm_rope(x, cos, sin, bias, scale, offset, eps, *, interpret=False):
     """As `xla.norm_rope`, for `n` and `h` that are powers of two.
 
     Offsets into `x` may exceed 32 bits: Pallas makes them 64 bits wide where the array has more than
     2^32 bytes. Blocks are counted in frames and tokens, so that their numbers stay small.
     """
-    *batch, p, n, h = x.shape
+    *_, p, n, h = x.shape
     frames = x.reshape(-1, p, n, h)
     heads = min(n, _TILE // h)
     block = (None, _TILE // (heads * h), heads, h)
     whole = lambda x: pl.BlockSpec(x.shape, lambda f, i, j: (0,) * x.ndim)
     tile = pl.BlockSpec(block, lambda f, i, j: (f, i, j, 0))
-    out_shape = (len(frames), num_tokens, n, h)
     (out,) = triton_call(
-        functools.partial(_kernel, num_read=p, num_written=num_tokens, eps=eps),
-        grid=(len(frames), count_blocks(num_tokens, block[1]), n // heads),
+        functools.partial(_kernel, num_tokens=p, eps=eps),
+        grid=(len(frames), count_blocks(p, block[1]), n // heads),
         in_specs=[
             tile,
             whole(cos),
@@ -46,24 +45,22 @@ def norm_rope(x, cos, sin, bias, scale, offset, eps, num_tokens, *, interpret=Fa
             whole(offset),
         ],
         out_specs=[tile],
-        out_shape=[jax.ShapeDtypeStruct(out_shape, x.dtype)],
-        # Without padding the result may lie where `x` lay: each thread has read before it writes there.
-        input_output_aliases={0: 0} if num_tokens == p else {},
+        out_shape=[jax.ShapeDtypeStruct(frames.shape, x.dtype)],
+        # The result may lie where `x` lay: each thread has read before it writes there.
+        input_output_aliases={0: 0},
         num_warps=_NUM_WARPS,
         num_stages=1,
         interpret=interpret,
         name="norm_rope",
     )(frames, cos, sin, bias, scale, offset)
-    return out.reshape(*batch, *out_shape[1:])
+    return out.reshape(x.shape)
 
 
-def _kernel(
-    x_ref, cos_ref, sin_ref, bias_ref, scale_ref, offset_ref, out_ref, *, num_read, num_written, eps
-):
+def _kernel(x_ref, cos_ref, sin_ref, bias_ref, scale_ref, offset_ref, out_ref, *, num_tokens, eps):
     size, _, h = x_ref.shape
     quarters = [pl.ds(i * h // 4, h // 4) for i in range(4)]
     token = pl.program_id(1) * size + lax.broadcasted_iota(jnp.int32, (size, 1, 1), 0)
-    exists = None if num_read == num_written and num_read % size == 0 else token < num_read
+    exists = None if num_tokens % size == 0 else token < num_tokens
     load = functools.partial(plgpu.load, mask=exists, other=None if exists is None else 0)
     x = [load(x_ref.at[:, :, quarter]).astype(jnp.float32) for quarter in quarters]
 
@@ -89,11 +86,8 @@ def _kernel(
         c * cos[1] - d * sin[1],
         d * cos[1] + c * sin[1],
     )
-    fits = None if num_written % size == 0 else token < num_written
-    if num_written > num_read:
-        turned = [jnp.where(token < num_read, part, 0.0) for part in turned]
     for quarter, part in zip(quarters, turned):
-        plgpu.store(out_ref.at[:, :, quarter], part.astype(out_ref.dtype), mask=fits)
+        plgpu.store(out_ref.at[:, :, quarter], part.astype(out_ref.dtype), mask=exists)
 
 
 def _sum_rows(quarters):

@@ -13,8 +13,7 @@ def norm_rope(
     scale: Float[Array, " h"],
     offset: Float[Array, " h"],
     eps: float,
-    num_tokens: int,
-) -> Float[Array, "*b {num_tokens} n h"]:
+) -> Float[Array, "*b p n h"]:
     """As `pallas_kernels.norm_rope`."""
     y = x.astype(jnp.float32) + bias.astype(jnp.float32)
     mean = jnp.mean(y, axis=-1, keepdims=True)
@@ -23,9 +22,7 @@ def norm_rope(
     # through memory in float32. With means and variances as arrays of their own, the rest is one.
     mean, variance = jax.lax.optimization_barrier((mean, variance))
     normalized = (y - mean) * jax.lax.rsqrt(variance + eps)
-    turned = apply_rope(normalized * scale + offset, cos, sin).astype(x.dtype)
-    missing = num_tokens - x.shape[-3]
-    return jnp.pad(turned, [(0, 0)] * (x.ndim - 3) + [(0, missing), (0, 0), (0, 0)])
+    return apply_rope(normalized * scale + offset, cos, sin).astype(x.dtype)
 
 
 def apply_rope(

@@ -314,6 +314,6 @@ def test_queries_and_keys_in_bfloat16_are_rounded_after_the_turn(randomised, rel
 @pytest.mark.parametrize(
     ("implementation", "plain"), [("xla", "xla"), ("cudnn", None), (None, None)]
 )
-def test_plain_attention_is_plain_before_it_too(implementation, plain):
+def test_plain_attention_is_plain_around_it_too(implementation, plain):
     """A program exported on a GPU for other devices has no kernels of one."""
-    assert Dense(implementation=implementation).norm_rope == plain
+    assert Dense(implementation=implementation).around == plain

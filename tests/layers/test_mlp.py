@@ -5,29 +5,15 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from vggt_jax.layers.mlp import Mlp, gelu
+import pallas_kernels
+from vggt_jax.layers.mlp import Mlp
 from vggt_jax.layers.precision import Precision
 
 
 def exact(x):
     return 0.5 * x * (1 + math.erf(x / math.sqrt(2)))
-
-
-def test_gelu_is_the_exact_one():
-    x = np.linspace(-6, 6, 401, dtype=np.float32)
-    found = np.asarray(gelu(jnp.asarray(x)), np.float64)
-    expected = np.asarray([exact(float(value)) for value in x])
-    # Rounding of erf, 6e-8, times |x| / 2; the approximation by tanh is off by 5e-4.
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
-
-
-def test_gelu_keeps_the_type_and_computes_in_float32():
-    x = jnp.asarray([-2.5, -0.75, 0.5, 3.0], jnp.bfloat16)
-    found = gelu(x)
-    assert found.dtype == jnp.bfloat16
-    expected = jnp.asarray([exact(float(value)) for value in x], jnp.bfloat16)
-    np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
 
 
 def test_two_layers_with_an_activation_between(randomised):
@@ -44,3 +30,21 @@ def test_two_layers_with_an_activation_between(randomised):
 
 def test_the_width_out_is_the_width_in_unless_given(randomised):
     assert randomised(lambda rngs: Mlp(5, 7, rngs=rngs)).fc2.kernel.shape == (7, 5)
+
+
+@pytest.mark.parametrize(("implementation", "dtype"), [("xla", "float32"), (None, "bfloat16")])
+def test_the_first_layer_and_its_activation_are_one_call(
+    randomised, monkeypatch, implementation, dtype
+):
+    mlp = randomised(lambda rngs: Mlp(5, 7, rngs=rngs))
+    asked = []
+    linear = pallas_kernels.linear
+
+    def note(x, kernel, bias, **options):
+        asked.append((kernel.shape, x.dtype, options["activation"], options["implementation"]))
+        return linear(x, kernel, bias, **options)
+
+    monkeypatch.setattr(pallas_kernels, "linear", note)
+    precision = Precision.from_compute_dtype(dtype)
+    jax.eval_shape(lambda x: mlp(x, precision, implementation=implementation), jnp.zeros((2, 5)))
+    assert asked == [((5, 7), dtype, "gelu", implementation), ((7, 5), dtype, None, "xla")]

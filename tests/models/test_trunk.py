@@ -1,10 +1,15 @@
 """The trunk: who attends to whom, and which layers are kept."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vggt_jax import BlockSparse, Dense
+from vggt_jax.layers import block
+from vggt_jax.layers.attention import dense_attention
 from vggt_jax.models import trunk
 from vggt_jax.models.token_layout import TokenLayout
 
@@ -18,12 +23,25 @@ def model(tiny):
 
 
 def make_aggregate():
-    def aggregate(model, patch_tokens, num_frames=None, *, taps=(0, 1, 2), dtype=jnp.float32):
+    def aggregate(
+        model,
+        patch_tokens,
+        num_frames=None,
+        *,
+        taps=(0, 1, 2),
+        dtype=jnp.float32,
+        attention=Dense(),
+    ):
         return model.aggregate(
-            patch_tokens, LAYOUT, taps=taps, num_frames=num_frames, compute_dtype=dtype
+            patch_tokens,
+            LAYOUT,
+            taps=taps,
+            attention=attention,
+            num_frames=num_frames,
+            compute_dtype=dtype,
         )
 
-    return jax.jit(aggregate, static_argnames=("taps", "dtype"))
+    return jax.jit(aggregate, static_argnames=("taps", "dtype", "attention"))
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +100,42 @@ def test_padded_frames_are_hidden_from_the_others(model, aggregate, patch_tokens
     assert np.all(np.isfinite(found.kept))
 
 
+@pytest.mark.parametrize("order", ["raster", "hilbert"])
+@pytest.mark.parametrize("ratio", [None, 0.5, (0.5, 0.9, 0.5)])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_tokens_padded_for_kernels_are_not_seen(
+    model, patch_tokens, monkeypatch, relative_error, order, ratio, chunked
+):
+    attention = Dense()
+    if ratio is not None:
+        attention = BlockSparse(
+            sparse_ratio=ratio, min_tokens=0, block_q=4, block_k=2, token_order=order
+        )
+    run = functools.partial(make_aggregate(), attention=attention)
+    expected = run(model, patch_tokens, jnp.asarray([2, 3]))
+    if chunked:
+        monkeypatch.setattr(trunk, "_TOKENS_PER_CHUNK", 2 * B * (SPECIAL + ROWS * COLUMNS))
+    tokens = []
+
+    def attend(q, k, v, **options):
+        tokens.append(q.shape[1])
+        return dense_attention(q, k, v, **options)
+
+    monkeypatch.setattr(block, "padded_tokens", lambda *args, **options: 16)
+    monkeypatch.setattr(block, "dense_attention", attend)
+    found = functools.partial(make_aggregate(), attention=attention)(
+        model, patch_tokens, jnp.asarray([2, 3])
+    )
+    assert set(tokens) == {16}
+    assert relative_error(found.kept, expected.kept) <= 1e-6
+    assert relative_error(found.first_tokens, expected.first_tokens) <= 1e-6
+    jax.tree.map(
+        lambda *xs: np.testing.assert_allclose(*xs, rtol=1e-5, atol=1e-6),
+        found.attention_stats,
+        expected.attention_stats,
+    )
+
+
 @pytest.mark.parametrize("taps", [(0,), (2, 1, 1)])
 def test_kept_layers_do_not_depend_on_which_others_are(model, aggregate, patch_tokens, taps):
     everything = aggregate(model, patch_tokens)
@@ -128,9 +182,8 @@ def test_what_is_kept_has_the_compute_type_and_first_tokens_are_float32(
 
 
 def test_frames_of_a_chunk(monkeypatch):
-    monkeypatch.setattr(trunk, "_MAX_TOKENS_WHOLE", 3000)
     monkeypatch.setattr(trunk, "_TOKENS_PER_CHUNK", 1000)
-    assert trunk.frames_per_chunk(1, 10, 300) == 10  # whole
+    assert trunk.frames_per_chunk(1, 3, 300) == 3  # whole
     assert trunk.frames_per_chunk(1, 11, 300) == 3
     assert trunk.frames_per_chunk(2, 11, 300) == 1
     assert trunk.frames_per_chunk(1, 11, 5000) == 1

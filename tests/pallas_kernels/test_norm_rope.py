@@ -1,6 +1,5 @@
 """Bias, layer normalisation and rotary embedding against their formulas in float64."""
 
-import functools
 import warnings
 
 import jax
@@ -100,33 +99,6 @@ def test_other_shapes_and_types_of_arguments(way):
 def test_tiles_may_divide_the_tokens():
     arguments = draw(3, 4, 16, 16, 64)
     assert_right(run(arguments, **WAYS["triton-interpreted"]), arguments)
-
-
-# Up to the end of a tile of 8 tokens, into the next, and by whole tiles.
-@pytest.mark.parametrize("num_tokens", [13, 16, 17, 32])
-@pytest.mark.parametrize("way", WAYS)
-def test_the_result_may_have_more_tokens(way, num_tokens):
-    arguments = draw(14, 3, 13, 16, 64)
-    weights = jnp.asarray(np.random.default_rng(15).normal(size=(3, num_tokens, 16, 64)))
-
-    def loss(arguments, **options):
-        found = run(arguments, **options, **WAYS[way])
-        return jnp.sum(weights[:, : found.shape[1]] * found.astype(jnp.float32)), found
-
-    (_, plain), expected = jax.value_and_grad(loss, has_aux=True)(arguments)
-    (_, found), gradients = jax.value_and_grad(loss, has_aux=True)(arguments, num_tokens=num_tokens)
-    assert found.shape == (3, num_tokens, 16, 64)
-    # XLA may round in another order.
-    close = functools.partial(np.testing.assert_allclose, rtol=2 * HALF_ULP["bfloat16"], atol=1e-5)
-    close(*(np.asarray(x, np.float64) for x in (found[:, :13], plain)))
-    np.testing.assert_array_equal(found[:, 13:], 0)
-    jax.tree.map(lambda *xs: close(*(np.asarray(x, np.float64) for x in xs)), gradients, expected)
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_added_tokens_are_zero_whatever_the_parameters_are(way):
-    arguments = draw(16, 1, 13, 16, 64) | {"scale": jnp.full(64, jnp.inf)}
-    np.testing.assert_array_equal(run(arguments, num_tokens=16, **WAYS[way])[:, 13:], 0)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -325,7 +297,7 @@ def test_tiles_are_of_one_size(monkeypatch):
     for n, h in ((16, 64), (4, 32), (1, 32), (128, 128)):
         arguments = draw(13, 1, 1, n, h)
         arguments["x"] = jnp.zeros((3, 137, n, h), jnp.bfloat16)
-        triton.norm_rope(*arguments.values(), EPS, 137)
+        triton.norm_rope(*arguments.values(), EPS)
     assert found == {
         (16, 64): (8, 16, 3, 18, 1),
         (4, 32): (64, 4, 3, 3, 1),

@@ -6,6 +6,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels.linear import gelu
 from vggt_jax.heads.correlation import (
     build_pyramid,
     lerp,
@@ -18,7 +19,7 @@ from vggt_jax.heads.dpt import DPT
 from vggt_jax.heads.update_former import UpdateFormer
 from vggt_jax.layers.chunking import map_chunks
 from vggt_jax.layers.linear import Linear
-from vggt_jax.layers.mlp import Mlp, gelu
+from vggt_jax.layers.mlp import Mlp
 from vggt_jax.layers.norm import LayerNorm
 from vggt_jax.layers.precision import Precision
 from vggt_jax.models.token_layout import TokenLayout

@@ -10,8 +10,9 @@ from jaxtyping import Array, Float, Int
 
 import pallas_kernels
 from pallas_kernels import BlockMap, attention_obstacles, block_sparse_attention, devices
-from pallas_kernels.attention.config import MAX_CAPACITY, align
+from pallas_kernels.attention.config import MAX_CAPACITY
 from pallas_kernels.blocks import next_power_of_2
+from pallas_kernels.mosaic_gpu_call import align
 from pallas_kernels.rope import apply_rope
 from vggt_jax.layers.chunking import map_chunks
 from vggt_jax.layers.linear import Linear, apply_linear
@@ -49,8 +50,8 @@ class Dense:
             raise ValueError(f"{self.implementation=} is unknown; use {names} or None")
 
     @property
-    def norm_rope(self) -> Literal["xla"] | None:
-        """The implementation of `norm_rope` before it: plain XLA where attention is to be that."""
+    def around(self) -> Literal["xla"] | None:
+        """The implementation of what is around it in a block: plain XLA where attention is to be that."""
         return "xla" if self.implementation == "xla" else None
 
 
@@ -214,23 +215,23 @@ class Attention(nnx.Module):
         rope: Rope | None,
         precision: Precision,
         *,
-        norm_rope: Literal["xla"] | None = None,
-        num_tokens: int | None = None,
-    ) -> tuple[Float[Array, "*b p2 n h"], Float[Array, "*b p2 n h"], Float[Array, "*b p2 n h"]]:
+        implementation: Literal["xla"] | None = None,
+    ) -> tuple[Float[Array, "*b p n h"], Float[Array, "*b p n h"], Float[Array, "*b p n h"]]:
         """Queries and keys, normalised and turned in float32, and values; all in the compute type.
 
         Args:
-            norm_rope: which implementation of `pallas_kernels.norm_rope` does that, if both is to be
-                done; None to choose by device and type.
-            num_tokens: of the results; they are padded with zeros beyond those of `x`. None for no more.
+            implementation: of `pallas_kernels.norm_rope`, where queries and keys are normalised and
+                turned, and `pallas_kernels.linear`; None to choose by device, type and size.
         """
         heads = (*x.shape[:-1], self.num_heads, x.shape[-1] // self.num_heads)
         # Three products, because parts of one would be copied out of it.
         kernels = jnp.split(self.qkv.kernel[...], 3, axis=-1)
         biases = jnp.split(self.qkv.bias[...], 3)
-        product = lambda x, i, bias: apply_linear(x, kernels[i], bias, precision).reshape(heads)
-        missing = 0 if num_tokens is None else num_tokens - x.shape[-2]
-        pad = lambda y: jnp.pad(y, [(0, 0)] * (y.ndim - 3) + [(0, missing), (0, 0), (0, 0)])
+
+        def product(x, i, bias):
+            by = "xla" if bias is None else implementation
+            return apply_linear(x, kernels[i], bias, precision, implementation=by).reshape(heads)
+
         if self.q_norm is not None and rope is not None:
             is_half = precision.compute_dtype.itemsize == 2
             x = x.astype(precision.compute_dtype) if is_half else x
@@ -244,32 +245,24 @@ class Attention(nnx.Module):
                     scale=norm.scale[...],
                     offset=norm.bias[...],
                     eps=norm.eps,
-                    num_tokens=num_tokens,
-                    implementation=norm_rope,
+                    implementation=implementation,
                 )
                 # The next product waits for this, lest all three be in memory before the first is turned.
                 # Nor does XLA join products of few tokens then, because they multiply the same array.
                 x, y = jax.lax.optimization_barrier((x, y)) if is_half else (x, y)
                 turned.append(y)
-            return *turned, pad(product(x, 2, biases[2]))
+            return *turned, product(x, 2, biases[2])
         q, k, v = (product(x, i, bias) for i, bias in enumerate(biases))
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = apply_rope(q, *rope), apply_rope(k, *rope)
-        return pad(q.astype(v.dtype)), pad(k.astype(v.dtype)), pad(v)
+        return q.astype(v.dtype), k.astype(v.dtype), v
 
     def output(
         self,
         attended: Float[Array, "*b p n h"],
         precision: Precision,
-        *,
-        num_tokens: int | None = None,
-    ) -> Float[Array, "*b p2 c"]:
-        """Joins the heads and projects them; `num_tokens` of them, None for all."""
-        joined = attended.reshape(*attended.shape[:-2], -1)
-        y = apply_linear(joined, self.proj.kernel[...], None, precision)
-        if num_tokens not in (None, y.shape[-2]):
-            # XLA would rather cut what is multiplied, by a copy. What follows reads a part of the result.
-            y = jax.lax.optimization_barrier(y)[..., :num_tokens, :]
-        return y + self.proj.bias[...].astype(y.dtype)
+    ) -> Float[Array, "*b p c"]:
+        """Joins the heads and projects them."""
+        return self.proj(attended.reshape(*attended.shape[:-2], -1), precision)

@@ -49,21 +49,28 @@ class Block(nnx.Module):
         rope: Rope | None,
         precision: Precision,
         *,
-        norm_rope: Literal["xla"] | None = None,
-        num_tokens: int | None = None,
+        implementation: Literal["xla"] | None = None,
     ):
         """Queries, keys and values `[*b p n h]` of the normalised stream; see `Attention.project`."""
-        return self.attn.project(
-            self.norm1(x), rope, precision, norm_rope=norm_rope, num_tokens=num_tokens
-        )
+        return self.attn.project(self.norm1(x), rope, precision, implementation=implementation)
 
     def after(
-        self, x: Float[Array, "*b p c"], attended: Float[Array, "*b p2 n h"], precision: Precision
+        self,
+        x: Float[Array, "*b p c"],
+        attended: Float[Array, "*b p n h"],
+        precision: Precision,
+        *,
+        implementation: Literal["xla"] | None = None,
     ) -> Float[Array, "*b p c"]:
-        """Adds the attention branch, then the MLP branch, to the stream; padding is cut off."""
-        branch = self.attn.output(attended, precision, num_tokens=x.shape[-2])
+        """Adds the attention branch, then the MLP branch, to the stream.
+
+        Args:
+            implementation: of the MLP.
+        """
+        branch = self.attn.output(attended, precision)
         x = x + _scaled(self.ls1, branch.astype(x.dtype))
-        return x + _scaled(self.ls2, self.mlp(self.norm2(x), precision).astype(x.dtype))
+        branch = self.mlp(self.norm2(x), precision, implementation=implementation)
+        return x + _scaled(self.ls2, branch.astype(x.dtype))
 
     def within_frames(
         self,
@@ -72,54 +79,53 @@ class Block(nnx.Module):
         dense: Dense,
         precision: Precision,
         *,
-        num_valid: int | None = None,
+        num_valid: int,
     ) -> Float[Array, "*b p c"]:
         """The whole block, where the tokens of a frame see each other and no others.
 
         Args:
-            num_valid: how many leading tokens of a frame count, the others are hidden from them; None for
-                all, which are padded inside where that makes attention faster.
+            num_valid: how many leading tokens of a frame count; the others are hidden from them.
         """
-        p, c = x.shape[-2:]
-        num_tokens = p
-        if num_valid is None:
-            num_valid, num_tokens = p, self._padded_tokens(p, c, dense, precision)
-        q, k, v = self.before(x, rope, precision, norm_rope=dense.norm_rope, num_tokens=num_tokens)
+        p = x.shape[-2]
+        q, k, v = self.before(x, rope, precision, implementation=dense.around)
         frames = lambda y: y.reshape(-1, *y.shape[-3:])
         num_frames = math.prod(x.shape[:-2])
         attended = dense_attention(
             frames(q),
             frames(k),
             frames(v),
-            kv_lengths=None
-            if num_tokens == num_valid
-            else jnp.full(num_frames, num_valid, jnp.int32),
+            kv_lengths=None if num_valid == p else jnp.full(num_frames, num_valid, jnp.int32),
             precision=precision.matmul,
             implementation=dense.implementation,
         )
-        return self.after(x, attended.reshape(q.shape), precision)
+        return self.after(x, attended.reshape(q.shape), precision, implementation=dense.around)
 
     def stack_within_frames(
         self, x: Float[Array, "*b p c"], rope: Rope | None, dense: Dense, precision: Precision
     ) -> Float[Array, "*b p c"]:
-        """`within_frames` of each block of a stack (`stack_modules`), one after the other.
-
-        Tokens are padded once, instead of queries, keys and values in every block.
-        """
-        p, c = x.shape[-2:]
-        missing = self._padded_tokens(p, c, dense, precision) - p
-        pad = lambda y: jnp.pad(y, [(0, 0)] * (y.ndim - 2) + [(0, missing), (0, 0)])
-        if missing:
-            x, rope = pad(x), rope and Rope(*map(pad, rope))
+        """`within_frames` of each block of a stack (`stack_modules`), one after the other."""
+        p = x.shape[-2]
+        x, rope = self.pad_tokens(x, rope, dense, precision)
 
         def layer(x, block: Block):
             return block.within_frames(x, rope, dense, precision, num_valid=p), None
 
         return jax.lax.scan(layer, x, self)[0][..., :p, :]
 
-    def _padded_tokens(self, p: int, c: int, dense: Dense, precision: Precision) -> int:
+    def pad_tokens(
+        self, x: Float[Array, "*b p c"], rope: Rope | None, dense: Dense, precision: Precision
+    ) -> tuple[Float[Array, "*b p2 c"], Rope | None]:
+        """Tokens and their tables with zeros behind those of each frame, as many as kernels like.
+
+        Once for all blocks, since they would otherwise pad queries, keys, values and more in each.
+        """
+        p, c = x.shape[-2:]
         head_dim = c // self.attn.num_heads
-        return padded_tokens(p, dense, head_dim=head_dim, dtype=precision.compute_dtype)
+        padded = padded_tokens(p, dense, head_dim=head_dim, dtype=precision.compute_dtype)
+        if padded == p:
+            return x, rope
+        pad = lambda y: jnp.pad(y, [(0, 0)] * (y.ndim - 2) + [(0, padded - p), (0, 0)])
+        return pad(x), rope and Rope(*map(pad, rope))
 
 
 def _scaled(scale: nnx.Param | None, branch: Float[Array, "*b c"]) -> Float[Array, "*b c"]:

@@ -1,10 +1,13 @@
 """Layers that multiply by a kernel: linear, convolution, and upsampling by a whole factor."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+import pallas_kernels
 from vggt_jax.layers.precision import Precision
 
 _INIT_STD = 0.02  # official file: vggt/layers/vision_transformer.py, init_weights_vit_timm
@@ -30,13 +33,26 @@ def apply_linear(
     kernel: Float[Array, "i o"],
     bias: Float[Array, " o"] | None,
     precision: Precision,
+    *,
+    activation: Literal["gelu"] | None = None,
+    implementation: Literal["xla"] | None = "xla",
 ) -> Float[Array, "*b o"]:
-    """`x @ kernel + bias`, if any: operands and result in the compute type, sums in float32."""
+    """`x @ kernel + bias`, if any: operands and result in the compute type, sums in float32.
+
+    Args:
+        activation: of the result.
+        implementation: of `pallas_kernels.linear`; None to choose by device, type and size. XLA's is
+            fastest where there is no bias, or what follows can add it.
+    """
     dtype = precision.compute_dtype
-    y = jnp.einsum(
-        "...i,io->...o", x.astype(dtype), kernel.astype(dtype), precision=precision.matmul
+    return pallas_kernels.linear(
+        x.astype(dtype),
+        kernel.astype(dtype),
+        bias,
+        activation=activation,
+        precision=precision.matmul,
+        implementation=implementation,
     )
-    return y if bias is None else y + bias.astype(dtype)
 
 
 class Conv(nnx.Module):

@@ -1,12 +1,11 @@
 """The two-layer perceptron of transformer blocks."""
 
-import jax
-import jax.numpy as jnp
-import numpy as np
+from typing import Literal
+
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vggt_jax.layers.linear import Linear
+from vggt_jax.layers.linear import Linear, apply_linear
 from vggt_jax.layers.precision import Precision
 
 
@@ -17,14 +16,20 @@ class Mlp(nnx.Module):
         self.fc1 = Linear(dim, hidden_dim, rngs=rngs)
         self.fc2 = Linear(hidden_dim, dim if out_dim is None else out_dim, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "*b d"], precision: Precision) -> Float[Array, "*b o"]:
-        return self.fc2(gelu(self.fc1(x, precision)), precision)
-
-
-def gelu(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
-    """Exact GELU, computed in float32.
-
-    `jax.nn.gelu(approximate=False)` goes through `erfc`, which costs twice the time on a GPU.
-    """
-    wide = x.astype(jnp.float32)
-    return (0.5 * wide * (1 + jax.lax.erf(wide * np.float32(0.5**0.5)))).astype(x.dtype)
+    def __call__(
+        self,
+        x: Float[Array, "*b d"],
+        precision: Precision,
+        *,
+        implementation: Literal["xla"] | None = None,
+    ) -> Float[Array, "*b o"]:
+        """`implementation`: of the first layer and its GELU; see `apply_linear`."""
+        hidden = apply_linear(
+            x,
+            self.fc1.kernel[...],
+            self.fc1.bias[...],
+            precision,
+            activation="gelu",
+            implementation=implementation,
+        )
+        return self.fc2(hidden, precision)

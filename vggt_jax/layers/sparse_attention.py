@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import BlockMap, block_sparse_attention, select_blocks
-from pallas_kernels.attention.config import align
 from pallas_kernels.block_map import index_dtype
 from pallas_kernels.blocks import count_blocks
+from pallas_kernels.mosaic_gpu_call import align
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.token_order import TokenOrder
 
@@ -172,6 +172,7 @@ def sparse_attention(
     attention: BlockSparse,
     layer: int | Int[Array, ""] = 0,
     num_frames: Int[Array, ""] | None = None,
+    num_tokens: int | None = None,
 ) -> tuple[Float[Array, "s p n h"], AttentionStats]:
     """Attention over all tokens of one scene, whose frames start with their special tokens.
 
@@ -182,14 +183,17 @@ def sparse_attention(
     Args:
         layer: which layer of the trunk this is, for random blocks to differ.
         num_frames: how many leading frames count, None for all.
+        num_tokens: how many leading tokens of each frame count, None for all. The results of others are
+            zero.
     """
-    s, p, n, h = q.shape
+    s, padded, n, h = q.shape
+    p = padded if num_tokens is None else num_tokens
     num_patches, block_k = p - num_special, attention.block_k
     special = lambda x: x[:, :num_special].reshape(s * num_special, n, h)
 
     def patches(x):
         # Kernels want a multiple of 8 tokens; here that costs nothing.
-        x = x[:, num_special:].reshape(s * num_patches, n, h)
+        x = x[:, num_special:p].reshape(s * num_patches, n, h)
         return jnp.pad(x, ((0, align(len(x)) - len(x)), (0, 0), (0, 0)))
 
     num_sink_blocks = count_blocks(s * num_special, block_k)
@@ -238,6 +242,8 @@ def sparse_attention(
     )
     out = attend(patch_queries, k, v, selection.block_map)
     out = out[: s * num_patches].reshape(s, num_patches, n, h)
+    # XLA joins this with the next padding.
+    out = jnp.pad(out, ((0, 0), (0, padded - p), (0, 0), (0, 0)))
     if num_special:
         of_special = _attend_to_everything(special_queries, k, v, attend, attention)
         # A copy with room for a few tokens, which are then written there, is three times as fast on a GPU

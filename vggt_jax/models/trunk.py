@@ -23,12 +23,10 @@ from vggt_jax.layers.sparse_attention import (
 )
 from vggt_jax.models.token_layout import TokenLayout
 
-# What runs frame by frame is cut into chunks of so many tokens, if there are more than stay whole. Cutting
-# costs a copy of the tokens, 3 % of the time of 50 frames on an H100, and each chunk some more. Whole are 100
-# frames of 518x518; the widest temporary, the MLP's hidden layer, is 1.05 GiB for them, for VGGT-1B in
-# bfloat16, and half of that for a chunk, which is 50 of them.
-_MAX_TOKENS_WHOLE = 137400
-_TOKENS_PER_CHUNK = 68700
+# What runs frame by frame is cut into chunks of so many tokens at most: 100 frames of 518x518, whose widest
+# temporary, the MLP's hidden layer, is 1.05 GiB for VGGT-1B in bfloat16. Cutting costs a copy of the
+# tokens, 3 % of the time of 50 frames on an H100, and each chunk some more.
+_TOKENS_PER_CHUNK = 137400
 
 # From how many tokens on a layer that no head reads is not written: the host waits at a branch.
 _MIN_TOKENS_TO_BRANCH = 16384
@@ -36,10 +34,8 @@ _MIN_TOKENS_TO_BRANCH = 16384
 
 def frames_per_chunk(num_scenes: int, num_frames: int, tokens_per_frame: int) -> int:
     """How many frames of each scene make a chunk of what runs frame by frame, at most."""
-    tokens = num_scenes * tokens_per_frame  # of one frame of every scene
-    if num_frames * tokens <= _MAX_TOKENS_WHOLE:
-        return num_frames
-    return max(1, _TOKENS_PER_CHUNK // tokens)
+    of_limit = _TOKENS_PER_CHUNK // (num_scenes * tokens_per_frame)
+    return min(num_frames, max(1, of_limit))
 
 
 def make_trunk_blocks(
@@ -129,16 +125,18 @@ def run_trunk(
     moved = not np.array_equal(order, np.arange(p))
     tokens = tokens[:, :, order] if moved else tokens
     rope = Rope(*rope_tables(layout.positions()[order], c // num_heads))
+    tokens, rope = frame_blocks.pad_tokens(tokens, rope, dense, precision)
+    padded = tokens.shape[2]
     kv_lengths = None if num_frames is None else num_frames * p
     chunk = frames_per_chunk(b, s, p)
 
     def frame_layer(block: Block, x):
-        run = lambda x: block.within_frames(x, rope, dense, precision)
+        run = lambda x: block.within_frames(x, rope, dense, precision, num_valid=p)
         return update_chunks(run, x, axis=1, max_chunk=chunk)
 
     def attend_densely(q, k, v, layer):
         del layer
-        scene = lambda y: y.reshape(b, s * p, *y.shape[3:])
+        scene = lambda y: y[:, :, :p].reshape(b, s * p, *y.shape[3:])
         attended = dense_attention(
             scene(q),
             scene(k),
@@ -147,11 +145,17 @@ def run_trunk(
             precision=precision.matmul,
             implementation=dense.implementation,
         )
-        return attended.reshape(q.shape), AttentionStats.of_dense(b, num_heads)
+        attended = attended.reshape(b, s, p, *q.shape[3:])
+        attended = jnp.pad(attended, ((0, 0), (0, 0), (0, padded - p), (0, 0), (0, 0)))
+        return attended, AttentionStats.of_dense(b, num_heads)
 
     def attend_sparsely(setting):
         attend = functools.partial(
-            sparse_attention, num_special=layout.num_special, setting=setting, attention=attention
+            sparse_attention,
+            num_special=layout.num_special,
+            num_tokens=p,
+            setting=setting,
+            attention=attention,
         )
 
         def scenes(q, k, v, layer):
@@ -167,13 +171,13 @@ def run_trunk(
     ]
 
     def global_layer(block: Block, x, branch, index):
-        q, k, v = block.before(x, rope, precision, norm_rope=dense.norm_rope)
+        q, k, v = block.before(x, rope, precision, implementation=dense.around)
         attended, stats = (
             branches[0](q, k, v, index)
             if len(branches) == 1
             else jax.lax.switch(branch, branches, q, k, v, index)
         )
-        after = lambda x, attended: block.after(x, attended, precision)
+        after = lambda x, attended: block.after(x, attended, precision, implementation=dense.around)
         return update_chunks(after, x, attended, axis=1, max_chunk=chunk), stats
 
     if recompute:
@@ -189,7 +193,7 @@ def run_trunk(
     def keep(kept, x, is_kept, place, offset):
         def write(kept, x):
             with jax.named_scope("trunk/keep"):
-                x = x[:, :, np.argsort(order)] if moved else x
+                x = x[:, :, np.argsort(order)] if moved else x[:, :, :p]
                 x = x.astype(kept.dtype)[:, :, None]
                 return jax.lax.dynamic_update_slice(kept, x, (0, 0, place, 0, offset))
 

@@ -1,0 +1,242 @@
+"""A linear layer with bias and activation for Hopper GPUs, in a Pallas kernel on the Mosaic GPU backend.
+
+One block of threads lives on each multiprocessor and computes tiles of the result until all are done:
+
+- Two warp groups, the *consumers*, compute half of a tile's rows each with the tensor cores (`wgmma`,
+  asynchronous), sums in registers.
+- A third one, the *producer*, fetches tiles of `x` and of the kernel into shared memory (TMA,
+  asynchronous), as far ahead as there is room.
+
+The activation of a tile is computed while the tensor cores work on the next one. A consumer keeps the
+finished sums of a tile in registers, rounded to 16 bits, and takes one part of them in every step of
+the next: activates it, lays it into shared memory and sends it on its way out.
+
+    tensor cores    | step 0 of tile 1 | step 1 of tile 1 | step 2 of tile 1 | ...
+    other units     | part 0 of tile 0 | part 1 of tile 0 | part 2 of tile 0 | ...
+
+Small parts leave the tensor cores less to wait for. docs/kernels.md tells what was tried.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from pallas_kernels import devices
+from pallas_kernels.blocks import count_blocks, next_power_of_2
+from pallas_kernels.linear.config import STAGES, TILE_K, TILE_M, TILE_N
+from pallas_kernels.linear.gelu import gelu_in_few_operations
+from pallas_kernels.mosaic_gpu_call import mosaic_gpu_call
+
+_ACTIVATIONS = {None: lambda y: y, "gelu": gelu_in_few_operations}
+
+# Consumers, and the rows of each.
+_CONSUMERS = 2
+_ROWS = TILE_M // _CONSUMERS
+
+# Columns of a part of a tile, and how many parts of a consumer may be on their way out at a time.
+_COLUMNS = 16
+_PARTS = TILE_N // _COLUMNS
+_SLOTS = 2
+
+# Registers of each thread after consumers have taken over what the producer does not need.
+_CONSUMER_REGISTERS = 240
+_PRODUCER_REGISTERS = 24
+
+
+# Traced once for each size, since that takes a second.
+@functools.partial(jax.jit, static_argnames=("activation", "interpret"))
+def linear(x, kernel, bias, activation, *, interpret=False):
+    """`activation(x @ kernel + bias)` of x [m i], kernel [i o] and a float32 bias [o].
+
+    `m` is a multiple of 8, from `TILE_M` on; what a tile has beyond it is read as zero and not written.
+    """
+    run = functools.partial(_run, activation=activation, interpret=interpret)
+    return _in_rows(run)(x, kernel, bias)
+
+
+def _in_rows(run):
+    """`run`, for which `jax.vmap` over x alone only makes more rows."""
+    folded = jax.custom_batching.custom_vmap(run)
+
+    @folded.def_vmap
+    def fold(size, are_batched, x, kernel, bias):
+        if are_batched == [True, False, False]:
+            out = folded(x.reshape(-1, x.shape[-1]), kernel, bias)
+            return out.reshape(size, -1, out.shape[-1]), True
+        take = lambda y, is_batched, i: y[i] if is_batched else y
+        one = lambda i: folded(*(take(y, b, i) for y, b in zip((x, kernel, bias), are_batched)))
+        return jax.lax.map(one, jnp.arange(size)), True
+
+    return folded
+
+
+def _run(x, kernel, bias, *, activation, interpret):
+    (m, depth), n = x.shape, kernel.shape[1]
+    num_blocks = 2 if interpret else devices.multiprocessors()
+    run = functools.partial(
+        _kernel,
+        activate=_ACTIVATIONS[activation],
+        num_groups=depth // (STAGES * TILE_K),
+        num_blocks=num_blocks,
+    )
+    return mosaic_gpu_call(
+        lambda *refs, **scratch: run(*refs, **scratch),
+        num_blocks=num_blocks,
+        num_warpgroups=_CONSUMERS + 1,
+        scratch={
+            "x_smem": _tiles(STAGES, TILE_M, TILE_K, x.dtype),
+            "kernel_smem": _tiles(STAGES, TILE_K, TILE_N, x.dtype),
+            "out_smem": _tiles(_CONSUMERS * _SLOTS, _ROWS, _COLUMNS, x.dtype),
+            "full": plgpu.Barrier(num_arrivals=2, num_barriers=STAGES),
+            "free": plgpu.Barrier(num_arrivals=_CONSUMERS, num_barriers=STAGES),
+        },
+        out_type=jax.ShapeDtypeStruct((m, n), x.dtype),
+        interpret=interpret,
+        name="linear",
+    )(x, kernel, bias)
+
+
+def _tiles(number, rows, columns, dtype):
+    """Shared memory, in rows of at most 128 bytes, rotated as wgmma and TMA want them."""
+    width = min(columns, 64)
+    transforms = (plgpu.TilingTransform((8, width)), plgpu.SwizzleTransform(2 * width))
+    return plgpu.SMEM((number, rows, columns), dtype, transforms=transforms)
+
+
+def _kernel(
+    x_ref, kernel_ref, bias_ref, out_ref, *,
+    x_smem, kernel_smem, out_smem, full, free, activate, num_groups, num_blocks,
+):  # fmt: skip
+    """A block of threads. `full`: tiles have come. `free`: both consumers are done with them."""
+    (m, _), (_, n) = x_ref.shape, kernel_ref.shape
+    steps = num_groups * STAGES
+    int32 = jnp.int32
+    block = lax.axis_index("block")
+    warpgroup = lax.axis_index("warpgroup")
+    tiles_n = n // TILE_N
+    num_tiles = count_blocks(m, TILE_M) * tiles_n
+    rounds = lax.div(num_tiles - block + num_blocks - 1, int32(num_blocks))
+
+    def place_of_tile(r):
+        """First row and column of the tile of a round. Tiles of the same rows run at the same time."""
+        tile = block + r * num_blocks
+        tile_m = lax.div(tile, int32(tiles_n))
+        return tile_m * TILE_M, (tile - tile_m * tiles_n) * TILE_N
+
+    def produce():
+        def fetch_tile(r, _):
+            row, column = place_of_tile(r)
+
+            def step(k, _):
+                i = r * steps + k
+                slot = lax.rem(i, int32(STAGES))
+
+                @pl.when(i >= STAGES)
+                def _():
+                    plgpu.barrier_wait(free.at[slot])
+
+                depth = pl.ds(k * TILE_K, TILE_K)
+                for source, smem in (
+                    (x_ref.at[pl.ds(row, TILE_M), depth], x_smem),
+                    (kernel_ref.at[depth, pl.ds(column, TILE_N)], kernel_smem),
+                ):
+                    plgpu.copy_gmem_to_smem(source, smem.at[slot], full.at[slot])
+                return int32(0)
+
+            return lax.fori_loop(0, steps, step, int32(0))
+
+        lax.fori_loop(0, rounds, fetch_tile, int32(0))
+
+        # Shared memory is given back only when nobody uses it any more.
+        @pl.when(rounds > 0)
+        def _():
+            for slot in range(STAGES):
+                plgpu.barrier_wait(free.at[slot])
+
+    def consume(consumer):
+        rows = pl.ds(consumer * _ROWS, _ROWS)
+
+        def write(sums, part, place, *, exists=True):
+            """Activates a part of a tile and sends it on its way out, if it exists."""
+            row, column = place
+            activated = activate(sums.astype(jnp.float32)).astype(out_ref.dtype)
+            smem = out_smem.at[consumer * _SLOTS + lax.rem(part, int32(_SLOTS))]
+            plgpu.wait_smem_to_gmem(_SLOTS - 1, wait_read_only=True)
+            smem[...] = activated
+            plgpu.commit_smem()
+            target = out_ref.at[
+                pl.ds(row + consumer * _ROWS, _ROWS), pl.ds(column + part * _COLUMNS, _COLUMNS)
+            ]
+            # The rest is done in any case: behind a branch, it would not overlap with other steps.
+            pl.when(exists)(lambda: plgpu.copy_smem_to_gmem(smem, target))
+
+        def compute_tile(r, parts_before):
+            place_before = place_of_tile(r - 1)
+
+            def multiply(sums):
+                def group(g, parts, num_parts):
+                    """As many steps as there are slots. Takes the first parts of those given, and puts them
+                    last, so that the next group finds others there."""
+                    for slot in range(STAGES):
+                        plgpu.barrier_wait(full.at[slot])
+                        plgpu.wgmma(sums, x_smem.at[slot, rows], kernel_smem.at[slot])
+                        plgpu.wgmma_wait(1)
+                        # The step before is done, and nobody needs its operands.
+                        release = lambda: plgpu.barrier_arrive(free.at[(slot - 1) % STAGES])
+                        pl.when(g > 0)(release) if slot == 0 else release()
+                        first, last = slot * num_parts // STAGES, (slot + 1) * num_parts // STAGES
+                        for i in range(first, last):
+                            write(parts[i], g * num_parts + i, place_before, exists=r > 0)
+                    return parts[num_parts:] + parts[:num_parts]
+
+                # Parts are written as slowly as the steps of a tile allow.
+                of_group = next_power_of_2(count_blocks(_PARTS, num_groups))
+                with_parts = _PARTS // of_group
+                run = functools.partial(group, num_parts=of_group)
+                lax.fori_loop(0, with_parts, run, parts_before)
+                if with_parts < num_groups:
+                    rest = lambda g, _: group(g, (), num_parts=0)
+                    lax.fori_loop(with_parts, num_groups, rest, ())
+                plgpu.wgmma_wait(0)
+                plgpu.barrier_arrive(free.at[STAGES - 1])
+                return sums[...]
+
+            sums = pl.run_scoped(multiply, plgpu.ACC((_ROWS, TILE_N), jnp.float32))
+            _, column = place_of_tile(r)
+            return tuple(part_of(sums, part, column) for part in range(_PARTS))
+
+        def part_of(sums, part, column):
+            """Some columns of a tile, with their bias, rounded."""
+            first = part * _COLUMNS
+            bias = plgpu.load(
+                bias_ref.at[pl.ds(column + first, _COLUMNS)],
+                layout=plgpu.Layout.WGMMA.reduce(0),
+                optimized=False,
+            )
+            sums = sums[:, first : first + _COLUMNS]
+            return (sums + lax.broadcast_in_dim(bias, sums.shape, [1])).astype(out_ref.dtype)
+
+        nothing = plgpu.layout_cast(jnp.zeros((_ROWS, _COLUMNS), out_ref.dtype), plgpu.Layout.WGMMA)
+        parts = lax.fori_loop(0, rounds, compute_tile, (nothing,) * _PARTS)
+        last = place_of_tile(rounds - 1)
+
+        def flush(i, parts):
+            write(parts[0], i, last)
+            return parts[1:] + parts[:1]
+
+        lax.fori_loop(0, jnp.where(rounds > 0, _PARTS, 0), flush, parts)
+        plgpu.wait_smem_to_gmem(0)
+
+    @pl.when(warpgroup < _CONSUMERS)
+    def _():
+        plgpu.set_max_registers(_CONSUMER_REGISTERS, action="increase")
+        consume(warpgroup)
+
+    @pl.when(warpgroup == _CONSUMERS)
+    def _():
+        plgpu.set_max_registers(_PRODUCER_REGISTERS, action="decrease")
+        produce()

@@ -1,0 +1,22 @@
+"""A linear layer in plain JAX, on any device."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from pallas_kernels.linear.gelu import gelu
+
+ACTIVATIONS = {None: lambda y: y, "gelu": gelu}
+
+
+def linear(
+    x: Float[Array, "*b i"],
+    kernel: Float[Array, "i o"],
+    bias: Float[Array, " o"] | None,
+    activation: str | None,
+    precision: jax.lax.Precision | None,
+) -> Float[Array, "*b o"]:
+    """As `pallas_kernels.linear`; the product is rounded before the bias joins."""
+    y = jnp.einsum("...i,io->...o", x, kernel, precision=precision)
+    y = y if bias is None else y + bias.astype(y.dtype)
+    return ACTIVATIONS[activation](y)

@@ -1,0 +1,289 @@
+"""A linear layer with bias and activation against its formula in float64."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels import linear, mosaic_gpu_call
+from pallas_kernels.linear import api, gelu
+from pallas_kernels.linear.gelu import gelu_in_few_operations
+from pallas_kernels.linear.xla import linear as xla_linear
+
+needs_new_jax = pytest.mark.skipif(
+    not mosaic_gpu_call.is_supported(),
+    reason=f"the Mosaic GPU kernel needs JAX {'.'.join(map(str, mosaic_gpu_call.OLDEST_JAX))} "
+    f"or newer, not {jax.__version__}",
+)
+SIMULATED = {"implementation": "mosaic_gpu", "interpret": True}
+# How much rounding to a type changes a number at most, by its size.
+HALF_ULP = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-24}
+
+
+def draw(seed, m, i, o, dtype="bfloat16"):
+    rng = np.random.default_rng(seed)
+    x, kernel, bias = rng.normal(size=(m, i)), rng.normal(size=(i, o)), rng.normal(size=o)
+    return jnp.asarray(x, dtype), jnp.asarray(kernel * i**-0.5, dtype), jnp.asarray(bias, "float32")
+
+
+def normal_below(x):
+    return 0.5 * (1 + math.erf(x / math.sqrt(2)))
+
+
+def exact_gelu(x):
+    return x * np.vectorize(normal_below)(x)
+
+
+def oracle(x, kernel, bias, activation):
+    x, kernel, bias = (np.asarray(a, np.float64) for a in (x, kernel, bias))
+    y = x @ kernel + bias
+    return exact_gelu(y) if activation == "gelu" else y
+
+
+def assert_right(found, arguments, activation, *, roundings=1):
+    """Within the rounding of sums, so many times, and of the result; GELU is 1.13 steep at most.
+
+    With more than one rounding, the product and the bias are rounded, which are larger than their sum.
+    """
+    sums, expected = oracle(*arguments, None), oracle(*arguments, activation)
+    if roundings > 1:
+        bias = np.abs(np.asarray(arguments[2], np.float64))
+        sums = np.abs(sums) + 2 * bias
+    assert found.shape == expected.shape and found.dtype == arguments[0].dtype
+    half = HALF_ULP[found.dtype.name]
+    allowed = half * (1.13 * roundings * (np.abs(sums) + half) + np.abs(expected)) + 1e-5
+    assert np.all(np.abs(np.asarray(found, np.float64) - expected) <= allowed)
+
+
+@needs_new_jax
+@pytest.mark.parametrize(
+    ("sizes", "activation", "dtype"),
+    [
+        # Two thread blocks: three rounds of tiles and a tail of rows.
+        ((300, 256, 512), "gelu", "bfloat16"),
+        # As many groups of steps as parts are written in, and a number of rows that 8 does not divide.
+        ((133, 1024, 256), "gelu", "float16"),
+        # Groups of steps in which nothing is left to be written.
+        ((256, 1280, 256), "gelu", "bfloat16"),
+        ((264, 512, 512), None, "bfloat16"),
+        # One tile, for one of the two blocks.
+        ((3, 768, 256), None, "float16"),
+    ],
+    ids=str,
+)
+def test_the_kernel_in_the_simulator(sizes, activation, dtype):
+    arguments = draw(0, *sizes, dtype)
+    found = linear(*arguments, activation=activation, **SIMULATED)
+    assert_right(found, arguments, activation)
+
+
+@pytest.mark.parametrize("dtype", HALF_ULP)
+@pytest.mark.parametrize("activation", [None, "gelu"])
+def test_xla(dtype, activation):
+    arguments = draw(1, 13, 20, 7, dtype)
+    run = jax.jit(functools.partial(linear, activation=activation, precision="highest"))
+    assert_right(run(*arguments), arguments, activation, roundings=2)
+    without = run(*arguments[:2])
+    no_bias = (*arguments[:2], jnp.zeros(7))
+    assert_right(without, no_bias, activation, roundings=2)
+
+
+@needs_new_jax
+def test_without_a_bias():
+    x, kernel, _ = draw(2, 128, 256, 256)
+    assert_right(linear(x, kernel, **SIMULATED), (x, kernel, jnp.zeros(256)), None)
+
+
+@needs_new_jax
+def test_axes_before_the_last_are_rows():
+    x, kernel, bias = draw(3, 264, 256, 256)
+    run = functools.partial(linear, kernel=kernel, bias=bias, **SIMULATED)
+    expected = run(x)
+    np.testing.assert_array_equal(run(x.reshape(3, 88, 256)).reshape(264, 256), expected)
+    np.testing.assert_array_equal(jax.vmap(run)(x.reshape(3, 88, 256)), run(x.reshape(3, 88, 256)))
+
+
+@needs_new_jax
+def test_a_batch_of_layers():
+    x, kernel, bias = draw(4, 128, 256, 512)
+    kernels, biases = jnp.stack([kernel[:, :256], kernel[:, 256:]]), bias.reshape(2, 256)
+    found = jax.vmap(functools.partial(linear, x, **SIMULATED))(kernels, biases)
+    expected = linear(x, kernel, bias, **SIMULATED)
+    np.testing.assert_array_equal(jnp.concatenate(list(found), axis=1), expected)
+
+
+@needs_new_jax
+@pytest.mark.parametrize("activation", [None, "gelu"])
+def test_the_gradient_is_that_of_xla(activation):
+    arguments = draw(5, 130, 256, 256)
+    weights = jnp.asarray(np.random.default_rng(6).normal(size=(130, 256)), jnp.float32)
+
+    def gradient(**options):
+        def loss(*arguments):
+            y = linear(*arguments, activation=activation, **options)
+            return jnp.sum(weights * y.astype(jnp.float32))
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*arguments)
+
+    for found, expected in zip(gradient(**SIMULATED), gradient(implementation="xla"), strict=True):
+        np.testing.assert_array_equal(found, expected)
+        assert np.any(np.asarray(found))
+
+
+def test_gelu_is_the_exact_one():
+    x = np.linspace(-6, 6, 401, dtype=np.float32)
+    found = np.asarray(gelu(jnp.asarray(x)), np.float64)
+    # Rounding of erf, 6e-8, times |x| / 2; the approximation by tanh is off by 5e-4.
+    np.testing.assert_allclose(found, exact_gelu(x.astype(np.float64)), rtol=0, atol=1e-6)
+
+
+def test_gelu_keeps_the_type_and_computes_in_float32():
+    x = jnp.asarray([-2.5, -0.75, 0.5, 3.0], jnp.bfloat16)
+    found = gelu(x)
+    assert found.dtype == jnp.bfloat16
+    expected = jnp.asarray(exact_gelu(np.asarray(x, np.float64)), jnp.bfloat16)
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
+
+
+def test_gelu_in_few_operations_is_as_exact():
+    x = np.linspace(-12, 12, 24001, dtype=np.float32)
+    found = np.asarray(gelu_in_few_operations(jnp.asarray(x)), np.float64)
+    # The probability above x, which does not lose digits where it is small.
+    above = np.vectorize(lambda t: 0.5 * math.erfc(t / math.sqrt(2)))(x.astype(np.float64))
+    expected = x * np.where(x < 0, above[::-1], 1 - above)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=7e-7)
+    middle = (x > -5) & (x < 0)
+    np.testing.assert_allclose(found[middle], expected[middle], rtol=8e-6)
+
+
+@pytest.mark.parametrize("x", [-3e38, -1e4, -20.0, -0.0, 0.0, 20.0, 1e4, 3e38])
+def test_gelu_in_few_operations_far_away(x):
+    assert gelu_in_few_operations(jnp.float32(x)) == max(x, 0.0)
+
+
+def test_gelu_in_few_operations_of_nothing_is_nothing():
+    assert np.isnan(gelu_in_few_operations(jnp.float32(jnp.nan)))
+
+
+X, KERNEL, BIAS = jnp.zeros((3, 4)), jnp.zeros((4, 5)), jnp.zeros(5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((X, KERNEL.T), {}, r"x must be \[\*b i\] with rows for a kernel \[i o\], not \(3, 4\)"),
+        ((X[0, 0], KERNEL), {}, r"x must be \[\*b i\]"),
+        ((X[:0], KERNEL), {}, r"x must be \[\*b i\]"),
+        ((X, KERNEL[None]), {}, r"x must be \[\*b i\]"),
+        ((X.astype(jnp.bfloat16), KERNEL), {}, "both the same, not bfloat16 and float32"),
+        ((X.astype(int), KERNEL.astype(int)), {}, "must be float32, bfloat16 or float16"),
+        ((X, KERNEL, BIAS[:4]), {}, r"bias must be \(5,\), not \(4,\)"),
+        ((X, KERNEL), {"activation": "relu"}, "activation='relu' is unknown"),
+        ((X, KERNEL), {"implementation": "triton"}, "implementation='triton' is unknown"),
+        ((X, KERNEL), {"implementation": "xla", "interpret": True}, "'xla' is no kernel"),
+    ],
+)
+def test_called_wrongly(arguments, options, message):
+    with pytest.raises(ValueError, match=message):
+        linear(*arguments, **options)
+
+
+CANNOT = [
+    ("cpu", None, "bfloat16", (256, 256), "is no NVIDIA GPU of the Hopper generation"),
+    ("gpu", "8.0", "bfloat16", (256, 256), "is no NVIDIA GPU of the Hopper generation"),
+    ("gpu", "9.0", "float32", (256, 256), "float32 is not supported"),
+    ("gpu", "9.0", "bfloat16", (320, 256), "a kernel of 320 x 256 is not supported"),
+    ("gpu", "9.0", "bfloat16", (256, 320), r"multiples of 256 and of 256"),
+]
+
+
+@pytest.mark.parametrize(("backend", "capability", "dtype", "sizes", "reason"), CANNOT)
+def test_what_the_kernel_cannot_do_goes_to_xla(
+    pretend_device, monkeypatch, backend, capability, dtype, sizes, reason
+):
+    pretend_device(backend, capability)
+    monkeypatch.setattr(mosaic_gpu_call, "is_supported", lambda: True)
+    monkeypatch.setattr(api, "MIN_ROUNDS", 0)
+    arguments = draw(7, 8, *sizes, dtype)
+    with pytest.raises(NotImplementedError, match=f"mosaic_gpu: .*{reason}.*; use implementation"):
+        linear(*arguments, implementation="mosaic_gpu")
+    assert_right(linear(*arguments), arguments, None, roundings=2)
+
+
+def test_an_old_jax_goes_to_xla(pretend_device, monkeypatch):
+    pretend_device("gpu", "9.0")
+    monkeypatch.setattr(mosaic_gpu_call, "is_supported", lambda: False)
+    with pytest.raises(NotImplementedError, match=r"is older than 0\.11"):
+        linear(*draw(8, 8, 256, 256), implementation="mosaic_gpu")
+
+
+@pytest.mark.parametrize(
+    ("rows", "out_dim", "chosen"),
+    [
+        # 132 multiprocessors: tiles of 128 rows and 256 columns for four rounds.
+        (4224, 4096, "mosaic_gpu"),
+        (4096, 4096, "xla"),
+        (16888, 1024, "mosaic_gpu"),
+        (4224, 1024, "xla"),
+        (68700, 4096, "xla"),  # would have to be padded
+        (68704, 4096, "mosaic_gpu"),
+    ],
+)
+def test_what_is_chosen(pretend_device, monkeypatch, rows, out_dim, chosen):
+    pretend_device("gpu", "9.0")
+    monkeypatch.setattr(mosaic_gpu_call, "is_supported", lambda: True)
+    monkeypatch.setattr("pallas_kernels.devices.multiprocessors", lambda: 132)
+    found = []
+
+    def note(name, result):
+        found.append(name)
+        return result
+
+    empty = jnp.zeros((rows, out_dim), jnp.bfloat16)
+    monkeypatch.setattr(api, "_run_kernel", lambda *args: note("mosaic_gpu", empty))
+    monkeypatch.setattr(api.xla, "linear", lambda *args: note("xla", empty))
+    x = jax.ShapeDtypeStruct((2, rows // 2, 1024), jnp.bfloat16)
+    kernel = jax.ShapeDtypeStruct((1024, out_dim), jnp.bfloat16)
+    jax.eval_shape(lambda *args: linear(*args), x, kernel)
+    assert found == [chosen]
+
+
+@needs_new_jax
+@pytest.mark.parametrize(("rows", "copies"), [(4224, 0), (4221, 1)])
+def test_becomes_one_kernel_on_a_gpu(pretend_h100, rows, copies):
+    jax.clear_caches()
+    x = jax.ShapeDtypeStruct((rows, 1024), jnp.bfloat16)
+    kernel = jax.ShapeDtypeStruct((1024, 4096), jnp.bfloat16)
+    bias = jax.ShapeDtypeStruct((4096,), jnp.float32)
+    run = functools.partial(linear, activation="gelu", implementation="mosaic_gpu")
+    with pretend_h100():
+        text = jax.jit(run).trace(x, kernel, bias).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("mosaic_gpu_v2") == 1
+    assert text.count("stablehlo.pad") == text.count("stablehlo.slice") == copies
+    assert "stablehlo.dot_general" not in text and "stablehlo.multiply" not in text
+
+
+@pytest.mark.gpu
+@needs_new_jax
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("rows", "in_dim", "out_dim", "activation"),
+    [(17600, 1024, 4096, "gelu"), (17600, 1024, 1024, None), (4221, 2304, 512, "gelu")],
+)
+def test_the_kernel_on_a_gpu_is_as_good_as_xla(
+    relative_error, dtype, rows, in_dim, out_dim, activation
+):
+    arguments = draw(9, rows, in_dim, out_dim, dtype)
+    wide = [a.astype(jnp.float32) for a in arguments]
+    exact = jax.jit(functools.partial(xla_linear, activation=activation, precision="highest"))(
+        *wide
+    )
+    run = lambda name: linear(*arguments, activation=activation, implementation=name)
+    found, plain = run("mosaic_gpu"), run("xla")
+    assert relative_error(found, exact) <= relative_error(plain, exact)
+    assert np.abs(np.asarray(found, np.float32) - exact).max() <= 0.05
+    for _ in range(10):
+        assert jnp.array_equal(run("mosaic_gpu"), found)
