@@ -223,11 +223,11 @@ def test_an_old_jax_goes_to_xla(pretend_device, monkeypatch):
 @pytest.mark.parametrize(
     ("rows", "out_dim", "chosen"),
     [
-        # 132 multiprocessors: tiles of 128 rows and 256 columns for four rounds.
-        (4224, 4096, "mosaic_gpu"),
-        (4096, 4096, "xla"),
-        (16888, 1024, "mosaic_gpu"),
-        (4224, 1024, "xla"),
+        # 132 multiprocessors: tiles of 128 rows and 256 columns for 16 rounds.
+        (16776, 4096, "mosaic_gpu"),
+        (16768, 4096, "xla"),
+        (67464, 1024, "mosaic_gpu"),
+        (16896, 1024, "xla"),
         (68700, 4096, "xla"),  # would have to be padded
         (68704, 4096, "mosaic_gpu"),
     ],
