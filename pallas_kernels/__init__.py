@@ -7,7 +7,7 @@ from pallas_kernels.attention import (
     block_sparse_attention,
 )
 from pallas_kernels.block_map import BlockMap
-from pallas_kernels.linear import linear
+from pallas_kernels.matmul import linear
 from pallas_kernels.rope import norm_rope
 from pallas_kernels.selection import BlockSelection, select_blocks
 

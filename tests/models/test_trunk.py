@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels import mosaic_gpu_call
-from pallas_kernels.linear import api as linear_api
+from pallas_kernels.matmul import api as linear_api
 from vggt_jax import BlockSparse, Dense, VGGTConfig
 from vggt_jax.checkpoint import abstract_model
 from vggt_jax.layers import block

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from pallas_kernels import linear, mosaic_gpu_call
-from pallas_kernels.linear import api, gelu
-from pallas_kernels.linear.gelu import gelu_in_few_operations
-from pallas_kernels.linear.xla import linear as xla_linear
+from pallas_kernels.matmul import api, gelu
+from pallas_kernels.matmul.gelu import gelu_in_few_operations
+from pallas_kernels.matmul.xla import linear as xla_linear
 
 needs_new_jax = pytest.mark.skipif(
     not mosaic_gpu_call.is_supported(),

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pallas_kernels.linear.gelu import gelu
+from pallas_kernels.matmul.gelu import gelu
 
 ACTIVATIONS = {None: lambda y: y, "gelu": gelu}
 

@@ -27,8 +27,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import devices
 from pallas_kernels.blocks import count_blocks, next_power_of_2
-from pallas_kernels.linear.config import STAGES, TILE_K, TILE_M, TILE_N
-from pallas_kernels.linear.gelu import gelu_in_few_operations
+from pallas_kernels.matmul.config import STAGES, TILE_K, TILE_M, TILE_N
+from pallas_kernels.matmul.gelu import gelu_in_few_operations
 from pallas_kernels.mosaic_gpu_call import mosaic_gpu_call
 
 _ACTIVATIONS = {None: lambda y: y, "gelu": gelu_in_few_operations}

@@ -11,8 +11,8 @@ from jaxtyping import Array, Float
 from pallas_kernels import devices, mosaic_gpu_call
 from pallas_kernels.arguments import DTYPES, check_implementation
 from pallas_kernels.blocks import count_blocks
-from pallas_kernels.linear import xla
-from pallas_kernels.linear.config import MIN_ROUNDS, STAGES, TILE_K, TILE_M, TILE_N
+from pallas_kernels.matmul import xla
+from pallas_kernels.matmul.config import MIN_ROUNDS, STAGES, TILE_K, TILE_M, TILE_N
 from pallas_kernels.mosaic_gpu_call import align
 
 Implementation = Literal["mosaic_gpu", "xla"]
@@ -66,7 +66,7 @@ def linear(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _run_kernel(activation, interpret, x, kernel, bias):
-    from pallas_kernels.linear import mosaic_gpu
+    from pallas_kernels.matmul import mosaic_gpu
 
     rows = x.reshape(-1, x.shape[-1])
     missing = max(align(len(rows)), TILE_M) - len(rows)
