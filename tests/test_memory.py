@@ -63,6 +63,29 @@ def test_estimate_grows_with_frames_and_tracks():
     assert "GiB (weights 4.66" in str(few)
 
 
+@pytest.mark.parametrize(
+    ("capability", "attention", "copies"),
+    [
+        ("9.0", vggt_jax.Dense(), 3),
+        ("9.0", vggt_jax.Dense(implementation="cudnn"), 0),
+        ("8.0", vggt_jax.Dense(), 0),
+        ("9.0", vggt_jax.BlockSparse(sparse_ratio=0.75), 0),
+    ],
+)
+def test_what_dense_attention_copies(pretend_device, monkeypatch, capability, attention, copies):
+    """Queries, keys and values without the padding of frames, where frames are padded for kernels."""
+    pretend_device("gpu", capability)
+    monkeypatch.setattr("pallas_kernels.mosaic_gpu_call.is_supported", lambda: True)
+    # Of an MLP as narrow as this, attention is what takes most.
+    config = vggt_jax.VGGTConfig(mlp_ratio=0.5)
+    frames = {"num_frames": 50, "height": 518, "width": 518}
+    estimate = memory.estimate_memory(
+        config, weights=0, **frames, attention=attention, compute_dtype=jnp.bfloat16
+    )
+    array = 2 * 50 * 1374 * 1024
+    assert estimate.trunk == 2 * array + max(5, 4 + copies) * array
+
+
 def test_some_of_a_gpu_is_left_for_pieces_that_do_not_fit(monkeypatch):
     stats = {"bytes_limit": 1000, "bytes_in_use": 100}
     device = types.SimpleNamespace(platform="gpu", memory_stats=lambda: stats)

@@ -20,7 +20,7 @@ from vggt_jax.calibration import checked_intrinsics, frame_index, with_intrinsic
 from vggt_jax.checkpoint import Model, load_model
 from vggt_jax.errors import InputError
 from vggt_jax.layers.attention import Dense
-from vggt_jax.layers.sparse_attention import BlockSparse
+from vggt_jax.layers.sparse_attention import BlockSparse, within_frames
 from vggt_jax.masks import Background, background_mask, load_masks, with_mask
 from vggt_jax.models.pi3 import Pi3
 from vggt_jax.outputs import Pi3Output, Reconstruction
@@ -193,7 +193,7 @@ def attention_for(
             f"{num_frames} frames have {tokens} tokens, fewer than min_tokens={attention.min_tokens}: "
             "attention is dense, and there are no attention_stats; min_tokens=0 makes it sparse"
         )
-        return Dense()
+        return within_frames(attention)
     return dataclasses.replace(attention, min_tokens=0)
 
 

@@ -12,13 +12,12 @@ from jax.typing import DTypeLike
 
 from pallas_kernels.block_map import index_dtype
 from pallas_kernels.blocks import count_blocks
-from pallas_kernels.mosaic_gpu_call import align
 from vggt_jax.checkpoint import Model
 from vggt_jax.config import Pi3Config, VGGTConfig
 from vggt_jax.heads import dpt
-from vggt_jax.layers.attention import MAX_SCORE_BYTES, Dense
+from vggt_jax.layers.attention import MAX_SCORE_BYTES, Dense, padded_tokens
 from vggt_jax.layers.precision import Precision
-from vggt_jax.layers.sparse_attention import BlockSparse
+from vggt_jax.layers.sparse_attention import BlockSparse, within_frames
 from vggt_jax.models import trunk
 from vggt_jax.models.token_layout import TokenLayout
 from vggt_jax.streaming import FRAMES_ON_DEVICE
@@ -124,7 +123,7 @@ def _trunk(
         before_attention = (1 + 3 + 1) * wide * tokens * dim
         # Queries, keys, values; the results of attention; and the former once more without the padding
         # of frames, where dense attention has to leave it out.
-        pads = not is_sparse and align(layout.tokens_per_frame) != layout.tokens_per_frame
+        pads = not is_sparse and _pads_frames(layout, attention, dim // num_heads, precision)
         during_attention = (3 + 1 + 3 * pads) * wide * tokens * dim
     else:
         # Normalised tokens; queries, keys and values; queries and keys once more, normalised and turned.
@@ -141,6 +140,15 @@ def _trunk(
         "kept_tokens": wide * len(trunk.kept_layers(taps, depth)) * tokens * 2 * dim,
         "trunk": int(stream + max(before_attention, during_attention, after_attention)),
     }
+
+
+def _pads_frames(layout, attention, head_dim: int, precision: Precision) -> bool:
+    """Whether the tokens of a frame are padded for kernels."""
+    dense = within_frames(attention)
+    padded = padded_tokens(
+        layout.tokens_per_frame, dense, head_dim=head_dim, dtype=precision.compute_dtype
+    )
+    return padded != layout.tokens_per_frame
 
 
 def _bytes_of_lists(tokens: int, attention: BlockSparse) -> int:
@@ -310,11 +318,11 @@ def weight_bytes(model: Model) -> int:
 
 
 def available_memory() -> int | None:
-    """Free bytes of the default device, None where it does not tell."""
+    """Bytes of the default device that programs can still use, None where it does not tell."""
     device = jax.devices()[0]
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:
-        return int(_USABLE * stats["bytes_limit"]) - stats.get("bytes_in_use", 0)
+        return max(0, int(_USABLE * stats["bytes_limit"]) - stats.get("bytes_in_use", 0))
     if device.platform != "cpu":
         return None
     try:

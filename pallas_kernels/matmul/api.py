@@ -31,7 +31,7 @@ def linear(
 ) -> Float[Array, "*b o"]:
     """`activation(x @ kernel + bias)`, sums in float32.
 
-    `jax.vmap` and `jax.grad` work; the gradient is that of "xla".
+    `jax.vmap` and `jax.grad` work; what is differentiated is "xla" altogether.
 
     Args:
         x, kernel: float32, bfloat16 or float16, both of one type, which the result has too.
@@ -77,26 +77,25 @@ def _run_kernel(activation, interpret, x, kernel, bias):
         activation,
         interpret=interpret,
     )
-    return out[: len(rows)].reshape(*x.shape[:-1], -1)
+    return out[: len(rows)].reshape(*x.shape[:-1], kernel.shape[1])
 
 
 def _forward(activation, interpret, *arrays):
-    return _run_kernel(activation, interpret, *arrays), arrays
+    # What is differentiated is XLA's altogether: the derivative of an activation needs the product, which
+    # would be computed twice.
+    return jax.vjp(lambda *arrays: xla.linear(*arrays, activation, None), *arrays)
 
 
-def _backward(activation, interpret, arrays, cotangent):
-    compute = lambda *arrays: xla.linear(*arrays, activation, None)
-    return jax.vjp(compute, *arrays)[1](cotangent)
+def _backward(activation, interpret, pull_back, cotangent):
+    return pull_back(cotangent)
 
 
 _run_kernel.defvjp(_forward, _backward)
 
 
 def _check_arguments(x, kernel, bias, activation, implementation, interpret):
-    if kernel.ndim != 2 or x.ndim < 1 or x.shape[-1] != kernel.shape[0] or not x.size:
-        raise ValueError(
-            f"x must be [*b i] with rows for a kernel [i o], not {x.shape} for {kernel.shape}"
-        )
+    if kernel.ndim != 2 or x.ndim < 1 or x.shape[-1] != kernel.shape[0]:
+        raise ValueError(f"x must be [*b i] and its kernel [i o], not {x.shape} and {kernel.shape}")
     if x.dtype not in DTYPES or kernel.dtype != x.dtype:
         raise ValueError(
             f"x and kernel must be float32, bfloat16 or float16, both the same, not {x.dtype} and "

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from pallas_kernels.matmul.gelu import gelu
 
-ACTIVATIONS = {None: lambda y: y, "gelu": gelu}
+_ACTIVATIONS = {None: lambda y: y, "gelu": gelu}
 
 
 def linear(
@@ -19,4 +19,4 @@ def linear(
     """As `pallas_kernels.linear`; the product is rounded before the bias joins."""
     y = jnp.einsum("...i,io->...o", x, kernel, precision=precision)
     y = y if bias is None else y + bias.astype(y.dtype)
-    return ACTIVATIONS[activation](y)
+    return _ACTIVATIONS[activation](y)

@@ -142,15 +142,22 @@ def test_tokens_padded_for_kernels_are_not_seen(
 @pytest.mark.skipif(
     not mosaic_gpu_call.is_supported(), reason=f"the kernels need JAX 0.11, not {jax.__version__}"
 )
+@pytest.mark.parametrize(
+    "attention",
+    [Dense, functools.partial(BlockSparse, sparse_ratio=0.5)],
+    ids=["dense", "few tokens"],
+)
 @pytest.mark.parametrize("implementation", [None, "xla"])
-def test_plain_attention_means_plain_blocks(model, pretend_device, monkeypatch, implementation):
+def test_plain_attention_means_plain_blocks(
+    model, pretend_device, monkeypatch, attention, implementation
+):
     """Programs for other devices, exported on a Hopper GPU, have no kernels of it."""
     pretend_device("gpu", "9.0")
     monkeypatch.setattr(linear_api, "MIN_ROUNDS", 0)
     sizes = {"embed_dim": 256, "num_heads": 4, "vit_num_heads": 4, "mlp_ratio": 2.0}
     config = VGGTConfig.from_dict(model.config.to_dict() | sizes)
     layout = TokenLayout(num_special=SPECIAL, rows=16, columns=16)
-    attention = Dense(implementation=implementation)
+    attention = attention(implementation=implementation)
 
     def run(model, tokens):
         return model.aggregate(tokens, layout, attention=attention, compute_dtype=jnp.bfloat16).kept
@@ -208,6 +215,7 @@ def test_what_is_kept_has_the_compute_type_and_first_tokens_are_float32(
 
 
 def test_frames_of_a_chunk(monkeypatch):
+    assert trunk.frames_per_chunk(1, 200, 1374) == 100  # docs/performance.md has its memory
     monkeypatch.setattr(trunk, "_TOKENS_PER_CHUNK", 1000)
     assert trunk.frames_per_chunk(1, 3, 300) == 3  # whole
     assert trunk.frames_per_chunk(1, 11, 300) == 3

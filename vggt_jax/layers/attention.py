@@ -104,7 +104,10 @@ def dense_attention(
 def padded_tokens(
     num_tokens: int, dense: Dense, *, head_dim: int, dtype: jax.typing.DTypeLike
 ) -> int:
-    """How many tokens those of a frame should be padded to for the fastest attention among them."""
+    """How many tokens those of a frame should be padded to for the fastest attention among them.
+
+    Then 8 divides the rows of matrix products, too; `pallas_kernels.linear` does them only if it does.
+    """
     if (
         dense.implementation not in (None, "mosaic_gpu")
         or num_tokens < _MIN_KEYS_OF_OWN_KERNEL

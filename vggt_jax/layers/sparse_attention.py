@@ -121,8 +121,10 @@ class BlockSparse:
 
 
 def within_frames(attention: Dense | BlockSparse) -> Dense:
-    """How the tokens of one frame attend to each other: densely, there are few."""
-    return attention if isinstance(attention, Dense) else Dense()
+    """How few tokens attend to each other, those of a frame: densely, and in plain XLA if that is asked for."""
+    if isinstance(attention, Dense):
+        return attention
+    return Dense(implementation="xla" if attention.implementation == "xla" else None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,13 +244,11 @@ def sparse_attention(
     )
     out = attend(patch_queries, k, v, selection.block_map)
     out = out[: s * num_patches].reshape(s, num_patches, n, h)
-    # XLA joins this with the next padding.
-    out = jnp.pad(out, ((0, 0), (0, padded - p), (0, 0), (0, 0)))
+    out = jnp.pad(out, ((0, 0), (num_special, padded - p), (0, 0), (0, 0)))
     if num_special:
         of_special = _attend_to_everything(special_queries, k, v, attend, attention)
         # A copy with room for a few tokens, which are then written there, is three times as fast on a GPU
         # as joining both by `jnp.concatenate`, which XLA would make of it without the barrier.
-        out = jnp.pad(out, ((0, 0), (num_special, 0), (0, 0), (0, 0)))
         out = jax.lax.optimization_barrier(out)
         of_special = of_special.reshape(s, num_special, n, h)
         out = jax.lax.dynamic_update_slice(out, of_special, (0, 0, 0, 0))

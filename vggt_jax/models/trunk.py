@@ -117,7 +117,7 @@ def run_trunk(
     if taps and not 0 <= min(taps) <= max(taps) < depth:
         raise ValueError(f"{taps=} must be layers of the trunk, in [0, {depth})")
     if isinstance(attention, BlockSparse) and s * p < attention.min_tokens:
-        attention = Dense()
+        attention = within_frames(attention)
     dense = within_frames(attention)
     settings = [None] * depth if attention is dense else attention.of_layers(depth)
     # The patches of a frame change places here, and change back wherever they are kept.
