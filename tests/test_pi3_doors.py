@@ -217,4 +217,4 @@ def test_memory_of_the_released_size():
     )
     assert estimate.kept_tokens == 2 * 200 * 1374 * 2 * 1024  # one layer
     assert estimate.outputs == 4 * 7 * 200 * 518 * 518
-    assert estimate.heads < estimate.trunk
+    assert estimate.heads <= estimate.trunk
