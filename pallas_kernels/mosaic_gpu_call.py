@@ -39,6 +39,19 @@ def align(num_rows: int) -> int:
     return count_blocks(num_rows, _ROWS) * _ROWS
 
 
+def smem_tiles(number: int, rows: int, columns: int, dtype):
+    """Tiles in shared memory, in rows of at most 128 bytes, rotated as `wgmma` and TMA want them.
+
+    Args:
+        columns: of 16 bits each; 16, 32 or a multiple of 64.
+    """
+    from jax.experimental.pallas import mosaic_gpu as plgpu
+
+    width = min(columns, 64)
+    transforms = (plgpu.TilingTransform((_ROWS, width)), plgpu.SwizzleTransform(2 * width))
+    return plgpu.SMEM((number, rows, columns), dtype, transforms=transforms)
+
+
 def mosaic_gpu_call(kernel, *, num_blocks, num_warpgroups, scratch, out_type, interpret, name):
     """The kernel as a function of arrays.
 

@@ -33,7 +33,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from flax import nnx  # noqa: E402
 
-from pallas_kernels import devices  # noqa: E402
+from pallas_kernels import devices, mosaic_gpu_call  # noqa: E402
 from vggt_jax import VGGT, Pi3, Pi3Config, VGGTConfig, geometry, load_model  # noqa: E402
 from vggt_jax.checkpoint import named_parameters, with_parameters  # noqa: E402
 
@@ -54,6 +54,9 @@ def optimizations(on):
 def pytest_runtest_setup(item):
     if item.get_closest_marker("gpu") and jax.default_backend() != "gpu":
         pytest.skip("no GPU")
+    if item.get_closest_marker("new_jax") and not mosaic_gpu_call.is_supported():
+        oldest = ".".join(map(str, mosaic_gpu_call.OLDEST_JAX))
+        pytest.skip(f"the Mosaic GPU kernels need JAX {oldest} or newer, not {jax.__version__}")
     if item.get_closest_marker("weights") and not os.environ.get("VGGT_JAX_WEIGHTS"):
         pytest.skip("VGGT_JAX_WEIGHTS does not name released weights")
 

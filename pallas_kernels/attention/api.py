@@ -11,6 +11,7 @@ from pallas_kernels import devices, mosaic_gpu_call
 from pallas_kernels.arguments import (
     DTYPES,
     check_implementation,
+    check_interpret,
     check_kv_lengths,
     checked_scale,
 )
@@ -206,10 +207,7 @@ def _check_arguments(q, k, v, block_map, kv_lengths, implementation, config, int
         raise ValueError(
             f"{implementation=} takes a {_CONFIGS[implementation].__name__}, not {config=}"
         )
-    if interpret and implementation not in _KERNELS:
-        raise ValueError(
-            f"{implementation=} is no kernel; leave out {interpret=}, or use {kernels}"
-        )
+    check_interpret(interpret, implementation, tuple(_KERNELS))
     if isinstance(config, TritonConfig) and block_map.block_q % config.tile_q:
         raise ValueError(f"{config.tile_q=} does not divide {block_map.block_q=}")
     if isinstance(config, MosaicGpuConfig):

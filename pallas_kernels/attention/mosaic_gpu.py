@@ -40,7 +40,7 @@ from pallas_kernels.attention import triton
 from pallas_kernels.attention.config import MosaicGpuConfig, choose_triton_config
 from pallas_kernels.attention.key_lists import list_keys
 from pallas_kernels.blocks import count_blocks
-from pallas_kernels.mosaic_gpu_call import align, mosaic_gpu_call
+from pallas_kernels.mosaic_gpu_call import align, mosaic_gpu_call, smem_tiles
 
 _LOG2_E = math.log2(math.e)
 
@@ -163,11 +163,7 @@ def _run(q, k, v, order, *lists, num_tiles, config, interpret, **options):
 def _scratch(dtype, h, config, interpret):
     """Shared memory and barriers of a block."""
 
-    def tiles(number, rows, columns=h):
-        # Rows of 128 bytes, rotated as wgmma and TMA want them.
-        transforms = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
-        return plgpu.SMEM((number, rows, columns), dtype, transforms=transforms)
-
+    tiles = lambda number, rows, columns=h: smem_tiles(number, rows, columns, dtype)
     consumers = config.streams * _CONSUMERS
     slots = config.streams * config.stages
     filled = functools.partial(plgpu.Barrier, num_arrivals=1)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pallas_kernels import devices, mosaic_gpu_call
-from pallas_kernels.arguments import DTYPES, check_implementation
+from pallas_kernels.arguments import DTYPES, check_implementation, check_interpret
 from pallas_kernels.blocks import count_blocks
 from pallas_kernels.matmul import xla
 from pallas_kernels.matmul.config import MIN_ROUNDS, STAGES, TILE_K, TILE_M, TILE_N
@@ -52,13 +52,7 @@ def linear(
     if implementation is None and interpret:
         implementation = "mosaic_gpu"
     _check_arguments(x, kernel, bias, activation, implementation, interpret)
-    obstacle = _obstacle(*kernel.shape, x.dtype, interpret)
-    if implementation is None:
-        is_best = obstacle is None and _fills_device(math.prod(x.shape[:-1]), kernel.shape[1])
-        implementation = "mosaic_gpu" if is_best else "xla"
-    elif implementation == "mosaic_gpu" and obstacle is not None:
-        raise NotImplementedError(f"mosaic_gpu: {obstacle}; use implementation='xla' or None")
-    if implementation == "xla":
+    if _choose_implementation(implementation, x, kernel, interpret) == "xla":
         return xla.linear(x, kernel, bias, activation, precision)
     bias = jnp.zeros(kernel.shape[1]) if bias is None else bias
     return _run_kernel(activation, interpret, x, kernel, bias)
@@ -106,10 +100,20 @@ def _check_arguments(x, kernel, bias, activation, implementation, interpret):
     if activation not in (None, *get_args(Activation)):
         raise ValueError(f"{activation=} is unknown; use 'gelu' or None")
     check_implementation(implementation, get_args(Implementation))
-    if interpret and implementation != "mosaic_gpu":
-        raise ValueError(
-            f"{implementation=} is no kernel; leave out {interpret=}, or use 'mosaic_gpu'"
-        )
+    check_interpret(interpret, implementation, ("mosaic_gpu",))
+
+
+def _choose_implementation(implementation, x, kernel, interpret):
+    """The implementation that runs this. A name is that one or an error."""
+    if implementation == "xla":
+        return implementation
+    obstacle = _obstacle(*kernel.shape, x.dtype, interpret)
+    if implementation is None:
+        is_best = obstacle is None and _fills_device(math.prod(x.shape[:-1]), kernel.shape[1])
+        return "mosaic_gpu" if is_best else "xla"
+    if obstacle is not None:
+        raise NotImplementedError(f"mosaic_gpu: {obstacle}; use implementation='xla' or None")
+    return implementation
 
 
 def _fills_device(num_rows, out_dim) -> bool:

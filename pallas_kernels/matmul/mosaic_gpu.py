@@ -29,7 +29,7 @@ from pallas_kernels import devices
 from pallas_kernels.blocks import count_blocks, next_power_of_2
 from pallas_kernels.matmul.config import STAGES, TILE_K, TILE_M, TILE_N
 from pallas_kernels.matmul.gelu import gelu_in_few_operations
-from pallas_kernels.mosaic_gpu_call import mosaic_gpu_call
+from pallas_kernels.mosaic_gpu_call import mosaic_gpu_call, smem_tiles
 
 _ACTIVATIONS = {None: lambda y: y, "gelu": gelu_in_few_operations}
 
@@ -88,9 +88,9 @@ def _run(x, kernel, bias, *, activation, interpret):
         num_blocks=num_blocks,
         num_warpgroups=_CONSUMERS + 1,
         scratch={
-            "x_smem": _tiles(STAGES, TILE_M, TILE_K, x.dtype),
-            "kernel_smem": _tiles(STAGES, TILE_K, TILE_N, x.dtype),
-            "out_smem": _tiles(_CONSUMERS * _SLOTS, _ROWS, _COLUMNS, x.dtype),
+            "x_smem": smem_tiles(STAGES, TILE_M, TILE_K, x.dtype),
+            "kernel_smem": smem_tiles(STAGES, TILE_K, TILE_N, x.dtype),
+            "out_smem": smem_tiles(_CONSUMERS * _SLOTS, _ROWS, _COLUMNS, x.dtype),
             "full": plgpu.Barrier(num_arrivals=2, num_barriers=STAGES),
             "free": plgpu.Barrier(num_arrivals=_CONSUMERS, num_barriers=STAGES),
         },
@@ -98,13 +98,6 @@ def _run(x, kernel, bias, *, activation, interpret):
         interpret=interpret,
         name="linear",
     )(x, kernel, bias)
-
-
-def _tiles(number, rows, columns, dtype):
-    """Shared memory, in rows of at most 128 bytes, rotated as wgmma and TMA want them."""
-    width = min(columns, 64)
-    transforms = (plgpu.TilingTransform((8, width)), plgpu.SwizzleTransform(2 * width))
-    return plgpu.SMEM((number, rows, columns), dtype, transforms=transforms)
 
 
 def _kernel(

@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from pallas_kernels import devices
-from pallas_kernels.arguments import DTYPES, check_implementation
+from pallas_kernels.arguments import DTYPES, check_implementation, check_interpret
 from pallas_kernels.rope import xla
 
 Implementation = Literal["triton", "xla"]
@@ -119,8 +119,7 @@ def _check_arguments(x, cos, sin, bias, scale, offset, implementation, interpret
             expected = " or ".join(map(str, shapes))
             raise ValueError(f"{name} must be {expected} for x {x.shape}, not {jnp.shape(array)}")
     check_implementation(implementation, get_args(Implementation))
-    if interpret and implementation != "triton":
-        raise ValueError(f"{implementation=} is no kernel; leave out {interpret=}, or use 'triton'")
+    check_interpret(interpret, implementation, ("triton",))
 
 
 def _choose_implementation(implementation, x, interpret):

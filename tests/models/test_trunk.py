@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import mosaic_gpu_call
 from pallas_kernels.matmul import api as linear_api
 from vggt_jax import BlockSparse, Dense, VGGTConfig
 from vggt_jax.checkpoint import abstract_model
@@ -139,9 +138,7 @@ def test_tokens_padded_for_kernels_are_not_seen(
     )
 
 
-@pytest.mark.skipif(
-    not mosaic_gpu_call.is_supported(), reason=f"the kernels need JAX 0.11, not {jax.__version__}"
-)
+@pytest.mark.new_jax
 @pytest.mark.parametrize(
     "attention",
     [Dense, functools.partial(BlockSparse, sparse_ratio=0.5)],

@@ -13,7 +13,6 @@ from pallas_kernels import (
     BlockMap,
     block_sparse_attention,
     devices,
-    mosaic_gpu_call,
     select_blocks,
 )
 from pallas_kernels.blocks import count_blocks
@@ -103,15 +102,10 @@ KERNELS = {
     ),
     "mosaic_gpu": Kernel({"implementation": "mosaic_gpu"}, HOPPER, HOPPER_SMALL),
 }
-needs_new_jax = pytest.mark.skipif(
-    not mosaic_gpu_call.is_supported(),
-    reason=f"the Mosaic GPU kernel needs JAX {'.'.join(map(str, mosaic_gpu_call.OLDEST_JAX))} "
-    f"or newer, not {jax.__version__}",
-)
 MARKS = {
     "triton": [pytest.mark.gpu],
-    "mosaic_gpu-interpreted": [needs_new_jax],
-    "mosaic_gpu": [pytest.mark.gpu, needs_new_jax],
+    "mosaic_gpu-interpreted": [pytest.mark.new_jax],
+    "mosaic_gpu": [pytest.mark.gpu, pytest.mark.new_jax],
 }
 
 

@@ -24,8 +24,11 @@ class Linear(nnx.Module):
         self.kernel = _kernel(rngs, in_dim, out_dim)
         self.bias = nnx.Param(jnp.zeros(out_dim))
 
-    def __call__(self, x: Float[Array, "*b i"], precision: Precision) -> Float[Array, "*b o"]:
-        return apply_linear(x, self.kernel[...], self.bias[...], precision)
+    def __call__(
+        self, x: Float[Array, "*b i"], precision: Precision, **options
+    ) -> Float[Array, "*b o"]:
+        """`options`: of `apply_linear`."""
+        return apply_linear(x, self.kernel[...], self.bias[...], precision, **options)
 
 
 def apply_linear(

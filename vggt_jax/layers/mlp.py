@@ -5,7 +5,7 @@ from typing import Literal
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vggt_jax.layers.linear import Linear, apply_linear
+from vggt_jax.layers.linear import Linear
 from vggt_jax.layers.precision import Precision
 
 
@@ -24,12 +24,5 @@ class Mlp(nnx.Module):
         implementation: Literal["xla"] | None = None,
     ) -> Float[Array, "*b o"]:
         """`implementation`: of the first layer and its GELU; see `apply_linear`."""
-        hidden = apply_linear(
-            x,
-            self.fc1.kernel[...],
-            self.fc1.bias[...],
-            precision,
-            activation="gelu",
-            implementation=implementation,
-        )
+        hidden = self.fc1(x, precision, activation="gelu", implementation=implementation)
         return self.fc2(hidden, precision)
