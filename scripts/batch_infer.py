@@ -29,6 +29,7 @@ def main():
     parser.add_argument("--min-tokens", type=int, help="scenes of fewer tokens run dense")
     parser.add_argument("--batch-size", type=int, default=1, help="scenes in a batch")
     parser.add_argument("--readers", type=int, default=2, help="scenes read at a time")
+    parser.add_argument("--writers", type=int, default=2, help="scenes written at a time")
     parser.add_argument("--no-memory-check", action="store_true",
                         help="try scenes that by the estimate do not fit")  # fmt: skip
     args = parser.parse_args()
@@ -49,6 +50,7 @@ def main():
             size=args.size,
             batch_size=args.batch_size,
             num_readers=args.readers,
+            num_writers=args.writers,
             memory_check=not args.no_memory_check,
         )
     except (ValueError, CheckpointError) as error:

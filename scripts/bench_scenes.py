@@ -6,7 +6,7 @@ The photographs are JPEG files with the spectrum of noise, drawn here; the model
 weights. One JSON line for each way to run the same scenes, all programs compiled before:
 
 - `one_by_one`: `infer`, then writing, scene after scene.
-- `reconstruct_scenes` with each `--batch-size`.
+- `reconstruct_scenes` with each `--batch-size` and each number of `--writers`.
 
 `device_s` is what the programs of a batch size take by themselves, on frames that are on the device already;
 `busy` is its share of the time that it took from photographs to files.
@@ -15,6 +15,7 @@ weights. One JSON line for each way to run the same scenes, all programs compile
 import argparse
 import collections
 import functools
+import itertools
 import json
 import pathlib
 import statistics
@@ -49,6 +50,8 @@ def main():
     parser.add_argument("--sparse-ratio", type=float, help="leave out this share of the blocks")
     parser.add_argument("--batch-size", type=int, nargs="+", default=[1])
     parser.add_argument("--readers", type=int, default=2, help="scenes read at a time")
+    parser.add_argument("--writers", type=int, nargs="+", default=[2],
+                        help="scenes written at a time")  # fmt: skip
     parser.add_argument("--out", type=pathlib.Path, help="file to append JSON lines to")
     args = parser.parse_args()
 
@@ -70,13 +73,15 @@ def main():
             "readers": args.readers,
         }
         ways = {"one_by_one": (1, functools.partial(one_by_one, model=model, attention=attention))}
-        for batch_size in args.batch_size:
-            ways[f"reconstruct_scenes, batches of {batch_size}"] = batch_size, functools.partial(
+        for batch_size, writers in itertools.product(args.batch_size, args.writers):
+            way = f"reconstruct_scenes, batches of {batch_size}, {writers} writers"
+            ways[way] = batch_size, functools.partial(
                 vggt_jax.reconstruct_scenes,
                 model=model,
                 attention=attention,
                 batch_size=batch_size,
                 num_readers=args.readers,
+                num_writers=writers,
                 progress=False,
             )
         alone = functools.cache(lambda size: time_alone(model, attention, scenes, size))

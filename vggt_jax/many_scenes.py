@@ -31,8 +31,6 @@ from vggt_jax.streaming import is_streamed
 
 _RESULT = "predictions.npz"
 _SETTINGS = "settings.json"
-# Batches that wait to be written: one is written while the next one runs.
-_MAX_PENDING_BATCHES = 2
 _TOO_LARGE = (
     "does not fit into the memory of the device; choose fewer frames, a smaller size or a smaller "
     "batch_size"
@@ -66,6 +64,7 @@ def reconstruct_scenes(
     compute_dtype: DTypeLike | None = None,
     batch_size: int = 1,
     num_readers: int = 2,
+    num_writers: int = 2,
     memory_check: bool = True,
     progress: bool = True,
 ) -> ScenesReport:
@@ -88,6 +87,7 @@ def reconstruct_scenes(
         batch_size: scenes in a batch. More than one pays for scenes of few frames only; scenes of
             different shapes wait in memory until there are enough of a kind.
         num_readers: scenes that are read at a time, by some threads each; as many more are read ahead.
+        num_writers: scenes that are written at a time.
         memory_check: whether to leave out scenes that by the estimate do not fit into the memory.
         progress: whether to show a progress bar with the time that remains.
 
@@ -96,8 +96,8 @@ def reconstruct_scenes(
             of other settings.
         convert.CheckpointError: the model cannot be loaded.
     """
-    if batch_size < 1 or num_readers < 1:
-        raise InputError(f"{batch_size=} and {num_readers=} must be at least 1")
+    if min(batch_size, num_readers, num_writers) < 1:
+        raise InputError(f"{batch_size=}, {num_readers=} and {num_writers=} must be at least 1")
     scenes, out = _by_name(scenes), Path(out)
     model = inference.model_of(model)
     inference.check_layers(attention, model)
@@ -126,14 +126,16 @@ def reconstruct_scenes(
             total=len(scenes), initial=len(skipped), unit="scene", disable=not progress
         ) as bar,
         _threads(num_readers) as readers,
-        _threads(1) as writer,
+        _threads(num_writers) as writers,
+        _threads(1) as fetcher,
     ):
         pending: collections.deque[tuple[list[str], Future]] = collections.deque()
 
         def settle():
             names, future = pending.popleft()
             try:
-                future.result()
+                for scene in future.result():
+                    scene.result()
             except jax.errors.JaxRuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -151,12 +153,13 @@ def reconstruct_scenes(
         for used, batch in _batches(loaded, batch_size, attention_of, fail):
             try:
                 result = _run(model, batch, used, batch_size, compute_dtype)
-                future = writer.submit(_write_batch, out, batch, result)
+                future = fetcher.submit(_write_batch, writers, out, batch, result)
+                del result  # On the device only as long as it is being fetched.
             except jax.errors.JaxRuntimeError as error:
                 future = Future()
                 future.set_exception(error)
             pending.append(([name for name, _ in batch], future))
-            while len(pending) >= _MAX_PENDING_BATCHES:
+            while len(pending) > num_writers:
                 settle()
         while pending:
             settle()
@@ -325,9 +328,17 @@ def _stack(scenes: list[Frames], batch_size: int) -> dict[str, Any]:
     return {"images": images, "num_frames": np.array(counts, np.int32) if is_masked else None}
 
 
-def _write_batch(out: Path, batch: list[tuple[str, Frames]], result: Reconstruction) -> None:
-    """Waits for a batch and writes its scenes."""
+def _write_batch(
+    writers: ThreadPoolExecutor, out: Path, batch: list[tuple[str, Frames]], result: Reconstruction
+) -> list[Future]:
+    """Waits for a batch, fetches it from the device and has its scenes written."""
     result = jax.device_get(result)
-    for i, (name, frames) in enumerate(batch):
-        scene = inference.cut_to_frames(jax.tree.map(lambda x: x[i], result), frames)
-        export.write_predictions(out / name / _RESULT, inference.prediction_arrays(scene, frames))
+    return [
+        writers.submit(_write, out / name, jax.tree.map(lambda x: x[i], result), frames)
+        for i, (name, frames) in enumerate(batch)
+    ]
+
+
+def _write(folder: Path, scene: Reconstruction, frames: Frames) -> None:
+    scene = inference.cut_to_frames(scene, frames)
+    export.write_predictions(folder / _RESULT, inference.prediction_arrays(scene, frames))
