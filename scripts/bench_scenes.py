@@ -72,10 +72,11 @@ def main():
             "sparse_ratio": args.sparse_ratio,
             "readers": args.readers,
         }
-        ways = {"one_by_one": (1, functools.partial(one_by_one, model=model, attention=attention))}
+        one = {"way": "one_by_one", "batch_size": 1}
+        ways = [(one, functools.partial(one_by_one, model=model, attention=attention))]
         for batch_size, writers in itertools.product(args.batch_size, args.writers):
-            way = f"reconstruct_scenes, batches of {batch_size}, {writers} writers"
-            ways[way] = batch_size, functools.partial(
+            way = {"way": "reconstruct_scenes", "batch_size": batch_size, "writers": writers}
+            run = functools.partial(
                 vggt_jax.reconstruct_scenes,
                 model=model,
                 attention=attention,
@@ -84,8 +85,9 @@ def main():
                 num_writers=writers,
                 progress=False,
             )
+            ways.append((way, run))
         alone = functools.cache(lambda size: time_alone(model, attention, scenes, size))
-        for i, (name, (batch_size, run)) in enumerate(ways.items()):
+        for i, (way, run) in enumerate(ways):
             # One scene of each number of frames compiles all programs.
             some = {name: scenes[name] for name in list(scenes)[: len(args.frames)]}
             run(some, folder / f"compile{i}")
@@ -94,12 +96,12 @@ def main():
             seconds = time.perf_counter() - start
             written = list((folder / f"out{i}").glob("*/predictions.npz"))
             if len(written) != args.scenes:
-                raise RuntimeError(f"{name}: {len(written)} of {args.scenes} scenes were written")
-            device_s = alone(batch_size)
+                raise RuntimeError(f"{way}: {len(written)} of {args.scenes} scenes were written")
+            device_s = alone(way["batch_size"])
             num_frames = sum(len(paths) for paths in scenes.values())
             line = {
                 **common,
-                "way": name,
+                **way,
                 "seconds": round(seconds, 2),
                 "frames_per_s": round(num_frames / seconds, 1),
                 "device_s": round(device_s, 2),

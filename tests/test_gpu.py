@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import vggt_jax
-from pallas_kernels import mosaic_gpu_call, norm_rope
+from pallas_kernels import devices, mosaic_gpu_call, norm_rope
 from pallas_kernels.matmul import api as matmul
 from vggt_jax.checkpoint import with_dtype
 from vggt_jax.layers import attention
@@ -208,13 +208,18 @@ def test_keeping_everything_is_dense_at_full_size(trunk_at_full_size, relative_e
         assert relative_error(found, expected) <= 1.2 * relative_error(plain, expected)
 
 
+@pytest.mark.new_jax
 def test_kernels_are_as_good_as_plain_jax_at_full_size(
     trunk_at_full_size, relative_error, monkeypatch
 ):
     """Attention that keeps everything, norms, RoPE and linear layers by kernels: in bfloat16 as near to float32
     as all of it in plain JAX."""
     monkeypatch.setattr(matmul, "MIN_ROUNDS", 0)  # Six frames are too few for it to be chosen.
+    products, run_kernel = [], matmul._run_kernel
+    counted = lambda *args: products.append(args[2].shape) or run_kernel(*args)
+    monkeypatch.setattr(matmul, "_run_kernel", counted)
     sparse = trunk_at_full_size(vggt_jax.BlockSparse(sparse_ratio=0.0))
+    assert products or not devices.is_hopper()
     plain = trunk_at_full_size(vggt_jax.Dense(implementation="xla"))
     exact = trunk_at_full_size(vggt_jax.Dense(implementation="xla"), jnp.float32)
     for found, other, expected in zip(sparse, plain, exact, strict=True):

@@ -1,9 +1,11 @@
 """Many scenes: batches give what `infer` gives, and an interrupted run goes on where it was."""
 
+import gc
 import json
 import subprocess
 import sys
 import threading
+import weakref
 
 import jax
 import numpy as np
@@ -100,20 +102,19 @@ def test_a_run_goes_on_where_it_was_interrupted(
 
 # Reconstructs scenes until the process dies in the middle of writing the third.
 _KILLED = """
-import os, sys
+import itertools, os, sys
 import numpy as np
 import vggt_jax
 from vggt_jax import export
 
 scenes, out, model = sys.argv[1:]
-write, written = np.savez, []
+write, written = np.savez, itertools.count()
 
 def savez(file, **arrays):
-    if len(written) >= 2:
+    if next(written) >= 2:
         file.write(b"half of a result")
         file.flush()
         os._exit(9)
-    written.append(file)
     write(file, **arrays)
 
 np.savez = savez
@@ -139,19 +140,89 @@ def test_a_run_goes_on_after_its_process_was_killed(tmp_path, scenes, model):
         np.testing.assert_array_equal(read(out, name)["images"], images)
 
 
-def test_scenes_are_written_at_the_same_time(tmp_path, scenes, model, monkeypatch):
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_scenes_are_written_at_the_same_time(tmp_path, scenes, model, monkeypatch, batch_size):
     write, both = many_scenes.export.write_predictions, threading.Barrier(2)
 
     def together(path, arrays):
-        both.wait(timeout=60)  # Each waits for another one to be written.
+        both.wait(timeout=120)  # Each waits for another one to be written.
         write(path, arrays)
 
     monkeypatch.setattr(many_scenes.export, "write_predictions", together)
-    del scenes["barn"]
-    report = run(scenes, tmp_path, model)
-    assert set(report.written) == set(scenes)
-    for name, images in scenes.items():
+    two = {name: scenes[name] for name in ("attic", "shed")}
+    report = run(two, tmp_path, model, batch_size=batch_size)
+    assert set(report.written) == set(two)
+    for name, images in two.items():
         np.testing.assert_array_equal(read(tmp_path, name)["images"], images)
+
+
+def test_a_disk_that_is_full_ends_the_run_and_loses_nothing(tmp_path, scenes, model, monkeypatch):
+    write = many_scenes.export.write_predictions
+
+    def full(path, arrays):
+        if path.parent.name == "shed":
+            raise InputError("no space left")
+        write(path, arrays)
+
+    two = {name: scenes[name] for name in ("shed", "attic")}
+    with monkeypatch.context() as patch:
+        patch.setattr(many_scenes.export, "write_predictions", full)
+        with pytest.raises(InputError, match="no space left"):
+            run(two, tmp_path, model, batch_size=2, num_writers=1)
+    report = run(two, tmp_path, model, batch_size=2)
+    assert set(report.skipped) | set(report.written) == set(two) and "shed" in report.written
+
+
+def out_of_memory(*args, **options):
+    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+
+def test_what_did_not_fit_leaves_the_device(tmp_path, scenes, model, monkeypatch):
+    """Before the next scene runs, whether it shows when a scene starts or when it is fetched."""
+    kept, alive = [], []
+
+    class Kept(np.ndarray):
+        """Stands for tokens on the device; plain arrays take no weak references."""
+
+    def run_scene(model, batch, *args):
+        alive.append([name for name, ref in kept if ref() is not None])
+        tokens = np.zeros(1).view(Kept)
+        name = batch[0][0]
+        kept.append((name, weakref.ref(tokens)))
+        if name == "attic":
+            out_of_memory(tokens)
+        # No result of a program, so that fetching it fails.
+        return tokens
+
+    monkeypatch.setattr(many_scenes, "_run", run_scene)
+    monkeypatch.setattr(jax, "device_get", out_of_memory)
+    monkeypatch.setattr(many_scenes, "_fingerprint", lambda model: "some model")
+    gc.disable()
+    try:
+        report = run(scenes, tmp_path, model)
+    finally:
+        gc.enable()
+    assert set(report.failed) == set(SIZES) and report.written == ()
+    assert all("choose fewer frames" in reason for reason in report.failed.values())
+    # `attic` is tried again when the one before has left. Of the others, the one before is being fetched.
+    names = [name for name, _ in kept]
+    assert names == ["hall", "attic", "attic", "yard", "shed", "barn"]
+    assert all(set(found) <= {before} - {"attic"} for found, before in zip(alive[1:], names))
+
+
+def test_what_did_not_fit_beside_another_scene_runs_alone(tmp_path, scenes, model, monkeypatch):
+    real, refused = many_scenes._run, []
+
+    def run_scene(model, batch, *args):
+        if batch[0][0] == "shed" and not refused:
+            refused.append("shed")
+            out_of_memory()
+        return real(model, batch, *args)
+
+    monkeypatch.setattr(many_scenes, "_run", run_scene)
+    two = {name: scenes[name] for name in ("attic", "shed")}
+    report = run(two, tmp_path, model)
+    assert refused and report.failed == {} and set(report.written) == set(two)
 
 
 def test_scenes_of_many_frames_leave_the_device_in_pieces(tmp_path, scenes, tiny, monkeypatch):
@@ -187,7 +258,7 @@ def test_what_does_not_fit_into_memory_is_reported(tmp_path, scenes, model, monk
 
     def reconstruct(model, images, num_frames, **options):
         if images.shape[1] == 5:
-            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+            out_of_memory()
         return real(model, images, num_frames, **options)
 
     real = many_scenes._reconstruct

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,8 @@ def reconstruct_scenes(
         batch_size: scenes in a batch. More than one pays for scenes of few frames only; scenes of
             different shapes wait in memory until there are enough of a kind.
         num_readers: scenes that are read at a time, by some threads each; as many more are read ahead.
-        num_writers: scenes that are written at a time.
+        num_writers: scenes that are written at a time. In the host's memory are these, or one batch if that is
+            more, and one batch besides.
         memory_check: whether to leave out scenes that by the estimate do not fit into the memory.
         progress: whether to show a progress bar with the time that remains.
 
@@ -129,40 +130,29 @@ def reconstruct_scenes(
         _threads(num_writers) as writers,
         _threads(1) as fetcher,
     ):
-        pending: collections.deque[tuple[list[str], Future]] = collections.deque()
 
-        def settle():
-            names, future = pending.popleft()
-            try:
-                for scene in future.result():
-                    scene.result()
-            except jax.errors.JaxRuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                for name in names:
-                    fail(name, _TOO_LARGE)
-                return
+        def done(names):
             written.extend(names)
             bar.update(len(names))
 
-        def fail(name, error):
-            failed[name] = str(error)
-            bar.update(1)
+        def fail(names, error):
+            failed.update(dict.fromkeys(names, str(error)))
+            bar.update(len(names))
 
+        outbox = _Outbox(out, fetcher, writers, num_writers, done, fail)
         loaded = _read_ahead(readers, read, waiting, num_readers)
         for used, batch in _batches(loaded, batch_size, attention_of, fail):
-            try:
-                result = _run(model, batch, used, batch_size, compute_dtype)
-                future = fetcher.submit(_write_batch, writers, out, batch, result)
-                del result  # On the device only as long as it is being fetched.
-            except jax.errors.JaxRuntimeError as error:
-                future = Future()
-                future.set_exception(error)
-            pending.append(([name for name, _ in batch], future))
-            while len(pending) > num_writers:
-                settle()
-        while pending:
-            settle()
+            run = functools.partial(_run_if_it_fits, model, batch, used, batch_size, compute_dtype)
+            result = run()
+            if result is None and outbox.clear_device():  # Others were in its way, perhaps.
+                result = run()
+            if result is None:
+                fail([name for name, _ in batch], _TOO_LARGE)
+                continue
+            outbox.add(batch, result)
+            del result
+            outbox.make_room()
+        outbox.flush()
     return ScenesReport(written=tuple(written), skipped=skipped, failed=failed)
 
 
@@ -175,6 +165,17 @@ def _check_memory(model: Model, frames: Frames, **options: Any) -> None:
             f"{check.shortage}; leave some out, choose a smaller size, or try in spite of this with "
             "memory_check=False"
         )
+
+
+def _run_if_it_fits(*arguments: Any) -> Reconstruction | None:
+    """`_run`; None where it does not fit into the memory of the device."""
+    try:
+        return _run(*arguments)
+    except jax.errors.JaxRuntimeError as error:
+        # The error must not be kept: its traceback holds what is on the device.
+        if not is_out_of_memory(error):
+            raise
+        return None
 
 
 def _run(
@@ -300,7 +301,7 @@ def _batches(
             frames = future.result()
             attention = attention_of(frames)
         except InputError as error:
-            fail(name, error)
+            fail([name], error)
             continue
         images = frames.images
         if _runs_alone(frames):
@@ -328,15 +329,79 @@ def _stack(scenes: list[Frames], batch_size: int) -> dict[str, Any]:
     return {"images": images, "num_frames": np.array(counts, np.int32) if is_masked else None}
 
 
-def _write_batch(
-    writers: ThreadPoolExecutor, out: Path, batch: list[tuple[str, Frames]], result: Reconstruction
-) -> list[Future]:
-    """Waits for a batch, fetches it from the device and has its scenes written."""
-    result = jax.device_get(result)
-    return [
-        writers.submit(_write, out / name, jax.tree.map(lambda x: x[i], result), frames)
-        for i, (name, frames) in enumerate(batch)
-    ]
+class _Outbox:
+    """Batches on their way from the device to the disk: one thread fetches them, others write their scenes.
+
+    Two are on the device at most, one that is being computed and one that is being fetched. In the host's memory
+    are the scenes that are being written, or a batch if that is more, and the batch that was fetched last.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        fetcher: ThreadPoolExecutor,
+        writers: ThreadPoolExecutor,
+        num_writers: int,
+        done: Callable[[list[str]], None],
+        fail: Callable[[list[str], str], None],
+    ):
+        """`done` and `fail` are told the names of scenes that are written, or do not fit into the memory."""
+        self._out, self._fetcher, self._writers = out, fetcher, writers
+        self._num_writers, self._done, self._fail = num_writers, done, fail
+        self._fetching: collections.deque[tuple[list[str], Future]] = collections.deque()
+        self._writing: collections.deque[tuple[list[str], list[Future]]] = collections.deque()
+
+    def add(self, batch: list[tuple[str, Frames]], result: Reconstruction) -> None:
+        """Sends off a batch that is still being computed; the caller should not keep its result."""
+        names = [name for name, _ in batch]
+        self._fetching.append((names, self._fetcher.submit(self._fetch, batch, result)))
+
+    def make_room(self) -> None:
+        """Waits until one batch more may run."""
+        self._wait_for_device(1)
+        scenes = lambda: sum(len(names) for names, _ in self._writing)
+        while len(self._writing) > 1 and scenes() > self._num_writers:
+            self._wait_for_disk()
+
+    def clear_device(self) -> bool:
+        """Waits until no batch is on the device. Whether there was one."""
+        any_there = bool(self._fetching)
+        self._wait_for_device(0)
+        return any_there
+
+    def flush(self) -> None:
+        """Waits until everything is written."""
+        self._wait_for_device(0)
+        while self._writing:
+            self._wait_for_disk()
+
+    def _wait_for_device(self, most: int) -> None:
+        while len(self._fetching) > most:
+            names, future = self._fetching.popleft()
+            # Not raised here: its traceback would keep what is on the device.
+            error = future.exception()
+            if error is None:
+                self._writing.append((names, future.result()))
+            elif is_out_of_memory(error):
+                self._fail(names, _TOO_LARGE)
+            else:
+                raise error
+
+    def _wait_for_disk(self) -> None:
+        names, futures = self._writing.popleft()
+        for future in futures:
+            future.result()
+        self._done(names)
+
+    def _fetch(self, batch: list[tuple[str, Frames]], result: Reconstruction) -> list[Future]:
+        """Waits for a batch, and has its scenes written."""
+        result = jax.device_get(result)
+        return [
+            self._writers.submit(
+                _write, self._out / name, jax.tree.map(lambda x: x[i], result), frames
+            )
+            for i, (name, frames) in enumerate(batch)
+        ]
 
 
 def _write(folder: Path, scene: Reconstruction, frames: Frames) -> None:

@@ -307,9 +307,9 @@ def free_memory(model: Model) -> int | None:
     return None if free is None else free + weight_bytes(model)
 
 
-def is_out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether a program did not fit into the memory of the device."""
-    return "RESOURCE_EXHAUSTED" in str(error)
+    return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
 
 
 def weight_bytes(model: Model) -> int:
