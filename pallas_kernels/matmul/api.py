@@ -63,15 +63,9 @@ def _run_kernel(activation, interpret, x, kernel, bias):
     from pallas_kernels.matmul import mosaic_gpu
 
     rows = x.reshape(-1, x.shape[-1])
-    missing = max(align(len(rows)), TILE_M) - len(rows)
-    out = mosaic_gpu.linear(
-        jnp.pad(rows, ((0, missing), (0, 0))) if missing else rows,
-        kernel,
-        bias.astype(jnp.float32),
-        activation,
-        interpret=interpret,
-    )
-    return out[: len(rows)].reshape(*x.shape[:-1], kernel.shape[1])
+    bias = bias.astype(jnp.float32)
+    out = mosaic_gpu.linear(rows, kernel, bias, activation, interpret=interpret)
+    return out.reshape(*x.shape[:-1], kernel.shape[1])
 
 
 def _forward(activation, interpret, *arrays):

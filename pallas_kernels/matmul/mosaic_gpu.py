@@ -29,7 +29,7 @@ from pallas_kernels import devices
 from pallas_kernels.blocks import count_blocks, next_power_of_2
 from pallas_kernels.matmul.config import STAGES, TILE_K, TILE_M, TILE_N
 from pallas_kernels.matmul.gelu import gelu_in_few_operations
-from pallas_kernels.mosaic_gpu_call import mosaic_gpu_call, smem_tiles
+from pallas_kernels.mosaic_gpu_call import align, mosaic_gpu_call, smem_tiles
 
 _ACTIVATIONS = {None: lambda y: y, "gelu": gelu_in_few_operations}
 
@@ -52,7 +52,7 @@ _PRODUCER_REGISTERS = 24
 def linear(x, kernel, bias, activation, *, interpret=False):
     """`activation(x @ kernel + bias)` of x [m i], kernel [i o] and a float32 bias [o].
 
-    `m` is a multiple of 8, from `TILE_M` on; what a tile has beyond it is read as zero and not written.
+    Rows are copied where `m` is no multiple of 8, or less than `TILE_M`.
     """
     run = functools.partial(_run, activation=activation, interpret=interpret)
     return _in_rows(run)(x, kernel, bias)
@@ -75,6 +75,10 @@ def _in_rows(run):
 
 
 def _run(x, kernel, bias, *, activation, interpret):
+    num_rows = len(x)
+    # What a tile has beyond the rows of the array is read as zero and not written.
+    if missing := max(align(num_rows), TILE_M) - num_rows:
+        x = jnp.pad(x, ((0, missing), (0, 0)))
     (m, depth), n = x.shape, kernel.shape[1]
     num_blocks = 2 if interpret else devices.multiprocessors()
     run = functools.partial(
@@ -83,7 +87,7 @@ def _run(x, kernel, bias, *, activation, interpret):
         num_groups=depth // (STAGES * TILE_K),
         num_blocks=num_blocks,
     )
-    return mosaic_gpu_call(
+    out = mosaic_gpu_call(
         lambda *refs, **scratch: run(*refs, **scratch),
         num_blocks=num_blocks,
         num_warpgroups=_CONSUMERS + 1,
@@ -98,6 +102,7 @@ def _run(x, kernel, bias, *, activation, interpret):
         interpret=interpret,
         name="linear",
     )(x, kernel, bias)
+    return out[:num_rows]
 
 
 def _kernel(
