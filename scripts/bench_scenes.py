@@ -1,6 +1,6 @@
 """Times `reconstruct_scenes` on a folder of photographs, beside one `infer` after another.
 
-    python scripts/bench_scenes.py --batch-size 1 4 --out docs/benchmarks/scenes_h100.jsonl
+    python scripts/bench_scenes.py --writers 1 2 4 --out docs/benchmarks/scenes_h100.jsonl
 
 The photographs are JPEG files with the spectrum of noise, drawn here; the model is VGGT-1B or π³ with random
 weights. One JSON line for each way to run the same scenes, all programs compiled before:
@@ -16,7 +16,6 @@ import argparse
 import collections
 import functools
 import itertools
-import json
 import pathlib
 import statistics
 import tempfile
@@ -24,7 +23,7 @@ import time
 
 import jax
 import numpy as np
-from bench_model import attention_of, describe_jax
+from bench_model import attention_of, describe_jax, report
 from PIL import Image
 from random_model import random_model, released_config
 
@@ -108,10 +107,7 @@ def main():
                 "busy": round(device_s / seconds, 2),
                 "written_gib": round(sum(path.stat().st_size for path in written) / 2**30, 2),
             }
-            print(json.dumps(line), flush=True)
-            if args.out is not None:
-                with args.out.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+            report(line, args.out)
 
 
 def make_scenes(folder, num_scenes, frames, photograph) -> dict[str, list[pathlib.Path]]:
