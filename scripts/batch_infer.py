@@ -10,7 +10,7 @@ import argparse
 import pathlib
 import sys
 
-from convert.errors import CheckpointError
+from vggt_jax.checkpoints.errors import CheckpointError
 
 
 def main():

@@ -118,7 +118,7 @@ def make_inputs(model: str, frames: int, size: list[int]):
     import jax.numpy as jnp
     from random_model import random_model, released_config
 
-    from vggt_jax.checkpoint import with_dtype
+    from vggt_jax.loading import with_dtype
 
     model = with_dtype(random_model(released_config(model)), jnp.bfloat16)
     images = jax.random.randint(jax.random.key(1), (1, frames, *size, 3), 0, 256, jnp.uint8)

@@ -29,7 +29,7 @@ from random_model import random_model, released_config
 
 import vggt_jax
 from vggt_jax import export, inference, many_scenes
-from vggt_jax.checkpoint import with_dtype
+from vggt_jax.loading import with_dtype
 from vggt_jax.preprocess import Frames
 
 _PHOTOGRAPHS = 8  # distinct ones; the scenes have links to them

@@ -33,8 +33,8 @@ import tqdm
 from evaluation_scenes import FOLDER_LAYOUT, folder_batches, synthetic_batches
 
 import vggt_jax
-from convert.errors import CheckpointError
 from vggt_jax import weights
+from vggt_jax.checkpoints.errors import CheckpointError
 from vggt_jax.evaluation import scene_metrics
 from vggt_jax.outputs import Pi3Output
 

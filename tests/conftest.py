@@ -35,7 +35,7 @@ from flax import nnx  # noqa: E402
 
 from pallas_kernels import devices, mosaic_gpu_call  # noqa: E402
 from vggt_jax import VGGT, Pi3, Pi3Config, VGGTConfig, geometry, load_model  # noqa: E402
-from vggt_jax.checkpoint import named_parameters, with_parameters  # noqa: E402
+from vggt_jax.loading import named_parameters, with_parameters  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden"
 

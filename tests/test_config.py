@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from convert import pi3_config
-from convert.vggt_config import RELEASED
 from vggt_jax import CheckpointError, Pi3Config, VGGTConfig
+from vggt_jax.checkpoints import pi3_config
+from vggt_jax.checkpoints.vggt_config import RELEASED
 
 
 def test_the_defaults_are_the_released_sizes():

@@ -11,10 +11,10 @@ import pytest
 import vggt_jax
 from pallas_kernels import devices, mosaic_gpu_call, norm_rope
 from pallas_kernels.matmul import api as matmul
-from vggt_jax.checkpoint import with_dtype
 from vggt_jax.layers import attention
 from vggt_jax.layers.rope import rope_tables
 from vggt_jax.layers.sparse_attention import LayerSetting, sparse_attention
+from vggt_jax.loading import with_dtype
 
 pytestmark = pytest.mark.gpu
 

@@ -12,27 +12,38 @@ ROOT = Path(__file__).parents[1]
 # Third-party packages that the model-independent packages get by with.
 ALLOWED = {
     "pallas_kernels": {"pallas_kernels", "jax", "numpy", "jaxtyping"},
-    "convert": {
-        "convert", "numpy", "ml_dtypes", "safetensors", "orbax", "jax", "huggingface_hub", "tqdm",
+    "vggt_jax/checkpoints": {
+        "vggt_jax", "numpy", "ml_dtypes", "safetensors", "orbax", "jax", "huggingface_hub", "tqdm",
         "torch",
     },
 }  # fmt: skip
 # What lies above a folder of vggt_jax, and is not for it to import.
 ABOVE = {
-    "layers": ("heads", "models", "checkpoint", "inference", "outputs", "export", "cli"),
-    "heads": ("models.vggt", "checkpoint", "inference", "outputs", "export", "cli"),
-    "models": ("checkpoint", "inference", "export", "cli"),
-    "evaluation": (
-        "models",
-        "heads",
+    "checkpoints": (
+        "config",
         "layers",
-        "checkpoint",
+        "heads",
+        "models",
+        "loading",
         "inference",
         "outputs",
         "export",
         "cli",
     ),
-    "export": ("models", "heads", "checkpoint", "inference", "cli"),
+    "layers": ("heads", "models", "loading", "inference", "outputs", "export", "cli"),
+    "heads": ("models.vggt", "loading", "inference", "outputs", "export", "cli"),
+    "models": ("loading", "inference", "export", "cli"),
+    "evaluation": (
+        "models",
+        "heads",
+        "layers",
+        "loading",
+        "inference",
+        "outputs",
+        "export",
+        "cli",
+    ),
+    "export": ("models", "heads", "loading", "inference", "cli"),
 }
 
 
@@ -61,9 +72,9 @@ def files(package):
 
 
 def test_there_is_something_to_check():
-    assert len(files("vggt_jax")) > 20 and len(files("convert")) > 10
+    assert len(files("vggt_jax")) > 20 and len(files("vggt_jax/checkpoints")) > 10
     assert "vggt_jax.layers.block" in imported(ROOT / "vggt_jax" / "models" / "trunk.py")
-    assert "torch" in packages(ROOT / "convert" / "sources.py")
+    assert "torch" in packages(ROOT / "vggt_jax" / "checkpoints" / "sources.py")
 
 
 @pytest.mark.parametrize("package", ALLOWED)
@@ -73,17 +84,16 @@ def test_packages_below_the_model_know_nothing_of_it(package):
         assert not unexpected, f"{path} imports {unexpected}"
 
 
-@pytest.mark.parametrize("package", ["vggt_jax", "convert", "pallas_kernels"])
+@pytest.mark.parametrize("package", ["vggt_jax", "pallas_kernels"])
 def test_nothing_imports_scripts_or_tests(package):
     for path in files(package):
         assert not packages(path) & {"scripts", "tests", "conftest", "pytest"}, path
 
 
 def test_pytorch_is_imported_only_where_a_pt_file_is_read():
-    for path in files("convert"):
-        assert "torch" not in packages(path, at_import_only=True), path
     for path in files("vggt_jax"):
-        assert "torch" not in packages(path), path
+        reads_pt = path.relative_to(ROOT).parts[1] == "checkpoints"
+        assert "torch" not in packages(path, at_import_only=reads_pt), path
 
 
 @pytest.mark.parametrize("folder", ABOVE)
@@ -101,7 +111,7 @@ import importlib, os, pathlib, sys
 import jax.experimental.pallas.mosaic_gpu
 
 before = dict(os.environ)
-for package in ("convert", "pallas_kernels", "vggt_jax"):
+for package in ("pallas_kernels", "vggt_jax"):
     for path in sorted(pathlib.Path(package).rglob("*.py")):
         parts = path.with_suffix("").parts
         importlib.import_module(".".join(parts[:-1] if parts[-1] == "__init__" else parts))

@@ -10,7 +10,16 @@ import trimesh
 from PIL import Image
 
 import vggt_jax
-from vggt_jax import BlockSparse, CheckpointError, InputError, checkpoint, cli, geometry, memory
+from vggt_jax import (
+    BlockSparse,
+    CheckpointError,
+    InputError,
+    checkpoints,
+    cli,
+    geometry,
+    loading,
+    memory,
+)
 from vggt_jax.outputs import Pi3Output
 
 SPARSE = BlockSparse(min_tokens=0, sparse_ratio=0.5, block_q=16, block_k=8)
@@ -101,7 +110,7 @@ def test_gradients_reach_every_parameter(tiny_pi3, images):
         outputs = (recon.world_points, recon.world_points_confidence, recon.camera_from_world)
         return sum(jnp.mean(jnp.square(x)) for x in outputs)
 
-    gradients = checkpoint.named_parameters(jax.jit(jax.grad(loss))(tiny_pi3()))
+    gradients = loading.named_parameters(jax.jit(jax.grad(loss))(tiny_pi3()))
     for name, gradient in gradients.items():
         assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0, name
 
@@ -117,8 +126,8 @@ def test_a_saved_model_is_loaded_again_as_it_was(tmp_path, tiny_pi3, load_toy):
 
 def test_conversion_and_loading_agree_on_what_becomes_bfloat16(golden_folder):
     source = golden_folder / "pi3_odd.safetensors"
-    loaded = checkpoint.named_parameters(vggt_jax.load_model(source, dtype="bfloat16"))
-    converted, _, _ = checkpoint.convert.load_official(source, dtype="bfloat16")
+    loaded = loading.named_parameters(vggt_jax.load_model(source, dtype="bfloat16"))
+    converted, _, _ = checkpoints.load_official(source, dtype="bfloat16")
     assert {name: x.dtype.name for name, x in loaded.items()} == {
         name: x.dtype.name for name, x in converted.items()
     }

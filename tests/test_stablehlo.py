@@ -15,7 +15,7 @@ from vggt_jax.stablehlo import export_stablehlo
 # What docs/stablehlo.md shows, where importing any of the project's own packages or Flax fails.
 ELSEWHERE = """
 import sys
-for name in ("vggt_jax", "convert", "pallas_kernels", "flax", "safetensors", "orbax"):
+for name in ("vggt_jax", "pallas_kernels", "flax", "safetensors", "orbax"):
     sys.modules[name] = None
 
 import jax
@@ -68,7 +68,7 @@ def test_a_program_runs_without_the_project(tmp_path, tiny, tiny_pi3, kind, rela
 
 
 def test_bfloat16_kernels_are_stored_as_float32(tmp_path, tiny):
-    model = vggt_jax.checkpoint.with_dtype(tiny(enable_point=False), "bfloat16")
+    model = vggt_jax.loading.with_dtype(tiny(enable_point=False), "bfloat16")
     export_stablehlo(
         model, tmp_path / "out", num_frames=1, size=(28, 28), platforms=["cpu"],
         compute_dtype="bfloat16",

@@ -1,11 +1,9 @@
 """VGGT and π³ in JAX: photographs in; cameras, depth, point maps and tracks out."""
 
-from convert.errors import CheckpointError as CheckpointError
 from vggt_jax.calibration import scale_to_depth as scale_to_depth
 from vggt_jax.calibration import scale_to_distance as scale_to_distance
 from vggt_jax.calibration import with_intrinsics as with_intrinsics
-from vggt_jax.checkpoint import load_model as load_model
-from vggt_jax.checkpoint import save_model as save_model
+from vggt_jax.checkpoints.errors import CheckpointError as CheckpointError
 from vggt_jax.config import Pi3Config as Pi3Config
 from vggt_jax.config import VGGTConfig as VGGTConfig
 from vggt_jax.errors import InputError as InputError
@@ -16,6 +14,8 @@ from vggt_jax.inference import reconstruct as reconstruct
 from vggt_jax.layers.attention import Dense as Dense
 from vggt_jax.layers.sparse_attention import AttentionStats as AttentionStats
 from vggt_jax.layers.sparse_attention import BlockSparse as BlockSparse
+from vggt_jax.loading import load_model as load_model
+from vggt_jax.loading import save_model as save_model
 from vggt_jax.many_scenes import ScenesReport as ScenesReport
 from vggt_jax.many_scenes import reconstruct_scenes as reconstruct_scenes
 from vggt_jax.masks import with_mask as with_mask

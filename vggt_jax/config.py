@@ -5,7 +5,7 @@ import os
 import types
 from typing import Any, Self
 
-from convert import pi3_config, vggt_config
+from vggt_jax.checkpoints import pi3_config, vggt_config
 
 
 class _Fields:
@@ -24,7 +24,7 @@ class _Fields:
         """Builds a configuration from JSON fields; absent fields take the released value.
 
         Raises:
-            convert.CheckpointError: a field is unknown, or the values do not fit each other.
+            vggt_jax.CheckpointError: a field is unknown, or the values do not fit each other.
         """
         return cls(**cls._rules.complete_config(fields, "configuration"))
 
@@ -33,7 +33,7 @@ class _Fields:
         """Reads a configuration from a JSON file with these field names.
 
         Raises:
-            convert.CheckpointError: the file is no JSON, or `from_dict` refuses its fields.
+            vggt_jax.CheckpointError: the file is no JSON, or `from_dict` refuses its fields.
         """
         return cls(**cls._rules.read_config(path))
 
@@ -52,7 +52,7 @@ class VGGTConfig(_Fields, rules=vggt_config):
     Field names are those of the JSON beside a converted checkpoint.
 
     Raises:
-        convert.CheckpointError: a size is not positive, or sizes do not fit each other; a
+        vggt_jax.CheckpointError: a size is not positive, or sizes do not fit each other; a
             ValueError.
     """
 
@@ -111,7 +111,7 @@ class Pi3Config(_Fields, rules=pi3_config):
     Field names are those of the JSON beside a converted checkpoint.
 
     Raises:
-        convert.CheckpointError: a size is not positive, or sizes do not fit each other; a
+        vggt_jax.CheckpointError: a size is not positive, or sizes do not fit each other; a
             ValueError.
     """
 

@@ -17,10 +17,10 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from vggt_jax import geometry, weights
 from vggt_jax.calibration import checked_intrinsics, frame_index, with_intrinsics
-from vggt_jax.checkpoint import Model, load_model
 from vggt_jax.errors import InputError
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.sparse_attention import BlockSparse, within_frames
+from vggt_jax.loading import Model, load_model
 from vggt_jax.masks import Background, background_mask, load_masks, with_mask
 from vggt_jax.models.pi3 import Pi3
 from vggt_jax.outputs import Pi3Output, Reconstruction
@@ -141,7 +141,7 @@ def infer(
 
     Raises:
         InputError: photographs cannot be used, or a query point lies outside the first frame.
-        convert.CheckpointError: the model cannot be loaded.
+        vggt_jax.CheckpointError: the model cannot be loaded.
     """
     model = model_of(model)
     photographs = read_frames(

@@ -19,11 +19,11 @@ import tqdm
 from jax.typing import DTypeLike
 
 from vggt_jax import export, inference
-from vggt_jax.checkpoint import Model
 from vggt_jax.errors import InputError
 from vggt_jax.export.files import remove_unfinished, replacing
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.sparse_attention import BlockSparse
+from vggt_jax.loading import Model
 from vggt_jax.memory import check_memory, free_memory, is_out_of_memory
 from vggt_jax.outputs import Reconstruction
 from vggt_jax.preprocess import Frames, Mode, find_images
@@ -95,7 +95,7 @@ def reconstruct_scenes(
     Raises:
         InputError: no scenes, names that cannot be folders, or `out` cannot be written or holds results
             of other settings.
-        convert.CheckpointError: the model cannot be loaded.
+        vggt_jax.CheckpointError: the model cannot be loaded.
     """
     if min(batch_size, num_readers, num_writers) < 1:
         raise InputError(f"{batch_size=}, {num_readers=} and {num_writers=} must be at least 1")

@@ -12,12 +12,12 @@ from jax.typing import DTypeLike
 
 from pallas_kernels.block_map import index_dtype
 from pallas_kernels.blocks import count_blocks
-from vggt_jax.checkpoint import Model
 from vggt_jax.config import Pi3Config, VGGTConfig
 from vggt_jax.heads import dpt
 from vggt_jax.layers.attention import MAX_SCORE_BYTES, Dense, padded_tokens
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.sparse_attention import BlockSparse, within_frames
+from vggt_jax.loading import Model
 from vggt_jax.models import trunk
 from vggt_jax.models.token_layout import TokenLayout
 from vggt_jax.streaming import FRAMES_ON_DEVICE

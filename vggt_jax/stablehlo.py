@@ -27,10 +27,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from vggt_jax import inference
-from vggt_jax.checkpoint import Model, named_parameters
 from vggt_jax.errors import InputError
 from vggt_jax.export.files import output_folder
 from vggt_jax.layers.attention import Dense
+from vggt_jax.loading import Model, named_parameters
 
 Platform = Literal["cpu", "cuda"]
 PROGRAM, WEIGHTS, SIGNATURE = "program.stablehlo", "weights.npz", "signature.json"

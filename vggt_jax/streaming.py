@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from vggt_jax.checkpoint import Model
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.sparse_attention import BlockSparse
+from vggt_jax.loading import Model
 from vggt_jax.models.frames import encode_and_aggregate
 from vggt_jax.models.pi3 import Pi3
 from vggt_jax.models.token_layout import TokenLayout

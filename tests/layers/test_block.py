@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vggt_jax.checkpoint import named_parameters
 from vggt_jax.layers import block as block_module
 from vggt_jax.layers.attention import Dense, Rope, dense_attention
 from vggt_jax.layers.block import Block, stack_modules
 from vggt_jax.layers.linear import Linear
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.rope import rope_tables
+from vggt_jax.loading import named_parameters
 
 FLOAT32 = Precision.from_compute_dtype(jnp.float32)
 DIM, HEADS = 12, 3

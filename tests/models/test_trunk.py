@@ -9,9 +9,9 @@ import pytest
 
 from pallas_kernels.matmul import api as linear_api
 from vggt_jax import BlockSparse, Dense, VGGTConfig
-from vggt_jax.checkpoint import abstract_model
 from vggt_jax.layers import block
 from vggt_jax.layers.attention import dense_attention
+from vggt_jax.loading import abstract_model
 from vggt_jax.models import trunk
 from vggt_jax.models.token_layout import TokenLayout
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from convert import native_shapes
 from vggt_jax import VGGT, VGGTConfig
-from vggt_jax.checkpoint import named_parameters
+from vggt_jax.checkpoints import native_shapes
 from vggt_jax.layers.norm import LayerNorm
+from vggt_jax.loading import named_parameters
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

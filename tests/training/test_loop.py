@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from vggt_jax.checkpoint import load_model, named_parameters
 from vggt_jax.errors import InputError
+from vggt_jax.loading import load_model, named_parameters
 from vggt_jax.training.loop import train
 from vggt_jax.training.losses import LossWeights
 from vggt_jax.training.optimizer import OptimizerSettings

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vggt_jax.checkpoint import named_parameters
+from vggt_jax.loading import named_parameters
 from vggt_jax.training.initialization import initial_model
 from vggt_jax.training.losses import LossWeights, losses
 from vggt_jax.training.normalization import normalize_scenes

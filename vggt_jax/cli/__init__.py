@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from convert.errors import CheckpointError
+from vggt_jax.checkpoints.errors import CheckpointError
 from vggt_jax.cli.bench import Bench
 from vggt_jax.cli.convert import Convert
 from vggt_jax.cli.doctor import Doctor

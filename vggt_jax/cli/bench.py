@@ -119,9 +119,9 @@ def random_model(
     import jax.numpy as jnp
     import numpy as np
 
-    from vggt_jax.checkpoint import abstract_model, named_parameters, with_dtype, with_parameters
     from vggt_jax.config import Pi3Config, VGGTConfig
     from vggt_jax.layers.precision import Precision
+    from vggt_jax.loading import abstract_model, named_parameters, with_dtype, with_parameters
 
     dim, heads = _WIDTHS[width]
     if architecture == "vggt":

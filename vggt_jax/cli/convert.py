@@ -30,6 +30,6 @@ class Convert:
     """Replace DESTINATION if it is a checkpoint of ours."""
 
     def run(self) -> None:
-        from convert.from_torch import convert
+        from vggt_jax.checkpoints.conversion import convert
 
         print(convert(**vars(self)))

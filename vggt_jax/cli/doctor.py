@@ -96,7 +96,7 @@ def models() -> Iterator[tuple[str, str]]:
     from huggingface_hub import constants
 
     from vggt_jax import weights
-    from vggt_jax.checkpoint import cache_folder
+    from vggt_jax.loading import cache_folder
 
     folder = cache_folder()
     chosen = "from VGGT_JAX_CACHE" if os.environ.get("VGGT_JAX_CACHE") else "see VGGT_JAX_CACHE"

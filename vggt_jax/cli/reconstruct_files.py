@@ -14,7 +14,6 @@ import numpy as np
 import tqdm
 
 from vggt_jax import export, inference, memory, weights
-from vggt_jax.checkpoint import Model, cache_folder, load_model
 from vggt_jax.cli.scene import Scene
 from vggt_jax.confidence import (
     allowed_pixels,
@@ -26,6 +25,7 @@ from vggt_jax.confidence import (
 from vggt_jax.errors import InputError
 from vggt_jax.export.files import output_folder
 from vggt_jax.layers.precision import Precision
+from vggt_jax.loading import Model, cache_folder, load_model
 from vggt_jax.models.vggt import VGGT
 from vggt_jax.outputs import Reconstruction
 from vggt_jax.preprocess import EXTENSIONS, OVERVIEW, RESULTS, Frames, find_images
@@ -54,7 +54,7 @@ def reconstruct_files(
 
     Raises:
         InputError: photographs, options or the output folder cannot be used, or memory is short.
-        convert.CheckpointError: the model cannot be loaded.
+        vggt_jax.CheckpointError: the model cannot be loaded.
     """
     scene.check()
     paths = scene.paths()
@@ -94,7 +94,7 @@ def read_or_reconstruct(scene: Scene) -> Reconstruction:
 
     Raises:
         InputError: results, photographs or options cannot be used, or memory is short.
-        convert.CheckpointError: the model cannot be loaded.
+        vggt_jax.CheckpointError: the model cannot be loaded.
     """
     if (results := scene.results()) is None:
         with Steps(4) as steps:
@@ -130,7 +130,7 @@ def reconstruct_photographs(
 
     Raises:
         InputError: photographs or options cannot be used, or memory is short.
-        convert.CheckpointError: the model cannot be loaded.
+        vggt_jax.CheckpointError: the model cannot be loaded.
     """
     scene.check()
     paths = scene.paths()

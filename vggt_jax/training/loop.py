@@ -15,9 +15,9 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from vggt_jax.checkpoint import abstract_model, load_model, named_parameters, save_model
 from vggt_jax.config import VGGTConfig
 from vggt_jax.errors import InputError
+from vggt_jax.loading import abstract_model, load_model, named_parameters, save_model
 from vggt_jax.models.vggt import VGGT
 from vggt_jax.training.checkpoints import Checkpoints
 from vggt_jax.training.initialization import initial_model, small_config

@@ -8,7 +8,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Int
 
-from vggt_jax.checkpoint import named_parameters
+from vggt_jax.loading import named_parameters
 
 
 @jax.tree_util.register_dataclass

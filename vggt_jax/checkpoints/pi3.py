@@ -7,12 +7,12 @@ released checkpoint yyfz233/Pi3.
 from collections.abc import Mapping
 from typing import Any
 
-from convert.config_fields import Config
-from convert.modules import Rules, block, linear, parameter, under, vision_transformer
-from convert.pi3_config import complete_config
-from convert.recognition import require_released_size
-from convert.rules import Shape
-from convert.rules import native_shapes as _native_shapes
+from vggt_jax.checkpoints.config_fields import Config
+from vggt_jax.checkpoints.modules import Rules, block, linear, parameter, under, vision_transformer
+from vggt_jax.checkpoints.pi3_config import complete_config
+from vggt_jax.checkpoints.recognition import require_released_size
+from vggt_jax.checkpoints.rules import Shape
+from vggt_jax.checkpoints.rules import native_shapes as _native_shapes
 
 MODEL = "pi3"
 """Name of the model in our checkpoints."""

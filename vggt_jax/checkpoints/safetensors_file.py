@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from convert.errors import CheckpointError
+from vggt_jax.checkpoints.errors import CheckpointError
 
 # https://github.com/huggingface/safetensors, safetensors/src/tensor.rs, enum Dtype
 _DTYPES = {

@@ -27,7 +27,7 @@ class ConversionReport:
     dtypes: dict[str, int]
     """Number of values by type."""
     checksum: str
-    """Checksum of the parameters, as `convert.native.checksum` computes it."""
+    """Checksum of the parameters, as `native.checksum` computes it."""
     seconds: float
     """Time for reading, converting and checking, without writing."""
 

@@ -1,4 +1,4 @@
-"""Models from and to checkpoints."""
+"""`load_model` and `save_model`: models from and to checkpoints."""
 
 import hashlib
 import json
@@ -12,10 +12,9 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-import convert
-from convert.errors import CheckpointError
-from convert.sources import find_checkpoint
-from vggt_jax import weights
+from vggt_jax import checkpoints, weights
+from vggt_jax.checkpoints.errors import CheckpointError
+from vggt_jax.checkpoints.sources import find_checkpoint
 from vggt_jax.config import Pi3Config, VGGTConfig
 from vggt_jax.models.pi3 import Pi3
 from vggt_jax.models.vggt import VGGT
@@ -58,17 +57,17 @@ def load_model(
             file; None takes the JSON file of the same name beside it.
 
     Raises:
-        convert.CheckpointError: the checkpoint is missing, damaged or of another model, or does not
+        vggt_jax.CheckpointError: the checkpoint is missing, damaged or of another model, or does not
             fit its configuration; every problem is listed.
     """
     if source is None:
         source = weights.small_model_path()
     if isinstance(config, VGGTConfig | Pi3Config):
         config = config.to_dict()
-    if convert.is_native(source):
+    if checkpoints.is_native(source):
         if config is not None:
             raise CheckpointError(f"{source}: holds its own configuration; leave out config")
-        params, document = convert.read(source)
+        params, document = checkpoints.read(source)
         name, config = document["model"], document["config"]
     else:
         params, name, config = _load_official(source, config)
@@ -94,12 +93,12 @@ def save_model(model: Model, destination: str | os.PathLike, *, overwrite: bool 
         overwrite: whether to replace a checkpoint of ours that exists.
 
     Raises:
-        convert.CheckpointError: the destination cannot be written, or exists.
+        vggt_jax.CheckpointError: the destination cannot be written, or exists.
     """
     params = {name: np.asarray(x) for name, x in named_parameters(model).items()}
     (name,) = [name for name, (kind, _) in _MODELS.items() if isinstance(model, kind)]
     document = {"model": name, "config": model.config.to_dict()}
-    convert.write(destination, params, document, overwrite=overwrite)
+    checkpoints.write(destination, params, document, overwrite=overwrite)
 
 
 def named_parameters(model: nnx.Module) -> dict[str, jax.Array]:
@@ -121,7 +120,7 @@ def with_parameters(
         source: what messages call the parameters.
 
     Raises:
-        convert.CheckpointError: names or shapes differ from the model's, or values are not finite;
+        vggt_jax.CheckpointError: names or shapes differ from the model's, or values are not finite;
             all of them are listed.
     """
     shapes = {name: leaf.shape for name, leaf in named_parameters(model).items()}
@@ -181,29 +180,29 @@ def _load_official(source, config) -> tuple[dict[str, np.ndarray], str, dict]:
     path, name = find_checkpoint(source)
     stat = path.stat()
     if stat.st_size < _CACHE_FROM_BYTES:
-        params, config, report = convert.load_official(source, config)
+        params, config, report = checkpoints.load_official(source, config)
         return params, report.model, config
     beside = path.with_suffix(".json")
     if config is None and beside.is_file():
         config = beside
     if isinstance(config, str | os.PathLike):
-        config = convert.read_fields(config)
-    identity = [convert.native.VERSION, str(path.resolve()), stat.st_size, stat.st_mtime_ns]
+        config = checkpoints.read_fields(config)
+    identity = [checkpoints.native.VERSION, str(path.resolve()), stat.st_size, stat.st_mtime_ns]
     key = json.dumps([*identity, config])
     stem = name.replace(os.sep, "--")[-80:]
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
     cached = cache_folder() / "checkpoints" / f"{stem}-{digest}.safetensors"
     if cached.exists():
         try:
-            params, document = convert.read(cached)
+            params, document = checkpoints.read(cached)
             return params, document["model"], document["config"]
         except CheckpointError as error:
             warnings.warn(f"converting again: {error}", stacklevel=3)
-    params, config, report = convert.load_official(source, config)
+    params, config, report = checkpoints.load_official(source, config)
     document = {"model": report.model, "config": config, "checksum": report.checksum}
     try:
         cached.unlink(missing_ok=True)
-        convert.write(cached, params, document)
+        checkpoints.write(cached, params, document)
     except (CheckpointError, OSError) as error:
         warnings.warn(f"the converted checkpoint is not kept: {error}", stacklevel=3)
     return params, report.model, config

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Mapping
 
-from convert.errors import CheckpointError
-from convert.rules import Rule, Shape, expand
+from vggt_jax.checkpoints.errors import CheckpointError
+from vggt_jax.checkpoints.rules import Rule, Shape, expand
 
 # Share of the trunk tensors of a released model by which a checkpoint is taken for it.
 _ENOUGH = 0.9

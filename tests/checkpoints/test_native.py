@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from convert import atomic, checksum, is_native, native, read, write
-from convert.errors import CheckpointError
+from vggt_jax.checkpoints import atomic, checksum, is_native, native, read, write
+from vggt_jax.checkpoints.errors import CheckpointError
 
 DOCUMENT = {"model": "vggt", "config": {"depth": 3}}
 KINDS = ["folder", "file.safetensors"]

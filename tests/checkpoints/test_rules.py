@@ -4,8 +4,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from convert.errors import CheckpointError
-from convert.rules import Rule, expand, fill, leave_out, native_shapes
+from vggt_jax.checkpoints.errors import CheckpointError
+from vggt_jax.checkpoints.rules import Rule, expand, fill, leave_out, native_shapes
 
 RULES = [
     Rule(

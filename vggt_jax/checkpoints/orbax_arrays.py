@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from convert.errors import CheckpointError, first_line
+from vggt_jax.checkpoints.errors import CheckpointError, first_line
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

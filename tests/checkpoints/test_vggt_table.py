@@ -5,11 +5,11 @@ import math
 
 import pytest
 
-from convert import vggt
-from convert.errors import CheckpointError
-from convert.recognition import identify
-from convert.rules import expand
-from convert.vggt_config import RELEASED, complete_config, read_config
+from vggt_jax.checkpoints import vggt
+from vggt_jax.checkpoints.errors import CheckpointError
+from vggt_jax.checkpoints.recognition import identify
+from vggt_jax.checkpoints.rules import expand
+from vggt_jax.checkpoints.vggt_config import RELEASED, complete_config, read_config
 
 MASK_TOKEN = "aggregator.patch_embed.mask_token"
 RELEASED_PARAMETERS = 1_256_537_516  # facebook/VGGT-1B, counted in the official module

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from convert.errors import CheckpointError
+from vggt_jax.checkpoints.errors import CheckpointError
 
 Config = dict[str, Any]
 

@@ -4,8 +4,13 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from convert.config_fields import Config, complete_fields, read_fields, require_multiple
-from convert.errors import CheckpointError
+from vggt_jax.checkpoints.config_fields import (
+    Config,
+    complete_fields,
+    read_fields,
+    require_multiple,
+)
+from vggt_jax.checkpoints.errors import CheckpointError
 
 RELEASED: Config = {
     "img_size": 518,

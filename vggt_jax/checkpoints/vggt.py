@@ -7,8 +7,8 @@ vggt/heads/) in the released checkpoint facebook/VGGT-1B.
 from collections.abc import Mapping
 from typing import Any
 
-from convert.config_fields import Config
-from convert.modules import (
+from vggt_jax.checkpoints.config_fields import Config
+from vggt_jax.checkpoints.modules import (
     Rules,
     block,
     conv,
@@ -23,10 +23,10 @@ from convert.modules import (
     upsample,
     vision_transformer,
 )
-from convert.recognition import require_released_size
-from convert.rules import Shape
-from convert.rules import native_shapes as _native_shapes
-from convert.vggt_config import HEADS, complete_config
+from vggt_jax.checkpoints.recognition import require_released_size
+from vggt_jax.checkpoints.rules import Shape
+from vggt_jax.checkpoints.rules import native_shapes as _native_shapes
+from vggt_jax.checkpoints.vggt_config import HEADS, complete_config
 
 MODEL = "vggt"
 """Name of the model in our checkpoints."""

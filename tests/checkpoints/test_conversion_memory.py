@@ -7,10 +7,10 @@ import orbax.checkpoint  # noqa: F401  imported first, so that its own memory is
 import pytest
 from safetensors.numpy import save_file
 
-from convert import convert
-from convert.rules import expand
-from convert.vggt import rules
-from convert.vggt_config import complete_config
+from vggt_jax.checkpoints import convert
+from vggt_jax.checkpoints.rules import expand
+from vggt_jax.checkpoints.vggt import rules
+from vggt_jax.checkpoints.vggt_config import complete_config
 
 CONFIG = {
     "embed_dim": 256,

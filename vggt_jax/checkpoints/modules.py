@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from convert.rules import Rule, Shape, Transform, keep
+from vggt_jax.checkpoints.rules import Rule, Shape, Transform, keep
 
 Rules = list[Rule]
 

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import vggt_jax
-from vggt_jax import CheckpointError, checkpoint
+from vggt_jax import CheckpointError, checkpoints, loading
 
 
 def test_saved_model_is_loaded_again_as_it_was(tmp_path, tiny):
@@ -18,7 +18,7 @@ def test_saved_model_is_loaded_again_as_it_was(tmp_path, tiny):
         vggt_jax.save_model(model, destination)
         loaded = vggt_jax.load_model(destination)
         assert loaded.config == model.config
-        saved, found = map(checkpoint.named_parameters, (model, loaded))
+        saved, found = map(loading.named_parameters, (model, loaded))
         assert saved.keys() == found.keys()
         for name, values in saved.items():
             np.testing.assert_array_equal(found[name], values, err_msg=name)
@@ -33,20 +33,20 @@ def test_save_refuses_to_replace(tmp_path, tiny):
 
 
 def test_bfloat16_is_for_product_kernels_of_encoder_and_trunk(tiny):
-    cast = checkpoint.named_parameters(checkpoint.with_dtype(tiny(), jnp.bfloat16))
+    cast = loading.named_parameters(loading.with_dtype(tiny(), jnp.bfloat16))
     for name, values in cast.items():
         expected = name.endswith(".kernel") and not name.startswith(
             ("camera_head", "depth_head", "point_head", "track_head")
         )
         assert (values.dtype == jnp.bfloat16) == expected, name
     with pytest.raises(ValueError, match="float16 is not supported"):
-        checkpoint.with_dtype(tiny(), jnp.float16)
+        loading.with_dtype(tiny(), jnp.float16)
 
 
 def test_conversion_and_loading_agree_on_what_becomes_bfloat16(golden_folder):
     source = golden_folder / "vggt_toy.safetensors"
-    loaded = checkpoint.named_parameters(vggt_jax.load_model(source, dtype="bfloat16"))
-    converted, _, _ = checkpoint.convert.load_official(source, dtype="bfloat16")
+    loaded = loading.named_parameters(vggt_jax.load_model(source, dtype="bfloat16"))
+    converted, _, _ = checkpoints.load_official(source, dtype="bfloat16")
     assert {name: x.dtype.name for name, x in loaded.items()} == {
         name: x.dtype.name for name, x in converted.items()
     }
@@ -55,18 +55,18 @@ def test_conversion_and_loading_agree_on_what_becomes_bfloat16(golden_folder):
 def test_bfloat16_storage_changes_nothing_under_bfloat16_products(tiny):
     images = np.random.default_rng(1).random((3, 42, 56, 3), np.float32)
     run = jax.jit(lambda model: vggt_jax.reconstruct(model, images, compute_dtype=jnp.bfloat16))
-    stored_wide, stored_narrow = run(tiny()), run(checkpoint.with_dtype(tiny(), jnp.bfloat16))
+    stored_wide, stored_narrow = run(tiny()), run(loading.with_dtype(tiny(), jnp.bfloat16))
     jax.tree.map(np.testing.assert_array_equal, stored_wide, stored_narrow)
 
 
 def test_parameters_that_do_not_fit_are_all_listed(tiny):
     model = tiny()
-    params = {name: np.asarray(x) for name, x in checkpoint.named_parameters(model).items()}
+    params = {name: np.asarray(x) for name, x in loading.named_parameters(model).items()}
     del params["encoder.norm.scale"]
     params["camera_token"] = params["camera_token"][:, :, :5]
     params["surprise"] = np.zeros(3)
     with pytest.raises(CheckpointError) as error:
-        checkpoint.with_parameters(model, params, source="here")
+        loading.with_parameters(model, params, source="here")
     message = str(error.value)
     assert message.startswith("here: 3 parameters do not fit")
     for part in ("missing: encoder.norm.scale (16,)", "camera_token (2, 1, 5)", "surprise (3,)"):
@@ -76,7 +76,7 @@ def test_parameters_that_do_not_fit_are_all_listed(tiny):
 def test_large_official_checkpoints_are_kept_converted(
     tmp_path, golden_folder, monkeypatch, capsys
 ):
-    monkeypatch.setattr(checkpoint, "_CACHE_FROM_BYTES", 1)
+    monkeypatch.setattr(loading, "_CACHE_FROM_BYTES", 1)
     monkeypatch.setenv("VGGT_JAX_CACHE", str(tmp_path / "cache"))
     source = tmp_path / "toy.safetensors"
     tensors = load_file(golden_folder / "vggt_toy.safetensors")
@@ -90,7 +90,7 @@ def test_large_official_checkpoints_are_kept_converted(
         raise AssertionError("converted again")
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint.convert, "load_official", never)
+        patched.setattr(checkpoints, "load_official", never)
         second = vggt_jax.load_model(source, config=config)
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
@@ -104,7 +104,7 @@ def test_large_official_checkpoints_are_kept_converted(
 
 def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, golden_folder, monkeypatch):
     (tmp_path / "file").write_text("in the way")
-    monkeypatch.setattr(checkpoint, "_CACHE_FROM_BYTES", 1)
+    monkeypatch.setattr(loading, "_CACHE_FROM_BYTES", 1)
     monkeypatch.setenv("VGGT_JAX_CACHE", str(tmp_path / "file"))
     with pytest.warns(UserWarning, match="is not kept"):
         model = vggt_jax.load_model(golden_folder / "vggt_toy.safetensors")
@@ -121,21 +121,21 @@ def test_load_errors_name_the_file(tmp_path, tiny, golden_folder):
 
 def test_values_that_are_not_finite_are_refused(tmp_path, tiny):
     model = tiny()
-    params = {name: np.array(x) for name, x in checkpoint.named_parameters(model).items()}
+    params = {name: np.array(x) for name, x in loading.named_parameters(model).items()}
     params["camera_token"][0, 0, 3] = np.nan
     params["frame_blocks.ls1"][1, 2] = np.inf
     with pytest.raises(CheckpointError, match="2 parameters hold NaN") as error:
-        checkpoint.with_parameters(model, params, source="here")
+        loading.with_parameters(model, params, source="here")
     assert "camera_token" in str(error.value) and "frame_blocks.ls1" in str(error.value)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_checkpoints_run(tiny, dtype):
     model = tiny()
-    params = checkpoint.named_parameters(model)
+    params = loading.named_parameters(model)
     narrow = {name: np.asarray(x.astype(dtype)) for name, x in params.items()}
-    loaded = checkpoint.with_parameters(model, narrow)
-    for name, x in checkpoint.named_parameters(loaded).items():
+    loaded = loading.with_parameters(model, narrow)
+    for name, x in loading.named_parameters(loaded).items():
         stays = dtype == "bfloat16" and name.endswith(".kernel") and "head" not in name
         assert x.dtype == (jnp.bfloat16 if stays else jnp.float32), name
         np.testing.assert_array_equal(x.astype(jnp.float32), narrow[name].astype(np.float32))
@@ -144,7 +144,7 @@ def test_half_precision_checkpoints_run(tiny, dtype):
 
 
 def test_a_damaged_cache_is_made_again(tmp_path, golden_folder, monkeypatch):
-    monkeypatch.setattr(checkpoint, "_CACHE_FROM_BYTES", 1)
+    monkeypatch.setattr(loading, "_CACHE_FROM_BYTES", 1)
     monkeypatch.setenv("VGGT_JAX_CACHE", str(tmp_path))
     source = golden_folder / "vggt_toy.safetensors"
     first = vggt_jax.load_model(source)

@@ -9,11 +9,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from convert import convert, load_official, native_shapes, read
-from convert.from_torch import main
-from convert.rules import expand
-from convert.vggt import rules
-from convert.vggt_config import complete_config
+from vggt_jax.checkpoints import convert, load_official, native_shapes, read
+from vggt_jax.checkpoints.conversion import main
+from vggt_jax.checkpoints.rules import expand
+from vggt_jax.checkpoints.vggt import rules
+from vggt_jax.checkpoints.vggt_config import complete_config
 
 MASK_TOKEN = "aggregator.patch_embed.mask_token"
 ROOT = Path(__file__).parents[2]

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from convert.atomic import written_whole
-from convert.errors import CheckpointError, first_line
-from convert.orbax_arrays import read_arrays, write_arrays
-from convert.safetensors_file import read_safetensors, write_safetensors
+from vggt_jax.checkpoints.atomic import written_whole
+from vggt_jax.checkpoints.errors import CheckpointError, first_line
+from vggt_jax.checkpoints.orbax_arrays import read_arrays, write_arrays
+from vggt_jax.checkpoints.safetensors_file import read_safetensors, write_safetensors
 
 FORMAT = "vggt-jax"
 """What `config.json` names as its format."""

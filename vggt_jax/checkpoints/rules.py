@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import tqdm
 
-from convert.errors import CheckpointError
+from vggt_jax.checkpoints.errors import CheckpointError
 
 Shape = tuple[int, ...]
 Transform = Callable[[np.ndarray], np.ndarray]

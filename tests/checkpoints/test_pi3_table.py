@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from convert import load_official, native_shapes, pi3, read
-from convert.errors import CheckpointError
-from convert.from_torch import main
-from convert.pi3_config import RELEASED, complete_config
-from convert.rules import expand
-from convert.safetensors_file import read_safetensors
+from vggt_jax.checkpoints import load_official, native_shapes, pi3, read
+from vggt_jax.checkpoints.conversion import main
+from vggt_jax.checkpoints.errors import CheckpointError
+from vggt_jax.checkpoints.pi3_config import RELEASED, complete_config
+from vggt_jax.checkpoints.rules import expand
+from vggt_jax.checkpoints.safetensors_file import read_safetensors
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 ODD = GOLDEN / "pi3_odd.safetensors"

@@ -11,8 +11,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from convert.errors import CheckpointError, first_line
-from convert.safetensors_file import read_safetensors
+from vggt_jax.checkpoints.errors import CheckpointError, first_line
+from vggt_jax.checkpoints.safetensors_file import read_safetensors
 
 _FILES = ("model.safetensors", "model.pt")  # in order of preference; those on huggingface.co
 _PICKLES = (".pt", ".pth")

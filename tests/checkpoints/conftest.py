@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from convert.safetensors_file import read_safetensors
+from vggt_jax.checkpoints.safetensors_file import read_safetensors
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
