@@ -1,4 +1,4 @@
-"""Shared by all tests: checks of annotations, toy models, golden arrays, markers."""
+"""Shared by all tests: compiled programs, checks of annotations, toy models, golden arrays, markers."""
 
 import contextlib
 import functools
@@ -12,6 +12,13 @@ import jaxtyping
 # JAX's CPU backend reads here when it starts. With as many threads as small machines have cores,
 # those that wait leave none for those that they wait for.
 os.environ.setdefault("NPROC", "16")
+
+# Tests spend their time compiling. One cache serves all processes of a run, workers and the commands that
+# tests start, and the next run; JAX reads these when it is imported. Deleting the folder makes a run cold.
+PROGRAMS = Path(__file__).parents[1] / ".pytest_cache" / "programs"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(PROGRAMS))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 # Every call of these modules is checked against its annotations, shapes included. This comes before
 # they are imported. (`vggt_jax.config` and `pallas_kernels.block_map` stay out: beartype needs
@@ -32,6 +39,7 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from flax import nnx  # noqa: E402
+from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 from pallas_kernels import devices, mosaic_gpu_call  # noqa: E402
 from vggt_jax import VGGT, Pi3, Pi3Config, VGGTConfig, geometry, load_model  # noqa: E402
@@ -49,6 +57,11 @@ def optimizations(on):
         yield
     finally:
         jax.config.update("jax_disable_most_optimizations", before)
+
+
+def pytest_collection_modifyitems(items):
+    """Slow tests come first, so that no worker is left with one at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 def pytest_runtest_setup(item):
@@ -73,6 +86,17 @@ def optimized(compile_quickly):
     """Compiles with all optimisations, for a test that depends on them."""
     with optimizations(on=True):
         yield
+
+
+@pytest.fixture
+def no_program_cache():
+    """Compiles anew, for a test that reads a compiler's plan or counts its work."""
+    before = jax.config.read("jax_enable_compilation_cache")
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # otherwise what was decided at the first compilation holds
+    yield
+    jax.config.update("jax_enable_compilation_cache", before)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture
