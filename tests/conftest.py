@@ -64,7 +64,10 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
+    # Most optimisations are left out, also for the fixtures of a module; not so on a GPU.
+    jax.config.update("jax_disable_most_optimizations", item.get_closest_marker("gpu") is None)
     if item.get_closest_marker("gpu") and jax.default_backend() != "gpu":
         pytest.skip("no GPU")
     if item.get_closest_marker("new_jax") and not mosaic_gpu_call.is_supported():
@@ -74,15 +77,8 @@ def pytest_runtest_setup(item):
         pytest.skip("VGGT_JAX_WEIGHTS does not name released weights")
 
 
-@pytest.fixture(autouse=True)
-def compile_quickly(request):
-    """Leaves most optimisations out, except on a GPU: tests spend their time compiling."""
-    with optimizations(on=request.node.get_closest_marker("gpu") is not None):
-        yield
-
-
 @pytest.fixture
-def optimized(compile_quickly):
+def optimized():
     """Compiles with all optimisations, for a test that depends on them."""
     with optimizations(on=True):
         yield

@@ -20,7 +20,7 @@ from vggt_jax.models.token_layout import TokenLayout
 from vggt_jax.models.trunk import TrunkOutput
 from vggt_jax.outputs import Pi3Output, Reconstruction, VGGTOutput
 
-_FRAMES_IN_PIECE = 16
+FRAMES_IN_PIECE = 16
 
 # The maps of fewer pixels are small, and two programs take longer to compile than one.
 _FROM_PIXELS = 64 * 518 * 518
@@ -28,7 +28,7 @@ _FROM_PIXELS = 64 * 518 * 518
 # Pieces that are computed or copied to the host while the next is waited for.
 _MAX_PENDING = 2
 
-FRAMES_ON_DEVICE = (_MAX_PENDING + 1) * _FRAMES_IN_PIECE
+FRAMES_ON_DEVICE = (_MAX_PENDING + 1) * FRAMES_IN_PIECE
 """Frames whose maps are on the device at most."""
 
 
@@ -59,11 +59,12 @@ class Stream:
         attention: Dense | BlockSparse = Dense(),
         compute_dtype: DTypeLike | None = None,
         compiled: bool = False,
+        frames_in_piece: int = FRAMES_IN_PIECE,
     ) -> "Stream":
         """The programs for these arguments of `reconstruct`, compiled at once or when first called."""
         num_frames, height, width, _ = inputs["images"].shape
         static = {"attention": attention, "compute_dtype": compute_dtype}
-        num = min(num_frames, _FRAMES_IN_PIECE)
+        num = min(num_frames, frames_in_piece)
         of_frames = static | {"size": (height, width), "num": num}
         if not compiled:
             return cls(

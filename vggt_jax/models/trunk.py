@@ -26,15 +26,20 @@ from vggt_jax.models.token_layout import TokenLayout
 # What runs frame by frame is cut into chunks of so many tokens at most: 100 frames of 518x518, whose widest
 # temporary, the MLP's hidden layer, is 1.05 GiB for VGGT-1B in bfloat16. Cutting costs a copy of the
 # tokens, 3 % of the time of 50 frames on an H100, and each chunk some more.
-_TOKENS_PER_CHUNK = 137400
+TOKENS_PER_CHUNK = 137400
 
 # From how many tokens on a layer that no head reads is not written: the host waits at a branch.
-_MIN_TOKENS_TO_BRANCH = 16384
+MIN_TOKENS_TO_BRANCH = 16384
 
 
-def frames_per_chunk(num_scenes: int, num_frames: int, tokens_per_frame: int) -> int:
+def frames_per_chunk(
+    num_scenes: int,
+    num_frames: int,
+    tokens_per_frame: int,
+    tokens_per_chunk: int = TOKENS_PER_CHUNK,
+) -> int:
     """How many frames of each scene make a chunk of what runs frame by frame, at most."""
-    of_limit = _TOKENS_PER_CHUNK // (num_scenes * tokens_per_frame)
+    of_limit = tokens_per_chunk // (num_scenes * tokens_per_frame)
     return min(num_frames, max(1, of_limit))
 
 
@@ -100,6 +105,8 @@ def run_trunk(
     num_frames: Int[Array, " b"] | None,
     precision: Precision,
     recompute: bool = False,
+    tokens_per_chunk: int = TOKENS_PER_CHUNK,
+    min_tokens_to_branch: int = MIN_TOKENS_TO_BRANCH,
 ) -> TrunkOutput:
     """Runs pairs of a frame and a global block and keeps the output of the tapped pairs only.
 
@@ -110,6 +117,8 @@ def run_trunk(
         num_frames: valid leading frames of each scene, the others are hidden from them.
         recompute: whether a backward pass computes each block again instead of keeping its
             intermediate values.
+        tokens_per_chunk: what runs frame by frame is cut into chunks of so many tokens at most.
+        min_tokens_to_branch: from how many tokens on layers that are not kept are not written either.
     """
     b, s, p, c = tokens.shape
     num_heads = frame_blocks.attn.num_heads
@@ -128,7 +137,7 @@ def run_trunk(
     tokens, rope = frame_blocks.pad_tokens(tokens, rope, dense, precision)
     padded = tokens.shape[2]
     kv_lengths = None if num_frames is None else num_frames * p
-    chunk = frames_per_chunk(b, s, p)
+    chunk = frames_per_chunk(b, s, p, tokens_per_chunk)
 
     def frame_layer(block: Block, x):
         run = lambda x: block.within_frames(x, rope, dense, precision, num_valid=p)
@@ -197,7 +206,7 @@ def run_trunk(
                 x = x.astype(kept.dtype)[:, :, None]
                 return jax.lax.dynamic_update_slice(kept, x, (0, 0, place, 0, offset))
 
-        if b * s * p < _MIN_TOKENS_TO_BRANCH:
+        if b * s * p < min_tokens_to_branch:
             return write(kept, x)
         return jax.lax.cond(is_kept, write, lambda kept, x: kept, kept, x)
 
