@@ -87,7 +87,7 @@ def optimized():
 @pytest.fixture
 def no_program_cache():
     """Compiles anew, for a test that reads a compiler's plan or counts its work."""
-    before = jax.config.read("jax_enable_compilation_cache")
+    before = jax.config.jax_enable_compilation_cache
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()  # otherwise what was decided at the first compilation holds
     yield

@@ -11,8 +11,12 @@ from vggt_jax import BlockSparse, InputError, geometry, inference
 
 RNG = np.random.default_rng(3)
 
+# Most tests run three frames of this size, so that they share compiled programs.
+SIZE = (28, 42)
+QUERY_POINTS = [[3.0, 4.0], [40.5, 26.25]]
 
-def random_frames(s, height, width):
+
+def random_frames(s=3, height=SIZE[0], width=SIZE[1]):
     return RNG.integers(0, 256, (s, height, width, 3), np.uint8)
 
 
@@ -38,16 +42,24 @@ def test_infer_gives_the_values_of_the_official_code(load_toy, golden, relative_
 
 
 def test_padding_to_a_bucket_changes_nothing(tiny, monkeypatch):
-    model, images = tiny(), random_frames(5, 112, 126)
-    query_points = [[3.0, 4.0], [100.5, 90.25], [125.0, 0.0]]
-    exact = vggt_jax.infer(images, model=model, query_points=query_points, pad_frames=False)
-    monkeypatch.setattr(inference, "bucket", lambda num_frames: num_frames + 3)
-    padded = vggt_jax.infer(images, model=model, query_points=query_points)
+    model, images = tiny(), random_frames()
+    options = dict(model=model, query_points=QUERY_POINTS)
+    exact = vggt_jax.infer(images, **options, pad_frames=False)
+    monkeypatch.setattr(inference, "bucket", lambda num_frames: num_frames + 2)
+    padded = vggt_jax.infer(images, **options)
     for name in vars(exact):
         if isinstance(getattr(exact, name), np.ndarray):
             np.testing.assert_allclose(
                 getattr(padded, name), getattr(exact, name), rtol=2e-4, atol=2e-5, err_msg=name
             )
+    # It may hold anything.
+    noise = np.concatenate([images, random_frames(2)])
+    run = inference.runner(model, {"images": noise})
+    hidden = run(model, images=noise, query_points=np.float32(QUERY_POINTS), num_frames=np.int32(3))
+    for name in ("camera_from_world", "depth", "world_points", "tracks"):
+        np.testing.assert_array_equal(
+            np.asarray(getattr(hidden, name))[:3], getattr(padded, name), err_msg=name
+        )
 
 
 @pytest.mark.parametrize(
@@ -66,8 +78,8 @@ def test_buckets_never_add_more_than_a_sixteenth():
 
 def test_reconstruct_takes_one_scene_or_several(tiny):
     model = tiny()
-    scenes = np.stack([random_frames(3, 28, 42) for _ in range(2)])
-    run = jax.jit(vggt_jax.reconstruct)
+    scenes = np.stack([random_frames() for _ in range(2)])
+    run = inference._reconstruct
     batch = run(model, scenes)
     assert batch.depth.shape == (2, 3, 28, 42)
     for i, scene in enumerate(scenes):
@@ -81,16 +93,16 @@ def test_reconstruct_takes_one_scene_or_several(tiny):
 
 
 def test_photographs_lead_back_to_their_own_pixels(tmp_path, tiny):
-    for i, frame in enumerate(random_frames(2, 300, 500)):
+    for i, frame in enumerate(random_frames(3, 300, 450)):
         Image.fromarray(frame).save(tmp_path / f"{i}.png")
-    # 300 x 500 become 84 x 140, a scale of 0.28 both ways.
+    # 300 x 450 become 28 x 42, a scale of 7 / 75 both ways.
     points_original = np.array([[99.5, 49.5], [400.0, 250.0]])
-    frames = vggt_jax.load_images(tmp_path, size=140)
+    frames = vggt_jax.load_images(tmp_path, size=42)
     query_points = frames.transforms[0].pixels_to_model(points_original)
-    np.testing.assert_allclose(query_points[0], [27.5, 13.5])
-    recon = vggt_jax.infer(tmp_path, model=tiny(), size=140, query_points=query_points)
-    assert recon.names == ("0.png", "1.png")
-    assert recon.images.shape == (2, 84, 140, 3)
+    np.testing.assert_allclose(query_points[0], 7 / 75 * np.array([100, 50]) - 0.5)
+    recon = vggt_jax.infer(tmp_path, model=tiny(), size=42, query_points=query_points)
+    assert recon.names == ("0.png", "1.png", "2.png")
+    assert recon.images.shape == (3, 28, 42, 3)
     np.testing.assert_allclose(recon.tracks_in_photographs()[0], points_original, atol=1e-4)
     arrays = map(jnp.asarray, (recon.depth, recon.camera_from_world, recon.intrinsics))
     unprojected = geometry.unproject_depth(*arrays)
@@ -109,7 +121,7 @@ def test_size_is_the_models_own_unless_given(tmp_path, tiny):
 
 def test_model_may_be_a_path(tmp_path, tiny):
     vggt_jax.save_model(tiny(), tmp_path / "model")
-    images = random_frames(2, 28, 28)
+    images = random_frames()
     by_path = vggt_jax.infer(images, model=tmp_path / "model")
     by_object = vggt_jax.infer(images, model=tiny())
     np.testing.assert_array_equal(by_path.depth, by_object.depth)
@@ -132,9 +144,9 @@ def test_query_points_outside_the_first_frame_are_refused(tiny, points, message)
 
 def test_heads_that_are_missing_leave_none(tiny):
     model = tiny(enable_camera=False, enable_point=False, enable_track=False)
-    recon = vggt_jax.infer(random_frames(2, 28, 28), model=model)
+    recon = jax.eval_shape(vggt_jax.reconstruct, model, random_frames())
     assert recon.camera_from_world is None and recon.world_points is None
-    assert recon.depth.shape == (2, 28, 28)
+    assert recon.depth.shape == (3, *SIZE)
     with pytest.raises(ValueError, match="camera head"):
         recon.points_from_depth()
     with pytest.raises(ValueError, match="no tracks"):
@@ -149,28 +161,15 @@ def test_numbers_of_frames_of_a_bucket_share_a_program(tiny):
     assert inference._reconstruct._cache_size() == before + 1
 
 
-def test_padding_may_hold_anything(tiny):
-    model = tiny(enable_track=False)
-    images = RNG.random((3, 28, 42, 3), np.float32)
-    padded = np.concatenate([images, np.full((2, 28, 42, 3), np.nan, np.float32)])
-    run = jax.jit(vggt_jax.reconstruct)
-    exact, hidden = run(model, images), run(model, padded, num_frames=np.int32(3))
-    for name in ("camera_from_world", "depth", "world_points"):
-        np.testing.assert_allclose(
-            getattr(hidden, name)[:3], getattr(exact, name), rtol=2e-4, atol=2e-5, err_msg=name
-        )
-
-
 def test_attention_may_be_an_argument_of_jit(tiny):
     dense = vggt_jax.Dense(implementation="xla")
-    run = jax.jit(lambda model, images, attention: vggt_jax.reconstruct(
-        model, images, attention=attention
-    ).depth)  # fmt: skip
-    assert run(tiny(), random_frames(1, 28, 28), dense).shape == (1, 28, 28)
+    run = lambda model, images, attention: vggt_jax.reconstruct(model, images, attention=attention)
+    traced = jax.jit(run).trace(tiny(), random_frames(), dense)
+    assert traced.out_info.depth.shape == (3, *SIZE)
 
 
 def test_results_are_arrays_of_ones_own(tiny):
-    recon = vggt_jax.infer(random_frames(2, 28, 28), model=tiny())
+    recon = vggt_jax.infer(random_frames(), model=tiny())
     recon.depth[0] = 0
     assert isinstance(recon.points_from_depth(), np.ndarray)
 
@@ -191,16 +190,29 @@ def test_channels_first_is_told_what_it_is(tiny):
 
 
 def test_padding_does_not_make_attention_sparse(tiny):
-    model = tiny(enable_depth=False, enable_point=False, enable_track=False)
-    images = random_frames(33, 28, 42)  # padded to 34
-    tokens = 33 * model.layout(jnp.zeros((1, 1, 28, 42, 3))).tokens_per_frame
-    for pad_frames in (True, False):
-        few = BlockSparse(sparse_ratio=0.5, min_tokens=tokens + 1)
-        with pytest.warns(UserWarning, match=f"33 frames have {tokens} tokens.*dense"):
-            recon = vggt_jax.infer(images, model=model, attention=few, pad_frames=pad_frames)
-        assert recon.attention_stats is None
-        enough = BlockSparse(sparse_ratio=0.5, min_tokens=tokens)
-        recon = vggt_jax.infer(images, model=model, attention=enough, pad_frames=pad_frames)
-        assert recon.attention_stats is not None
+    model, images = (
+        tiny(enable_depth=False, enable_point=False, enable_track=False),
+        random_frames(33),
+    )
+    frames = vggt_jax.load_images(images)
+    tokens = 33 * model.layout(jnp.zeros((1, 1, *SIZE, 3))).tokens_per_frame
+    options = {"sparse_ratio": 0.5, "block_q": 32, "block_k": 16}
+    few = BlockSparse(**options, min_tokens=tokens + 1)
+    with pytest.warns(UserWarning, match=f"33 frames have {tokens} tokens.*dense"):
+        assert inference.attention_for(few, model, frames) == vggt_jax.Dense()
+    enough = BlockSparse(**options, min_tokens=tokens)
+    assert inference.attention_for(enough, model, frames) == BlockSparse(**options, min_tokens=0)
+    # Padded to 34 frames, or not at all: results and statistics are the same.
+    padded, exact = (
+        vggt_jax.infer(images, model=model, attention=enough, pad_frames=pad)
+        for pad in (True, False)
+    )
+    assert padded.attention_stats.saved.shape == (2, 2)
+    np.testing.assert_allclose(
+        padded.camera_from_world, exact.camera_from_world, rtol=2e-4, atol=2e-5
+    )
+    for name, value in vars(exact.attention_stats).items():
+        assert isinstance(value, np.ndarray)
+        np.testing.assert_allclose(getattr(padded.attention_stats, name), value, rtol=1e-5)
     with pytest.raises(vggt_jax.InputError, match="layers"):
         vggt_jax.infer(images, model=model, attention=BlockSparse(sparse_ratio=0.5, layers=(9,)))

@@ -117,6 +117,7 @@ BFLOAT16_LIMITS = {
 }
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_near_float32(run_toy, parity_results, relative_error):
     exact = parity_results("vggt_odd", "b2n3_112x70")
     found = run_toy("vggt_odd", "b2n3_112x70", compute_dtype=jnp.bfloat16)
@@ -127,6 +128,7 @@ def test_bfloat16_stays_near_float32(run_toy, parity_results, relative_error):
     assert wrong == {}
 
 
+@pytest.mark.slow
 def test_gradients_are_finite_reach_every_parameter_and_equal_differences(tiny):
     # Single iterations, since later ones get no gradient through their inputs, on purpose; and no
     # depth head, which is the point head again.

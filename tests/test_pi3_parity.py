@@ -16,8 +16,9 @@ from vggt_jax.models import trunk
 
 CASES = [
     ("pi3_toy", "n1_56x84"),
-    ("pi3_toy", "b2n2_70x70"),
-    ("pi3_odd", "n5_84x42"),
+    pytest.param("pi3_toy", "b2n2_70x70", marks=pytest.mark.slow),
+    # `infer` gives its values in tests/test_pi3_doors.py.
+    pytest.param("pi3_odd", "n5_84x42", marks=pytest.mark.slow),
     ("pi3_odd", "b2n3_42x70"),
 ]
 LIMITS = dict.fromkeys(("patch_tokens", "decoded", "conf", "camera_poses"), 2e-5)
@@ -46,7 +47,7 @@ def test_every_array_equals_the_official_one(
 @pytest.mark.parametrize(
     "sparse",
     [
-        BlockSparse(min_tokens=0, sparse_ratio=0.0),
+        pytest.param(BlockSparse(min_tokens=0, sparse_ratio=0.0), marks=pytest.mark.slow),
         BlockSparse(min_tokens=0, cdf_threshold=1.0, token_order="hilbert", block_q=32, block_k=16),
     ],
 )
@@ -55,6 +56,7 @@ def test_keeping_every_block_is_the_official_result(sparse, run_pi3_toy, golden,
     assert_close(found, golden("pi3_odd.b2n3_42x70"), relative_error)
 
 
+@pytest.mark.slow
 def test_chunks_change_nothing(monkeypatch, run_pi3_toy, golden, relative_error):
     toy, inputs = "pi3_odd", "b2n3_42x70"  # 2 scenes of 3 frames of 18 tokens
     pieces = []
@@ -66,7 +68,7 @@ def test_chunks_change_nothing(monkeypatch, run_pi3_toy, golden, relative_error)
 
     cut = chunking._cut
     monkeypatch.setattr(chunking, "_cut", spy)
-    monkeypatch.setattr(trunk, "_TOKENS_PER_CHUNK", 2 * 2 * 18)
+    monkeypatch.setattr(trunk, "TOKENS_PER_CHUNK", 2 * 2 * 18)
     monkeypatch.setattr(attention, "MAX_SCORE_BYTES", 10_000)
     found = run_pi3_toy(toy, inputs)
     # Encoder, trunk and three decoders in pairs of frames.

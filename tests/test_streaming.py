@@ -1,5 +1,7 @@
 """Scenes whose maps leave the device in pieces, against scenes in one piece."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -11,16 +13,11 @@ from vggt_jax.inference import bucket
 SPARSE = vggt_jax.BlockSparse(sparse_ratio=0.5, block_q=16, block_k=8, min_tokens=0)
 
 
-@pytest.fixture(params=["vggt", "pi3"])
-def model(request, tiny, tiny_pi3):
-    return tiny() if request.param == "vggt" else tiny_pi3()
-
-
 @pytest.fixture
 def streamed(monkeypatch):
-    """Makes scenes of three frames and more leave the device in pairs of frames."""
+    """Makes `infer` stream scenes of three frames and more, in pairs of frames."""
     monkeypatch.setattr(streaming, "_FROM_PIXELS", 3 * 28 * 42)
-    monkeypatch.setattr(streaming, "_FRAMES_IN_PIECE", 2)
+    monkeypatch.setattr(streaming, "FRAMES_IN_PIECE", 2)
 
 
 def photographs(num):
@@ -39,13 +36,39 @@ def compare(found, expected):
         assert np.linalg.norm(x - y) <= 1e-4 * np.linalg.norm(y)
 
 
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("vggt", {"enable_point": False, "enable_track": False}),
+        pytest.param("pi3", {}, marks=pytest.mark.slow),
+    ],
+)
+def test_pieces_are_the_whole(tiny, tiny_pi3, name, changes):
+    model = {"vggt": tiny, "pi3": tiny_pi3}[name](**changes)
+    inputs = {"images": photographs(5), "num_frames": np.int32(4)}
+    stream = streaming.Stream.of(model, inputs, compiled=True, frames_in_piece=2)
+    news = []
+    found = stream(model, **inputs, done=news.append)
+    assert news == [2, 4]
+    compare(found, cut(jax.jit(vggt_jax.reconstruct)(model, **inputs), 4))
+
+
+def cut(recon, num_frames):
+    """The frames that count."""
+    return dataclasses.replace(jax.tree.map(lambda x: x[:num_frames], recon))
+
+
 @pytest.mark.slow
 # 5 frames end in a piece that begins early; of 33, padded to 34, the last is alone with padding.
 @pytest.mark.parametrize(
-    ("num_frames", "attention"), [(33, vggt_jax.Dense()), (5, SPARSE)], ids=["dense", "sparse"]
+    ("name", "num_frames", "attention"),
+    [("vggt", 5, SPARSE), ("pi3", 33, vggt_jax.Dense())],
+    ids=["sparse", "dense"],
 )
-def test_pieces_are_the_whole(model, streamed, num_frames, attention, monkeypatch):
-    images = photographs(num_frames)
+def test_infer_streams_what_it_would_give_at_once(
+    tiny, tiny_pi3, streamed, name, num_frames, attention, monkeypatch
+):
+    model, images = {"vggt": tiny, "pi3": tiny_pi3}[name](), photographs(num_frames)
     found = vggt_jax.infer(images, model=model, attention=attention)
     assert len(found.depth) == num_frames
     assert bucket(33) == 34
@@ -55,12 +78,11 @@ def test_pieces_are_the_whole(model, streamed, num_frames, attention, monkeypatc
 
 @pytest.mark.slow
 def test_tracks_and_another_reference(tiny, streamed, monkeypatch):
-    images = np.random.default_rng(0).integers(0, 256, (4, 42, 56, 3), np.uint8)
-    arguments = dict(model=tiny(), query_points=[[3, 4], [20, 30.5]], reference=2)
-    found = vggt_jax.infer(images, **arguments)
-    assert found.tracks.shape == (4, 2, 2)
+    arguments = dict(model=tiny(), query_points=[[3, 4], [20, 25.5]], reference=2)
+    found = vggt_jax.infer(photographs(3), **arguments)
+    assert found.tracks.shape == (3, 2, 2)
     monkeypatch.setattr(streaming, "_FROM_PIXELS", 10**6)
-    compare(found, vggt_jax.infer(images, **arguments))
+    compare(found, vggt_jax.infer(photographs(3), **arguments))
 
 
 def test_a_model_of_cameras_alone(tiny, streamed):
@@ -80,13 +102,6 @@ def test_news_come_in_order_and_frames_of_a_bucket_share_the_programs(tiny, stre
     assert news == [*range(2, 33, 2), 33, *range(2, 35, 2)]
     after = streaming._run_scene._cache_size(), streaming._run_frames._cache_size()
     assert after == before
-
-
-def test_programs_compiled_ahead(tiny, streamed):
-    model = tiny(enable_point=False, enable_track=False)
-    inputs = {"images": photographs(5)}
-    ahead = streaming.Stream.of(model, inputs, compiled=True)
-    compare(ahead(model, **inputs), jax.jit(vggt_jax.reconstruct)(model, **inputs))
 
 
 @pytest.mark.parametrize("progress", [False, True])

@@ -59,12 +59,16 @@ class Stream:
         attention: Dense | BlockSparse = Dense(),
         compute_dtype: DTypeLike | None = None,
         compiled: bool = False,
-        frames_in_piece: int = FRAMES_IN_PIECE,
+        frames_in_piece: int | None = None,
     ) -> "Stream":
-        """The programs for these arguments of `reconstruct`, compiled at once or when first called."""
+        """The programs for these arguments of `reconstruct`, compiled at once or when first called.
+
+        Args:
+            frames_in_piece: frames whose maps are computed together; None for `FRAMES_IN_PIECE`.
+        """
         num_frames, height, width, _ = inputs["images"].shape
         static = {"attention": attention, "compute_dtype": compute_dtype}
-        num = min(num_frames, frames_in_piece)
+        num = min(num_frames, frames_in_piece or FRAMES_IN_PIECE)
         of_frames = static | {"size": (height, width), "num": num}
         if not compiled:
             return cls(

@@ -36,10 +36,15 @@ def frames_per_chunk(
     num_scenes: int,
     num_frames: int,
     tokens_per_frame: int,
-    tokens_per_chunk: int = TOKENS_PER_CHUNK,
+    tokens_per_chunk: int | None = None,
 ) -> int:
-    """How many frames of each scene make a chunk of what runs frame by frame, at most."""
-    of_limit = tokens_per_chunk // (num_scenes * tokens_per_frame)
+    """How many frames of each scene make a chunk of what runs frame by frame, at most.
+
+    Args:
+        tokens_per_chunk: the limit; None for `TOKENS_PER_CHUNK`.
+    """
+    limit = TOKENS_PER_CHUNK if tokens_per_chunk is None else tokens_per_chunk
+    of_limit = limit // (num_scenes * tokens_per_frame)
     return min(num_frames, max(1, of_limit))
 
 
@@ -105,7 +110,7 @@ def run_trunk(
     num_frames: Int[Array, " b"] | None,
     precision: Precision,
     recompute: bool = False,
-    tokens_per_chunk: int = TOKENS_PER_CHUNK,
+    tokens_per_chunk: int | None = None,
     min_tokens_to_branch: int = MIN_TOKENS_TO_BRANCH,
 ) -> TrunkOutput:
     """Runs pairs of a frame and a global block and keeps the output of the tapped pairs only.
@@ -117,7 +122,8 @@ def run_trunk(
         num_frames: valid leading frames of each scene, the others are hidden from them.
         recompute: whether a backward pass computes each block again instead of keeping its
             intermediate values.
-        tokens_per_chunk: what runs frame by frame is cut into chunks of so many tokens at most.
+        tokens_per_chunk: what runs frame by frame is cut into chunks of so many tokens at most; None for
+            `TOKENS_PER_CHUNK`.
         min_tokens_to_branch: from how many tokens on layers that are not kept are not written either.
     """
     b, s, p, c = tokens.shape
