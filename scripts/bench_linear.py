@@ -2,9 +2,10 @@
 
     python scripts/bench_linear.py --out docs/benchmarks/linear_h100.jsonl
 
-One JSON line for each number of frames of 1376 tokens and each layer: the first one of an MLP, 1024 to 4096
-with GELU, and one of queries, keys or values, 1024 to 1024. Milliseconds are medians of three series,
-timed in turn; `product` is XLA's alone, without bias and activation. Errors are relative, against float32.
+One JSON line for each number of frames of 1376 tokens and each layer: the first one of an MLP, 1024
+to 4096 with GELU, and one of queries, keys or values, 1024 to 1024. Milliseconds are medians of
+three series, timed in turn; `product` is XLA's alone, without bias and activation. Errors are
+relative, against float32.
 """
 
 import argparse

@@ -6,17 +6,18 @@
 One JSON line per case: device, versions, shapes, median and spread of the repeats, peak memory.
 Every case runs in a process of its own, so that its peak is its own. Parts:
 
-- `attention`: dense attention of one layer by cuDNN and by the project's own kernel, on random tokens.
+- `attention`: dense attention of one layer by cuDNN and by the project's own kernel, on random
+  tokens.
 - `aggregator`: encoder and trunk (48 blocks, of π³ 36).
 - `model`: the aggregator and all heads but that for tracks. Compiled in one process and timed in
   the next, because compiling tries out kernels in memory of its own.
-- `infer`: the model as `infer` runs it, from frames on the host to results there; maps of many frames leave
-  the device in pieces.
-- `first_call`: what a user waits for at the first call of the model, with a cold and a warm cache of
-  compiled programs.
-- `official`: the aggregator of the official package, where `vggt` can be imported, or the whole model
-  of the official π³, where `pi3` can: PyTorch, bfloat16 autocast, scaled_dot_product_attention as it
-  chooses.
+- `infer`: the model as `infer` runs it, from frames on the host to results there; maps of many
+  frames leave the device in pieces.
+- `first_call`: what a user waits for at the first call of the model, with a cold and a warm cache
+  of compiled programs.
+- `official`: the aggregator of the official package, where `vggt` can be imported, or the whole
+  model of the official π³, where `pi3` can: PyTorch, bfloat16 autocast,
+  scaled_dot_product_attention as it chooses.
 """
 
 import argparse
@@ -135,7 +136,7 @@ def whole(model, images, **options):
 
 
 def run_attention(part, frames, size, repeats):
-    """Milliseconds and TFLOP/s of one layer, over all frames and within frames, by implementation."""
+    """Milliseconds and TFLOP/s of one layer, over all and within frames, by implementation."""
     import jax
     import jax.numpy as jnp
 
@@ -166,7 +167,7 @@ def run_attention(part, frames, size, repeats):
 
 
 def time_series(call, repeats: int) -> float:
-    """Milliseconds of a call that may be too short to be timed alone: the median of several series."""
+    """Milliseconds of a call that may be too short to time alone: the median of several series."""
     import jax
 
     jax.block_until_ready(call())

@@ -1,4 +1,4 @@
-"""Renders the sample scene that ships with the package: of the test split, so of no family that was trained on.
+"""Renders the sample scene of the package: of the test split, so of no family trained on.
 
     python scripts/draw_sample.py --out vggt_jax/samples/cellar --family cellar --seed 3
 

@@ -3,7 +3,8 @@
     python scripts/evaluate.py --split test --num-scenes 256
     python scripts/evaluate.py --model MODEL --size 84 112 --frames 24 --num-scenes 16
 
-Prints the mean of every metric over the scenes with its standard error; docs/evaluation.md defines them.
+Prints the mean of every metric over the scenes with its standard error; docs/evaluation.md defines
+them.
 """
 
 import argparse
@@ -28,7 +29,9 @@ def main():
     parser.add_argument("--model", help="as load_model takes it; the small model without it")
     parser.add_argument("--split", default="test", choices=["train", "validation", "test"])
     parser.add_argument("--num-scenes", type=int, default=256)
-    parser.add_argument("--batch-size", type=int, default=16, help="scenes at a time, which decides what is drawn")  # fmt: skip
+    parser.add_argument(
+        "--batch-size", type=int, default=16, help="scenes at a time, which decides what is drawn"
+    )
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--size", type=int, nargs=2, default=[112, 112], help="height width")
     parser.add_argument("--seed", type=int, default=10_000, help="of the first batch")

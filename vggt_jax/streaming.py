@@ -41,9 +41,9 @@ def is_streamed(num_frames: int, height: int, width: int) -> bool:
 class Stream:
     """`reconstruct` of one scene as two programs, with results on the host.
 
-    `scene` runs the encoder, the trunk and the heads that look at all frames together. `frames` runs the
-    other heads on a few frames; its maps are copied while the next ones are computed. So the device never
-    holds all of them, which are 6 GiB for 1000 frames of 518x518 by VGGT-1B.
+    `scene` runs the encoder, the trunk and the heads that look at all frames together. `frames`
+    runs the other heads on a few frames; its maps are copied while the next ones are computed. So
+    the device never holds all of them, which are 6 GiB for 1000 frames of 518x518 by VGGT-1B.
     """
 
     scene: Callable[..., tuple[jax.Array, jax.Array, dict[str, Any]]]
@@ -60,7 +60,7 @@ class Stream:
         compute_dtype: DTypeLike | None = None,
         compiled: bool = False,
     ) -> "Stream":
-        """The programs for these arguments of `reconstruct`, compiled at once or when first called."""
+        """The programs for these arguments of `reconstruct`, compiled now or when first called."""
         num_frames, height, width, _ = inputs["images"].shape
         static = {"attention": attention, "compute_dtype": compute_dtype}
         num = min(num_frames, _FRAMES_IN_PIECE)
