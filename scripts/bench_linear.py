@@ -9,6 +9,7 @@ relative, against float32.
 """
 
 import argparse
+import functools
 import pathlib
 
 import jax
@@ -55,7 +56,7 @@ def run(layer: str, frames: int, repeats: int) -> dict:
     ways["product"] = jax.jit(lambda x, kernel, bias: linear(x, kernel, implementation="xla"))
     times = {name: [] for name in ways}
     for name in [*ways, *ways]:
-        times[name].append(time_series(lambda: ways[name](x, kernel, bias), repeats))
+        times[name].append(time_series(functools.partial(ways[name], x, kernel, bias), repeats))
     operations = 2 * rows * in_dim * out_dim
     return {
         **describe_jax(),

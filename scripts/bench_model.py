@@ -86,7 +86,9 @@ def main():
 
 def run_child(case: dict, env: dict) -> dict:
     command = [sys.executable, __file__, "--case", json.dumps(case)]
-    result = subprocess.run(command, env=os.environ | env, stdout=subprocess.PIPE, text=True)
+    result = subprocess.run(
+        command, env=os.environ | env, stdout=subprocess.PIPE, text=True, check=False
+    )
     if result.returncode:
         return {**case, "error": f"exit code {result.returncode}"}
     return json.loads(result.stdout.splitlines()[-1])
@@ -160,7 +162,8 @@ def run_attention(part, frames, size, repeats):
             qkv = [jax.random.normal(key, shape, jnp.bfloat16) for key in keys]
             kv_lengths = None if shape[1] == length else jnp.full(scenes, length)
             attend = jax.jit(functools.partial(dense_attention, implementation=name))
-            ms = time_series(lambda: attend(*qkv, kv_lengths=kv_lengths), repeats)
+            call = functools.partial(attend, *qkv, kv_lengths=kv_lengths)
+            ms = time_series(call, repeats)
             rate = {"ms": round(ms, 4), "tflops": round(operations / ms / 1e9)}
             result[where].setdefault(name, []).append(rate)
     return result

@@ -397,7 +397,7 @@ def draw_search(axes, bounds, steps):
     """Low and high close in on the level, a column for each step."""
     for i, (low, high) in enumerate(bounds):
         axes.add_patch(Rectangle((i + 0.56, low), 0.88, high - low, facecolor=PALE))
-    for i, (level, fits, count, mass) in enumerate(steps):
+    for i, (level, fits, _, _) in enumerate(steps):
         face = KEPT if fits else "white"
         axes.plot(
             i + 1, level, "o", ms=6, color=face, markeredgecolor=KEPT, clip_on=False, zorder=3

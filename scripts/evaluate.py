@@ -13,13 +13,13 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-from evaluation_scenes import truth_of  # noqa: E402
+import jax
+import numpy as np
+from evaluation_scenes import truth_of
 
-import vggt_jax  # noqa: E402
-from vggt_jax.evaluation import scene_metrics  # noqa: E402
-from vggt_jax.synthetic import render_scenes  # noqa: E402
+import vggt_jax
+from vggt_jax.evaluation import scene_metrics
+from vggt_jax.synthetic import render_scenes
 
 
 def main():

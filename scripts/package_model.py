@@ -13,13 +13,13 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-import jax.numpy as jnp  # noqa: E402
+import jax.numpy as jnp
 
-import vggt_jax  # noqa: E402
-from vggt_jax.layers.vit import resize_position_table  # noqa: E402
-from vggt_jax.loading import abstract_model, named_parameters  # noqa: E402
-from vggt_jax.training.loop import export_model  # noqa: E402
-from vggt_jax.weights import small_model_path  # noqa: E402
+import vggt_jax
+from vggt_jax.layers.vit import resize_position_table
+from vggt_jax.loading import abstract_model, named_parameters
+from vggt_jax.training.loop import export_model
+from vggt_jax.weights import small_model_path
 
 
 def main():

@@ -23,6 +23,7 @@ import dataclasses
 import functools
 import json
 import math
+import operator
 import pathlib
 import sys
 import time
@@ -137,7 +138,7 @@ def run(args):
         # A last batch that lacks scenes repeats one: another size would compile everything anew.
         size = sizes.setdefault(batch.images.shape[1:], number_of_scenes)
         repeat = np.minimum(np.arange(max(size, number_of_scenes)), number_of_scenes - 1)
-        images, truth = jax.tree.map(lambda x: x[repeat], (batch.images, batch.truth))
+        images, truth = jax.tree.map(operator.itemgetter(repeat), (batch.images, batch.truth))
         if settings is None:
             settings = settings_of(args, model, images)
         tokens = encode(model, images, compute_dtype=args.compute_dtype)
@@ -147,7 +148,8 @@ def run(args):
         for setting in progress:
             progress.set_postfix_str(setting.label)
             found = evaluate(args, model, images, tokens, truth, setting.attention)
-            found = jax.tree.map(lambda x: x[:number_of_scenes], jax.device_get(found))
+            own = operator.itemgetter(slice(number_of_scenes))
+            found = jax.tree.map(own, jax.device_get(found))
             results.setdefault(setting, []).append(found)
         about = describe_run(args, model, images, len(names), time.perf_counter() - start)
         dense = results[settings[0]]
@@ -399,24 +401,27 @@ def tables(about: dict, lines: list[dict]) -> str:
         name: title for name, title in COLUMNS.items() if lines[0]["metrics"].get(name) is not None
     }
     text = [
-        f"{about['model']}: {about['num_scenes']} scenes ({about['scenes']}) of {about['frames']} "
-        f"frames of {width}x{height}, {about['tokens']} tokens; blocks of {about['block_q']} "
-        f"queries and {about['block_k']} keys; {about['device']}, JAX {about['jax']}.",
+        (
+            f"{about['model']}: {about['num_scenes']} scenes ({about['scenes']}) of "
+            f"{about['frames']} frames of {width}x{height}, {about['tokens']} tokens; blocks of "
+            f"{about['block_q']} queries and {about['block_k']} keys; {about['device']}, "
+            f"JAX {about['jax']}."
+        ),
         "",
         "| rule | asked to drop | density | covered | saved | entropy | AUC@30 - dense | "
         + " | ".join(columns.values())
-        + " |",  # fmt: skip
+        + " |",
         "|" + "---|" * (7 + len(columns)),
     ]
     for line in lines:
-        share = lambda name: cell(line.get(name), ".3f")
         rule = line["rule"]
         if "seed" in line:
             rule += f" ({line['seed']})"
         if "threshold" in line:
             rule += f" ({line['threshold']:g})"
         cells = [rule, "" if rule in ("dense", "everything") else f"{line['dropped']:.0%}"]
-        cells += [share("density"), share("covered"), share("saved"), share("entropy")]
+        shares = ("density", "covered", "saved", "entropy")
+        cells += [cell(line.get(name), ".3f") for name in shares]
         cells.append(difference(line, "auc_30"))
         cells += [
             cell(line["metrics"].get(name), ".2f" if name == "rpe_rotation" else ".3f")
@@ -500,7 +505,7 @@ def plot(about: dict, lines: list[dict], path: pathlib.Path):
     rules = [rule for rule in COLOURS if any(line["rule"] == rule for line in lines)]
     for axis, (name, title) in zip(axes[0], panels.items(), strict=False):
         for rule in rules:
-            density, mean, ends = curve(lines, rule, lambda line: line["metrics"][name])
+            density, mean, ends = curve(lines, rule, lambda line, name=name: line["metrics"][name])
             axis.plot(density, mean, "o-", ms=3.5, color=COLOURS[rule], label=rule)
             low, high = zip(*ends, strict=True)
             axis.fill_between(density, low, high, color=COLOURS[rule], alpha=0.2, lw=0)

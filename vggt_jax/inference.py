@@ -223,7 +223,7 @@ def model_of(source: Model | str | os.PathLike | None) -> Model:
 
 @functools.cache
 def _small_model() -> Model:
-    print(f"vggt_jax: {weights.SAID_WITHOUT_MODEL}", file=sys.stderr)
+    print(f"vggt_jax: {weights.SAID_WITHOUT_MODEL}", file=sys.stderr)  # noqa: T201
     return load_model()
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import operator
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -401,7 +402,7 @@ class _Outbox:
         result = jax.device_get(result)
         return [
             self._writers.submit(
-                _write, self._out / name, jax.tree.map(lambda x: x[i], result), frames
+                _write, self._out / name, jax.tree.map(operator.itemgetter(i), result), frames
             )
             for i, (name, frames) in enumerate(batch)
         ]

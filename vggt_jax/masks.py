@@ -80,7 +80,7 @@ def background_mask(
     background = {background} if isinstance(background, str) else set(background)
     if unknown := background - set(get_args(Background)):
         raise InputError(
-            f"background {sorted(unknown)[0]!r} is unknown; use {', '.join(get_args(Background))}"
+            f"background {min(unknown)!r} is unknown; use {', '.join(get_args(Background))}"
         )
     if images.dtype != np.uint8:
         images = np.round(np.asarray(images) * 255).astype(np.uint8)

@@ -128,7 +128,7 @@ def _over_scenes(run):
     def fold(size, are_batched, *operands):
         operands = (
             x if is_batched else jnp.broadcast_to(x, (size, *x.shape))
-            for x, is_batched in zip(operands, are_batched)
+            for x, is_batched in zip(operands, are_batched, strict=True)
         )
         outs = folded(*(x.reshape(-1, *x.shape[2:]) for x in operands))
         return [x.reshape(size, -1, *x.shape[1:]) for x in outs], [True] * len(outs)

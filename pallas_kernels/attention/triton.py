@@ -34,7 +34,6 @@ def attention(q, k, v, block_map, kv_tokens, scale, config: TritonConfig, *, int
 
     `kv_tokens`: how many tokens of each key block count, or None where all blocks are whole.
     """
-    t, n, _ = q.shape
     lists = list_keys(block_map, kv_tokens, interpret=interpret)
     launch = _Launch(q, k, v, lists, block_map, scale, config, interpret)
     if q.dtype == jnp.float32:  # Its products dwarf what a faster softmax would save.

@@ -68,8 +68,8 @@ def _in_rows(run):
         if are_batched == [True, False, False]:
             out = folded(x.reshape(-1, x.shape[-1]), kernel, bias)
             return out.reshape(size, -1, out.shape[-1]), True
-        take = lambda y, is_batched, i: y[i] if is_batched else y
-        one = lambda i: folded(*(take(y, b, i) for y, b in zip((x, kernel, bias), are_batched)))
+        operands = tuple(zip((x, kernel, bias), are_batched, strict=True))
+        one = lambda i: folded(*(y[i] if is_batched else y for y, is_batched in operands))
         return jax.lax.map(one, jnp.arange(size)), True
 
     return folded
@@ -185,7 +185,8 @@ def _kernel(
                         plgpu.wgmma(sums, x_smem.at[slot, rows], kernel_smem.at[slot])
                         plgpu.wgmma_wait(1)
                         # The step before is done, and nobody needs its operands.
-                        release = lambda: plgpu.barrier_arrive(free.at[(slot - 1) % STAGES])
+                        freed = free.at[(slot - 1) % STAGES]
+                        release = functools.partial(plgpu.barrier_arrive, freed)
                         pl.when(g > 0)(release) if slot == 0 else release()
                         first, last = slot * num_parts // STAGES, (slot + 1) * num_parts // STAGES
                         for i in range(first, last):

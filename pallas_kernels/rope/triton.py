@@ -87,7 +87,7 @@ def _kernel(x_ref, cos_ref, sin_ref, bias_ref, scale_ref, offset_ref, out_ref, *
         c * cos[1] - d * sin[1],
         d * cos[1] + c * sin[1],
     )
-    for quarter, part in zip(quarters, turned):
+    for quarter, part in zip(quarters, turned, strict=True):
         plgpu.store(out_ref.at[:, :, quarter], part.astype(out_ref.dtype), mask=exists)
 
 

@@ -200,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         report = convert(**vars(arguments))
     except CheckpointError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2
-    print(report)
+    print(report)  # noqa: T201
     return 0

@@ -119,8 +119,7 @@ def _checked_valid(depth, truth, valid):
     if (
         depth.ndim < 3
         or truth.shape != depth.shape
-        or valid is not None
-        and valid.shape != depth.shape
+        or (valid is not None and valid.shape != depth.shape)
     ):
         shapes = [depth.shape, truth.shape] + ([] if valid is None else [valid.shape])
         raise ValueError(f"depth, truth and valid must be [... s height width] alike, not {shapes}")

@@ -42,7 +42,7 @@ def matched_tracks(
     Returns:
       The tracks that are left, in their order, with the same points.
     """
-    _, height, width, _ = images.shape
+    width = images.shape[2]
     grey = images.astype(np.float64).mean(axis=-1) * (1 if images.dtype == np.uint8 else 255)
     # The observation that starts a track is at a pixel's centre, where no other one falls.
     starts = np.flatnonzero((tracks.pixels == np.round(tracks.pixels)).all(axis=1))

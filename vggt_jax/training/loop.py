@@ -162,9 +162,9 @@ def compile_all(programs: dict[str, Callable], say: Callable[[str], None]) -> di
     on one GPU may wait for each other for ever (seen with JAX 0.11.2 on H100 and H200).
     """
     compiled = {}
-    for name, compile in programs.items():
+    for name, compile_one in programs.items():
         begin = time.monotonic()
-        compiled[name] = program = compile()
+        compiled[name] = program = compile_one()
         memory = program.memory_analysis()
         size = "" if memory is None else f", {memory.temp_size_in_bytes / 2**30:.1f} GiB temporary"
         say(f"compiled {name} in {time.monotonic() - begin:.0f} s{size}")

@@ -540,13 +540,13 @@ def view(
         point_size=point_size,
         max_points=max_points,
     ) as viewer:
-        print(f"{viewer.url}   (Ctrl-C ends it)", flush=True)
+        print(f"{viewer.url}   (Ctrl-C ends it)", flush=True)  # noqa: T201
         if open_browser:
             webbrowser.open(viewer.url)
         try:
             threading.Event().wait()
         except KeyboardInterrupt:
-            print()
+            print()  # noqa: T201
 
 
 def checked_port(host: str, port: int | None) -> int:
