@@ -17,13 +17,13 @@ from pallas_kernels.blocks import count_blocks
 class BlockMap:
     """For each head and query block, the list of key blocks that it attends to.
 
-    Query block `i` holds the tokens `i * block_q` up to `(i + 1) * block_q`, the last one those that
-    remain; key blocks likewise. A pytree: the arrays are its leaves, the sizes are static. Under
-    `jax.vmap` the arrays gain leading axes.
+    Query block `i` holds the tokens `i * block_q` up to `(i + 1) * block_q`, the last one those
+    that remain; key blocks likewise. A pytree: the arrays are its leaves, the sizes are static.
+    Under `jax.vmap` the arrays gain leading axes.
 
     Attributes:
-        indices: the kept key blocks of each row, packed at its start. Their order means nothing, none
-            stands twice, and what lies behind the first `counts` entries is never read.
+        indices: the kept key blocks of each row, packed at its start. Their order means nothing,
+            none stands twice, and what lies behind the first `counts` entries is never read.
         counts: how many entries of each row are kept; 0 for a row that attends to nothing.
         num_kv_blocks: how many key blocks there are.
         block_q, block_k: tokens in a query block and in a key block.
@@ -41,8 +41,8 @@ class BlockMap:
     ) -> Self:
         """The map that keeps what `mask` marks.
 
-        The capacity is the largest count of any row, or all key blocks where `mask` is traced and the
-        counts are not known.
+        The capacity is the largest count of any row, or all key blocks where `mask` is traced and
+        the counts are not known.
         """
         mask = mask if isinstance(mask, jax.core.Tracer) else np.asarray(mask)
         if mask.ndim < 3 or mask.dtype != bool:

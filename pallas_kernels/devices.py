@@ -15,7 +15,7 @@ def compute_capability() -> tuple[int, int] | None:
 
 
 def is_ampere_or_later() -> bool:
-    """Whether the default device is an NVIDIA GPU with bfloat16 products and asynchronous copies."""
+    """Whether the default device is an NVIDIA GPU with bfloat16 and asynchronous copies."""
     capability = compute_capability()
     return capability is not None and capability >= (8, 0)
 

@@ -91,8 +91,8 @@ def mosaic_gpu_call(kernel, *, num_blocks, num_warpgroups, scratch, out_type, in
 
 
 def _check_pool(needed):
-    """Simulated warp groups wait for each other in the pool of threads of JAX's CPU backend. If it has
-    fewer threads than there are warp groups, they may wait forever."""
+    """Simulated warp groups wait for each other in the pool of threads of JAX's CPU backend. If it
+    has fewer threads than there are warp groups, they may wait forever."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = int(os.environ.get("NPROC") or cores)
     if threads < needed:

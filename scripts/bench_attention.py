@@ -23,6 +23,7 @@ JAX and PyTorch run in processes of their own.
 
 import argparse
 import dataclasses
+import functools
 import json
 import pathlib
 import subprocess
@@ -403,17 +404,15 @@ def run_torch(options):
         return
     for tokens in options.tokens:
         q, k, v = torch_inputs(options, tokens)
-        make_lists = lambda share, block_q, block_k: random_lists(
-            share, tokens=tokens, heads=options.heads, block_q=block_q, block_k=block_k
-        )
+        make_lists = functools.partial(random_lists, tokens=tokens, heads=options.heads)
         run = torch_runner(q, k, v, options)
         for name, attend in scaled_dot_product_attention(q, k, v).items():
-            run({"name": name, "keep": 1.0}, attend, make_lists(1.0, 128, 128))
+            run({"name": name, "keep": 1.0}, attend, make_lists(1.0, block_q=128, block_k=128))
         for blocks in dict.fromkeys([(options.block_q, options.block_k), (128, 128)]):
             torch.compiler.reset()  # one program at a time, so that none counts as recompiled
             sizes = dict(zip(("block_q", "block_k"), blocks, strict=True))
             for share in options.keep:
-                lists = make_lists(share, *blocks)
+                lists = make_lists(share, **sizes)
                 line = {"name": f"flex {blocks[0]}x{blocks[1]}", "keep": share, **sizes}
                 line["kernel_options"] = flex_options(lists)
                 # What does not compile for one share does not for the others either.
@@ -433,7 +432,7 @@ def run_flash_attention_4(options):
         q, k, v = torch_inputs(options, tokens)
         queries, keys, values = (x.transpose(1, 2).contiguous() for x in (q, k, v))
 
-        def attend():
+        def attend(queries=queries, keys=keys, values=values):
             out = flash_attn_func(queries, keys, values)
             # Some versions add the log-sum-exp.
             return (out[0] if isinstance(out, tuple) else out).transpose(1, 2)

@@ -2,12 +2,14 @@
 
     python scripts/bench_linear.py --out docs/benchmarks/linear_h100.jsonl
 
-One JSON line for each number of frames of 1376 tokens and each layer: the first one of an MLP, 1024 to 4096
-with GELU, and one of queries, keys or values, 1024 to 1024. Milliseconds are medians of three series,
-timed in turn; `product` is XLA's alone, without bias and activation. Errors are relative, against float32.
+One JSON line for each number of frames of 1376 tokens and each layer: the first one of an MLP, 1024
+to 4096 with GELU, and one of queries, keys or values, 1024 to 1024. Milliseconds are medians of
+three series, timed in turn; `product` is XLA's alone, without bias and activation. Errors are
+relative, against float32.
 """
 
 import argparse
+import functools
 import pathlib
 
 import jax
@@ -54,7 +56,7 @@ def run(layer: str, frames: int, repeats: int) -> dict:
     ways["product"] = jax.jit(lambda x, kernel, bias: linear(x, kernel, implementation="xla"))
     times = {name: [] for name in ways}
     for name in [*ways, *ways]:
-        times[name].append(time_series(lambda: ways[name](x, kernel, bias), repeats))
+        times[name].append(time_series(functools.partial(ways[name], x, kernel, bias), repeats))
     operations = 2 * rows * in_dim * out_dim
     return {
         **describe_jax(),

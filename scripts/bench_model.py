@@ -6,17 +6,18 @@
 One JSON line per case: device, versions, shapes, median and spread of the repeats, peak memory.
 Every case runs in a process of its own, so that its peak is its own. Parts:
 
-- `attention`: dense attention of one layer by cuDNN and by the project's own kernel, on random tokens.
+- `attention`: dense attention of one layer by cuDNN and by the project's own kernel, on random
+  tokens.
 - `aggregator`: encoder and trunk (48 blocks, of π³ 36).
 - `model`: the aggregator and all heads but that for tracks. Compiled in one process and timed in
   the next, because compiling tries out kernels in memory of its own.
-- `infer`: the model as `infer` runs it, from frames on the host to results there; maps of many frames leave
-  the device in pieces.
-- `first_call`: what a user waits for at the first call of the model, with a cold and a warm cache of
-  compiled programs.
-- `official`: the aggregator of the official package, where `vggt` can be imported, or the whole model
-  of the official π³, where `pi3` can: PyTorch, bfloat16 autocast, scaled_dot_product_attention as it
-  chooses.
+- `infer`: the model as `infer` runs it, from frames on the host to results there; maps of many
+  frames leave the device in pieces.
+- `first_call`: what a user waits for at the first call of the model, with a cold and a warm cache
+  of compiled programs.
+- `official`: the aggregator of the official package, where `vggt` can be imported, or the whole
+  model of the official π³, where `pi3` can: PyTorch, bfloat16 autocast,
+  scaled_dot_product_attention as it chooses.
 """
 
 import argparse
@@ -85,7 +86,9 @@ def main():
 
 def run_child(case: dict, env: dict) -> dict:
     command = [sys.executable, __file__, "--case", json.dumps(case)]
-    result = subprocess.run(command, env=os.environ | env, stdout=subprocess.PIPE, text=True)
+    result = subprocess.run(
+        command, env=os.environ | env, stdout=subprocess.PIPE, text=True, check=False
+    )
     if result.returncode:
         return {**case, "error": f"exit code {result.returncode}"}
     return json.loads(result.stdout.splitlines()[-1])
@@ -135,7 +138,7 @@ def whole(model, images, **options):
 
 
 def run_attention(part, frames, size, repeats):
-    """Milliseconds and TFLOP/s of one layer, over all frames and within frames, by implementation."""
+    """Milliseconds and TFLOP/s of one layer, over all and within frames, by implementation."""
     import jax
     import jax.numpy as jnp
 
@@ -159,14 +162,15 @@ def run_attention(part, frames, size, repeats):
             qkv = [jax.random.normal(key, shape, jnp.bfloat16) for key in keys]
             kv_lengths = None if shape[1] == length else jnp.full(scenes, length)
             attend = jax.jit(functools.partial(dense_attention, implementation=name))
-            ms = time_series(lambda: attend(*qkv, kv_lengths=kv_lengths), repeats)
+            call = functools.partial(attend, *qkv, kv_lengths=kv_lengths)
+            ms = time_series(call, repeats)
             rate = {"ms": round(ms, 4), "tflops": round(operations / ms / 1e9)}
             result[where].setdefault(name, []).append(rate)
     return result
 
 
 def time_series(call, repeats: int) -> float:
-    """Milliseconds of a call that may be too short to be timed alone: the median of several series."""
+    """Milliseconds of a call that may be too short to time alone: the median of several series."""
     import jax
 
     jax.block_until_ready(call())

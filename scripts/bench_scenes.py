@@ -2,14 +2,15 @@
 
     python scripts/bench_scenes.py --writers 1 2 4 --out docs/benchmarks/scenes_h100.jsonl
 
-The photographs are JPEG files with the spectrum of noise, drawn here; the model is VGGT-1B or π³ with random
-weights. One JSON line for each way to run the same scenes, all programs compiled before:
+The photographs are JPEG files with the spectrum of noise, drawn here; the model is VGGT-1B or π³
+with random weights. One JSON line for each way to run the same scenes, all programs compiled
+before:
 
 - `one_by_one`: `infer`, then writing, scene after scene.
 - `reconstruct_scenes` with each `--batch-size` and each number of `--writers`.
 
-`device_s` is what the programs of a batch size take by themselves, on frames that are on the device already;
-`busy` is its share of the time that it took from photographs to files.
+`device_s` is what the programs of a batch size take by themselves, on frames that are on the device
+already; `busy` is its share of the time that it took from photographs to files.
 """
 
 import argparse
@@ -42,8 +43,13 @@ def main():
     parser.add_argument("--model", choices=["vggt", "pi3"], default="vggt")
     parser.add_argument("--config", help="JSON configuration instead of the released one")
     parser.add_argument("--scenes", type=int, default=32, help="how many")
-    parser.add_argument("--frames", type=int, nargs="+", default=[12, 24],
-                        help="numbers of frames that the scenes take in turn, up to 32")  # fmt: skip
+    parser.add_argument(
+        "--frames",
+        type=int,
+        nargs="+",
+        default=[12, 24],
+        help="numbers of frames that the scenes take in turn, up to 32",
+    )
     parser.add_argument("--photograph", type=int, nargs=2, default=[1600, 1200],
                         metavar=("WIDTH", "HEIGHT"), help="of the files")  # fmt: skip
     parser.add_argument("--sparse-ratio", type=float, help="leave out this share of the blocks")

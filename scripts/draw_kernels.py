@@ -1,8 +1,8 @@
 """Draws the pictures of docs/kernels.md: `python scripts/draw_kernels.py`.
 
-`tiling.png` and `hopper.png` are schemes. `selection.png` shows a run: random tokens of places that are seen several
-times, selected on whatever device there is; the script fails if its own trace of the search ends with
-other blocks than `select_blocks` keeps.
+`tiling.png` and `hopper.png` are schemes. `selection.png` shows a run: random tokens of places that
+are seen several times, selected on whatever device there is; the script fails if its own trace of
+the search ends with other blocks than `select_blocks` keeps.
 """
 
 import pathlib
@@ -102,9 +102,8 @@ def draw_block_map(axes):
     for j in range(NUM_KEY_BLOCKS):
         axes.text(left + (j + 0.5) * size, top + 0.6, str(j), ha="center", fontsize=8)
     axes.text(left + NUM_KEY_BLOCKS * size / 2, top + 2.7, "key blocks of 64", ha="center")
-    axes.text(
-        left - 1.5, top - num_rows * size / 2, "tiles of 128 queries", rotation=90, ha="right", va="center"
-    )  # fmt: skip
+    y = top - num_rows * size / 2
+    axes.text(left - 1.5, y, "tiles of 128 queries", rotation=90, ha="right", va="center")
     right = left + NUM_KEY_BLOCKS * size
     axes.text(
         right + 2, y + size / 2, "one program: this tile, this head", va="center", weight="bold"
@@ -398,7 +397,7 @@ def draw_search(axes, bounds, steps):
     """Low and high close in on the level, a column for each step."""
     for i, (low, high) in enumerate(bounds):
         axes.add_patch(Rectangle((i + 0.56, low), 0.88, high - low, facecolor=PALE))
-    for i, (level, fits, count, mass) in enumerate(steps):
+    for i, (level, fits, _, _) in enumerate(steps):
         face = KEPT if fits else "white"
         axes.plot(
             i + 1, level, "o", ms=6, color=face, markeredgecolor=KEPT, clip_on=False, zorder=3
@@ -410,8 +409,16 @@ def draw_search(axes, bounds, steps):
     axes.set_xlim(0.4, len(steps) + 1.6)
     axes.set_title("4  Bisection: what may stand between low and high", weight="bold")
     for line, text in enumerate(("step", "blocks", "share, %")):
-        axes.annotate(text, (0, 0), (-8, -5 - 12.9 * line), xycoords="axes fraction",
-                      textcoords="offset points", ha="right", va="top", color="#555555")  # fmt: skip
+        axes.annotate(
+            text,
+            (0, 0),
+            (-8, -5 - 12.9 * line),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            color="#555555",
+        )
     axes.plot([], [], "o", ms=6, color=KEPT, label="fits: share at most 90 %, high moves down")
     axes.plot(
         [], [], "o", ms=6, color="white", markeredgecolor=KEPT, label="too much: low moves up"

@@ -1,4 +1,4 @@
-"""Renders the sample scene that ships with the package: of the test split, so of no family that was trained on.
+"""Renders the sample scene of the package: of the test split, so of no family trained on.
 
     python scripts/draw_sample.py --out vggt_jax/samples/cellar --family cellar --seed 3
 
@@ -12,11 +12,11 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-from PIL import Image  # noqa: E402
+import jax
+import numpy as np
+from PIL import Image
 
-from vggt_jax.synthetic import render_scenes  # noqa: E402
+from vggt_jax.synthetic import render_scenes
 
 
 def main():

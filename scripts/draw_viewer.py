@@ -1,8 +1,8 @@
 """Draws a picture of the viewer: `python scripts/draw_viewer.py RESULTS PICTURE.png`.
 
 RESULTS is a folder that `vggt-jax infer` wrote. Needs viser, selenium, chromium and chromedriver; a
-browser without a GPU draws it too, slowly. The picture of the README shows frames with measured depth and
-cameras in place of predictions.
+browser without a GPU draws it too, slowly. The picture of the README shows frames with measured
+depth and cameras in place of predictions.
 """
 
 import argparse

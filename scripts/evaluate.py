@@ -3,7 +3,8 @@
     python scripts/evaluate.py --split test --num-scenes 256
     python scripts/evaluate.py --model MODEL --size 84 112 --frames 24 --num-scenes 16
 
-Prints the mean of every metric over the scenes with its standard error; docs/evaluation.md defines them.
+Prints the mean of every metric over the scenes with its standard error; docs/evaluation.md defines
+them.
 """
 
 import argparse
@@ -12,13 +13,13 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-from evaluation_scenes import truth_of  # noqa: E402
+import jax
+import numpy as np
+from evaluation_scenes import truth_of
 
-import vggt_jax  # noqa: E402
-from vggt_jax.evaluation import scene_metrics  # noqa: E402
-from vggt_jax.synthetic import render_scenes  # noqa: E402
+import vggt_jax
+from vggt_jax.evaluation import scene_metrics
+from vggt_jax.synthetic import render_scenes
 
 
 def main():
@@ -28,7 +29,9 @@ def main():
     parser.add_argument("--model", help="as load_model takes it; the small model without it")
     parser.add_argument("--split", default="test", choices=["train", "validation", "test"])
     parser.add_argument("--num-scenes", type=int, default=256)
-    parser.add_argument("--batch-size", type=int, default=16, help="scenes at a time, which decides what is drawn")  # fmt: skip
+    parser.add_argument(
+        "--batch-size", type=int, default=16, help="scenes at a time, which decides what is drawn"
+    )
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--size", type=int, nargs=2, default=[112, 112], help="height width")
     parser.add_argument("--seed", type=int, default=10_000, help="of the first batch")

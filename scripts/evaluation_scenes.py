@@ -1,4 +1,4 @@
-"""Scenes with truth for evaluation: of the synthetic world, or from a folder. Imported by scripts."""
+"""Scenes with truth for evaluation: synthetic, or from a folder. Imported by scripts."""
 
 import dataclasses
 import functools
@@ -22,18 +22,18 @@ a folder of scenes, each of them
 
     NAME/images/0001.jpg ...   frames in the order of their names
     NAME/cameras.json          {"frames": [{"name": "0001.jpg", "camera_from_world": 3x4,
-                               "intrinsics_original": 3x3}, ...]}: the true cameras, in the format that
-                               `vggt-jax infer` writes (OpenCV axes; the centre of pixel i at i + 0.5);
-                               fields beyond these do not matter
-    NAME/depth/0001.npy        float [height width] in the pixels of its image, along the viewing axis,
-                               in the unit of the cameras; 0 or NaN where unknown. Without the folder
-                               depth and points are not judged.
+                               "intrinsics_original": 3x3}, ...]}: the true cameras, in the format
+                               that `vggt-jax infer` writes (OpenCV axes; the centre of pixel i at
+                               i + 0.5); fields beyond these do not matter
+    NAME/depth/0001.npy        float [height width] in the pixels of its image, along the viewing
+                               axis, in the unit of the cameras; 0 or NaN where unknown. Without the
+                               folder depth and points are not judged.
 """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Scenes of one size: images [b s height width 3], and their truth with the same leading axes."""
+    """Scenes of one size: images [b s height width 3], and their truth with the same first axes."""
 
     names: tuple[str, ...]
     images: Array
@@ -123,7 +123,9 @@ def read_scene(
     paths = find_images(folder / "images")
     if num_frames is not None:
         if len(paths) < num_frames:
-            raise InputError(f"{folder}: has {len(paths)} images, fewer than the {num_frames} asked for")  # fmt: skip
+            raise InputError(
+                f"{folder}: has {len(paths)} images, fewer than the {num_frames} asked for"
+            )
         paths = [paths[i] for i in np.linspace(0, len(paths) - 1, num_frames).round().astype(int)]
     frames = read_frames(paths, model=model, size=image_side)
     cameras = _read_cameras(folder / "cameras.json")
@@ -165,9 +167,15 @@ def _read_cameras(path: pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarray]
             for frame in frames
         }
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{path}: no cameras can be read ({error!r}); expected {FOLDER_LAYOUT}") from error  # fmt: skip
+        raise InputError(
+            f"{path}: no cameras can be read ({error!r}); expected {FOLDER_LAYOUT}"
+        ) from error
     for name, (pose, matrix) in cameras.items():
-        if pose.shape != (3, 4) or matrix.shape != (3, 3) or not np.isfinite([*pose.flat, *matrix.flat]).all():  # fmt: skip
+        if (
+            pose.shape != (3, 4)
+            or matrix.shape != (3, 3)
+            or not np.isfinite([*pose.flat, *matrix.flat]).all()
+        ):
             raise InputError(
                 f"{path}: the camera of {name} must be a 3x4 and a 3x3 matrix of numbers"
             )
@@ -175,7 +183,7 @@ def _read_cameras(path: pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarray]
 
 
 def _read_depth(folder: pathlib.Path, image: pathlib.Path, transform) -> tuple:
-    """Depth and its mask in the pixels of a frame: of the nearest pixel, never between two surfaces."""
+    """Depth and its mask in the pixels of a frame: of the nearest pixel, not interpolated."""
     height, width = transform.model_size
     nothing = np.zeros((height, width), np.float32), np.zeros((height, width), bool)
     if not folder.is_dir():

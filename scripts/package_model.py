@@ -2,8 +2,8 @@
 
     python scripts/package_model.py runs/small/model.safetensors --image-size 112
 
-Sets the size that photographs are resized to, resamples the position table to it (exactly what the encoder
-does at that size), and writes kernels in bfloat16.
+Sets the size that photographs are resized to, resamples the position table to it (exactly what the
+encoder does at that size), and writes kernels in bfloat16.
 """
 
 import argparse
@@ -13,13 +13,13 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-import jax.numpy as jnp  # noqa: E402
+import jax.numpy as jnp
 
-import vggt_jax  # noqa: E402
-from vggt_jax.layers.vit import resize_position_table  # noqa: E402
-from vggt_jax.loading import abstract_model, named_parameters  # noqa: E402
-from vggt_jax.training.loop import export_model  # noqa: E402
-from vggt_jax.weights import small_model_path  # noqa: E402
+import vggt_jax
+from vggt_jax.layers.vit import resize_position_table
+from vggt_jax.loading import abstract_model, named_parameters
+from vggt_jax.training.loop import export_model
+from vggt_jax.weights import small_model_path
 
 
 def main():
@@ -27,8 +27,18 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", help="checkpoint of training")
-    parser.add_argument("--image-size", type=int, required=True, help="side of the pictures that it was trained with, in pixels")  # fmt: skip
-    parser.add_argument("--out", type=pathlib.Path, default=small_model_path(), help="by default its place in the package")  # fmt: skip
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        required=True,
+        help="side of the pictures that it was trained with, in pixels",
+    )
+    parser.add_argument(
+        "--out",
+        type=pathlib.Path,
+        default=small_model_path(),
+        help="by default its place in the package",
+    )
     args = parser.parse_args()
     model = vggt_jax.load_model(args.model)
     config = dataclasses.replace(model.config, img_size=args.image_size)

@@ -10,12 +10,19 @@ import pathlib
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("runs", type=pathlib.Path, nargs="+", metavar="RUN", help="folder that scripts/train.py wrote; several that went on from one another")  # fmt: skip
+    parser.add_argument(
+        "runs",
+        type=pathlib.Path,
+        nargs="+",
+        metavar="RUN",
+        help="folder that scripts/train.py wrote; several that went on from one another",
+    )
     parser.add_argument("--out", type=pathlib.Path, help="by default training.png in the last RUN")
     args = parser.parse_args()
     lines, steps = {}, 0
     for run in args.runs:
-        # What a killed run wrote after its last checkpoint was written again: the later line counts.
+        # What a killed run wrote after its last checkpoint was written again: the later line
+        # counts.
         first = steps
         for text in (run / "train.jsonl").read_text(encoding="utf-8").splitlines():
             line = json.loads(text)
@@ -28,7 +35,7 @@ def main():
 
 
 def draw(lines: list[dict], path: pathlib.Path) -> None:
-    """Writes a picture with a panel each for losses, validation, learning rate and norm, speed, as logged."""
+    """Writes a picture with panels for losses, validation, learning rate and norm, and speed."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -25,8 +25,8 @@ def released_config(model: str) -> vggt_jax.VGGTConfig | vggt_jax.Pi3Config:
 def random_model(
     config: vggt_jax.VGGTConfig | vggt_jax.Pi3Config, *, seed: int = 0
 ) -> vggt_jax.VGGT | vggt_jax.Pi3:
-    """Like `VGGT(config, rngs=...)` or `Pi3(config, rngs=...)`, without the minute of compilation that so
-    many generators take."""
+    """Like `VGGT(config, rngs=...)` or `Pi3(config, rngs=...)`, without the minute of compilation
+    that so many generators take."""
     noise = 0.02 * jax.random.normal(jax.random.key(seed), (_NOISE,))
 
     colors = {"image_mean": IMAGE_MEAN, "image_std": IMAGE_STD}

@@ -83,8 +83,10 @@ def attention_table(lines: list[dict]) -> str:
         rows.setdefault((geometry(line), whole_tokens(line), line["name"]), []).append(line)
     geometries = list(dict.fromkeys(key[0] for key in rows))
     text = [
-        "TFLOP/s over the arithmetic needed, milliseconds in brackets, by share of kept blocks. "
-        f"{'; '.join(geometries)}.\n",
+        (
+            "TFLOP/s over the arithmetic needed, milliseconds in brackets, by share of kept "
+            f"blocks. {'; '.join(geometries)}.\n"
+        ),
         "| | tokens | " + " | ".join(columns) + " | relative error |",
         "|---|---|" + "---|" * (len(columns) + 1),
     ]

@@ -3,11 +3,12 @@
     python scripts/sparsity_accuracy.py --model MODEL --out docs/sparsity_accuracy
     python scripts/sparsity_accuracy.py --model facebook/VGGT-1B --scenes FOLDER --frames 48 --out X
 
-Every setting sees the same scenes: dense attention; at each share of dropped blocks the rules "avg" and
-"max" (how blocks are pooled), "hilbert" (avg, with patches along a Hilbert curve), "cdf" (as many blocks
-as have a share of the probability; the threshold is fitted, so that about the same share is dropped), and
-"random", the floor: as many blocks as "avg" keeps, drawn by lot, once for each of --random-seeds. Blocks are
-dropped among the patches; special tokens always see and are seen by everything.
+Every setting sees the same scenes: dense attention; at each share of dropped blocks the rules "avg"
+and "max" (how blocks are pooled), "hilbert" (avg, with patches along a Hilbert curve), "cdf" (as
+many blocks as have a share of the probability; the threshold is fitted, so that about the same
+share is dropped), and "random", the floor: as many blocks as "avg" keeps, drawn by lot, once for
+each of --random-seeds. Blocks are dropped among the patches; special tokens always see and are seen
+by everything.
 
 Scenes are those of the synthetic world (--split, --num-scenes, --seed) or, with --scenes, of
 
@@ -22,6 +23,7 @@ import dataclasses
 import functools
 import json
 import math
+import operator
 import pathlib
 import sys
 import time
@@ -57,7 +59,11 @@ class Setting:
 
     @property
     def label(self) -> str:
-        parts = [self.rule] if self.rule in ("dense", "everything") else [self.rule, f"{self.dropped:.0%}"]  # fmt: skip
+        parts = (
+            [self.rule]
+            if self.rule in ("dense", "everything")
+            else [self.rule, f"{self.dropped:.0%}"]
+        )
         return " ".join(parts + ([f"seed {self.seed}"] if self.seed is not None else []))
 
 
@@ -69,22 +75,43 @@ def main():
     parser.add_argument(
         "--model", help="checkpoint or hub name, as load_model takes it; the small model without it"
     )
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs/sparsity_accuracy"), help="where to write, without extension")  # fmt: skip
-    parser.add_argument("--scenes", type=pathlib.Path, help="folder of scenes instead of the synthetic world")  # fmt: skip
+    parser.add_argument(
+        "--out",
+        type=pathlib.Path,
+        default=pathlib.Path("docs/sparsity_accuracy"),
+        help="where to write, without extension",
+    )
+    parser.add_argument(
+        "--scenes", type=pathlib.Path, help="folder of scenes instead of the synthetic world"
+    )
     parser.add_argument("--num-scenes", type=int, default=32, help="synthetic scenes")
     parser.add_argument("--split", default="test", choices=["train", "validation", "test"])
     parser.add_argument("--seed", type=int, default=0, help="of the synthetic scenes")
     parser.add_argument(
         "--frames",
         type=int,
-        help=f"frames of every scene; by default {_FRAMES}, or of synthetic scenes so many more that they have {_ENOUGH_TOKENS:,} tokens",
+        help=f"frames of every scene; by default {_FRAMES}, or of synthetic scenes so many more "
+        f"that they have {_ENOUGH_TOKENS:,} tokens",
     )
-    parser.add_argument("--size", type=int, nargs="+", help="synthetic: height width; a folder: the side to resize to. By default the model's own")  # fmt: skip
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs="+",
+        help="synthetic: height width; a folder: the side to resize to. By default the model's own",
+    )
     parser.add_argument("--batch-size", type=int, default=8, help="scenes at a time")
-    parser.add_argument("--dropped", type=float, nargs="+", default=[0.25, 0.5, 0.75, 0.9], help="shares of the blocks")  # fmt: skip
+    parser.add_argument(
+        "--dropped",
+        type=float,
+        nargs="+",
+        default=[0.25, 0.5, 0.75, 0.9],
+        help="shares of the blocks",
+    )
     parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES))
     parser.add_argument("--random-seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--layers", type=int, nargs="+", help="sparse layers of the trunk; all without it")  # fmt: skip
+    parser.add_argument(
+        "--layers", type=int, nargs="+", help="sparse layers of the trunk; all without it"
+    )
     parser.add_argument("--block-q", type=int, default=128)
     parser.add_argument("--block-k", type=int, default=64)
     parser.add_argument("--compute-dtype", choices=["float32", "bfloat16"])
@@ -100,7 +127,7 @@ def main():
 
 
 def run(args):
-    """Measures everything. OUT.jsonl is written after every batch, so that a run cut short keeps the others."""
+    """Measures everything. OUT.jsonl is written after every batch, for runs that are cut short."""
     start = time.perf_counter()
     model = vggt_jax.load_model(args.model)
     results, names = {}, []
@@ -111,15 +138,18 @@ def run(args):
         # A last batch that lacks scenes repeats one: another size would compile everything anew.
         size = sizes.setdefault(batch.images.shape[1:], number_of_scenes)
         repeat = np.minimum(np.arange(max(size, number_of_scenes)), number_of_scenes - 1)
-        images, truth = jax.tree.map(lambda x: x[repeat], (batch.images, batch.truth))
+        images, truth = jax.tree.map(operator.itemgetter(repeat), (batch.images, batch.truth))
         if settings is None:
             settings = settings_of(args, model, images)
         tokens = encode(model, images, compute_dtype=args.compute_dtype)
-        progress = tqdm.tqdm(settings, desc=f"scenes {len(names) - number_of_scenes + 1} to {len(names)}")  # fmt: skip
+        progress = tqdm.tqdm(
+            settings, desc=f"scenes {len(names) - number_of_scenes + 1} to {len(names)}"
+        )
         for setting in progress:
             progress.set_postfix_str(setting.label)
             found = evaluate(args, model, images, tokens, truth, setting.attention)
-            found = jax.tree.map(lambda x: x[:number_of_scenes], jax.device_get(found))
+            own = operator.itemgetter(slice(number_of_scenes))
+            found = jax.tree.map(own, jax.device_get(found))
             results.setdefault(setting, []).append(found)
         about = describe_run(args, model, images, len(names), time.perf_counter() - start)
         dense = results[settings[0]]
@@ -274,7 +304,9 @@ def compare(model, images, trunk, truth, *, compute_dtype, max_points):
     recon = vggt_jax.Reconstruction(images=images, pixel_centre=model.pixel_centre, **fields)
     points = None
     if model.point_sources:
-        points = recon.points_from_depth() if model.point_sources[0] == "depth" else recon.world_points  # fmt: skip
+        points = (
+            recon.points_from_depth() if model.point_sources[0] == "depth" else recon.world_points
+        )
     predictions = recon.camera_from_world, recon.depth, points
     # One scene after the other: distances between points need the memory.
     return jax.lax.map(
@@ -295,8 +327,8 @@ def evaluate(args, model, images, tokens, truth, attention) -> dict:
 
 
 def summarise(setting: Setting, batches: list[dict], dense: list[dict]) -> dict:
-    """A line of the results: means over scenes, what they gain on dense attention in the same scenes, the
-    standard errors of both, means by layer."""
+    """A line of the results: means over scenes, what they gain on dense attention in the same
+    scenes, the standard errors of both, means by layer."""
     line = {"rule": setting.rule, "dropped": setting.dropped}
     for name in ("seed", "threshold"):
         if (value := getattr(setting, name)) is not None:
@@ -353,7 +385,9 @@ def report(out: pathlib.Path):
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         about, lines = lines[0]["run"], lines[1:]
     except (OSError, ValueError, LookupError) as error:
-        raise vggt_jax.InputError(f"{path}: holds no results ({error}); run without --report-only") from error  # fmt: skip
+        raise vggt_jax.InputError(
+            f"{path}: holds no results ({error}); run without --report-only"
+        ) from error
     text = tables(about, lines)
     out.with_suffix(".md").write_text(text)
     print(text)
@@ -363,33 +397,46 @@ def report(out: pathlib.Path):
 
 def tables(about: dict, lines: list[dict]) -> str:
     height, width = about["size"]
-    columns = {name: title for name, title in COLUMNS.items() if lines[0]["metrics"].get(name) is not None}  # fmt: skip
+    columns = {
+        name: title for name, title in COLUMNS.items() if lines[0]["metrics"].get(name) is not None
+    }
     text = [
-        f"{about['model']}: {about['num_scenes']} scenes ({about['scenes']}) of {about['frames']} "
-        f"frames of {width}x{height}, {about['tokens']} tokens; blocks of {about['block_q']} queries "
-        f"and {about['block_k']} keys; {about['device']}, JAX {about['jax']}.",
+        (
+            f"{about['model']}: {about['num_scenes']} scenes ({about['scenes']}) of "
+            f"{about['frames']} frames of {width}x{height}, {about['tokens']} tokens; blocks of "
+            f"{about['block_q']} queries and {about['block_k']} keys; {about['device']}, "
+            f"JAX {about['jax']}."
+        ),
         "",
         "| rule | asked to drop | density | covered | saved | entropy | AUC@30 - dense | "
         + " | ".join(columns.values())
-        + " |",  # fmt: skip
+        + " |",
         "|" + "---|" * (7 + len(columns)),
     ]
     for line in lines:
-        share = lambda name: cell(line.get(name), ".3f")
         rule = line["rule"]
         if "seed" in line:
             rule += f" ({line['seed']})"
         if "threshold" in line:
             rule += f" ({line['threshold']:g})"
         cells = [rule, "" if rule in ("dense", "everything") else f"{line['dropped']:.0%}"]
-        cells += [share("density"), share("covered"), share("saved"), share("entropy")]
+        shares = ("density", "covered", "saved", "entropy")
+        cells += [cell(line.get(name), ".3f") for name in shares]
         cells.append(difference(line, "auc_30"))
-        cells += [cell(line["metrics"].get(name), ".2f" if name == "rpe_rotation" else ".3f") for name in columns]  # fmt: skip
+        cells += [
+            cell(line["metrics"].get(name), ".2f" if name == "rpe_rotation" else ".3f")
+            for name in columns
+        ]
         text.append("| " + " | ".join(cells) + " |")
     by_layer = [line for line in first_seeds(lines) if "entropy_by_layer" in line]
     for name, title in (("entropy", "Entropy"), ("covered", "Covered"), ("density", "Density")):
         depth = len(by_layer[0][f"{name}_by_layer"])
-        text += ["", f"{title} by layer:", "", "| rule | asked to drop | " + " | ".join(map(str, range(depth))) + " |"]  # fmt: skip
+        text += [
+            "",
+            f"{title} by layer:",
+            "",
+            "| rule | asked to drop | " + " | ".join(map(str, range(depth))) + " |",
+        ]
         text.append("|" + "---|" * (2 + depth))
         for line in by_layer:
             cells = [line["rule"], f"{line['dropped']:.0%}"]
@@ -419,7 +466,7 @@ def cell(value: float | None, digits: str) -> str:
 
 
 def curve(lines: list[dict], rule: str, value) -> tuple[list, list, list]:
-    """Density and mean, lowest and highest value over the seeds of a rule, dense attention first."""
+    """Density and mean, lowest and highest value over the seeds of a rule, dense first."""
     points = {0.0: [(1.0, value(lines[0]))]}
     for line in lines:
         if line["rule"] == rule and value(line) is not None:
@@ -439,13 +486,26 @@ def plot(about: dict, lines: list[dict], path: pathlib.Path):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    panels = {"auc_30": "AUC@30", "auc_5": "AUC@5", "abs_rel": "AbsRel of depth", "chamfer": "chamfer"}  # fmt: skip
-    panels = {name: title for name, title in panels.items() if lines[0]["metrics"].get(name) is not None}  # fmt: skip
-    figure, axes = plt.subplots(1, len(panels) + 1, figsize=(3.2 * (len(panels) + 1), 3.3), layout="constrained", squeeze=False)  # fmt: skip
+    panels = {
+        "auc_30": "AUC@30",
+        "auc_5": "AUC@5",
+        "abs_rel": "AbsRel of depth",
+        "chamfer": "chamfer",
+    }
+    panels = {
+        name: title for name, title in panels.items() if lines[0]["metrics"].get(name) is not None
+    }
+    figure, axes = plt.subplots(
+        1,
+        len(panels) + 1,
+        figsize=(3.2 * (len(panels) + 1), 3.3),
+        layout="constrained",
+        squeeze=False,
+    )
     rules = [rule for rule in COLOURS if any(line["rule"] == rule for line in lines)]
     for axis, (name, title) in zip(axes[0], panels.items(), strict=False):
         for rule in rules:
-            density, mean, ends = curve(lines, rule, lambda line: line["metrics"][name])
+            density, mean, ends = curve(lines, rule, lambda line, name=name: line["metrics"][name])
             axis.plot(density, mean, "o-", ms=3.5, color=COLOURS[rule], label=rule)
             low, high = zip(*ends, strict=True)
             axis.fill_between(density, low, high, color=COLOURS[rule], alpha=0.2, lw=0)
@@ -461,7 +521,11 @@ def plot(about: dict, lines: list[dict], path: pathlib.Path):
         axis.invert_xaxis()
         axis.grid(alpha=0.3)
     axes[0, 0].legend(frameon=False)
-    figure.suptitle(f"{about['num_scenes']} scenes of {about['frames']} frames, {about['tokens']} tokens (dotted: dense)", fontsize=10)  # fmt: skip
+    figure.suptitle(
+        f"{about['num_scenes']} scenes of {about['frames']} frames, {about['tokens']} tokens "
+        "(dotted: dense)",
+        fontsize=10,
+    )
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
@@ -476,7 +540,11 @@ def plot_layers(lines: list[dict], path: pathlib.Path):
     shares = [line["dropped"] for line in lines if line["rule"] in COLOURS]
     chosen = min(shares, key=lambda share: abs(share - 0.75))
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
-    titles = ("entropy, share of the highest", f"covered, {chosen:.0%} dropped", f"density, {chosen:.0%} dropped")  # fmt: skip
+    titles = (
+        "entropy, share of the highest",
+        f"covered, {chosen:.0%} dropped",
+        f"density, {chosen:.0%} dropped",
+    )
     for axis, name, title in zip(axes, ("entropy", "covered", "density"), titles, strict=True):
         for line in first_seeds(lines):
             rule = line["rule"]

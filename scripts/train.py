@@ -14,9 +14,9 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from vggt_jax.checkpoints.errors import CheckpointError  # noqa: E402
-from vggt_jax.errors import InputError  # noqa: E402
-from vggt_jax.training import TrainSettings, train  # noqa: E402
+from vggt_jax.checkpoints.errors import CheckpointError
+from vggt_jax.errors import InputError
+from vggt_jax.training import TrainSettings, train
 
 
 def main():

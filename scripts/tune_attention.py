@@ -149,9 +149,15 @@ def tune(args, dtype: str, head_dim: int) -> list[dict]:
 
     def attend_with(config):
         return lambda q, k, v, block_map, kv_lengths: block_sparse_attention(
-            q, k, v, block_map, kv_lengths=kv_lengths, implementation=args.implementation, config=config,
+            q,
+            k,
+            v,
+            block_map,
+            kv_lengths=kv_lengths,
+            implementation=args.implementation,
+            config=config,
             interpret=args.interpret,
-        )  # fmt: skip
+        )
 
     configs = plausible_configs(args.implementation, q.dtype.itemsize, head_dim, args.block_q)
     if not configs:

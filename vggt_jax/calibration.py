@@ -1,4 +1,4 @@
-"""What is known of a scene put into its reconstruction: intrinsics, and a length that gives the scale.
+"""What is known of a scene put into its reconstruction: intrinsics, and a length for the scale.
 
 Pure functions of a scene in NumPy arrays without scene axis, as `infer` returns it.
 """
@@ -26,17 +26,17 @@ Pixel = tuple[int | str, float, float]
 def with_intrinsics(recon: Reconstruction, intrinsics: ArrayLike) -> Reconstruction:
     """Puts known intrinsics in place of the predicted ones.
 
-    `points_from_depth` then takes its rays through the centres of pixels, where known intrinsics put
-    them (`pixel_centre` 0.5). Depth, poses and `world_points` stay as they were predicted.
+    `points_from_depth` then takes its rays through the centres of pixels, where known intrinsics
+    put them (`pixel_centre` 0.5). Depth, poses and `world_points` stay as they were predicted.
 
     Args:
         recon: a scene with transforms to its photographs.
-        intrinsics: [3 3] for all photographs or [s 3 3], in the pixels of the photographs after EXIF
-            rotation, in continuous coordinates (the image spans [0, width], as in COLMAP).
+        intrinsics: [3 3] for all photographs or [s 3 3], in the pixels of the photographs after
+            EXIF rotation, in continuous coordinates (the image spans [0, width], as in COLMAP).
 
     Raises:
-        InputError: another shape, or no intrinsics: focal lengths that are not positive, values that
-            are not finite, or a last row other than (0, 0, 1).
+        InputError: another shape, or no intrinsics: focal lengths that are not positive, values
+            that are not finite, or a last row other than (0, 0, 1).
     """
     known = checked_intrinsics(intrinsics, len(recon.images))
     if recon.transforms:
@@ -81,8 +81,8 @@ def read_intrinsics(path: str | os.PathLike, names: Sequence[str]) -> Float64[np
         names: of the frames, as `load_images` gives them.
 
     Raises:
-        InputError: the file cannot be read, is of another form, lacks a frame, or has values for it that
-            are no intrinsics, such as null.
+        InputError: the file cannot be read, is of another form, lacks a frame, or has values for it
+            that are no intrinsics, such as null.
     """
     by_name = intrinsics_by_name(path)
     if missing := [name for name in names if name not in by_name]:
@@ -98,16 +98,17 @@ def read_intrinsics(path: str | os.PathLike, names: Sequence[str]) -> Float64[np
 
 
 def intrinsics_by_name(path: str | os.PathLike) -> dict[str, Float64[np.ndarray, "3 3"]]:
-    """The intrinsics of all photographs in a file like `cameras.json`, as `with_intrinsics` takes them.
+    """Intrinsics of all photographs in a file like `cameras.json`, as `with_intrinsics` takes them.
 
-    `pixel_centre` says where the rays of the file's cameras meet pixels: 0.5, as in any calibration,
-    where it is missing. Intrinsics of another (VGGT's 0) name a principal point that is off by the
-    difference in pixels of the model's frame, which is put right here: the rays stay as they were.
+    `pixel_centre` says where the rays of the file's cameras meet pixels: 0.5, as in any
+    calibration, where it is missing. Intrinsics of another (VGGT's 0) name a principal point that
+    is off by the difference in pixels of the model's frame, which is put right here: the rays stay
+    as they were.
 
     Args:
-        path: JSON with a list `frames`, each with its `name` and `intrinsics_original`, 3x3, and for a
-            `pixel_centre` other than 0.5 with the `scale` of its `model_from_original`. Other fields are
-            left aside.
+        path: JSON with a list `frames`, each with its `name` and `intrinsics_original`, 3x3, and
+            for a `pixel_centre` other than 0.5 with the `scale` of its `model_from_original`. Other
+            fields are left aside.
 
     Raises:
         InputError: the file cannot be read or is of another form.
@@ -127,8 +128,8 @@ def intrinsics_by_name(path: str | os.PathLike) -> dict[str, Float64[np.ndarray,
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path}: must be JSON like cameras.json: a list `frames`, each with `name` and "
-            "`intrinsics_original`, a 3x3 matrix of numbers, and with `model_from_original` where the "
-            "file has a `pixel_centre`"
+            "`intrinsics_original`, a 3x3 matrix of numbers, and with `model_from_original` where "
+            "the file has a `pixel_centre`"
         ) from error
     return by_name
 
@@ -137,14 +138,15 @@ def scaled(recon: Reconstruction, factor: float) -> Reconstruction:
     """The scene in other units: depth, positions of cameras and points times a factor.
 
     Raises:
-        InputError: the factor is not positive and finite, or takes lengths out of the range of float32.
+        InputError: the factor is not positive and finite, or takes lengths out of the range of
+            float32.
     """
     if not 0 < factor < math.inf:
         raise InputError(f"{factor=} must be positive and finite")
     limits = np.finfo(np.float32)
     outside = InputError(
-        f"{factor=} takes lengths out of the range of float32, {limits.tiny:.0e} to {limits.max:.0e}; "
-        "choose another unit"
+        f"{factor=} takes lengths out of the range of float32, {limits.tiny:.0e} to "
+        f"{limits.max:.0e}; choose another unit"
     )
     if not float(limits.tiny) <= float(factor) <= float(limits.max):
         raise outside
@@ -183,12 +185,13 @@ def scale_to_distance(
         recon: a scene with cameras; for `pixels` also with depth or world points.
         distance: between the two, positive.
         cameras: two frames, by index or name.
-        pixels: two points `(frame, x, y)`, in the pixels of the photographs; each is what the nearest
-            pixel of the frame shows (`points_from_depth` where there is depth).
+        pixels: two points `(frame, x, y)`, in the pixels of the photographs; each is what the
+            nearest pixel of the frame shows (`points_from_depth` where there is depth).
 
     Raises:
-        InputError: not one of cameras and pixels is given, the model predicts nothing to measure between
-            them, a frame or pixel does not exist or has no point, or the two are at the same place.
+        InputError: not one of cameras and pixels is given, the model predicts nothing to measure
+            between them, a frame or pixel does not exist or has no point, or the two are at the
+            same place.
     """
     if (cameras is None) == (pixels is None):
         raise InputError("give either cameras or pixels whose distance is known")

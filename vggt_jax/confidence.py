@@ -1,7 +1,7 @@
-"""Which points of a scene are good enough: one rule of confidence for files, pictures and the viewer.
+"""Which points of a scene are good enough: one rule for files, pictures and the viewer.
 
-Two thresholds, which may be combined: an absolute one, and the share of the rest that is left out, the least
-confident. `docs/conventions.md` has the rule for users.
+Two thresholds, which may be combined: an absolute one, and the share of the rest that is left out,
+the least confident. `docs/conventions.md` has the rule for users.
 """
 
 from typing import Literal
@@ -14,8 +14,9 @@ from vggt_jax.outputs import Reconstruction
 from vggt_jax.preprocess import Frames
 
 PointSource = Literal["depth", "head"]
-# Which points make a cloud: the most confident three quarters (official file: vggt/demo_viser.py), or,
-# where confidence is a probability, all above this and not at an edge (official file: pi3/example.py).
+# Which points make a cloud: the most confident three quarters (official file: vggt/demo_viser.py),
+# or, where confidence is a probability, all above this and not at an edge (official file:
+# pi3/example.py).
 DEFAULT_PERCENTILE = 25.0
 SMALLEST_PROBABILITY = 0.1
 
@@ -30,8 +31,8 @@ def confidence_limits(
 
     Args:
         confidence_kind: `Reconstruction.confidence_kind`.
-        confidence_percentile: in [0, 100], of the points that pass everything else. None is 25 for VGGT,
-            unless `min_confidence` is given, and 0 for π³.
+        confidence_percentile: in [0, 100], of the points that pass everything else. None is 25 for
+            VGGT, unless `min_confidence` is given, and 0 for π³.
         min_confidence: what a confidence must exceed. None is 0.1 for π³, whose confidences are
             probabilities, and 0 for VGGT, whose confidences are above 1 and have no scale.
 
@@ -63,8 +64,8 @@ def usable_pixels(
 ) -> Bool[np.ndarray, "s height width"]:
     """Which pixels may give points: all of the rule but the percentile, which is taken over these.
 
-    Left out are padding, masked pixels, confidences that are not finite or not above `min_confidence`, and
-    edges; and where points come from depth, depths that are not positive.
+    Left out are padding, masked pixels, confidences that are not finite or not above
+    `min_confidence`, and edges; and where points come from depth, depths that are not positive.
 
     Args:
         recon: one scene, without scene axis.
@@ -97,7 +98,7 @@ def percentile_thresholds(
 
 
 def allowed_pixels(recon: Reconstruction) -> Bool[np.ndarray, "s height width"]:
-    """False on padding and where a mask says so; where nobody resized or masked, there is neither."""
+    """False on padding and where a mask says so; without resizing and masks there is neither."""
     images = np.asarray(recon.images)
     if recon.transforms:
         frames = Frames(images=images, names=recon.names, transforms=recon.transforms)

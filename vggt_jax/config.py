@@ -90,8 +90,8 @@ class VGGTConfig(_Fields, rules=vggt_config):
     enable_point: bool = True
     enable_track: bool = True
     pixel_centre: float = 0.0
-    """Where the centre of the first pixel lies in the coordinates that the model's principal point is
-    given in: 0 for the official models, 0.5 for those trained here; see docs/conventions.md."""
+    """Where the centre of the first pixel lies in the coordinates that the model's principal point
+    is given in: 0 for the official models, 0.5 for those trained here; see docs/conventions.md."""
 
     @classmethod
     def vggt_1b(cls) -> Self:

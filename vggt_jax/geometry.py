@@ -258,9 +258,9 @@ def intrinsics_from_point_maps(points: Float[Array, "*batch h w 3"]) -> Float[Ar
       points: [... h w 3] in camera coordinates; only their directions count.
 
     Returns:
-      [... 3 3] in pixels, with the principal point at (width / 2, height / 2). The focal lengths are
-      those of `recover_intrinsic_from_rays_d` with its principal point forced to the centre, as the
-      official π³ calls it (`utils/geometry.py`, `example_mm.py`). That function counts from the
+      [... 3 3] in pixels, with the principal point at (width / 2, height / 2). The focal lengths
+      are those of `recover_intrinsic_from_rays_d` with its principal point forced to the centre, as
+      the official π³ calls it (`utils/geometry.py`, `example_mm.py`). That function counts from the
       centre of the first pixel, where the same principal point is half a pixel less.
     """
     height, width = points.shape[-3:-1]

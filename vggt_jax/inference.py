@@ -44,10 +44,10 @@ def reconstruct(
         model: as `load_model` returns it.
         images: frames of one scene, or of several of the same size with a leading scene axis; RGB,
             float in [0, 1] or uint8, sides multiples of the patch size.
-        query_points: pixels `(x, y)` of the first frame to follow through all frames, by a model with a
-            track head.
-        attention, num_frames, compute_dtype: see the call of the model; `num_frames` has the scene axis
-            if the images do.
+        query_points: pixels `(x, y)` of the first frame to follow through all frames, by a model
+            with a track head.
+        attention, num_frames, compute_dtype: see the call of the model; `num_frames` has the scene
+            axis if the images do.
 
     Raises:
         ValueError: shapes or types do not fit.
@@ -109,21 +109,24 @@ def infer(
     """Reconstructs the scene that photographs show.
 
     Args:
-        images: a folder, a list of paths, PIL images or arrays; a video; or one array [s height width 3].
-            See `load_images`.
+        images: a folder, a list of paths, PIL images or arrays; a video; or one array
+            [s height width 3]. See `load_images`.
         model: a model, or what `load_model` takes; load it once if you call this often. None is the
             small model that ships with the package, and is said once.
-        query_points: [m 2] pixels `(x, y)` of the first frame (with `reference`: of that one), after
-            resizing, to follow through all frames; `Frames.transforms` lead there from a photograph.
-        attention: how the tokens of all frames attend to each other: `Dense()`, or `BlockSparse(...)`
-            for many photographs; with few tokens it warns and is dense (`BlockSparse.min_tokens`).
-        mode, size: how photographs are resized, see `load_images`. None is the model's own: "crop" to
-            112 for the small model and to 518 for VGGT-1B, "budget" of 255,000 pixels for π³, where
-            photographs of different shapes ask for an explicit mode.
+        query_points: [m 2] pixels `(x, y)` of the first frame (with `reference`: of that one),
+            after resizing, to follow through all frames; `Frames.transforms` lead there from a
+            photograph.
+        attention: how the tokens of all frames attend to each other: `Dense()`, or
+            `BlockSparse(...)` for many photographs; with few tokens it warns and is dense
+            (`BlockSparse.min_tokens`).
+        mode, size: how photographs are resized, see `load_images`. None is the model's own: "crop"
+            to 112 for the small model and to 518 for VGGT-1B, "budget" of 255,000 pixels for π³,
+            where photographs of different shapes ask for an explicit mode.
         fps, frames: of a video, how many frames to take in a second or in all; see
             `video.choose_frames`.
-        reference: the frame whose camera is the world, by index or name. The model sees it first and the
-            others in their order; results are in the order given. For VGGT only: π³ has none.
+        reference: the frame whose camera is the world, by index or name. The model sees it first
+            and the others in their order; results are in the order given. For VGGT only: π³ has
+            none.
         intrinsics: known ones, [3 3] or [s 3 3] in the pixels of the photographs, in place of the
             predicted ones; see `calibration.with_intrinsics`.
         masks: which pixels may be used, such as a folder of masks; see `masks.load_masks`.
@@ -131,10 +134,10 @@ def infer(
             `masks.background_mask`.
         mask_edges: whether to mark `depth_edges` for VGGT, too; those of π³ are always marked.
         compute_dtype: of matrix products; None is bfloat16 on a GPU and float32 elsewhere.
-        pad_frames: whether to pad the frames to one of few numbers, at most a sixteenth more, so that
-            scenes of similar length share a compiled program. Padding changes no result.
-        progress: whether to show progress bars, of photographs that are read, and of frames that are
-            done if there are many (64 of 518x518).
+        pad_frames: whether to pad the frames to one of few numbers, at most a sixteenth more, so
+            that scenes of similar length share a compiled program. Padding changes no result.
+        progress: whether to show progress bars, of photographs that are read, and of frames that
+            are done if there are many (64 of 518x518).
 
     Returns:
         The reconstruction, in NumPy arrays without scene axis.
@@ -190,8 +193,9 @@ def attention_for(
     tokens = num_frames * model.layout(jnp.asarray(frames.images[:1])[None]).tokens_per_frame
     if tokens < attention.min_tokens:
         say(
-            f"{num_frames} frames have {tokens} tokens, fewer than min_tokens={attention.min_tokens}: "
-            "attention is dense, and there are no attention_stats; min_tokens=0 makes it sparse"
+            f"{num_frames} frames have {tokens} tokens, fewer than "
+            f"min_tokens={attention.min_tokens}: attention is dense, and there are no "
+            "attention_stats; min_tokens=0 makes it sparse"
         )
         return within_frames(attention)
     return dataclasses.replace(attention, min_tokens=0)
@@ -219,7 +223,7 @@ def model_of(source: Model | str | os.PathLike | None) -> Model:
 
 @functools.cache
 def _small_model() -> Model:
-    print(f"vggt_jax: {weights.SAID_WITHOUT_MODEL}", file=sys.stderr)
+    print(f"vggt_jax: {weights.SAID_WITHOUT_MODEL}", file=sys.stderr)  # noqa: T201
     return load_model()
 
 
@@ -302,8 +306,8 @@ def runner(
 ) -> Callable[..., Reconstruction]:
     """What reconstructs these `model_inputs`: `run(model, **inputs, done=...)`.
 
-    Scenes of many pixels are streamed (`streaming.is_streamed`); the others run as one program. `done`
-    is called with the number of frames that are done.
+    Scenes of many pixels are streamed (`streaming.is_streamed`); the others run as one program.
+    `done` is called with the number of frames that are done.
 
     Args:
         compiled: whether to compile now; otherwise the first call does, unless one like it has.
@@ -333,8 +337,8 @@ def reference_index(reference: int | str, frames: Frames, model: Model) -> int:
     index = frame_index(frames.names, len(frames.images), reference)
     if index != 0 and isinstance(model, Pi3):
         raise InputError(
-            f"{reference=}: π³ has no reference frame, and its result does not depend on the order; "
-            "leave it out"
+            f"{reference=}: π³ has no reference frame, and its result does not depend on the "
+            "order; leave it out"
         )
     return index
 
@@ -376,8 +380,8 @@ def cut_to_frames(result: Reconstruction, frames: Frames, *, first: int = 0) -> 
     """NumPy arrays of the valid frames in their own order, with names and transforms.
 
     Args:
-        result: of `frames`, or of `with_first(frames, first)`, perhaps padded. Its NumPy arrays are not
-            copied where the order stays.
+        result: of `frames`, or of `with_first(frames, first)`, perhaps padded. Its NumPy arrays are
+            not copied where the order stays.
         frames: in their own order.
         first: as for `with_first`.
     """
@@ -426,7 +430,7 @@ def with_known(
 
 
 def prediction_arrays(result: Reconstruction, frames: Frames) -> dict[str, np.ndarray]:
-    """What is written of a scene, by name: all arrays of its `cut_to_frames`, frames, names, transforms.
+    """What is written of a scene by name: arrays of its `cut_to_frames`, frames, names, transforms.
 
     `load_reconstruction` reads it.
     """
@@ -456,7 +460,7 @@ def bucket(num_frames: int) -> int:
 
 
 def is_shared(padded: int) -> bool:
-    """Whether several numbers of frames are padded to this `bucket`, so that its program masks frames."""
+    """Whether several numbers of frames are padded to this `bucket`, whose program masks frames."""
     return bucket(padded - 1) == padded
 
 

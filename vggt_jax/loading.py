@@ -50,15 +50,16 @@ def load_model(
         source: a checkpoint of ours (a folder, or a `.safetensors` file); an official
             `.safetensors`, `.pt` or `.pth` file; or a name on huggingface.co such as
             `"facebook/VGGT-1B"` or `"yyfz233/Pi3"`. It tells which model it is. What is not ours is
-            converted on the way, and the result is kept under `cache_folder()` if it is large. None is
-            the small model that ships with the package (vggt_jax/weights/MODEL_CARD.md).
-        dtype: type to store the kernels of encoder, trunk and frame decoders in (see `with_dtype`); None as stored.
+            converted on the way, and the result is kept under `cache_folder()` if it is large. None
+            is the small model that ships with the package (vggt_jax/weights/MODEL_CARD.md).
+        dtype: type to store the kernels of encoder, trunk and frame decoders in (see `with_dtype`);
+            None as stored.
         config: of an official checkpoint that is not of a released size, as an object or a JSON
             file; None takes the JSON file of the same name beside it.
 
     Raises:
-        vggt_jax.CheckpointError: the checkpoint is missing, damaged or of another model, or does not
-            fit its configuration; every problem is listed.
+        vggt_jax.CheckpointError: the checkpoint is missing, damaged or of another model, or does
+            not fit its configuration; every problem is listed.
     """
     if source is None:
         source = weights.small_model_path()

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import operator
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -45,7 +46,8 @@ class ScenesReport:
     Attributes:
         written: reconstructed now.
         skipped: had a result from an earlier run.
-        failed: the reason, for scenes whose photographs cannot be used, or do not fit into the memory.
+        failed: the reason, for scenes whose photographs cannot be used, or do not fit into the
+            memory.
     """
 
     written: tuple[str, ...]
@@ -71,30 +73,31 @@ def reconstruct_scenes(
     """Reconstructs many scenes and writes each to `out/NAME/predictions.npz`.
 
     Scenes of one size, and of numbers of frames that pad to the same (`inference.bucket`), share a
-    compiled program and run in batches; padding changes no result. Photographs of the next scenes are
-    read, and results of the last ones written, while a batch runs. Scenes of many frames run alone, and
-    their maps leave the device in pieces, as in `infer`.
+    compiled program and run in batches; padding changes no result. Photographs of the next scenes
+    are read, and results of the last ones written, while a batch runs. Scenes of many frames run
+    alone, and their maps leave the device in pieces, as in `infer`.
 
-    A result appears whole or not at all, so a run that was interrupted or killed is continued by calling
-    this again: scenes with a result are skipped, and the settings must be the same. A scene that cannot be
-    reconstructed does not end the run; the report says why.
+    A result appears whole or not at all, so a run that was interrupted or killed is continued by
+    calling this again: scenes with a result are skipped, and the settings must be the same. A scene
+    that cannot be reconstructed does not end the run; the report says why.
 
     Args:
-        scenes: a folder with a folder of photographs for each scene, or photographs by name, each as
-            `infer` takes them.
+        scenes: a folder with a folder of photographs for each scene, or photographs by name, each
+            as `infer` takes them.
         out: the folder of results.
         model, attention, mode, size, compute_dtype: as for `infer`.
         batch_size: scenes in a batch. More than one pays for scenes of few frames only; scenes of
             different shapes wait in memory until there are enough of a kind.
-        num_readers: scenes that are read at a time, by some threads each; as many more are read ahead.
-        num_writers: scenes that are written at a time. In the host's memory are these, or one batch if that is
-            more, and one batch besides.
+        num_readers: scenes that are read at a time, by some threads each; as many more are read
+            ahead.
+        num_writers: scenes that are written at a time. In the host's memory are these, or one batch
+            if that is more, and one batch besides.
         memory_check: whether to leave out scenes that by the estimate do not fit into the memory.
         progress: whether to show a progress bar with the time that remains.
 
     Raises:
-        InputError: no scenes, names that cannot be folders, or `out` cannot be written or holds results
-            of other settings.
+        InputError: no scenes, names that cannot be folders, or `out` cannot be written or holds
+            results of other settings.
         vggt_jax.CheckpointError: the model cannot be loaded.
     """
     if min(batch_size, num_readers, num_writers) < 1:
@@ -162,8 +165,8 @@ def _check_memory(model: Model, frames: Frames, **options: Any) -> None:
     check = check_memory(model, shape, streamed=_runs_alone(frames), **options)
     if check.shortage:
         raise InputError(
-            f"{check.shortage}; leave some out, choose a smaller size, or try in spite of this with "
-            "memory_check=False"
+            f"{check.shortage}; leave some out, choose a smaller size, or try in spite of this "
+            "with memory_check=False"
         )
 
 
@@ -294,7 +297,7 @@ def _read_ahead(
 def _batches(
     loaded: Iterable[tuple[str, Future]], batch_size: int, attention_of, fail
 ) -> Iterator[tuple[Dense | BlockSparse, list[tuple[str, Frames]]]]:
-    """Scenes that fit one program, `batch_size` of them, with their attention; at the end what is left."""
+    """Scenes that fit one program, `batch_size` at a time, with their attention; then the rest."""
     groups = collections.defaultdict(list)
     for name, future in loaded:
         try:
@@ -330,10 +333,11 @@ def _stack(scenes: list[Frames], batch_size: int) -> dict[str, Any]:
 
 
 class _Outbox:
-    """Batches on their way from the device to the disk: one thread fetches them, others write their scenes.
+    """Batches on their way from the device to the disk: one thread fetches them, others write.
 
-    Two are on the device at most, one that is being computed and one that is being fetched. In the host's memory
-    are the scenes that are being written, or a batch if that is more, and the batch that was fetched last.
+    Two are on the device at most, one that is being computed and one that is being fetched. In the
+    host's memory are the scenes that are being written, or a batch if that is more, and the batch
+    that was fetched last.
     """
 
     def __init__(
@@ -345,7 +349,7 @@ class _Outbox:
         done: Callable[[list[str]], None],
         fail: Callable[[list[str], str], None],
     ):
-        """`done` and `fail` are told the names of scenes that are written, or do not fit into the memory."""
+        """`done` and `fail` are told the names of scenes that are written, or do not fit memory."""
         self._out, self._fetcher, self._writers = out, fetcher, writers
         self._num_writers, self._done, self._fail = num_writers, done, fail
         self._fetching: collections.deque[tuple[list[str], Future]] = collections.deque()
@@ -398,7 +402,7 @@ class _Outbox:
         result = jax.device_get(result)
         return [
             self._writers.submit(
-                _write, self._out / name, jax.tree.map(lambda x: x[i], result), frames
+                _write, self._out / name, jax.tree.map(operator.itemgetter(i), result), frames
             )
             for i, (name, frames) in enumerate(batch)
         ]

@@ -1,7 +1,7 @@
 """Which pixels of a scene may be used: masks beside photographs, and background by its colour.
 
-White means use and black leave out, as in COLMAP. The model sees photographs as they are: a mask takes
-points and confidence away from what it predicted.
+White means use and black leave out, as in COLMAP. The model sees photographs as they are: a mask
+takes points and confidence away from what it predicted.
 """
 
 import dataclasses
@@ -20,8 +20,8 @@ from vggt_jax.preprocess import EXTENSIONS, Frames, FrameTransform, reading
 
 Background = Literal["white", "black", "sky"]
 
-# Official file: visual_util.py. White is above the first in every channel; black sums to less than the
-# second.
+# Official file: visual_util.py. White is above the first in every channel; black sums to less than
+# the second.
 _WHITE_ABOVE = 240
 _BLACK_BELOW = 16
 _HALF_GREY = 128
@@ -69,10 +69,10 @@ def background_mask(
 
     Args:
         images: uint8, or float in [0, 1].
-        background: what to leave out. "white": above 240 in every channel, "black": less than 16 in the
-            sum of channels, both as in the official `visual_util.py`. "sky": blue, or bright and grey,
-            without a break from the upper edge of the frame down; a rule of colours and no
-            segmentation, for scenes outdoors (in a room it takes a white ceiling for sky).
+        background: what to leave out. "white": above 240 in every channel, "black": less than 16 in
+            the sum of channels, both as in the official `visual_util.py`. "sky": blue, or bright
+            and grey, without a break from the upper edge of the frame down; a rule of colours and
+            no segmentation, for scenes outdoors (in a room it takes a white ceiling for sky).
 
     Raises:
         InputError: a background is unknown.
@@ -80,7 +80,7 @@ def background_mask(
     background = {background} if isinstance(background, str) else set(background)
     if unknown := background - set(get_args(Background)):
         raise InputError(
-            f"background {sorted(unknown)[0]!r} is unknown; use {', '.join(get_args(Background))}"
+            f"background {min(unknown)!r} is unknown; use {', '.join(get_args(Background))}"
         )
     if images.dtype != np.uint8:
         images = np.round(np.asarray(images) * 255).astype(np.uint8)
@@ -101,15 +101,16 @@ def background_mask(
 def load_masks(masks: Any, frames: Frames) -> Bool[np.ndarray, "s height width"]:
     """Masks of photographs, brought to the frames as the photographs were: cut, resized and padded.
 
-    A mask has the size of its photograph as it is shown (after EXIF rotation), or a size in the same
-    proportion. In files, black is left out and any other grey used; in JPEG, which has no pure black
-    beside white, half grey and above is used. What is transparent counts as black. The pixel of a
-    frame takes the value at its centre.
+    A mask has the size of its photograph as it is shown (after EXIF rotation), or a size in the
+    same proportion. In files, black is left out and any other grey used; in JPEG, which has no pure
+    black beside white, half grey and above is used. What is transparent counts as black. The pixel
+    of a frame takes the value at its centre.
 
     Args:
-        masks: a folder with one mask for each photograph, of the same name (`a.jpg` and `a.png`), or with
-            another extension behind it (`a.jpg.png`, as COLMAP names them); or a sequence of paths, PIL
-            images or arrays [height width] (bool, or numbers where 0 is left out), one for each frame.
+        masks: a folder with one mask for each photograph, of the same name (`a.jpg` and `a.png`),
+            or with another extension behind it (`a.jpg.png`, as COLMAP names them); or a sequence
+            of paths, PIL images or arrays [height width] (bool, or numbers where 0 is left out),
+            one for each frame.
         frames: as `load_images` returns them.
 
     Returns:
@@ -124,8 +125,8 @@ def load_masks(masks: Any, frames: Frames) -> Bool[np.ndarray, "s height width"]
         sources = list(masks)
     else:
         raise InputError(
-            f"masks of type {type(masks).__name__} are not understood; pass a folder, or a sequence "
-            "of paths, PIL images or arrays [height width]"
+            f"masks of type {type(masks).__name__} are not understood; pass a folder, or a "
+            "sequence of paths, PIL images or arrays [height width]"
         )
     if len(sources) != len(frames.names):
         raise InputError(

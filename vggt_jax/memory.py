@@ -22,8 +22,9 @@ from vggt_jax.models import trunk
 from vggt_jax.models.token_layout import TokenLayout
 from vggt_jax.streaming import FRAMES_ON_DEVICE
 
-# The share of a GPU's memory that programs can use: their temporaries are one piece, and so are the tokens
-# kept. On an H100, 1,700 frames that took 94.9 % of it ran, and 1,750, which would have taken 97.6 %, did not.
+# The share of a GPU's memory that programs can use: their temporaries are one piece, and so are the
+# tokens kept. On an H100, 1,700 frames that took 94.9 % of it ran, and 1,750, which would have
+# taken 97.6 %, did not.
 _USABLE = 0.96
 
 
@@ -37,7 +38,8 @@ class MemoryEstimate:
         outputs: maps of depth, points and their confidences.
         kept_tokens: tokens of the layers that the heads read.
         trunk: temporaries while the trunk runs.
-        heads: temporaries while a dense head or frame decoder runs; not at the same time as the trunk's.
+        heads: temporaries while a dense head or frame decoder runs; not at the same time as the
+            trunk's.
         tracks: feature maps of the tracker, if points are tracked.
     """
 
@@ -118,17 +120,19 @@ def _trunk(
     is_sparse = isinstance(attention, BlockSparse) and tokens >= attention.min_tokens
     is_sparse = is_sparse and None not in attention.of_layers(depth)
     if wide == 2:
-        # Normalised tokens; queries, keys and values, each turned before the next; and one more, which the
-        # compiler needs less or more by how it lays out the others.
+        # Normalised tokens; queries, keys and values, each turned before the next; and one more,
+        # which the compiler needs less or more by how it lays out the others.
         before_attention = (1 + 3 + 1) * wide * tokens * dim
-        # Queries, keys, values; the results of attention; and the former once more without the padding
-        # of frames, where dense attention has to leave it out.
+        # Queries, keys, values; the results of attention; and the former once more without the
+        # padding of frames, where dense attention has to leave it out.
         pads = not is_sparse and _pads_frames(layout, attention, dim // num_heads, precision)
         during_attention = (3 + 1 + 3 * pads) * wide * tokens * dim
     else:
-        # Normalised tokens; queries, keys and values; queries and keys once more, normalised and turned.
+        # Normalised tokens; queries, keys and values; queries and keys once more, normalised and
+        # turned.
         before_attention = (1 + 3 + 2) * wide * tokens * dim
-        # Queries, keys, values; the results of attention as computed and in the order of the tokens.
+        # Queries, keys, values; the results of attention as computed and in the order of the
+        # tokens.
         during_attention = (3 + 2) * wide * tokens * dim
         if not is_sparse:
             during_attention += 2 * min(4 * num_heads * tokens**2, MAX_SCORE_BYTES)
@@ -301,8 +305,8 @@ def check_memory(
 
 
 def free_memory(model: Model) -> int | None:
-    """Free bytes for a model's programs, its weights included, which are on the device already; None where
-    the device does not tell."""
+    """Free bytes for a model's programs, its weights included, which are on the device already;
+    None where the device does not tell."""
     free = available_memory()
     return None if free is None else free + weight_bytes(model)
 

@@ -102,11 +102,11 @@ class Pi3Output:
 class Reconstruction:
     """A scene: cameras, depth, points and tracks of its frames, the same for every model.
 
-    The world is the first camera for VGGT; for π³, which has no reference frame, it is no camera, and
-    arbitrary. Cameras follow OpenCV: x right, y down, z forward. Lengths are in one arbitrary unit
-    per scene. Pixels are those of the model's frames: `transforms` lead back
-    to the photographs. Arrays have a leading scene axis if the images had one. What a model has no
-    head for is None.
+    The world is the first camera for VGGT; for π³, which has no reference frame, it is no camera,
+    and arbitrary. Cameras follow OpenCV: x right, y down, z forward. Lengths are in one arbitrary
+    unit per scene. Pixels are those of the model's frames: `transforms` lead back to the
+    photographs. Arrays have a leading scene axis if the images had one. What a model has no head
+    for is None.
 
     Attributes:
         images: the frames, as the model saw them.
@@ -114,21 +114,21 @@ class Reconstruction:
         intrinsics: in pixels; the image spans [0, width] x [0, height].
         depth: along the viewing axis (z, not along the ray).
         depth_confidence, world_points_confidence: see `confidence_kind`; one and the same for π³.
-        depth_edges: pixels at a jump of depth, whose points float between surfaces: neighbours differ
-            by more than 3 %. Users of π³ leave them out; None for other models (see
+        depth_edges: pixels at a jump of depth, whose points float between surfaces: neighbours
+            differ by more than 3 %. Users of π³ leave them out; None for other models (see
             `geometry.depth_edges`).
         mask: True where a pixel may be used, False where it was masked (see `masks.with_mask`): its
             confidence is 0 and its points are NaN. None where nobody gave masks.
         world_points: where each pixel's point lies, as a head of its own predicts it (VGGT), or as
-            predicted in camera coordinates and moved by the camera (π³); see `points_from_depth` for
-            the alternative.
+            predicted in camera coordinates and moved by the camera (π³); see `points_from_depth`
+            for the alternative.
         tracks: pixels `(x, y)` of the query points in every frame; may leave the image.
         track_visibility, track_confidence: in [0, 1].
         attention_stats: what block-sparse attention did in each layer; None where it was dense.
         confidence_kind: "one_plus_exp" (VGGT): above 1 and not bounded, so that thresholds are best
             percentiles; "sigmoid" (π³): in [0, 1], where the official code keeps what is above 0.1.
-        pixel_centre: where the ray of the first pixel meets the image that `intrinsics` describe: 0,
-            its corner, for VGGT, whose official code unprojects so; 0.5, its centre, for π³.
+        pixel_centre: where the ray of the first pixel meets the image that `intrinsics` describe:
+            0, its corner, for VGGT, whose official code unprojects so; 0.5, its centre, for π³.
         names: of the frames; empty where images were arrays.
         transforms: to the pixels of the photographs, one per frame; empty where nobody resized.
     """
@@ -156,8 +156,8 @@ class Reconstruction:
     def points_from_depth(self) -> Float[Array, "*b s height width 3"]:
         """World points by unprojecting depth with cameras and intrinsics; NaN where masked.
 
-        VGGT predicts these more accurately than `world_points`. For π³ it is the other way round: its
-        points need no intrinsics, which are an average over all pixels.
+        VGGT predicts these more accurately than `world_points`. For π³ it is the other way round:
+        its points need no intrinsics, which are an average over all pixels.
 
         Raises:
             ValueError: the model predicts no depth or no cameras.

@@ -1,8 +1,9 @@
 """Photographs on disk or in memory to frames of the model, and the way back to original pixels.
 
 Host side: numpy and Pillow. `load_images` does what the official `utils/load_fn.py` (VGGT) and
-`utils/basic.py` (π³) do, value for value, and also honours the orientation that a camera writes into
-EXIF and every kind of transparency. `FrameTransform` is the one home of the relation between original and model pixels.
+`utils/basic.py` (π³) do, value for value, and also honours the orientation that a camera writes
+into EXIF and every kind of transparency. `FrameTransform` is the one home of the relation between
+original and model pixels.
 """
 
 import contextlib
@@ -190,8 +191,8 @@ class Frames:
 def find_images(folder: str | os.PathLike) -> list[Path]:
     """The image files of a folder in natural order (2 before 10).
 
-    Hidden files, other extensions and subfolders are left out, and `overview.png` beside `predictions.npz`,
-    which `vggt-jax infer` wrote. Extensions count in any case.
+    Hidden files, other extensions and subfolders are left out, and `overview.png` beside
+    `predictions.npz`, which `vggt-jax infer` wrote. Extensions count in any case.
 
     Raises:
       InputError: the folder does not exist, cannot be read, or holds no image.
@@ -239,12 +240,12 @@ def load_images(
     `"crop"`: the width becomes the width of `size`, the height follows the aspect ratio, rounded to
     whole patches, and is cut in the middle to the height of `size` where it is larger. `"pad"`: the
     image is resized to fit inside `size` and padded with white to fill it. Resizing is bicubic.
-    Where the results of these modes, given explicitly, differ in shape, all are padded with white to
-    the largest height and width. Source: `load_and_preprocess_images` in VGGT's `utils/load_fn.py`,
-    which knows the square 518 only.
+    Where the results of these modes, given explicitly, differ in shape, all are padded with white
+    to the largest height and width. Source: `load_and_preprocess_images` in VGGT's
+    `utils/load_fn.py`, which knows the square 518 only.
 
-    `"budget"`: all images are stretched to one size, the largest of whole patches that has about the
-    shape of the first image and at most `size * size` pixels. Resizing is Lanczos. Source:
+    `"budget"`: all images are stretched to one size, the largest of whole patches that has about
+    the shape of the first image and at most `size * size` pixels. Resizing is Lanczos. Source:
     `load_images_as_tensor` in π³'s `utils/basic.py`.
 
     The official loaders neither turn images by their EXIF orientation nor composite transparency
@@ -257,8 +258,8 @@ def load_images(
         arrays as float32. Or a video file, or what `video.choose_frames` chose of one.
       mode: None means `default_mode`, and that images which would differ in shape are an error.
       default_mode: what the model was made for.
-      size: side of the target square, or (height, width); whole patches. For `"budget"` an int of at
-        least one patch. None is 518, or a budget of 255,000 pixels.
+      size: side of the target square, or (height, width); whole patches. For `"budget"` an int of
+        at least one patch. None is 518, or a budget of 255,000 pixels.
       patch_size: side of a patch in pixels.
       fps, frames: of a video, how many frames to take in a second or in all; see
         `video.choose_frames`. With either, a file of any name is read as a video.
@@ -536,8 +537,8 @@ def _shapes_differ(transforms: Sequence[FrameTransform], names: Sequence[str]) -
     )
     return InputError(
         f"the images have {len(examples)} different shapes after resizing (height x width): "
-        f"{found}; pass mode='crop' or mode='pad' to bring them to one shape with white padding, or "
-        "mode='budget' to stretch them to the shape of the first"
+        f"{found}; pass mode='crop' or mode='pad' to bring them to one shape with white padding, "
+        "or mode='budget' to stretch them to the shape of the first"
     )
 
 

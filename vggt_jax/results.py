@@ -35,8 +35,8 @@ def load_reconstruction(path: str | os.PathLike) -> Reconstruction:
         transforms.
 
     Raises:
-        InputError: there are no results in this place, they are damaged, or an earlier version of the
-            project wrote them and left out what is needed.
+        InputError: there are no results in this place, they are damaged, or an earlier version of
+            the project wrote them and left out what is needed.
     """
     path = Path(path)
     file = path / RESULTS if path.is_dir() else path
@@ -53,7 +53,8 @@ def load_reconstruction(path: str | os.PathLike) -> Reconstruction:
     confidence_kind = str(arrays["confidence_kind"])
     if confidence_kind not in _CONFIDENCE_KINDS:
         raise InputError(
-            f"{file}: {confidence_kind=} must be one of {', '.join(_CONFIDENCE_KINDS)}; run infer again"
+            f"{file}: {confidence_kind=} must be one of {', '.join(_CONFIDENCE_KINDS)}; "
+            "run infer again"
         )
     stats = {name: arrays.get(f"attention_{name}") for name in _STATS}
     return Reconstruction(

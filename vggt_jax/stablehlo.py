@@ -1,4 +1,4 @@
-"""A model as StableHLO: a program with fixed shapes that runs wherever JAX is, without this project.
+"""A model as StableHLO: a program of fixed shapes that runs wherever JAX is, without vggt-jax.
 
     from jax import export
     import jax, numpy as np
@@ -8,9 +8,9 @@
     result = jax.jit(program.call)(weights, images)      # images uint8 [s height width 3]
     result["depth"], result["camera_from_world"]         # as in `Reconstruction`
 
-Weights are an argument of the program and lie beside it, so that one file of weights serves programs of
-several shapes, and a program of a large model stays small. Both processes need flatbuffers, by which
-`jax.export` writes and reads (`pip install jax flatbuffers`).
+Weights are an argument of the program and lie beside it, so that one file of weights serves
+programs of several shapes, and a program of a large model stays small. Both processes need
+flatbuffers, by which `jax.export` writes and reads (`pip install jax flatbuffers`).
 """
 
 import dataclasses
@@ -48,9 +48,10 @@ def export_stablehlo(
 ) -> None:
     """Writes a model as a StableHLO program for scenes of one shape, with its weights beside it.
 
-    The program attends densely, in plain XLA operations on every platform, and tracks no points. It is
-    what `jax.export` makes: later versions of JAX read it for as long as its promise of compatibility
-    holds (half a year), or `jax.export` writes it as text (`deserialize(...).mlir_module()`).
+    The program attends densely, in plain XLA operations on every platform, and tracks no points. It
+    is what `jax.export` makes: later versions of JAX read it for as long as its promise of
+    compatibility holds (half a year), or `jax.export` writes it as text
+    (`deserialize(...).mlir_module()`).
 
     Args:
         model: as `load_model` returns it.
@@ -64,8 +65,8 @@ def export_stablehlo(
         overwrite: replace the files of an earlier export.
 
     Raises:
-        InputError: a size or platform cannot be used, the folder cannot be written, or flatbuffers is
-            not installed.
+        InputError: a size or platform cannot be used, the folder cannot be written, or flatbuffers
+            is not installed.
     """
     if importlib.util.find_spec("flatbuffers") is None:
         raise InputError(

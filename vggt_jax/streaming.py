@@ -41,9 +41,9 @@ def is_streamed(num_frames: int, height: int, width: int) -> bool:
 class Stream:
     """`reconstruct` of one scene as two programs, with results on the host.
 
-    `scene` runs the encoder, the trunk and the heads that look at all frames together. `frames` runs the
-    other heads on a few frames; its maps are copied while the next ones are computed. So the device never
-    holds all of them, which are 6 GiB for 1000 frames of 518x518 by VGGT-1B.
+    `scene` runs the encoder, the trunk and the heads that look at all frames together. `frames`
+    runs the other heads on a few frames; its maps are copied while the next ones are computed. So
+    the device never holds all of them, which are 6 GiB for 1000 frames of 518x518 by VGGT-1B.
     """
 
     scene: Callable[..., tuple[jax.Array, jax.Array, dict[str, Any]]]
@@ -61,7 +61,7 @@ class Stream:
         compiled: bool = False,
         frames_in_piece: int | None = None,
     ) -> "Stream":
-        """The programs for these arguments of `reconstruct`, compiled at once or when first called.
+        """The programs for these arguments of `reconstruct`, compiled now or when first called.
 
         Args:
             frames_in_piece: frames whose maps are computed together; None for `FRAMES_IN_PIECE`.

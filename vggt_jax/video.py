@@ -1,7 +1,7 @@
 """Videos to photographs: which frames to take, and decoding them.
 
-A video is decoded twice: once to choose, once to read what was chosen. So only the frames that are being
-resized are in memory, however long the video.
+A video is decoded twice: once to choose, once to read what was chosen. So only the frames that are
+being resized are in memory, however long the video.
 """
 
 import contextlib
@@ -23,8 +23,8 @@ EXTENSIONS = tuple(
     ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .webm .wmv".split()
 )
 DEFAULT_FPS = 1.0  # official file: demo_gradio.py
-# A frame is chosen from the middle half of its share of the video: neighbours stay at least half a step
-# and at most one and a half apart.
+# A frame is chosen from the middle half of its share of the video: neighbours stay at least half a
+# step and at most one and a half apart.
 _WINDOW = 0.5
 _WIDTH_FOR_SHARPNESS = 320  # Of the picture that sharpness is measured on: noise is averaged out.
 
@@ -131,20 +131,21 @@ def choose_frames(
 ) -> VideoFrames:
     """Chooses frames of a video, evenly spread and each the sharpest around its place.
 
-    The video is cut into as many equal parts as frames are wanted, and of each part's middle half the
-    sharpest frame is taken. Sharpness is the variance of the Laplacian of the luma, 320 pixels wide.
+    The video is cut into as many equal parts as frames are wanted, and of each part's middle half
+    the sharpest frame is taken. Sharpness is the variance of the Laplacian of the luma, 320 pixels
+    wide.
 
     Args:
         path: any file that PyAV (FFmpeg) reads.
-        fps: frames to take for each second, up to all that there are. 1 if neither is given, as in the
-            official `demo_gradio.py`.
+        fps: frames to take for each second, up to all that there are. 1 if neither is given, as in
+            the official `demo_gradio.py`.
         frames: how many to take in all; not together with `fps`.
         sharpest: False takes the middle frame of each part.
         progress: shows a progress bar.
 
     Raises:
-        InputError: PyAV is not installed, the file cannot be read as a video, has fewer frames than asked
-            for, or an argument is out of its range.
+        InputError: PyAV is not installed, the file cannot be read as a video, has fewer frames than
+            asked for, or an argument is out of its range.
     """
     path = Path(path)
     if fps is not None and frames is not None:
@@ -166,8 +167,8 @@ def choose_frames(
                 f"{path}: its frames have no times; take a number of them with --frames"
             )
         step = 1 / (DEFAULT_FPS if fps is None else fps)
-        # A frame on a border belongs to what begins there, though times are rounded to the video's clock
-        # (milliseconds in Matroska, 3 % of a frame).
+        # A frame on a border belongs to what begins there, though times are rounded to the video's
+        # clock (milliseconds in Matroska, 3 % of a frame).
         position = (times - times[0]) / step + 0.02
         half_frame = 0.0
     part = position.astype(int)
@@ -230,7 +231,8 @@ def _decode(path: Path) -> Iterator[Any]:
         import av
     except ImportError as error:
         raise InputError(
-            f"{path}: videos are read by PyAV, which is not installed; pip install 'vggt-jax[video]'"
+            f"{path}: videos are read by PyAV, which is not installed; "
+            "pip install 'vggt-jax[video]'"
         ) from error
     if not path.exists():
         raise InputError(f"{path}: no such file; check the path")

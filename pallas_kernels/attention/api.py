@@ -48,10 +48,10 @@ def block_sparse_attention(
 ) -> Float[Array, "t n h"] | tuple[Float[Array, "t n h"], Float[Array, "t n"]]:
     """Attention in which each block of queries sees the blocks of keys that `block_map` keeps.
 
-    The softmax over the kept keys is exact. Scores, weights and sums are float32, and so are products
-    of float32 numbers; results have the type of `q`. Queries that see no key get zero. The same
-    arguments give the same bits. `jax.vmap` gives a batch, and `jax.grad` works: it recomputes with
-    the XLA implementation, which alone has forward-mode derivatives (`jax.jvp`).
+    The softmax over the kept keys is exact. Scores, weights and sums are float32, and so are
+    products of float32 numbers; results have the type of `q`. Queries that see no key get zero. The
+    same arguments give the same bits. `jax.vmap` gives a batch, and `jax.grad` works: it recomputes
+    with the XLA implementation, which alone has forward-mode derivatives (`jax.jvp`).
 
     Args:
         q, k, v: queries, keys, values, all float32, bfloat16 or float16, and finite. Scores may be
@@ -109,8 +109,8 @@ def attention_obstacles(
     """Why the kernels of `block_sparse_attention` cannot be used on the default device.
 
     Returns:
-        By name, in the order in which they are preferred: the reason, or None where the kernel can be
-        used. "xla" always can, and is taken where no kernel is.
+        By name, in the order in which they are preferred: the reason, or None where the kernel can
+        be used. "xla" always can, and is taken where no kernel is.
     """
     q = jax.ShapeDtypeStruct((block_q, 1, head_dim), dtype)
     blocks = _Blocks(block_q=block_q, block_k=block_k)
@@ -173,14 +173,15 @@ _run_kernel.defvjp(_forward, _backward)
 def _check_arguments(q, k, v, block_map, kv_lengths, implementation, config, interpret):
     if q.ndim != 3 or k.ndim != 3 or k.shape != v.shape or q.shape[1:] != k.shape[1:]:
         raise ValueError(
-            f"q must be [t n h], k and v [kv n h] with the same heads, not {q.shape}, {k.shape} and "
-            f"{v.shape}; use jax.vmap for a batch"
+            f"q must be [t n h], k and v [kv n h] with the same heads, not {q.shape}, {k.shape} "
+            f"and {v.shape}; use jax.vmap for a batch"
         )
     if not q.size * k.size:
         raise ValueError(f"no tokens to attend: q is {q.shape}, k is {k.shape}")
     if q.dtype not in DTYPES or k.dtype != q.dtype or v.dtype != q.dtype:
         raise ValueError(
-            f"q, k and v must all be float32, bfloat16 or float16, not {q.dtype}, {k.dtype}, {v.dtype}"
+            f"q, k and v must all be float32, bfloat16 or float16, not {q.dtype}, {k.dtype}, "
+            f"{v.dtype}"
         )
     expected = (
         q.shape[1],
@@ -190,8 +191,8 @@ def _check_arguments(q, k, v, block_map, kv_lengths, implementation, config, int
     rows = block_map.counts.shape
     if (*rows, block_map.num_kv_blocks) != expected or block_map.indices.shape[:-1] != rows:
         raise ValueError(
-            f"block_map is for {(*rows, block_map.num_kv_blocks)} heads, query blocks and key blocks, "
-            f"but q {q.shape} and k {k.shape} have {expected} with {block_map.block_q=}, "
+            f"block_map is for {(*rows, block_map.num_kv_blocks)} heads, query blocks and key "
+            f"blocks, but q {q.shape} and k {k.shape} have {expected} with {block_map.block_q=}, "
             f"{block_map.block_k=}"
         )
     if not block_map.capacity:

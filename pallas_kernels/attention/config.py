@@ -6,8 +6,8 @@ import jax.numpy as jnp
 
 from pallas_kernels import devices
 
-# Bytes of shared memory that a block of threads can have on Hopper (CUDA C++ programming guide, table
-# of technical specifications per compute capability).
+# Bytes of shared memory that a block of threads can have on Hopper (CUDA C++ programming guide,
+# table of technical specifications per compute capability).
 MAX_SHARED_MEMORY = 227 * 1024
 
 # Key blocks that a row may list (`key_lists.list_keys`).
@@ -74,13 +74,13 @@ class MosaicGpuConfig:
         keys_and_values = 2 * 64 * head_dim * 2
         tiles = self.streams * (queries_and_results + self.stages * keys_and_values)
         barriers = self.streams * 8 * (3 + 4 * self.stages)
-        # The log-sum-exps of one stream or two take 1 KiB, as arrays are aligned to that, and Mosaic
-        # reserves 2 KiB for reductions across warps.
+        # The log-sum-exps of one stream or two take 1 KiB, as arrays are aligned to that, and
+        # Mosaic reserves 2 KiB for reductions across warps.
         return tiles + barriers + 3 * 1024
 
 
-# The fastest settings found by scripts/tune_attention.py, by kind of device; by bytes of a number and
-# head dim. For blocks of 128 queries and 64 keys (docs/benchmarks/tuning_h100.jsonl).
+# The fastest settings found by scripts/tune_attention.py, by kind of device; by bytes of a number
+# and head dim. For blocks of 128 queries and 64 keys (docs/benchmarks/tuning_h100.jsonl).
 _TUNED = {
     "NVIDIA H100 80GB HBM3": {
         (2, 32): TritonConfig(tile_q=64, tile_k=64, num_warps=4, num_stages=3),
@@ -127,8 +127,8 @@ def choose_triton_config(dtype, head_dim: int, block_q: int, block_k: int) -> Tr
     itemsize = jnp.dtype(dtype).itemsize
     tuned = _TUNED.get(devices.device_kind(), {}).get((itemsize, head_dim))
     config = tuned or _guess(itemsize, head_dim)
-    # A tile is no larger than a block of queries. A step takes two blocks of keys at most: with more,
-    # there are more scores than registers.
+    # A tile is no larger than a block of queries. A step takes two blocks of keys at most: with
+    # more, there are more scores than registers.
     return dataclasses.replace(
         config, tile_q=min(config.tile_q, block_q), tile_k=min(config.tile_k, 2 * block_k)
     )

@@ -1,4 +1,4 @@
-"""The lists of key blocks as kernels walk them: whole blocks first, then those that count in part."""
+"""Lists of key blocks as kernels walk them: whole blocks first, then those that count in part."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ class KeyLists:
     kv_tokens: jax.Array | None
 
     def operands(self):
-        """What a kernel takes: lists and counts, and if there are partial blocks, what tells them."""
+        """What a kernel takes: lists and counts, and what tells partial blocks if there are any."""
         partial = () if self.kv_tokens is None else (self.num_listed, self.kv_tokens)
         return [self.indices, self.num_whole, *partial]
 
@@ -45,8 +45,8 @@ def list_keys(block_map, kv_tokens, *, interpret) -> KeyLists:
 def _whole_blocks_first(indices, counts, kv_tokens, block_k, *, interpret):
     """Reorders each row's list: blocks of which all tokens count, then those of which some do.
 
-    Blocks of which none do are left out. A row is reordered in the registers of one program, which has
-    room for `config.MAX_CAPACITY` blocks.
+    Blocks of which none do are left out. A row is reordered in the registers of one program, which
+    has room for `config.MAX_CAPACITY` blocks.
     """
     n, num_rows, capacity = indices.shape
     lists = pl.BlockSpec((None, capacity), lambda i: (i, 0))

@@ -1,28 +1,28 @@
 """Block-sparse attention for Hopper GPUs, in a Pallas kernel on the Mosaic GPU backend.
 
-One block of threads lives on each multiprocessor until all is done. It works on several tiles of 128
-queries at a time, its *streams*. Of each stream:
+One block of threads lives on each multiprocessor until all is done. It works on several tiles of
+128 queries at a time, its *streams*. Of each stream:
 
-- Two warp groups, the *consumers*, compute 64 queries each: scores of 64 keys, weights, and their sum
-  over values, with the tensor cores (`wgmma`, asynchronous) and accumulators in registers.
+- Two warp groups, the *consumers*, compute 64 queries each: scores of 64 keys, weights, and their
+  sum over values, with the tensor cores (`wgmma`, asynchronous) and accumulators in registers.
 - One warp, the *producer*, walks the list of key blocks and fetches queries, keys and values into
   shared memory (TMA, asynchronous), as far ahead as there is room.
 
 Who waits for whom, by barriers in shared memory: consumers wait for `*_full` (a tile has come), and
-the producer for `*_free` (both consumers are done with what was there). Streams know nothing of each
-other: while one waits, or does what leaves the tensor cores idle, the others use them.
+the producer for `*_free` (both consumers are done with what was there). Streams know nothing of
+each other: while one waits, or does what leaves the tensor cores idle, the others use them.
 
-In a consumer, scores of the next tile and values of this one are asked for together, and weights are
-computed while the tensor cores work:
+In a consumer, scores of the next tile and values of this one are asked for together, and weights
+are computed while the tensor cores work:
 
     scores 0 | weights 0 | scores 1, values 0 | weights 1  | scores 2, values 1 | ...
                            `---- tensor cores ----^ only for the scores; values run on
 
-There is no running maximum. Weights are `2**(score - reference)` with the maximum of the *first* tile
-as reference. Later weights may grow to 2**126 where they are bfloat16, and to 2**16 where they are
-float16, and are as precise as ever. Where they grow beyond, the log-sum-exp becomes NaN, and the tile
-is computed again by the kernel that follows any scores (`triton.redo`). docs/kernels.md tells what
-this gains.
+There is no running maximum. Weights are `2**(score - reference)` with the maximum of the *first*
+tile as reference. Later weights may grow to 2**126 where they are bfloat16, and to 2**16 where they
+are float16, and are as precise as ever. Where they grow beyond, the log-sum-exp becomes NaN, and
+the tile is computed again by the kernel that follows any scores (`triton.redo`). docs/kernels.md
+tells what this gains.
 """
 
 import dataclasses
@@ -52,8 +52,8 @@ TILE_K = 64
 
 # By how many places each lane moves on from round to round, so that none has the longest list every
 # time: the best of those tried on random lists with a tenfold spread of lengths. With 264 lanes and
-# 16 heads the busiest has 24 % more to do than the average for 108 tiles a head, 6 % for 536 and 1 %
-# for 2144.
+# 16 heads the busiest has 24 % more to do than the average for 108 tiles a head, 6 % for 536 and
+# 1 % for 2144.
 _TURN = 29
 
 # Columns of scores whose sums a thread keeps apart until the end.
@@ -64,7 +64,8 @@ _SUMS = 8
 _CONSUMER_REGISTERS = {1: 240, 2: 112}
 _PRODUCER_REGISTERS = 24
 
-# Up to here a scaled score and its reference may be subtracted in one fused operation: see triton.py.
+# Up to here a scaled score and its reference may be subtracted in one fused operation: see
+# triton.py.
 _MAX_REFERENCE = 2.0**24
 
 
@@ -118,8 +119,8 @@ def attention(q, k, v, block_map, kv_tokens, scale, config: MosaicGpuConfig, *, 
 def _over_scenes(run):
     """`run` with the leading axis of all arrays, that of scenes, made longer by `jax.vmap`.
 
-    So one launch shares out the work of all scenes. Pallas would add an axis to the grid, and lanes would
-    start and end with every scene.
+    So one launch shares out the work of all scenes. Pallas would add an axis to the grid, and lanes
+    would start and end with every scene.
     """
     folded = jax.custom_batching.custom_vmap(run)
 
@@ -127,7 +128,7 @@ def _over_scenes(run):
     def fold(size, are_batched, *operands):
         operands = (
             x if is_batched else jnp.broadcast_to(x, (size, *x.shape))
-            for x, is_batched in zip(operands, are_batched)
+            for x, is_batched in zip(operands, are_batched, strict=True)
         )
         outs = folded(*(x.reshape(-1, *x.shape[2:]) for x in operands))
         return [x.reshape(size, -1, *x.shape[1:]) for x in outs], [True] * len(outs)
@@ -136,7 +137,7 @@ def _over_scenes(run):
 
 
 def _run(q, k, v, order, *lists, num_tiles, config, interpret, **options):
-    """The kernel on scenes: queries, keys, values [s t n h], tiles in the order of work, `KeyLists`."""
+    """The kernel on scenes: queries, keys, values [s t n h], tiles in order of work, `KeyLists`."""
     scenes, _, n, h = q.shape
     num_blocks = 2 if interpret else devices.multiprocessors()
     kernel = functools.partial(
@@ -189,9 +190,9 @@ def _scratch(dtype, h, config, interpret):
 def _work_order(lists, block_map, tiles):
     """In which order the lanes take the tiles of queries of a scene, as `head * tiles + tile`.
 
-    Heads come after each other, so that their keys stay in the L2 cache. In a head, lists get shorter,
-    and in the next one longer: lanes that had the longest of each round in the one have the shortest
-    in the other.
+    Heads come after each other, so that their keys stay in the L2 cache. In a head, lists get
+    shorter, and in the next one longer: lanes that had the longest of each round in the one have
+    the shortest in the other.
     """
     n, num_rows = lists.num_listed.shape
     if num_rows == 1:
@@ -228,7 +229,7 @@ def _kernel(
         return stream * stages + lax.rem(i, int32(stages))
 
     def key_tile_of(scene, head, row, i):
-        """Which tile of keys the i-th of a list is; a list without an entry has one all the same."""
+        """Which tile of keys the i-th of a list is; a list without an entry has one, too."""
         block, part = i, int32(0)
         if parts > 1:
             block, part = lax.div(i, int32(parts)), lax.rem(i, int32(parts))
@@ -239,8 +240,9 @@ def _kernel(
         return jnp.maximum(counts_ref[scene, head, row] * parts, 1)
 
     def for_each_item(lane, work):
-        """`work(round, scene, head, tile, row, done)` for the tiles of queries of a lane. Given how many
-        tiles of keys it has taken before, it returns how many it has taken then; so does this, in the end.
+        """`work(round, scene, head, tile, row, done)` for the tiles of queries of a lane. Given how
+        many tiles of keys it has taken before, it returns how many it has taken then; so does this,
+        in the end.
         """
         rounds, rest = divmod(num_items, num_lanes)
         place = lambda r: lax.rem(lane + r * _TURN, int32(num_lanes))
@@ -400,9 +402,9 @@ def _kernel(
                         return plgpu.wgmma_accumulator_load(scores, wait_n=1)
 
                     scores = pl.run_scoped(run, plgpu.ACC((_ROWS, TILE_K), jnp.float32))
-                    # Compilers know nothing of what runs in the background. These barriers keep uses
-                    # of the scores behind the wait, and the old weights' registers from new weights
-                    # until the product that reads them is done.
+                    # Compilers know nothing of what runs in the background. These barriers keep
+                    # uses of the scores behind the wait, and the old weights' registers from new
+                    # weights until the product that reads them is done.
                     scores = lax.optimization_barrier(scores)
                     plgpu.barrier_arrive(k_free.at[now])
                     new_weights, sums = weigh(scores, reference, sums)

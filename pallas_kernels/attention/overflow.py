@@ -1,7 +1,7 @@
 """Scores that float32 cannot hold.
 
-bfloat16 numbers reach 3e38, so a product of two vectors of them can overflow, and infinities make NaN
-of a softmax. Queries are therefore halved as often as the largest finite key could ask for, and
+bfloat16 numbers reach 3e38, so a product of two vectors of them can overflow, and infinities make
+NaN of a softmax. Queries are therefore halved as often as the largest finite key could ask for, and
 differences of scores are doubled as often: both are exact.
 """
 

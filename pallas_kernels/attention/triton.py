@@ -1,8 +1,8 @@
 """Block-sparse attention in a Pallas kernel, through Triton.
 
-One program computes a tile of queries of one head. It walks the list of its query block, some keys at
-a time, with the online softmax of FlashAttention: a running maximum, sum and output, corrected when
-the maximum grows. docs/kernels.md explains the choices made here and what they gained.
+One program computes a tile of queries of one head. It walks the list of its query block, some keys
+at a time, with the online softmax of FlashAttention: a running maximum, sum and output, corrected
+when the maximum grows. docs/kernels.md explains the choices made here and what they gained.
 """
 
 import functools
@@ -23,9 +23,9 @@ from pallas_kernels.triton_call import triton_call
 
 _LOG2_E = math.log2(math.e)
 
-# Scaled scores up to here may be formed and reduced by the maximum in one fused operation. Its product
-# is exact while the maximum was rounded, so the largest weight is 2**(what rounding took off) instead
-# of 1. All weights share that factor, and up to here it is below 2.
+# Scaled scores up to here may be formed and reduced by the maximum in one fused operation. Its
+# product is exact while the maximum was rounded, so the largest weight is 2**(what rounding took
+# off) instead of 1. All weights share that factor, and up to here it is below 2.
 _MAX_FUSED = 2.0**24
 
 
@@ -34,7 +34,6 @@ def attention(q, k, v, block_map, kv_tokens, scale, config: TritonConfig, *, int
 
     `kv_tokens`: how many tokens of each key block count, or None where all blocks are whole.
     """
-    t, n, _ = q.shape
     lists = list_keys(block_map, kv_tokens, interpret=interpret)
     launch = _Launch(q, k, v, lists, block_map, scale, config, interpret)
     if q.dtype == jnp.float32:  # Its products dwarf what a faster softmax would save.
@@ -91,7 +90,7 @@ _FLAG = pl.BlockSpec((1,), lambda i: (i,))
 
 
 class _Launch:
-    """What all launches of the kernel for some arguments share: one program for a tile of queries."""
+    """What launches of the kernel for some arguments share: one program for a tile of queries."""
 
     def __init__(self, q, k, v, lists, block_map, scale, config, interpret):
         t, n, h = q.shape
@@ -158,7 +157,7 @@ def _attend_tile(
     program, q_ref, k_ref, v_ref, indices_ref, *refs, num_queries, scale, block_k, tile_k,
     has_partial_blocks, any_scores, interpret,
 ):  # fmt: skip
-    """Program number `program`. Unless it is to work for `any_scores`, a flag tells if it failed."""
+    """Program number `program`. Unless it is to work for `any_scores`, a flag tells failure."""
     refs = list(refs)
     num_whole = refs.pop(0)[0]
     num_listed, tokens_ref = num_whole, None
@@ -168,7 +167,8 @@ def _attend_tile(
     tile_q, h = q_ref.shape
     dtype = q_ref.dtype
 
-    # The list is walked in pieces: blocks, or parts of blocks larger than a tile. A step takes several.
+    # The list is walked in pieces: blocks, or parts of blocks larger than a tile. A step takes
+    # several.
     piece = min(block_k, tile_k)
     pieces_per_block = block_k // piece
     pieces_per_step = tile_k // piece
@@ -198,15 +198,16 @@ def _attend_tile(
     def walk(q, exponents, reference, correction_exponent):
         """Walks the list with the online softmax: the outputs, their weights' sums, the references.
 
-        Weights are 2 to the power of `exponents(scores, references)`. A query's reference grows with
-        the maximum of its scores: it is `reference(maximum)`.
+        Weights are 2 to the power of `exponents(scores, references)`. A query's reference grows
+        with the maximum of its scores: it is `reference(maximum)`.
         """
 
         def accumulate(carry, scores, values, *, may_be_empty):
             out, total, ref = carry
             maximum = functools.reduce(jnp.maximum, [jnp.max(s, axis=1) for s in scores])
             new_ref = jnp.maximum(ref, reference(maximum))
-            # Before its first key that counts, a query's reference is -inf, and its weights are zero.
+            # Before its first key that counts, a query's reference is -inf, and its weights are
+            # zero.
             finite_ref = jnp.where(new_ref == -jnp.inf, 0.0, new_ref) if may_be_empty else new_ref
             correction = _exp2(correction_exponent(ref, finite_ref), interpret)
             weights = [_exp2(exponents(s, finite_ref[:, None]), interpret) for s in scores]

@@ -18,8 +18,9 @@ _KEYS_PER_STEP = 512
 def attention(q, k, v, block_map, kv_tokens, scale):
     """The output [t n h] in q's type and the log-sum-exp [t n]; `kv_tokens` as `tokens_per_block`.
 
-    Stripes of query blocks follow one another. Within a stripe the lists are walked some entries at a
-    time: the listed keys and values are gathered, and the softmax is corrected as its maximum grows.
+    Stripes of query blocks follow one another. Within a stripe the lists are walked some entries at
+    a time: the listed keys and values are gathered, and the softmax is corrected as its maximum
+    grows.
     """
     t, n, h = q.shape
     block_q, block_k = block_map.block_q, block_map.block_k
@@ -65,7 +66,7 @@ def attention(q, k, v, block_map, kv_tokens, scale):
 
 
 def _attend_to_some(k, v, kv_tokens, queries, factor, carry, some):
-    """One step of the softmax over some listed blocks; indices and whether they are live: [n, r, g].
+    """One step of the softmax over listed blocks; indices and whether they are live: [n, r, g].
 
     `factor` makes scaled scores of differences of scores.
     """

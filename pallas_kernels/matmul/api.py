@@ -69,8 +69,8 @@ def _run_kernel(activation, interpret, x, kernel, bias):
 
 
 def _forward(activation, interpret, *arrays):
-    # What is differentiated is XLA's altogether: the derivative of an activation needs the product, which
-    # would be computed twice.
+    # What is differentiated is XLA's altogether: the derivative of an activation needs the product,
+    # which would be computed twice.
     return jax.vjp(lambda *arrays: xla.linear(*arrays, activation, None), *arrays)
 
 

@@ -29,16 +29,17 @@ def _fit(degree: int, end: float) -> list[float]:
     return [float(c) for c in fit.coef.astype(np.float32)]
 
 
-# Of this degree and in this interval, the error is that of rounding in float32. Beyond, where the result
-# is x or less than 1e-8 from 0, the last coefficient is below zero and takes the tail to zero.
+# Of this degree and in this interval, the error is that of rounding in float32. Beyond, where the
+# result is x or less than 1e-8 from 0, the last coefficient is below zero and takes the tail to
+# zero.
 _COEFFICIENTS = _fit(7, 6.0)
 
 
 def gelu_in_few_operations(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
     """The exact GELU of float32 numbers in a dozen operations, none of which branches.
 
-    Its error is at most 7e-7, and 8e-6 of the result between -5 and 0, where `gelu` loses digits because it
-    adds numbers close to 1 and -1.
+    Its error is at most 7e-7, and 8e-6 of the result between -5 and 0, where `gelu` loses digits
+    because it adds numbers close to 1 and -1.
     """
     size = jnp.minimum(jnp.abs(x), 1e4)  # Infinity times a tail of zero would be NaN.
     log_tail = size * _COEFFICIENTS[-1] + _COEFFICIENTS[-2]

@@ -1,15 +1,16 @@
-"""A linear layer with bias and activation for Hopper GPUs, in a Pallas kernel on the Mosaic GPU backend.
+"""A linear layer with bias and activation for Hopper GPUs, as a Pallas kernel (Mosaic GPU backend).
 
-One block of threads lives on each multiprocessor and computes tiles of the result until all are done:
+One block of threads lives on each multiprocessor and computes tiles of the result until all are
+done:
 
-- Two warp groups, the *consumers*, compute half of a tile's rows each with the tensor cores (`wgmma`,
-  asynchronous), sums in registers.
+- Two warp groups, the *consumers*, compute half of a tile's rows each with the tensor cores
+  (`wgmma`, asynchronous), sums in registers.
 - A third one, the *producer*, fetches tiles of `x` and of the kernel into shared memory (TMA,
   asynchronous), as far ahead as there is room.
 
-The activation of a tile is computed while the tensor cores work on the next one. A consumer keeps the
-finished sums of a tile in registers, rounded to 16 bits, and takes one part of them in every step of
-the next: activates it, lays it into shared memory and sends it on its way out.
+The activation of a tile is computed while the tensor cores work on the next one. A consumer keeps
+the finished sums of a tile in registers, rounded to 16 bits, and takes one part of them in every
+step of the next: activates it, lays it into shared memory and sends it on its way out.
 
     tensor cores    | step 0 of tile 1 | step 1 of tile 1 | step 2 of tile 1 | ...
     other units     | part 0 of tile 0 | part 1 of tile 0 | part 2 of tile 0 | ...
@@ -67,8 +68,8 @@ def _in_rows(run):
         if are_batched == [True, False, False]:
             out = folded(x.reshape(-1, x.shape[-1]), kernel, bias)
             return out.reshape(size, -1, out.shape[-1]), True
-        take = lambda y, is_batched, i: y[i] if is_batched else y
-        one = lambda i: folded(*(take(y, b, i) for y, b in zip((x, kernel, bias), are_batched)))
+        operands = tuple(zip((x, kernel, bias), are_batched, strict=True))
+        one = lambda i: folded(*(y[i] if is_batched else y for y, is_batched in operands))
         return jax.lax.map(one, jnp.arange(size)), True
 
     return folded
@@ -120,7 +121,7 @@ def _kernel(
     rounds = lax.div(num_tiles - block + num_blocks - 1, int32(num_blocks))
 
     def place_of_tile(r):
-        """First row and column of the tile of a round. Tiles of the same rows run at the same time."""
+        """First row and column of the tile of a round. Tiles of the same rows run together."""
         tile = block + r * num_blocks
         tile_m = lax.div(tile, int32(tiles_n))
         return tile_m * TILE_M, (tile - tile_m * tiles_n) * TILE_N
@@ -177,14 +178,15 @@ def _kernel(
 
             def multiply(sums):
                 def group(g, parts, num_parts):
-                    """As many steps as there are slots. Takes the first parts of those given, and puts them
-                    last, so that the next group finds others there."""
+                    """As many steps as there are slots. Takes the first parts of those given, and
+                    puts them last, so that the next group finds others there."""
                     for slot in range(STAGES):
                         plgpu.barrier_wait(full.at[slot])
                         plgpu.wgmma(sums, x_smem.at[slot, rows], kernel_smem.at[slot])
                         plgpu.wgmma_wait(1)
                         # The step before is done, and nobody needs its operands.
-                        release = lambda: plgpu.barrier_arrive(free.at[(slot - 1) % STAGES])
+                        freed = free.at[(slot - 1) % STAGES]
+                        release = functools.partial(plgpu.barrier_arrive, freed)
                         pl.when(g > 0)(release) if slot == 0 else release()
                         first, last = slot * num_parts // STAGES, (slot + 1) * num_parts // STAGES
                         for i in range(first, last):

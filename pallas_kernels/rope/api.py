@@ -29,24 +29,24 @@ def norm_rope(
 ) -> Float[Array, "*b p n h"]:
     """Adds a bias, normalises every head, and turns it by its token's angles.
 
-    `y = x + bias`; `z = (y - mean) / sqrt(variance + eps) * scale + offset` with mean and variance of
-    the head; then rotary embedding. A head is four quarters a, b, c, d, of which a and b turn by one
-    set of angles and c and d by another:
-    `a cos - b sin, b cos + a sin, c cos - d sin, d cos + c sin`. All of it is float32, and rounded once, to
-    the type of `x`. `jax.vmap` and `jax.grad` work; the gradient is that of "xla". The tables have
-    none.
+    `y = x + bias`; `z = (y - mean) / sqrt(variance + eps) * scale + offset` with mean and variance
+    of the head; then rotary embedding. A head is four quarters a, b, c, d, of which a and b turn by
+    one set of angles and c and d by another:
+    `a cos - b sin, b cos + a sin, c cos - d sin, d cos + c sin`. All of it is float32, and rounded
+    once, to the type of `x`. `jax.vmap` and `jax.grad` work; the gradient is that of "xla". The
+    tables have none.
 
     Args:
         x: float32, bfloat16 or float16.
-        cos, sin: of the angles of each token, in float32 or rounded from it. Members of a pair turn by
-            the same angle: the second quarter of a row equals the first, the fourth the third.
+        cos, sin: of the angles of each token, in float32 or rounded from it. Members of a pair turn
+            by the same angle: the second quarter of a row equals the first, the fourth the third.
         bias: added to every token.
         scale, offset: of layer normalisation, shared by all heads.
         eps: added to the variance, known when tracing.
-        implementation: "triton" (a Pallas kernel for NVIDIA GPUs from Ampere on that reads and writes
-            once: bfloat16 and float16, head dims 32, 64 and 128, a number of heads that is a power of
-            two), "xla" (any device), or None for the first that can do this here. A name means that
-            one or an error.
+        implementation: "triton" (a Pallas kernel for NVIDIA GPUs from Ampere on that reads and
+            writes once: bfloat16 and float16, head dims 32, 64 and 128, a number of heads that is a
+            power of two), "xla" (any device), or None for the first that can do this here. A name
+            means that one or an error.
         interpret: run the Triton kernel in Pallas's interpreter, on any device, slowly.
 
     Raises:

@@ -2,7 +2,8 @@
 
 What it computes is little, so time goes to memory: every number is read once and written once. A
 program holds some tokens with their heads as four tiles, one for each quarter of a head. Then the
-members of a pair that turns are in the same place of two tiles, and no thread needs what another has.
+members of a pair that turns are in the same place of two tiles, and no thread needs what another
+has.
 """
 
 import functools
@@ -24,8 +25,8 @@ _TILE = 64 * 32 * _NUM_WARPS
 def norm_rope(x, cos, sin, bias, scale, offset, eps, *, interpret=False):
     """As `xla.norm_rope`, for `n` and `h` that are powers of two.
 
-    Offsets into `x` may exceed 32 bits: Pallas makes them 64 bits wide where the array has more than
-    2^32 bytes. Blocks are counted in frames and tokens, so that their numbers stay small.
+    Offsets into `x` may exceed 32 bits: Pallas makes them 64 bits wide where the array has more
+    than 2^32 bytes. Blocks are counted in frames and tokens, so that their numbers stay small.
     """
     *_, p, n, h = x.shape
     frames = x.reshape(-1, p, n, h)
@@ -64,8 +65,8 @@ def _kernel(x_ref, cos_ref, sin_ref, bias_ref, scale_ref, offset_ref, out_ref, *
     load = functools.partial(plgpu.load, mask=exists, other=None if exists is None else 0)
     x = [load(x_ref.at[:, :, quarter]).astype(jnp.float32) for quarter in quarters]
 
-    # Read as if they were as large as `x`, from the cache: then each thread reads what it needs, and
-    # nothing goes from thread to thread through shared memory.
+    # Read as if they were as large as `x`, from the cache: then each thread reads what it needs,
+    # and nothing goes from thread to thread through shared memory.
     head, place = (lax.broadcasted_iota(jnp.int32, x[0].shape, axis) for axis in (1, 2))
     spread = lambda ref, row, i: load(ref.at[row, place + i * h // 4]).astype(jnp.float32)
     cos, sin = ([spread(ref, token, i) for i in (0, 2)] for ref in (cos_ref, sin_ref))
@@ -86,7 +87,7 @@ def _kernel(x_ref, cos_ref, sin_ref, bias_ref, scale_ref, offset_ref, out_ref, *
         c * cos[1] - d * sin[1],
         d * cos[1] + c * sin[1],
     )
-    for quarter, part in zip(quarters, turned):
+    for quarter, part in zip(quarters, turned, strict=True):
         plgpu.store(out_ref.at[:, :, quarter], part.astype(out_ref.dtype), mask=exists)
 
 

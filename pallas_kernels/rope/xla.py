@@ -30,8 +30,8 @@ def apply_rope(
 ) -> Float[Array, "*b p n h"]:
     """Turns the heads of every token by its tables, in and to float32.
 
-    A head is four quarters; the first two are the members of pairs that turn together, and so are the
-    last two.
+    A head is four quarters; the first two are the members of pairs that turn together, and so are
+    the last two.
     """
     x = x.astype(jnp.float32)
     pairs = x.reshape(*x.shape[:-1], 2, 2, x.shape[-1] // 4)  # [..., half, member, pair]

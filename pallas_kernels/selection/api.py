@@ -35,9 +35,9 @@ class BlockSelection:
         block_map: the kept blocks.
         covered: for each row, the probability of the kept blocks in the pooled softmax, in [0, 1];
             sinks take no part in that softmax. 0 for query blocks without tokens.
-        entropy: for each row, that of the pooled softmax in nats, whatever is kept: 0 where one block
-            has all of it, the logarithm of their number where all are alike. 0 for query blocks
-            without tokens.
+        entropy: for each row, that of the pooled softmax in nats, whatever is kept: 0 where one
+            block has all of it, the logarithm of their number where all are alike. 0 for query
+            blocks without tokens.
         density: for each head, the share of the pairs of blocks that is kept, of those that have
             tokens; sinks included.
         missing: for each row, how many blocks the rule asked for that the capacity has no room for.
@@ -70,17 +70,17 @@ def select_blocks(
 ) -> BlockSelection:
     """Predicts from pooled queries and keys which key blocks each query block attends to.
 
-    The rule of "Faster VGGT with Block-Sparse Global Attention" (arXiv 2509.07120): queries and keys
-    are pooled by blocks, and `softmax(scale * pooled_q @ pooled_k.T)` over the key blocks says how much
-    each matters. Of `kb` key blocks, a row keeps the most probable
+    The rule of "Faster VGGT with Block-Sparse Global Attention" (arXiv 2509.07120): queries and
+    keys are pooled by blocks, and `softmax(scale * pooled_q @ pooled_k.T)` over the key blocks says
+    how much each matters. Of `kb` key blocks, a row keeps the most probable
 
     - `int(kb * (1 - sparse_ratio))`, if that is given;
     - as many as have a cumulative probability of at most `cdf_threshold + 1e-5`, if that is given;
     - the larger number, if both are given; and always at least one.
 
-    All of it is done in float32 at full precision. Beyond the pooled vectors and the result, no more
-    than 128 MiB of scores exist at a time. `jax.vmap` gives a batch, each with scores of its own. The
-    choice has no gradient.
+    All of it is done in float32 at full precision. Beyond the pooled vectors and the result, no
+    more than 128 MiB of scores exist at a time. `jax.vmap` gives a batch, each with scores of its
+    own. The choice has no gradient.
 
     Args:
         q, k: queries and keys as attention sees them, after normalisation and rotation.
@@ -89,21 +89,22 @@ def select_blocks(
             `sparse_ratio` is rounded in float32.
         pool_mode: "avg" or "max", over the tokens that count.
         block_q, block_k: tokens in a block.
-        num_sink_blocks: so many leading key blocks are kept by every query block, beyond what the rule
-            keeps, and take no part in it.
+        num_sink_blocks: so many leading key blocks are kept by every query block, beyond what the
+            rule keeps, and take no part in it.
         q_length: how many leading queries count; None for all. Blocks without any keep nothing.
-        kv_lengths: how many leading keys count, or for each key block how many of its leading keys do;
-            None for all. Key blocks without any are never kept.
+        kv_lengths: how many leading keys count, or for each key block how many of its leading keys
+            do; None for all. Key blocks without any are never kept.
         scale: of the scores, a positive number known when tracing; `1 / sqrt(h)` by default.
-        capacity: the most room for blocks in a row, sinks included. By default, and at most, there is
-            room for whatever the rule can ask. With less, a row keeps the most probable blocks that find room, and
-            `BlockSelection.missing` counts the others.
-        random_key: of `jax.random`; each row keeps as many blocks as `sparse_ratio` says, but drawn by
-            lot and not the most probable: what any rule is to be measured against. The draw depends on
-            the key, the head, the row and the block alone, so that a batch under `jax.vmap` shares
-            it unless the keys differ. `covered` and `entropy` still are of the pooled softmax.
-        implementation: "triton" (NVIDIA GPUs), "xla" (any device), or None to choose by device. A name
-            means that one or an error.
+        capacity: the most room for blocks in a row, sinks included. By default, and at most, there
+            is room for whatever the rule can ask. With less, a row keeps the most probable blocks
+            that find room, and `BlockSelection.missing` counts the others.
+        random_key: of `jax.random`; each row keeps as many blocks as `sparse_ratio` says, but drawn
+            by lot and not the most probable: what any rule is to be measured against. The draw
+            depends on the key, the head, the row and the block alone, so that a batch under
+            `jax.vmap` shares it unless the keys differ. `covered` and `entropy` still are of the
+            pooled softmax.
+        implementation: "triton" (NVIDIA GPUs), "xla" (any device), or None to choose by device. A
+            name means that one or an error.
         interpret: run the Triton kernel in Pallas's interpreter, on any device, slowly.
 
     Raises:
@@ -197,7 +198,8 @@ def _select(
 
     def select_stripe(i, carry):
         results, entropy = carry
-        # The last stripe of a head starts early enough to be whole; what it repeats comes out the same.
+        # The last stripe of a head starts early enough to be whole; what it repeats comes out the
+        # same.
         head, row = heads * (i // stripes), jnp.minimum(rows * (i % stripes), num_rows - rows)
         of_heads = lambda x: lax.dynamic_slice_in_dim(x, head, heads)
         queries = lax.dynamic_slice_in_dim(of_heads(pooled_q), row, rows, axis=1)
@@ -273,7 +275,9 @@ def _stripe(num_heads, num_rows, num_blocks):
     max_rows = max(1, MAX_SCORE_BYTES // (4 * num_blocks))
     if max_rows < num_rows:
         return 1, max_rows
-    heads = max(i for i in range(1, num_heads + 1) if num_heads % i == 0 and i * num_rows <= max_rows)  # fmt: skip
+    heads = max(
+        i for i in range(1, num_heads + 1) if num_heads % i == 0 and i * num_rows <= max_rows
+    )
     return heads, num_rows
 
 

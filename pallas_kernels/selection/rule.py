@@ -1,7 +1,8 @@
 """The rule of selection for one query block: which key blocks it keeps, given its pooled scores.
 
 Written for one row in operations that Triton has too, so that one text serves both implementations.
-Triton's arrays have powers of two for sizes, so a row comes as a tuple of arrays, one after another.
+Triton's arrays have powers of two for sizes, so a row comes as a tuple of arrays, one after
+another.
 """
 
 import functools
@@ -25,14 +26,14 @@ def keep_blocks(
     num_kept: Int[Array, ""],
     probability: Float[Array, ""] | None,
 ) -> tuple[BoolRow, Float[Array, ""]]:
-    """The most probable blocks: `num_kept` of them, or as many as reach `probability` without passing it.
+    """The most probable blocks: `num_kept`, or as many as reach `probability` without passing it.
 
     The larger of the two, and always one. Probability is the softmax of the scores over the valid
     blocks. Of blocks with equal scores, those with the lower index come first.
 
-    Nothing is sorted. The kept blocks are those at or above some score, and fewer blocks stand above a
-    higher score, so bisection finds it: every step counts and weighs what stands above the middle, and
-    the search ends when one block is left between both ends, after some 15 steps.
+    Nothing is sorted. The kept blocks are those at or above some score, and fewer blocks stand
+    above a higher score, so bisection finds it: every step counts and weighs what stands above the
+    middle, and the search ends when one block is left between both ends, after some 15 steps.
 
     Args:
         scores: pooled scores. NaN counts as the lowest number, infinities as the largest.
@@ -61,7 +62,8 @@ def keep_blocks(
             fits |= mass_where(above) <= probability * total
         return fits, count
 
-    # All blocks from `high` up are kept, `low` is not reached, and each has so many blocks above it.
+    # All blocks from `high` up are kept, `low` is not reached, and each has so many blocks above
+    # it.
     all_fit, num_valid = allowed(bottom)
     top_fits, num_top = allowed(top)
     high = jnp.where(all_fit, bottom, jnp.where(top_fits, top, jnp.inf))

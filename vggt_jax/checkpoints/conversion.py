@@ -183,8 +183,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--dtype",
         choices=DTYPES,
-        help="float32, or bfloat16 for the kernels of encoder, frame and global blocks (and of Pi3's "
-        "decoders) and float32 for all else; without it, as stored",
+        help="float32, or bfloat16 for the kernels of encoder, frame and global blocks (and of "
+        "Pi3's decoders) and float32 for all else; without it, as stored",
     )
     parser.add_argument(
         "--ignore",
@@ -200,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         report = convert(**vars(arguments))
     except CheckpointError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2
-    print(report)
+    print(report)  # noqa: T201
     return 0

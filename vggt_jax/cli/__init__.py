@@ -35,9 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         Command,
         args=in_our_spelling(sys.argv[1:] if argv is None else argv),
         prog="vggt-jax",
-        description="Photographs in; cameras, depth, point maps and tracks out.\n\nOptions are the same in "
-        "all commands. Underscores are as good as dashes, and the spellings of VGGT's scripts are "
-        "understood: --image_folder, --scene_dir, --conf_thres_value, --use_ba, ...",
+        description="Photographs in; cameras, depth, point maps and tracks out.\n\n"
+        "Options are the same in all commands. Underscores are as good as dashes, and the "
+        "spellings of VGGT's scripts are understood: --image_folder, --scene_dir, "
+        "--conf_thres_value, --use_ba, ...",
     )
     try:
         command.run()

@@ -62,8 +62,11 @@ class Bench:
 
         model = random_model(self.architecture, self.width, self.compute_dtype)
         weights = memory.gib(memory.weight_bytes(model))
-        print(f"{self.architecture}, {self.width}: random weights of {weights} GiB on "
-              f"{jax.devices()[0].device_kind}, frames of {self.size[1]}x{self.size[0]}")  # fmt: skip
+        device = jax.devices()[0].device_kind
+        print(
+            f"{self.architecture}, {self.width}: random weights of {weights} GiB on {device}, "
+            f"frames of {self.size[1]}x{self.size[0]}"
+        )
         shapes = [(num_frames, *self.size, 3) for num_frames in self.frames]
         for shape in shapes:
             # Dense attention takes the most. What is timed is one program, maps included.

@@ -27,8 +27,8 @@ class Export(Scene):
     out: Path
     """File (ply, glb) or folder (colmap, nerfstudio) to write."""
     images: OptionalPath = None
-    """Folder of the photographs, or the video, to put beside the scene (colmap, nerfstudio), if results are
-    exported."""
+    """Folder of the photographs, or the video, to put beside the scene (colmap, nerfstudio), if
+    results are exported."""
     max_points: OptionalInt = None
     """Most points; by default 2,000,000, and 100,000 for colmap."""
     cameras: bool = True
@@ -36,8 +36,8 @@ class Export(Scene):
     camera_size: OptionalFloat = None
     """Length of a drawn camera in the units of the scene (glb); by default one that suits it."""
     tracks: Literal["depth", "head"] = "depth"
-    """Tracks from depth, checked in both directions, or from the track head, for which photographs must
-    have been reconstructed with --query-points (colmap)."""
+    """Tracks from depth, checked in both directions, or from the track head, for which photographs
+    must have been reconstructed with --query-points (colmap)."""
     camera_model: Literal["PINHOLE", "SIMPLE_PINHOLE"] = "PINHOLE"
     """Two focal lengths or one (colmap)."""
     shared_camera: Flag = False
@@ -75,8 +75,8 @@ class Export(Scene):
         from_head = self.format == "colmap" and self.tracks == "head"
         if from_head and self.results() is None and not self.query_points:
             raise InputError(
-                "--tracks head: needs --query-points to track through the photographs; give them, or take "
-                "tracks from depth"
+                "--tracks head: needs --query-points to track through the photographs; give them, "
+                "or take tracks from depth"
             )
         return ExportOptions(
             format=self.format,

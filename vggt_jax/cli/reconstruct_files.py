@@ -255,8 +255,8 @@ def _pixels_of_model(pixels: list[tuple[float, float]], frames: Frames, first: i
         # Integers are pixel centres: the image reaches half a pixel beyond the first and the last.
         if not (-0.5 <= x <= width - 0.5 and -0.5 <= y <= height - 0.5):
             raise InputError(
-                f"--query-points {x:g},{y:g} lies outside {frames.names[first]}, which is {width} wide "
-                f"and {height} high"
+                f"--query-points {x:g},{y:g} lies outside {frames.names[first]}, which is {width} "
+                f"wide and {height} high"
             )
     return transform.pixels_to_model(pixels)
 
@@ -320,15 +320,15 @@ def _write(
     usable = usable_pixels(result, points, min_confidence=smallest, depth_edges=result.depth_edges)
     if min_confidence is not None and not usable.any():
         tqdm.tqdm.write(
-            f"warning: no point has a confidence above --min-confidence {min_confidence:g}, so that there "
-            "is no points.ply",
+            f"warning: no point has a confidence above --min-confidence {min_confidence:g}, so "
+            "that there is no points.ply",
             file=sys.stderr,
         )
         return 0
     if not usable.any():
         tqdm.tqdm.write(
-            f"warning: every point lies at an edge of depth or has a confidence of {smallest:g} or less, "
-            "so that the cloud holds them all",
+            f"warning: every point lies at an edge of depth or has a confidence of {smallest:g} or "
+            "less, so that the cloud holds them all",
             file=sys.stderr,
         )
         usable = allowed

@@ -109,19 +109,19 @@ class Scene:
     ] = None
     """How photographs come to size: crop keeps the width and cuts tall ones, pad keeps everything
     and fills with white, budget stretches all to one size of about the shape of the first. Needed
-    only if their shapes differ; otherwise what the model was made for, crop (VGGT) or budget (Pi3)."""
+    only if their shapes differ; otherwise the model's own, crop (VGGT) or budget (Pi3)."""
     size: OptionalInt = None
-    """Side in pixels to resize to, a multiple of the patch size; with budget, the side of the square
-    of as many pixels. By default the model's own."""
+    """Side in pixels to resize to, a multiple of the patch size; with budget, the side of the
+    square of as many pixels. By default the model's own."""
     fps: OptionalFloat = None
-    """Of a video, frames to take for each second, each the sharpest around its place; 1 by default."""
+    """Of a video, frames to take a second, each the sharpest around its place; 1 by default."""
     frames: OptionalInt = None
     """Of a video, how many frames to take in all, instead of --fps."""
     reference: str = "0"
     """For VGGT, the photograph whose camera is the world, by index or name."""
     masks: OptionalPath = None
-    """Folder of masks, one for each photograph and of the same name (a.jpg: a.png or a.jpg.png). White
-    is used, black left out."""
+    """Folder of masks, one for each photograph and of the same name (a.jpg: a.png or a.jpg.png).
+    White is used, black left out."""
     mask_white: Flag = False
     """Leave out white background."""
     mask_black: Flag = False
@@ -133,34 +133,34 @@ class Scene:
     focal: OptionalFloat = None
     """Known focal length in pixels of the photographs, the principal point in their middle."""
     intrinsics: OptionalText = None
-    """Known intrinsics: fx,fy,cx,cy in pixels of the photographs, or a file like cameras.json with those
-    of each."""
+    """Known intrinsics: fx,fy,cx,cy in pixels of the photographs, or a file like cameras.json with
+    those of each."""
     known_distance: OptionalText = None
-    """A,B,LENGTH: how far the cameras of two photographs (by index or name) are from each other. The scene
-    comes in these units."""
+    """A,B,LENGTH: how far the cameras of two photographs (by index or name) are from each other.
+    The scene comes in these units."""
     known_depth: OptionalText = None
-    """PHOTOGRAPH,X,Y,DEPTH: how far along the viewing axis lies what this pixel of a photograph (by index
-    or name) shows. The scene comes in these units."""
+    """PHOTOGRAPH,X,Y,DEPTH: how far along the viewing axis lies what this pixel of a photograph (by
+    index or name) shows. The scene comes in these units."""
     query_points: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A point x,y of the first photograph (or of --reference), in its own pixels, to track through all;
-    may be repeated."""
+    """A point x,y of the first photograph (or of --reference), in its own pixels, to track through
+    all; may be repeated."""
     points: PointSource = None
-    """Make points from depth and cameras, which is VGGT's default and more accurate, or from the model's
-    point head, which is so for Pi3."""
+    """Make points from depth and cameras, which is VGGT's default and more accurate, or from the
+    model's point head, which is so for Pi3."""
     use_point_map: Flag = False
     """The same as --points head."""
     confidence_percentile: OptionalFloat = None
     """Leave out this percentage of the points, the least confident; by default 25 for VGGT, or
     0 with --min-confidence, and 0 for Pi3."""
     min_confidence: OptionalFloat = None
-    """Leave out points with a confidence not above this. Its scale is the model's: from 1 without bound for
-    VGGT, where nothing is left out by default, and [0, 1] for Pi3, where it is 0.1."""
+    """Leave out points with a confidence not above this. Its scale is the model's: from 1 without
+    bound for VGGT, where nothing is left out by default, and [0, 1] for Pi3, where it is 0.1."""
     sparse_ratio: OptionalFloat = None
     """Leave out this share of the blocks in attention over all photographs, in [0, 1]: 0.75 keeps a
     quarter and suits a hundred photographs and more. By default nothing is left out."""
     cdf_threshold: OptionalFloat = None
-    """Keep as many of the most probable blocks as have this share of the probability, in [0, 1]. With
-    both, the larger number is kept."""
+    """Keep as many of the most probable blocks as have this share of the probability, in [0, 1].
+    With both, the larger number is kept."""
     pool_mode: Literal["avg", "max"] = "avg"
     """How a block of tokens becomes one vector to predict its attention from."""
     token_order: Literal["raster", "hilbert", "tiles"] = "raster"
@@ -298,7 +298,7 @@ class Scene:
             self._known_depth()
 
     def check_of_frames(self, frames: Frames) -> None:
-        """Finds what is wrong with the options once photographs are read, before they are reconstructed.
+        """Finds what is wrong with the options once photographs are read, before reconstruction.
 
         Raises:
             InputError: something is.
@@ -311,8 +311,8 @@ class Scene:
             ]
             if indices[0] == indices[1]:
                 raise InputError(
-                    f"--known-distance {self.known_distance}: names photograph {indices[0]} twice; choose "
-                    "others"
+                    f"--known-distance {self.known_distance}: names photograph {indices[0]} twice; "
+                    "choose others"
                 )
         if self.known_depth is not None:
             frame, x, y, _ = self._known_depth()

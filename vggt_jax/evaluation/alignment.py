@@ -60,8 +60,8 @@ def umeyama(
 ) -> Similarity:
     """The similarity that brings points closest to their counterparts, by squared distances.
 
-    Umeyama, "Least-squares estimation of transformation parameters between two point patterns" (TPAMI
-    1991), with the rotation from the polar decomposition of the covariance.
+    Umeyama, "Least-squares estimation of transformation parameters between two point patterns"
+    (TPAMI 1991), with the rotation from the polar decomposition of the covariance.
 
     Where the points leave something open, it is defined all the same: on a line (two points) the
     rotation is one of the best; where all sources coincide it is the identity, with a scale of 1;

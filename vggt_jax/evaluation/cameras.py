@@ -26,8 +26,8 @@ class PairErrors:
 
     Attributes:
         rotation: the angle of the rotation between the two relative rotations, in [0, 180].
-        translation: the angle between the two relative translations, of which neither length nor sign
-            counts: in [0, 90].
+        translation: the angle between the two relative translations, of which neither length nor
+            sign counts: in [0, 90].
     """
 
     rotation: Float[Array, "*batch pairs"]
@@ -55,8 +55,8 @@ def pair_errors(
 ) -> PairErrors:
     """Compares the relative poses of all pairs of frames.
 
-    The relative pose is that of the second camera in coordinates of the first, so that neither world
-    nor scale matters. The conventions are those of the official evaluation of VGGT on CO3D
+    The relative pose is that of the second camera in coordinates of the first, so that neither
+    world nor scale matters. The conventions are those of the official evaluation of VGGT on CO3D
     (`evaluation/test_co3d.py`, branch `evaluation`): all pairs, and a translation and its opposite
     are the same. A translation of length 0, predicted or true, has no direction and counts as wrong
     by 90 degrees, as it does there.
@@ -88,8 +88,8 @@ def pair_errors(
 def accuracy_at(errors: Float[Array, "*batch pairs"], degrees: float) -> Float[Array, "*batch"]:
     """The share of the pairs whose error is below so many degrees, in [0, 1].
 
-    Of `PairErrors.rotation` it is the relative rotation accuracy, RRA@k; of `PairErrors.translation`
-    the relative translation accuracy, RTA@k.
+    Of `PairErrors.rotation` it is the relative rotation accuracy, RRA@k; of
+    `PairErrors.translation` the relative translation accuracy, RTA@k.
     """
     return jnp.mean(errors < degrees, axis=-1, dtype=jnp.float32)
 
@@ -98,9 +98,9 @@ def auc_at(errors: PairErrors, degrees: int) -> Float[Array, "*batch"]:
     """The area under the curve of accuracy up to so many degrees, AUC@k, in [0, 1].
 
     The error of a pair is the larger of both angles. The curve is read at 1, 2, ..., `degrees`, as
-    the official evaluation of VGGT does with its bins of one degree, and the mean of these values is
-    the result. An error of exactly `degrees` still counts at the end of the curve, since the last
-    bin of a histogram is closed.
+    the official evaluation of VGGT does with its bins of one degree, and the mean of these values
+    is the result. An error of exactly `degrees` still counts at the end of the curve, since the
+    last bin of a histogram is closed.
 
     Raises:
         ValueError: `degrees` is not a whole positive number.
@@ -119,8 +119,8 @@ def trajectory_errors(
     """Compares positions and steps after aligning the positions by a similarity (Umeyama).
 
     The relative error follows Sturm et al., "A benchmark for the evaluation of RGB-D SLAM systems"
-    (IROS 2012): of the motion from each frame to the next, in the coordinates of the camera. Both are
-    what `evo_ape` and `evo_rpe` report with `--align --correct_scale` and a step of one frame.
+    (IROS 2012): of the motion from each frame to the next, in the coordinates of the camera. Both
+    are what `evo_ape` and `evo_rpe` report with `--align --correct_scale` and a step of one frame.
 
     NaN where the true positions all coincide, so that there is no trajectory; infinite where the
     prediction is not finite. Where all predicted positions coincide, the error is the spread of the

@@ -19,8 +19,8 @@ class DepthMetrics:
     """Means over all valid pixels of a scene; NaN where there are none.
 
     Attributes:
-        abs_rel: the mean of `|prediction - truth| / truth`; infinite where a valid pixel's prediction
-            is not finite.
+        abs_rel: the mean of `|prediction - truth| / truth`; infinite where a valid pixel's
+            prediction is not finite.
         delta1, delta2, delta3: the share of the pixels whose ratio to the truth, or its inverse, is
             below 1.25, 1.25^2 and 1.25^3, in [0, 1]. Predictions that are not positive never are.
         num_pixels: how many pixels are valid.
@@ -100,7 +100,8 @@ def depth_metrics(
     num_pixels = jnp.sum(valid, axis=(-3, -2, -1), dtype=jnp.int32)
 
     def mean(x):
-        # Row by row, then over rows and frames: float32 sums of millions of pixels stay exact enough.
+        # Row by row, then over rows and frames: float32 sums of millions of pixels stay exact
+        # enough.
         rows = jnp.sum(jnp.where(valid, x, 0.0), axis=-1, dtype=jnp.float32)
         return jnp.sum(jnp.sum(rows, axis=-1), axis=-1) / num_pixels
 
@@ -115,7 +116,11 @@ def depth_metrics(
 
 
 def _checked_valid(depth, truth, valid):
-    if depth.ndim < 3 or truth.shape != depth.shape or valid is not None and valid.shape != depth.shape:  # fmt: skip
+    if (
+        depth.ndim < 3
+        or truth.shape != depth.shape
+        or (valid is not None and valid.shape != depth.shape)
+    ):
         shapes = [depth.shape, truth.shape] + ([] if valid is None else [valid.shape])
         raise ValueError(f"depth, truth and valid must be [... s height width] alike, not {shapes}")
     known = jnp.isfinite(truth) & (truth > 0)

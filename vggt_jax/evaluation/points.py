@@ -17,8 +17,8 @@ _POINTS_PER_CHUNK = 8192
 class PointMetrics:
     """Distances between a predicted and a true cloud, in the units of both.
 
-    NaN where the true cloud is empty; where the predicted one is, distances are infinite, and shares
-    and consistencies 0.
+    NaN where the true cloud is empty; where the predicted one is, distances are infinite, and
+    shares and consistencies 0.
 
     Attributes:
         accuracy, accuracy_median: from predicted points to the nearest true one.
@@ -27,9 +27,10 @@ class PointMetrics:
         precision, recall: the share of the predicted points, and of the true ones, whose nearest
             counterpart is closer than the threshold; None without one.
         f_score: their harmonic mean.
-        normal_accuracy, normal_accuracy_median: the absolute cosine between the normal of a predicted
-            point and that of the nearest true one, in [0, 1]; None without normals.
-        normal_completeness, normal_completeness_median: the same from true points to predicted ones.
+        normal_accuracy, normal_accuracy_median: the absolute cosine between the normal of a
+            predicted point and that of the nearest true one, in [0, 1]; None without normals.
+        normal_completeness, normal_completeness_median: the same from true points to predicted
+            ones.
         normal_consistency: the mean of normal_accuracy and normal_completeness.
     """
 
@@ -167,7 +168,9 @@ def point_metrics(
         precision = defined(_mean(to_truth < threshold, valid), 0.0)
         recall = defined(_mean(to_points < threshold, truth_valid), 0.0)
         total = precision + recall
-        f_score = jnp.where(total == 0, 0.0, 2 * precision * recall / jnp.where(total == 0, 1, total))  # fmt: skip
+        f_score = jnp.where(
+            total == 0, 0.0, 2 * precision * recall / jnp.where(total == 0, 1, total)
+        )
         found |= dict(precision=precision, recall=recall, f_score=f_score)
     if normals is not None:
 
@@ -196,8 +199,8 @@ def normals_from_point_map(
     """Unit normals of the surfaces that a map of points shows.
 
     The cross product of the differences to the next pixels down and to the right: of neighbours on
-    both sides where both are valid, of one side at borders. The tables of π³ and others estimate them
-    from the neighbours in the cloud instead (Open3D's `estimate_normals`).
+    both sides where both are valid, of one side at borders. The tables of π³ and others estimate
+    them from the neighbours in the cloud instead (Open3D's `estimate_normals`).
 
     Args:
         points: in any coordinates, one for each pixel.

@@ -52,11 +52,11 @@ def scene_metrics(
     max_points: int = 20_000,
     f_score_threshold: float = 0.02,
 ) -> dict[str, Float[Array, ""]]:
-    """All metrics of one scene by name: a pure function for `jax.jit`, `jax.vmap` and `jax.lax.map`.
+    """All metrics of a scene by name: a pure function for `jax.jit`, `jax.vmap` and `jax.lax.map`.
 
-    Cameras are compared in pairs and, for the trajectory, after the best similarity of their positions;
-    depth after one alignment of the whole scene; points after the best similarity between the points
-    of the same pixels, whose cameras are not asked.
+    Cameras are compared in pairs and, for the trajectory, after the best similarity of their
+    positions; depth after one alignment of the whole scene; points after the best similarity
+    between the points of the same pixels, whose cameras are not asked.
 
     Args:
         camera_from_world, depth, points: the prediction; None leaves out its metrics.
@@ -67,9 +67,9 @@ def scene_metrics(
 
     Returns:
         `auc_3` and more, `rra_5` and `rta_5` and more, `ate`, `rpe_translation`, `rpe_rotation`,
-        `abs_rel`, `delta1` to `delta3`, and the fields of `PointMetrics`. Lengths are in the unit of
-        the truth. What the truth does not define is NaN; an infinite error is one of a prediction that
-        is not finite.
+        `abs_rel`, `delta1` to `delta3`, and the fields of `PointMetrics`. Lengths are in the unit
+        of the truth. What the truth does not define is NaN; an infinite error is one of a
+        prediction that is not finite.
     """
     found: dict[str, Array] = {}
     if camera_from_world is not None:

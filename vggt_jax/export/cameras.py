@@ -20,9 +20,10 @@ CONVENTIONS = {
         "[0, height] and the centre of the pixel with index i lies at i + 0.5"
     ),
     "pixel_centre": (
-        "where the ray of the first pixel meets the image that intrinsics describe: 0.5, its centre, or "
-        "0, its corner (VGGT); to project points onto the centres of their pixels, add 0.5 minus this to "
-        "the principal point of intrinsics_model, or that divided by scale to intrinsics_original"
+        "where the ray of the first pixel meets the image that intrinsics describe: 0.5, its "
+        "centre, or 0, its corner (VGGT); to project points onto the centres of their pixels, add "
+        "0.5 minus this to the principal point of intrinsics_model, or that divided by scale to "
+        "intrinsics_original"
     ),
     "model_from_original": (
         "continuous image coordinates: x_model = x_original * scale[0] + offset[0], "

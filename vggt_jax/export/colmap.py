@@ -118,9 +118,9 @@ def write_colmap(
       tracks: found with these cameras.
       camera_model, shared_camera: see `colmap_cameras`.
       bundle_adjustment: refines poses, focal lengths and points of the largest group of frames that
-        points hold together, until the observations fit best. Two cameras keep the coordinates and the
-        scale in place. Frames outside the group keep their poses, and their focal lengths too, unless they
-        share the camera of the others.
+        points hold together, until the observations fit best. Two cameras keep the coordinates and
+        the scale in place. Frames outside the group keep their poses, and their focal lengths too,
+        unless they share the camera of the others.
 
     Returns:
       The errors of what was written, as read again from the files; and what bundle adjustment did.
@@ -131,8 +131,8 @@ def write_colmap(
     pycolmap = import_pycolmap()
     if bundle_adjustment and (len(cameras.names) < 2 or not len(tracks.points)):
         raise InputError(
-            f"bundle_adjustment needs tracks through two frames; there are {len(tracks.points)} tracks "
-            f"and {len(cameras.names)} frames: {MORE_TRACKS}"
+            f"bundle_adjustment needs tracks through two frames; there are {len(tracks.points)} "
+            f"tracks and {len(cameras.names)} frames: {MORE_TRACKS}"
         )
     model = _sparse_model(pycolmap, cameras, tracks, camera_model, shared_camera)
     adjustment = None
@@ -188,8 +188,8 @@ def _adjust(pycolmap, model, frames: list[int]) -> bool:
     summary = pycolmap.create_default_bundle_adjuster(options, config, model).solve()
     if not summary.is_solution_usable():
         raise InputError(
-            f"bundle_adjustment failed ({summary.brief_report()}), and nothing was written; leave it out, "
-            "or choose other tracks"
+            f"bundle_adjustment failed ({summary.brief_report()}), and nothing was written; leave "
+            "it out, or choose other tracks"
         )
     kinds = pycolmap.BundleAdjustmentTerminationType
     return summary.termination_type in (kinds.CONVERGENCE, kinds.USER_SUCCESS)

@@ -76,14 +76,15 @@ def output_folder(
       overwrite: whether earlier contents may be replaced.
       entries: names of the files and folders that will be written. Only these count as earlier
         contents; None means that anything in `out` does.
-      stale: names of what an earlier run may have written and goes with it, even if nothing of that name
-        is written now.
+      stale: names of what an earlier run may have written and goes with it, even if nothing of that
+        name is written now.
 
     Yields:
       An empty folder in the same file system.
 
     Raises:
-      InputError: `out` is no folder, cannot be written, or holds something that may not be replaced.
+      InputError: `out` is no folder, cannot be written, or holds something that may not be
+        replaced.
     """
     partial = None
     try:

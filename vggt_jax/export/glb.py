@@ -9,10 +9,11 @@ from vggt_jax.errors import InputError
 from vggt_jax.export.files import file_stems, replacing
 from vggt_jax.export.scene import Cameras
 
-# glTF's axes (y up, z towards the viewer) from OpenCV's (y down, z away), for world and cameras alike.
+# glTF's axes (y up, z towards the viewer) from OpenCV's (y down, z away), for world and cameras
+# alike.
 GLTF_FROM_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
-# The length of a camera as a share of the distance from the cameras' middle to the median point: large
-# enough to see, small enough to see past.
+# The length of a camera as a share of the distance from the cameras' middle to the median point:
+# large enough to see, small enough to see past.
 _CAMERA_SIZE = 0.05
 _COLORMAP = "turbo"  # From the first camera (blue) to the last (red).
 
@@ -27,17 +28,17 @@ def write_glb(
 ) -> None:
     """Writes a binary glTF file that Blender, Windows' 3D Viewer and three.js read.
 
-    glTF's world has y up, so the world is turned half around x: `x_gltf = (x, -y, -z)`. Points are a
-    geometry `points`; every camera is a node `camera_NAME` with a pyramid, whose tip is the centre of
-    projection and whose base is the image. The node's matrix is world_from_camera in the axes of glTF's
-    cameras: x right, y up, looking along -z.
+    glTF's world has y up, so the world is turned half around x: `x_gltf = (x, -y, -z)`. Points are
+    a geometry `points`; every camera is a node `camera_NAME` with a pyramid, whose tip is the
+    centre of projection and whose base is the image. The node's matrix is world_from_camera in the
+    axes of glTF's cameras: x right, y up, looking along -z.
 
     Args:
       path: the file; its folder is made if it is missing.
       points, colors: world coordinates (OpenCV), and RGB.
       cameras: to draw, or None for points alone.
-      camera_size: from tip to base, in the scene's unit. None is a twentieth of the distance from the
-        middle of the cameras to the median point.
+      camera_size: from tip to base, in the scene's unit. None is a twentieth of the distance from
+        the middle of the cameras to the median point.
 
     Raises:
       InputError: the file cannot be written, there are neither points nor cameras, or a size is not

@@ -39,10 +39,10 @@ def find_photographs(
     """The file of every frame, or None if they are in a video.
 
     Args:
-      names: of the frames. One without extension, as frames of videos and arrays have, is found with any
-        that pictures have.
-      images: a folder that holds files of these names, or the files, one per frame in their order, or the
-        video that was reconstructed.
+      names: of the frames. One without extension, as frames of videos and arrays have, is found
+        with any that pictures have.
+      images: a folder that holds files of these names, or the files, one per frame in their order,
+        or the video that was reconstructed.
 
     Raises:
       InputError: a photograph is missing, there are too many or too few, or the video is another.
@@ -65,8 +65,8 @@ def find_photographs(
         paths = tuple(_in_folder(folder, name) for name in names)
         if len(set(paths)) < len(set(names)):
             raise InputError(
-                f"{folder}: {_first_repeated(paths)} would serve several of the frames, whose names differ "
-                "by their folders; give the folder that was reconstructed"
+                f"{folder}: {_first_repeated(paths)} would serve several of the frames, whose "
+                "names differ by their folders; give the folder that was reconstructed"
             )
     if missing := [path for path in paths if not path.is_file()]:
         raise _missing(missing, len(paths))
@@ -105,7 +105,7 @@ def _first_repeated(paths: Sequence[Path]) -> Path:
 
 
 def _upright(image: Image.Image, path: Path, size: tuple[int, int]) -> Image.Image:
-    """The image itself, or turned as its EXIF data says, of the (height, width) that is asked for."""
+    """The image itself, or turned as its EXIF data says, of the (height, width) asked for."""
     is_turned = image.getexif().get(_ORIENTATION, 1) != 1
     upright = ImageOps.exif_transpose(image) if is_turned else image
     if (upright.height, upright.width) != size:
@@ -128,24 +128,24 @@ def check_photographs(cameras: Cameras, paths: Sequence[Path]) -> None:
             is_turned = _upright(image, path, size) is not image
         if is_turned:
             raise InputError(
-                f"{path}: is stored turned, and lies where it would be read as it is stored; choose "
-                "another --out, where photographs are written upright"
+                f"{path}: is stored turned, and lies where it would be read as it is stored; "
+                "choose another --out, where photographs are written upright"
             )
 
 
 def write_photographs(folder: Path, cameras: Cameras, paths: Sequence[Path]) -> int:
     """Copies photographs to `folder`, under the names of the frames.
 
-    Files are copied byte by byte, but where EXIF says that a picture is to be turned: sizes and cameras
-    of a reconstruction are those of the turned picture, while COLMAP, gsplat and nerfstudio read pixels
-    as they are stored. Such a one is turned and written again.
+    Files are copied byte by byte, but where EXIF says that a picture is to be turned: sizes and
+    cameras of a reconstruction are those of the turned picture, while COLMAP, gsplat and nerfstudio
+    read pixels as they are stored. Such a one is turned and written again.
 
     Returns:
       How many were turned.
 
     Raises:
-      InputError: a photograph cannot be read, is not of the size that was reconstructed, or cannot be
-        written.
+      InputError: a photograph cannot be read, is not of the size that was reconstructed, or cannot
+        be written.
     """
     turned = 0
     for name, path, size in zip(cameras.names, paths, cameras.original_sizes, strict=True):
@@ -187,8 +187,8 @@ def write_video_frames(folder: Path, cameras: Cameras, video: Path, names: Seque
         height, width = cameras.original_sizes[i]
         if image.size != (width, height):
             raise InputError(
-                f"{video}: its frames have {image.width}x{image.height} pixels, and those that were "
-                f"reconstructed {width}x{height}; give the same video"
+                f"{video}: its frames have {image.width}x{image.height} pixels, and those that "
+                f"were reconstructed {width}x{height}; give the same video"
             )
         with replacing(folder / cameras.names[i]) as file:
             image.save(file, format="PNG")

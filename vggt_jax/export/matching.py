@@ -1,10 +1,11 @@
 """Observations of tracks moved to where the images agree.
 
-Tracks from depth lie where the predicted cameras put them, and fit these cameras by construction, right
-or wrong. Bundle adjustment can learn nothing from them. Here every observation is compared with the
-pixel that its track starts at: the patch around that, warped by its own depth, is aligned with the other
-image by Gauss-Newton steps (B. D. Lucas and T. Kanade, "An iterative image registration technique with
-an application to stereo vision", 1981). What the images say is then independent of the cameras.
+Tracks from depth lie where the predicted cameras put them, and fit these cameras by construction,
+right or wrong. Bundle adjustment can learn nothing from them. Here every observation is compared
+with the pixel that its track starts at: the patch around that, warped by its own depth, is aligned
+with the other image by Gauss-Newton steps (B. D. Lucas and T. Kanade, "An iterative image
+registration technique with an application to stereo vision", 1981). What the images say is then
+independent of the cameras.
 """
 
 import dataclasses
@@ -41,7 +42,7 @@ def matched_tracks(
     Returns:
       The tracks that are left, in their order, with the same points.
     """
-    _, height, width, _ = images.shape
+    width = images.shape[2]
     grey = images.astype(np.float64).mean(axis=-1) * (1 if images.dtype == np.uint8 else 255)
     # The observation that starts a track is at a pixel's centre, where no other one falls.
     starts = np.flatnonzero((tracks.pixels == np.round(tracks.pixels)).all(axis=1))
@@ -111,7 +112,7 @@ def _least_contrast(slopes: np.ndarray) -> np.ndarray:
 
 
 def _aligned(cameras, i, j, begin, depth, source, target, gradients):
-    """Pixels in frame j of the pixels `begin` [o 2] of frame i, and which of them can be trusted."""
+    """Pixels in frame j of the pixels `begin` [o 2] of frame i, and which can be trusted."""
     height, width = source.shape
     patch = _patches(begin)
     num_pixels = patch.shape[1]

@@ -25,11 +25,11 @@ def write_nerfstudio(
 ) -> None:
     """Writes `transforms.json` and, where there are points, `points.ply`.
 
-    `transform_matrix` is world_from_camera with the camera's axes as OpenGL has them (x right, y up,
-    looking along -z). The world stays the reconstruction's for cameras and points alike:
-    `applied_transform` is the identity, since versions of nerfstudio differ in whether points follow
-    it; they find what is up by themselves. Intrinsics are per frame, for the photographs, with pixel
-    centres at 0.5.
+    `transform_matrix` is world_from_camera with the camera's axes as OpenGL has them (x right, y
+    up, looking along -z). The world stays the reconstruction's for cameras and points alike:
+    `applied_transform` is the identity, since versions of nerfstudio differ in whether points
+    follow it; they find what is up by themselves. Intrinsics are per frame, for the photographs,
+    with pixel centres at 0.5.
 
     Source: https://docs.nerf.studio/quickstart/data_conventions.html
 

@@ -46,12 +46,12 @@ _FORMATS_OF = {
 class ExportOptions:
     """The options of `export_reconstruction`, which describes them; checked when they are made.
 
-    `check_place` and `check_frames` check what depends on the disk and on photographs, so that long work
-    can wait for all three.
+    `check_place` and `check_frames` check what depends on the disk and on photographs, so that long
+    work can wait for all three.
 
     Raises:
-      InputError: a value is out of its range or of another format, photographs are missing, or pycolmap
-        is needed and not installed.
+      InputError: a value is out of its range or of another format, photographs are missing, or
+        pycolmap is needed and not installed.
     """
 
     format: ExportFormat
@@ -118,7 +118,8 @@ class ExportOptions:
         """Checks what depends on the photographs, before they are reconstructed.
 
         Raises:
-          InputError: names or sizes are such that no export could hold them, or a photograph is missing.
+          InputError: names or sizes are such that no export could hold them, or a photograph is
+            missing.
         """
         if not self.is_folder:
             return
@@ -167,8 +168,8 @@ class ExportOptions:
             )
         if self.min_track_length < 2:
             raise InputError(
-                f"min_track_length={self.min_track_length} must be at least 2: one view has no depth "
-                "to check"
+                f"min_track_length={self.min_track_length} must be at least 2: one view has no "
+                "depth to check"
             )
         if not 0 <= self.min_visibility < 1:
             raise InputError(f"min_visibility={self.min_visibility} must lie in [0, 1)")

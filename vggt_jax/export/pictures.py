@@ -66,7 +66,7 @@ def write_overview(
     max_frames: int = 6,
     frame_width: int = 320,
 ) -> None:
-    """Writes one PNG: a strip of photographs with depth and confidence below, and the scene from above.
+    """Writes a PNG: a strip of photographs with depth and confidence below, the scene from above.
 
     Args:
       path: the file; its folder is made if it is missing.
@@ -75,7 +75,8 @@ def write_overview(
       mask: [s height width], False where depth and confidence shall be white; None means nowhere.
       confidence: [s height width], on any scale, or None for no such row. A colour stands for a
         percentile of all frames together, from dark blue, the least confident, to yellow.
-      top_view: a picture for the last row, see `draw_top_view` and `overview_width`; None for no such row.
+      top_view: a picture for the last row, see `draw_top_view` and `overview_width`; None for no
+        such row.
       max_frames: of a longer scene so many frames are shown, evenly spaced from first to last.
       frame_width: width of each photograph in pixels; smaller frames keep theirs.
 

@@ -107,19 +107,19 @@ def export_reconstruction(
 
     "ply" writes a file of points, in OpenCV's axes. "glb" writes a file of points and cameras, in
     glTF's. "colmap" writes a folder with `sparse/0` and "nerfstudio" one with `transforms.json` and
-    `points.ply`, both for the photographs in their original sizes, which lie in `images` beside them.
-    `docs/export.md` has the conventions of each.
+    `points.ply`, both for the photographs in their original sizes, which lie in `images` beside
+    them. `docs/export.md` has the conventions of each.
 
     Args:
       recon: from `infer` or `load_reconstruction`.
       path: the file (ply, glb) or the folder.
       format: see above.
-      images: the photographs, to be copied to `path/images` (colmap, nerfstudio): the folder that was
-        reconstructed, or one file per frame in order, or the video, whose chosen frames are written as PNG.
-        A folder that is `path/images` is left as it is. None: frames that were not resized are written,
-        and for others a note says what is missing.
-      points: which points make the cloud (ply, glb, nerfstudio): from depth and cameras, or from the
-        point head; None is what the model does better.
+      images: the photographs, to be copied to `path/images` (colmap, nerfstudio): the folder that
+        was reconstructed, or one file per frame in order, or the video, whose chosen frames are
+        written as PNG. A folder that is `path/images` is left as it is. None: frames that were not
+        resized are written, and for others a note says what is missing.
+      points: which points make the cloud (ply, glb, nerfstudio): from depth and cameras, or from
+        the point head; None is what the model does better.
       confidence_percentile: leave out this percentage, the least confident. None is 25 for VGGT,
         unless `min_confidence` is given, and 0 for π³.
       min_confidence: leave out what is not above this; None is 0.1 for π³ and nothing for VGGT.
@@ -130,8 +130,8 @@ def export_reconstruction(
       camera_model: "PINHOLE", or "SIMPLE_PINHOLE" with one focal length (colmap).
       shared_camera: one camera for all photographs, the mean of theirs (colmap).
       bundle_adjustment: refine poses, focal lengths and points with pycolmap (colmap). Tracks from
-        depth fit the predicted cameras by construction, so that their observations are first moved to
-        where the images agree, and those that match nowhere are left out.
+        depth fit the predicted cameras by construction, so that their observations are first moved
+        to where the images agree, and those that match nowhere are left out.
       depth_tolerance: by which share depths may differ in a track (colmap, from depth).
       max_reprojection_error: model pixels by which a track may miss its observations (colmap).
       min_track_length: frames that must see a point, at least 2 (colmap).
@@ -142,8 +142,8 @@ def export_reconstruction(
       What was written.
 
     Raises:
-      InputError: an option or the reconstruction cannot be used, a photograph is missing or of another
-        size, pycolmap is not installed, or the place cannot be written.
+      InputError: an option or the reconstruction cannot be used, a photograph is missing or of
+        another size, pycolmap is not installed, or the place cannot be written.
     """
     options = ExportOptions(
         format=format,
@@ -252,8 +252,8 @@ def _write_sparse(
             min_track_length=options.min_track_length,
         )
         notes.append(
-            f"{len(found.pixels):,} of {before:,} observations were matched in the images, and make "
-            "the adjustment"
+            f"{len(found.pixels):,} of {before:,} observations were matched in the images, and "
+            "make the adjustment"
         )
     sparse = folder / "sparse" / "0"
     sparse.mkdir(parents=True)
@@ -264,8 +264,8 @@ def _write_sparse(
         notes += _notes_of_adjustment(adjustment, scene.names, shared=options.shared_camera)
     if not errors.num_points:
         notes.append(
-            f"no point is seen alike by {options.min_track_length} frames, so there are cameras alone; "
-            f"{MORE_TRACKS}"
+            f"no point is seen alike by {options.min_track_length} frames, so there are cameras "
+            f"alone; {MORE_TRACKS}"
         )
     return errors, None if adjustment is None else adjustment.errors_before, notes
 
@@ -276,8 +276,8 @@ def _notes_of_adjustment(
     notes = []
     if not adjustment.is_converged:
         notes.append(
-            "bundle adjustment stopped before it converged: what was written is better than before, and "
-            "not the best"
+            "bundle adjustment stopped before it converged: what was written is better than "
+            "before, and not the best"
         )
     left = [name for i, name in enumerate(names) if i not in adjustment.frames]
     if left:
@@ -374,8 +374,8 @@ def _tracks(recon: Reconstruction, cameras: Cameras, options: ExportOptions) -> 
     if options.tracks == "head":
         if recon.tracks is None:
             raise InputError(
-                "this reconstruction has no tracks; reconstruct with query points, or take tracks from "
-                "depth"
+                "this reconstruction has no tracks; reconstruct with query points, or take tracks "
+                "from depth"
             )
         return tracks_from_head(
             cameras,

@@ -27,8 +27,8 @@ _LARGEST_DEVIATION = 1e-3  # Of a rotation from an orthogonal matrix: float32 st
 class Cameras:
     """Cameras of a reconstruction, float64, for its frames and for the original photographs.
 
-    All intrinsics are for continuous coordinates, in which an image spans [0, width] and the centre of
-    its first pixel is at 0.5, and describe the rays that the reconstruction's points lie on: see
+    All intrinsics are for continuous coordinates, in which an image spans [0, width] and the centre
+    of its first pixel is at 0.5, and describe the rays that the reconstruction's points lie on: see
     `scene_cameras`.
 
     Attributes:
@@ -59,9 +59,10 @@ class Cameras:
 def scene_cameras(recon: Reconstruction) -> Cameras:
     """The cameras of a reconstruction, checked.
 
-    Where the ray of a pixel does not pass its centre (`Reconstruction.pixel_centre`: VGGT's passes the
-    corner, by half a pixel), the principal point is moved by the difference. The rays stay, and so do
-    the points on them, and every point is projected onto the centre of the pixel that it came from.
+    Where the ray of a pixel does not pass its centre (`Reconstruction.pixel_centre`: VGGT's passes
+    the corner, by half a pixel), the principal point is moved by the difference. The rays stay, and
+    so do the points on them, and every point is projected onto the centre of the pixel that it came
+    from.
 
     Raises:
       InputError: there are several scenes, no cameras, a camera that is not finite, is skewed or no

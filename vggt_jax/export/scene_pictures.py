@@ -22,10 +22,10 @@ def write_scene_pictures(
     recon: Reconstruction,
     mask: Bool[np.ndarray, "s height width"] | None = None,
 ) -> None:
-    """Writes `overview.png`, `depth_pictures/` and `track_pictures/`, as far as there is what they show.
+    """Writes `overview.png`, `depth_pictures/` and `track_pictures/`, so far as there is data.
 
-    The overview holds photographs, depth, confidence, and the cameras from above over the points that are
-    confident enough by the defaults of the model (`confidence.confidence_limits`).
+    The overview holds photographs, depth, confidence, and the cameras from above over the points
+    that are confident enough by the defaults of the model (`confidence.confidence_limits`).
 
     Args:
       folder: made if it is missing.

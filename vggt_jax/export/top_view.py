@@ -24,9 +24,10 @@ def draw_top_view(
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Draws cameras from above, numbered wedges that open to what they see, over coloured points.
 
-    Up is judged from the cameras (`orientation.up_direction`). Where they look on average is the top of
-    the picture, or its right side where the scene fits better so. Points above the highest camera are left out, for a ceiling would hide the
-    room, unless nearly all are above. Parallel lines stay parallel; both axes have one scale.
+    Up is judged from the cameras (`orientation.up_direction`). Where they look on average is the
+    top of the picture, or its right side where the scene fits better so. Points above the highest
+    camera are left out, for a ceiling would hide the room, unless nearly all are above. Parallel
+    lines stay parallel; both axes have one scale.
 
     Args:
       size: (height, width) of the picture.

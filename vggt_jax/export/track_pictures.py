@@ -25,9 +25,9 @@ def write_track_pictures(
 ) -> tuple[Path, ...]:
     """Writes a PNG of every frame with a dot for each track.
 
-    A track has one colour in all frames, by the place of its query point: hue goes from left to right,
-    and light from top to bottom. Dots are full where the point is visible and rings where it is
-    hidden; what lies outside of a frame is not drawn.
+    A track has one colour in all frames, by the place of its query point: hue goes from left to
+    right, and light from top to bottom. Dots are full where the point is visible and rings where it
+    is hidden; what lies outside of a frame is not drawn.
 
     Args:
       folder: made if it is missing.
@@ -48,8 +48,8 @@ def write_track_pictures(
         visibility = np.ones(tracks.shape[:2])
     if not (len(tracks) == len(names) == count and visibility.shape == tracks.shape[:2]):
         raise ValueError(
-            f"{images.shape=}, {tracks.shape=}, {visibility.shape=} and {len(names)=} must speak of "
-            "the same frames and tracks"
+            f"{images.shape=}, {tracks.shape=}, {visibility.shape=} and {len(names)=} must speak "
+            "of the same frames and tracks"
         )
     height, width = images.shape[1:3]
     radius = max(2.0, min(height, width) / 120)

@@ -1,11 +1,12 @@
 """Points that several frames see, with the pixel where each sees them: what COLMAP calls tracks.
 
-From depth: a pixel of one frame is followed into the others through its depth and the cameras. Another
-frame sees the same point if its own depth there agrees and leads back to the first pixel. The point
-is the mean of what all of them say, so that the errors of its reprojections tell how well the frames
-agree. From the track head: pixels are given, and rays through them are intersected.
+From depth: a pixel of one frame is followed into the others through its depth and the cameras.
+Another frame sees the same point if its own depth there agrees and leads back to the first pixel.
+The point is the mean of what all of them say, so that the errors of its reprojections tell how well
+the frames agree. From the track head: pixels are given, and rays through them are intersected.
 
-Pixels are model pixel indices here (an integer is a pixel's centre), and errors are in these pixels.
+Pixels are model pixel indices here (an integer is a pixel's centre), and errors are in these
+pixels.
 """
 
 import math
@@ -161,10 +162,10 @@ def tracks_from_head(
 ) -> Tracks:
     """Tracks of the track head, whose rays are intersected.
 
-    A frame observes a point where visibility and confidence are above `min_visibility` and the pixel is
-    in the photograph. Observations that the intersection misses by more than `max_reprojection_error`
-    are dropped; so are points behind a camera that sees them, and those whose rays are all within a
-    degree, which fixes no distance.
+    A frame observes a point where visibility and confidence are above `min_visibility` and the
+    pixel is in the photograph. Observations that the intersection misses by more than
+    `max_reprojection_error` are dropped; so are points behind a camera that sees them, and those
+    whose rays are all within a degree, which fixes no distance.
 
     Args:
       cameras: of all frames.
@@ -293,9 +294,10 @@ def _rays(cameras: Cameras, frame: np.ndarray, pixel: np.ndarray) -> tuple[np.nd
 def _intersected(
     point: np.ndarray, origins: np.ndarray, directions: np.ndarray, num_points: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Points nearest to their rays, by the angle at each camera, and twice the widest angle to the mean.
+    """Points nearest to their rays, by angles at cameras; and twice the widest angle to the mean.
 
-    Distances to a ray count by the inverse of the distance along it, which is what a pixel measures.
+    Distances to a ray count by the inverse of the distance along it, which is what a pixel
+    measures.
     """
     across = np.eye(3) - directions[:, :, None] * directions[:, None, :]
     weights = np.ones(len(point))

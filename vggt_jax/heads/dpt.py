@@ -126,7 +126,7 @@ class DPT(nnx.Module):
         position = lambda x: x if self.is_extractor else add_position(x, width / height)
 
         maps = []
-        for layer, project in zip(self.layers, self.projects):
+        for layer, project in zip(self.layers, self.projects, strict=True):
             x = kept[:, :, kept_layers.index(layer), layout.num_special :]
             x = project(self.norm(x), precision)
             maps.append(position(x.reshape(b * s, rows, columns, -1)))

@@ -1,5 +1,7 @@
 """The track head: follows points of the first frame through all frames."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -200,6 +202,6 @@ def _position_embedding(
         angles = np.arange(size)[:, None] * omega
         table = np.concatenate([np.sin(angles), np.cos(angles)], axis=-1).astype(np.float32)
         low, high, weight = sample_border(points[..., axis], size)
-        at = lambda index: jnp.take(table, index, axis=0, mode="clip")
+        at = functools.partial(jnp.take, table, axis=0, mode="clip")
         parts.append(lerp(at(low), at(high), weight))
     return jnp.concatenate(parts, axis=-1)

@@ -21,8 +21,9 @@ from vggt_jax.layers.precision import Precision
 
 Implementation = Literal["mosaic_gpu", "cudnn", "xla"]
 
-# When the project's own kernel is faster than cuDNN's on an H100 (docs/performance.md). It pads numbers
-# of tokens that are not aligned, by a copy that only pays for many keys; `padded_tokens` avoids it.
+# When the project's own kernel is faster than cuDNN's on an H100 (docs/performance.md). It pads
+# numbers of tokens that are not aligned, by a copy that only pays for many keys; `padded_tokens`
+# avoids it.
 _MIN_KEYS_OF_OWN_KERNEL = 256
 _MIN_KEYS_TO_PAD = 4096
 _MAX_KEYS_OF_OWN_KERNEL = 64 * MAX_CAPACITY
@@ -38,8 +39,8 @@ class Dense:
 
     `implementation`: "mosaic_gpu" (the kernel of `pallas_kernels` for Hopper GPUs, with every block
     kept), "cudnn" (NVIDIA GPUs from Ampere on), both for bfloat16 and float16; "xla" (any device,
-    bounded memory), or None to choose by device, type and number of keys. A name means that one or an
-    error.
+    bounded memory), or None to choose by device, type and number of keys. A name means that one or
+    an error.
     """
 
     implementation: Implementation | None = None
@@ -51,7 +52,7 @@ class Dense:
 
     @property
     def around(self) -> Literal["xla"] | None:
-        """The implementation of what is around it in a block: plain XLA where attention is to be that."""
+        """The implementation of what is around it in a block: plain XLA where attention is."""
         return "xla" if self.implementation == "xla" else None
 
 
@@ -106,7 +107,8 @@ def padded_tokens(
 ) -> int:
     """How many tokens those of a frame should be padded to for the fastest attention among them.
 
-    Then 8 divides the rows of matrix products, too; `pallas_kernels.linear` does them only if it does.
+    Then 8 divides the rows of matrix products, too; `pallas_kernels.linear` does them only if it
+    does.
     """
     if (
         dense.implementation not in (None, "mosaic_gpu")
@@ -123,8 +125,8 @@ def dense_obstacles(
     """Why implementations of `dense_attention` cannot be used on the default device.
 
     Returns:
-        By name, in the order in which they are preferred for many keys: the reason, or None where it
-        can be used. "xla" always can.
+        By name, in the order in which they are preferred for many keys: the reason, or None where
+        it can be used. "xla" always can.
     """
     on_cudnn = (
         devices.is_ampere_or_later()
@@ -133,8 +135,9 @@ def dense_obstacles(
         and head_dim % 8 == 0
     )
     why_not_cudnn = (
-        f"cuDNN needs an NVIDIA GPU from Ampere on, bfloat16 or float16 and a head dim that is a multiple "
-        f"of 8 up to 128, not {jax.default_backend()=}, {jnp.dtype(dtype).name}, {head_dim=}"
+        f"cuDNN needs an NVIDIA GPU from Ampere on, bfloat16 or float16 and a head dim that is a "
+        f"multiple of 8 up to 128, not {jax.default_backend()=}, {jnp.dtype(dtype).name}, "
+        f"{head_dim=}"
     )
     return {
         "mosaic_gpu": attention_obstacles(head_dim=head_dim, dtype=dtype)["mosaic_gpu"],
@@ -250,8 +253,9 @@ class Attention(nnx.Module):
                     eps=norm.eps,
                     implementation=implementation,
                 )
-                # The next product waits for this, lest all three be in memory before the first is turned.
-                # Nor does XLA join products of few tokens then, because they multiply the same array.
+                # The next product waits for this, lest all three be in memory before the first is
+                # turned. Nor does XLA join products of few tokens then, because they multiply the
+                # same array.
                 x, y = jax.lax.optimization_barrier((x, y)) if is_half else (x, y)
                 turned.append(y)
             return *turned, product(x, 2, biases[2])

@@ -51,7 +51,7 @@ class Block(nnx.Module):
         *,
         implementation: Literal["xla"] | None = None,
     ):
-        """Queries, keys and values `[*b p n h]` of the normalised stream; see `Attention.project`."""
+        """Queries, keys, values `[*b p n h]` of the normalised stream; see `Attention.project`."""
         return self.attn.project(self.norm1(x), rope, precision, implementation=implementation)
 
     def after(

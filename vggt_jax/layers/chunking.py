@@ -10,8 +10,9 @@ from jaxtyping import Array, PyTree
 def map_chunks(fn: Callable[[PyTree], PyTree], xs: PyTree, *, axis: int, max_chunk: int) -> PyTree:
     """Equals `fn(xs)` for a `fn` that treats the slices along `axis` independently.
 
-    Pieces are as even as possible and of one size, so that `fn` is compiled once. If they do not divide
-    the whole, the last piece starts early and computes a few slices a second time, with the same result.
+    Pieces are as even as possible and of one size, so that `fn` is compiled once. If they do not
+    divide the whole, the last piece starts early and computes a few slices a second time, with the
+    same result.
 
     Args:
         fn: maps arrays to arrays, all with the same size along `axis` as each other.
@@ -69,8 +70,8 @@ def update_chunks(
 def _cut(size: int, max_chunk: int):
     """Size of the pieces and where they start.
 
-    Pieces that divide the whole compute no slice twice, so they may be up to a third more. Where there
-    are none, the last piece reaches back to be as long as the others.
+    Pieces that divide the whole compute no slice twice, so they may be up to a third more. Where
+    there are none, the last piece reaches back to be as long as the others.
     """
     fewest = -(-size // max(1, max_chunk))
     divisors = (n for n in range(fewest, 4 * fewest // 3 + 1) if size % n == 0)

@@ -44,8 +44,8 @@ def apply_linear(
 
     Args:
         activation: of the result.
-        implementation: of `pallas_kernels.linear`; None to choose by device, type and size. XLA's is
-            fastest where there is no bias, or what follows can add it.
+        implementation: of `pallas_kernels.linear`; None to choose by device, type and size. XLA's
+            is fastest where there is no bias, or what follows can add it.
     """
     dtype = precision.compute_dtype
     return pallas_kernels.linear(

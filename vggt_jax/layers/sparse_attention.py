@@ -24,31 +24,32 @@ _ENOUGH_TILES = 512
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockSparse:
-    """Each block of patches attends to the blocks that matter most to it, and to all special tokens.
+    """Blocks of patches attend to the blocks that matter most to them, and to all special tokens.
 
     The method of "Faster VGGT with Block-Sparse Global Attention" (arXiv 2509.07120), without its
-    rounding to 8 bits. Which blocks matter is predicted from pooled queries and keys, for every scene,
-    layer and head anew; attention to them is exact. Camera and register tokens see and are seen by
-    everything.
+    rounding to 8 bits. Which blocks matter is predicted from pooled queries and keys, for every
+    scene, layer and head anew; attention to them is exact. Camera and register tokens see and are
+    seen by everything.
 
     Attributes:
-        sparse_ratio: the share of the blocks to leave out, in [0, 1]; 0.75 keeps a quarter. One number,
-            or one for each layer of the trunk.
-        cdf_threshold: keep as many blocks as have this share of the pooled probability, in [0, 1]. One
-            number, or one for each layer. With both, the larger number of blocks is kept.
+        sparse_ratio: the share of the blocks to leave out, in [0, 1]; 0.75 keeps a quarter. One
+            number, or one for each layer of the trunk.
+        cdf_threshold: keep as many blocks as have this share of the pooled probability, in [0, 1].
+            One number, or one for each layer. With both, the larger number of blocks is kept.
         pool_mode: "avg" or "max", how a block becomes one vector.
         token_order: how the patches of a frame follow one another: "raster", row by row; "hilbert",
-            along a Hilbert curve, as the paper's code offers; "tiles", 8 by 8. Blocks of the latter two
-            are compact regions of the picture. Outputs are in raster order always.
+            along a Hilbert curve, as the paper's code offers; "tiles", 8 by 8. Blocks of the latter
+            two are compact regions of the picture. Outputs are in raster order always.
         layers: the layers of the trunk that are sparse, None for all; the others are dense.
         min_tokens: scenes of fewer tokens run dense (`infer` counts their own frames, `model(...)`
-            padded ones too), because that is faster: on an H100 attention of a layer of VGGT-1B takes
-            0.10 ms dense and 0.145 keeping 25 % of 2,748 tokens (2 frames of 518x518), 0.26 and 0.24 of
-            5,496. 0 for never.
+            padded ones too), because that is faster: on an H100 attention of a layer of VGGT-1B
+            takes 0.10 ms dense and 0.145 keeping 25 % of 2,748 tokens (2 frames of 518x518), 0.26
+            and 0.24 of 5,496. 0 for never.
         block_q, block_k: tokens in a block of queries and in a block of keys.
-        random_seed: keep as many blocks as `sparse_ratio` says, but drawn by lot from this seed: the
-            floor that a rule is to be measured against, of no use otherwise. The draw differs by layer,
-            head and row, and is the same for all scenes. None keeps those that matter most.
+        random_seed: keep as many blocks as `sparse_ratio` says, but drawn by lot from this seed:
+            the floor that a rule is to be measured against, of no use otherwise. The draw differs
+            by layer, head and row, and is the same for all scenes. None keeps those that matter
+            most.
         implementation: of attention, as `pallas_kernels.block_sparse_attention` names them:
             "mosaic_gpu", "triton", "xla", or None to choose by device.
     """
@@ -79,8 +80,8 @@ class BlockSparse:
             self.sparse_ratio is None or self.cdf_threshold is not None
         ):
             raise ValueError(
-                f"random_seed={self.random_seed} draws a given number of blocks: give sparse_ratio, "
-                f"no cdf_threshold"
+                f"random_seed={self.random_seed} draws a given number of blocks: give "
+                f"sparse_ratio, no cdf_threshold"
             )
         for name in ("sparse_ratio", "cdf_threshold"):
             value = getattr(self, name)
@@ -121,7 +122,7 @@ class BlockSparse:
 
 
 def within_frames(attention: Dense | BlockSparse) -> Dense:
-    """How few tokens attend to each other, those of a frame: densely, and in plain XLA if that is asked for."""
+    """How few tokens attend to each other, those of a frame: densely, in plain XLA if asked for."""
     if isinstance(attention, Dense):
         return attention
     return Dense(implementation="xla" if attention.implementation == "xla" else None)
@@ -143,13 +144,13 @@ class AttentionStats:
     Attributes:
         density: the share of the pairs of blocks that was kept, special keys included; the sparsity
             that the paper reports is 1 minus its mean.
-        covered: the pooled probability of the kept blocks among the patches, the mean over the blocks
-            of queries.
-        saved: the share of the arithmetic of dense attention that was not done. Less than 1 - density,
-            for special queries and for blocks that are not full.
-        entropy: of the pooled probability, of which `covered` is a part: the mean over the blocks of
-            queries, as a share of the highest possible, in [0, 1]. 0 where each looks at one block
-            alone, 1 where all blocks matter alike. Not measured, NaN, in dense layers.
+        covered: the pooled probability of the kept blocks among the patches, the mean over the
+            blocks of queries.
+        saved: the share of the arithmetic of dense attention that was not done. Less than
+            1 - density, for special queries and for blocks that are not full.
+        entropy: of the pooled probability, of which `covered` is a part: the mean over the blocks
+            of queries, as a share of the highest possible, in [0, 1]. 0 where each looks at one
+            block alone, 1 where all blocks matter alike. Not measured, NaN, in dense layers.
     """
 
     density: Float[Array, "*layers n"]
@@ -179,14 +180,15 @@ def sparse_attention(
     """Attention over all tokens of one scene, whose frames start with their special tokens.
 
     Keys are laid out as `[special tokens of all frames | patches of all frames]`, the special ones
-    padded to whole blocks, so that no block mixes the two: special keys are sinks, and their queries
-    have a map of their own that keeps everything. Padded frames are two tails that do not count.
+    padded to whole blocks, so that no block mixes the two: special keys are sinks, and their
+    queries have a map of their own that keeps everything. Padded frames are two tails that do not
+    count.
 
     Args:
         layer: which layer of the trunk this is, for random blocks to differ.
         num_frames: how many leading frames count, None for all.
-        num_tokens: how many leading tokens of each frame count, None for all. The results of others are
-            zero.
+        num_tokens: how many leading tokens of each frame count, None for all. The results of others
+            are zero.
     """
     s, padded, n, h = q.shape
     p = padded if num_tokens is None else num_tokens
@@ -205,8 +207,8 @@ def sparse_attention(
         padded = jnp.pad(special(x), ((0, num_padding), (0, 0), (0, 0)))
         return jnp.concatenate([padded, patches(x)])
 
-    # One after the other, and both kinds of queries before attention, so that no more than four arrays of
-    # all tokens are in memory at a time.
+    # One after the other, and both kinds of queries before attention, so that no more than four
+    # arrays of all tokens are in memory at a time.
     wait = jax.lax.optimization_barrier
     k, v, q = wait((layout(k), v, q))
     k, v, q = wait((k, layout(v), q))
@@ -247,8 +249,9 @@ def sparse_attention(
     out = jnp.pad(out, ((0, 0), (num_special, padded - p), (0, 0), (0, 0)))
     if num_special:
         of_special = _attend_to_everything(special_queries, k, v, attend, attention)
-        # A copy with room for a few tokens, which are then written there, is three times as fast on a GPU
-        # as joining both by `jnp.concatenate`, which XLA would make of it without the barrier.
+        # A copy with room for a few tokens, which are then written there, is three times as fast on
+        # a GPU as joining both by `jnp.concatenate`, which XLA would make of it without the
+        # barrier.
         out = jax.lax.optimization_barrier(out)
         of_special = of_special.reshape(s, num_special, n, h)
         out = jax.lax.dynamic_update_slice(out, of_special, (0, 0, 0, 0))
@@ -272,7 +275,7 @@ def sparse_attention(
 
 
 def _attend_to_everything(q, k, v, attend, attention):
-    """Attention of a few queries to all keys: in parts of the keys, merged by their log-sum-exps."""
+    """Attention of a few queries to all keys: in parts of these, merged by their log-sum-exps."""
     t, n, _ = q.shape
     blocks = {"block_q": attention.block_q, "block_k": attention.block_k}
     rows = count_blocks(t, attention.block_q)

@@ -1,7 +1,7 @@
-"""Orders of a frame's patches that put neighbours in the picture next to each other in the sequence.
+"""Orders of a frame's patches that make neighbours in the picture neighbours in the sequence.
 
-A block of 64 tokens in raster order is a strip, a row or two of patches; along a curve, or tile by tile,
-it is a compact region, whose patches have more in common.
+A block of 64 tokens in raster order is a strip, a row or two of patches; along a curve, or tile by
+tile, it is a compact region, whose patches have more in common.
 """
 
 import functools
@@ -35,9 +35,9 @@ def patch_order(order: TokenOrder, rows: int, columns: int) -> Int[np.ndarray, "
 def _hilbert(corner, along, across):
     """A Hilbert-like curve through a rectangle of any size, as `(y, x)`.
 
-    The rectangle lies at `corner` and is spanned by two vectors parallel to the axes. The curve starts
-    at the corner and ends at the far end of `along`. Rectangles are halved until they are lines, so
-    that the path never jumps (but for one diagonal step where a side is odd).
+    The rectangle lies at `corner` and is spanned by two vectors parallel to the axes. The curve
+    starts at the corner and ends at the far end of `along`. Rectangles are halved until they are
+    lines, so that the path never jumps (but for one diagonal step where a side is odd).
     """
     along, across, corner = (np.asarray(vector) for vector in (along, across, corner))
     length, width = (int(np.abs(vector).sum()) for vector in (along, across))

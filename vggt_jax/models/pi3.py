@@ -34,8 +34,8 @@ from vggt_jax.outputs import Pi3Output
 class Pi3(nnx.Module):
     """π³ with random parameters; `vggt_jax.load_model` reads trained ones.
 
-    No frame is the reference: all have the same special tokens, so that frames in another order give
-    the same results in that order. Use it as an immutable pytree: pass it to functions under
+    No frame is the reference: all have the same special tokens, so that frames in another order
+    give the same results in that order. Use it as an immutable pytree: pass it to functions under
     `jax.jit` as an argument.
     """
 
@@ -116,7 +116,8 @@ class Pi3(nnx.Module):
             images: RGB, float in [0, 1] or uint8; sides are multiples of the patch size.
             query_points: must be None, since π³ tracks no points.
             attention: how the tokens of all frames attend to each other: `Dense()` or
-                `BlockSparse(...)`. Layer `i` of the latter is block `2 i + 1` of the official decoder.
+                `BlockSparse(...)`. Layer `i` of the latter is block `2 i + 1` of the official
+                decoder.
             num_frames: how many leading frames of each scene count, from 1; the others are
                 padding, which changes no output of the valid frames. None: all.
             compute_dtype: of matrix products. `float32` runs at the highest precision; `bfloat16`
@@ -227,7 +228,7 @@ class Pi3(nnx.Module):
         rope = Rope(*rope_tables(layout.positions(), head_dim))
 
         def over_frames(name, decoder, head):
-            """What a head makes of the decoded patches of every frame, a chunk of them at a time."""
+            """What a head makes of the decoded patches of every frame, a chunk at a time."""
 
             def run(kept):
                 tokens = decoder(kept[:, :, -1], rope, dense, precision)

@@ -23,9 +23,9 @@ from vggt_jax.layers.sparse_attention import (
 )
 from vggt_jax.models.token_layout import TokenLayout
 
-# What runs frame by frame is cut into chunks of so many tokens at most: 100 frames of 518x518, whose widest
-# temporary, the MLP's hidden layer, is 1.05 GiB for VGGT-1B in bfloat16. Cutting costs a copy of the
-# tokens, 3 % of the time of 50 frames on an H100, and each chunk some more.
+# What runs frame by frame is cut into chunks of so many tokens at most: 100 frames of 518x518,
+# whose widest temporary, the MLP's hidden layer, is 1.05 GiB for VGGT-1B in bfloat16. Cutting costs
+# a copy of the tokens, 3 % of the time of 50 frames on an H100, and each chunk some more.
 TOKENS_PER_CHUNK = 137400
 
 # From how many tokens on a layer that no head reads is not written: the host waits at a branch.
@@ -81,7 +81,8 @@ class TrunkOutput:
             read a few frames of it at a time and nothing is to copy it whole.
         layers: the layers kept, ascending; the last one always among them.
         first_tokens: the first token of every frame after the last layer, float32.
-        attention_stats: of block-sparse attention; None if that was not asked for, or too few tokens.
+        attention_stats: of block-sparse attention; None if that was not asked for, or too few
+            tokens.
     """
 
     kept: Float[Array, "b s l p c2"]
@@ -198,8 +199,8 @@ def run_trunk(
     if recompute:
         frame_layer, global_layer = jax.checkpoint(frame_layer), jax.checkpoint(global_layer)
 
-    # One buffer, updated in place. Few tokens are written without a branch, by a layer that is not kept
-    # to the place of the next one that is.
+    # One buffer, updated in place. Few tokens are written without a branch, by a layer that is not
+    # kept to the place of the next one that is.
     layers = kept_layers(taps, depth)
     is_kept = np.isin(np.arange(depth), layers)
     place_of_layer = np.searchsorted(layers, np.arange(depth))

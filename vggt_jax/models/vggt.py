@@ -125,7 +125,8 @@ class VGGT(nnx.Module):
             images: RGB, float in [0, 1] or uint8; sides are multiples of the patch size. The first
                 frame's camera is the world.
             query_points: pixels `(x, y)` of the first frame to follow through all frames.
-            attention: how the tokens of all frames attend to each other: `Dense()` or `BlockSparse(...)`.
+            attention: how the tokens of all frames attend to each other: `Dense()` or
+                `BlockSparse(...)`.
             num_frames: how many leading frames of each scene count, from 1; the others are
                 padding, which changes no output of the valid frames. None: all.
             compute_dtype: of matrix products. `float32` runs at the highest precision; `bfloat16`

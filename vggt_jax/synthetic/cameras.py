@@ -53,7 +53,7 @@ def random_positions(
 def look_at(
     key: Array, positions: Float[Array, "s 3"], target: Float[Array, "3"]
 ) -> Float[Array, "s 3 4"]:
-    """`camera_from_world` of cameras that look about at a place, held upright but for a little roll."""
+    """`camera_from_world` of cameras that look about at a place, upright but for a little roll."""
     draw = Draws(key, 4 * len(positions))
     distance = length(target - positions)[:, None]
     jitter = _JITTER * distance / 2 * draw.normal(*positions.shape)
@@ -73,7 +73,7 @@ def look_at(
 def random_intrinsics(
     key: Array, ranges: Ranges, num_frames: int, size: tuple[int, int]
 ) -> Float[Array, "s 3 3"]:
-    """Intrinsics in pixels of a (height, width): the same for all frames, the centre in the middle."""
+    """Intrinsics in pixels of a (height, width): the same for all frames, centred."""
     height, width = size
     low, high = ranges["field_of_view"]
     field_of_view = jnp.deg2rad(jax.random.uniform(key, (), minval=low, maxval=high))

@@ -1,4 +1,4 @@
-"""Families of scenes: ranges that random scenes are drawn from, and which split has which families."""
+"""Families of scenes: ranges that scenes are drawn from, and which split has which families."""
 
 import dataclasses
 from typing import Literal

@@ -1,8 +1,8 @@
 """Solids and where rays meet them.
 
 A solid is a unit shape under an affine map: a cube [-1, 1]^3, a ball of radius 1, or a cylinder of
-radius 1 between z = -1 and z = 1. A ray is mapped instead of the solid; the map keeps distances along
-the ray, so that one formula serves boxes, ellipsoids and elliptic cylinders in any pose.
+radius 1 between z = -1 and z = 1. A ray is mapped instead of the solid; the map keeps distances
+along the ray, so that one formula serves boxes, ellipsoids and elliptic cylinders in any pose.
 """
 
 import dataclasses
@@ -16,7 +16,8 @@ from jaxtyping import Array, Bool, Float, Int
 CUBE, BALL, CYLINDER = range(3)
 Vector = tuple[Array, ...]  # components of a vector for every ray
 
-# Rays begin this far from where they leave, in metres: far above float32's error, far below a pixel.
+# Rays begin this far from where they leave, in metres: far above float32's error, far below a
+# pixel.
 _START = 1e-3
 # Directions are kept from zero, so that slabs divide by no zero. Their length is about 1.
 _SMALLEST = 1e-9
@@ -56,7 +57,8 @@ def first_hit(
     """How far each ray travels until it enters a solid, and which.
 
     Args:
-        origin, direction: of rays; the distance is in lengths of the direction. No ray begins inside.
+        origin, direction: of rays; the distance is in lengths of the direction. No ray begins
+            inside.
         limit: [*r], where the rays end.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Models to begin with: small sizes, and parameters from which training from scratch starts well."""
+"""Models to begin with: small sizes, and parameters from which training starts well."""
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,8 @@ _POSITION_OMEGA = 100.0  # longest over shortest wavelength, for grids of tens o
 # Layers whose output is to be small at first: predictions start at their middle (depth 1, no turn).
 _SMALL = ("output_conv2_2", "modulation")
 _SMALL_STD = 0.02
-# Cameras start unturned, with fields of view of this many radians, about those of phones. Fields of view
-# pass a ReLU: one that starts below 0 in all frames has no gradient and may stay there.
+# Cameras start unturned, with fields of view of this many radians, about those of phones. Fields of
+# view pass a ReLU: one that starts below 0 in all frames has no gradient and may stay there.
 _FIELD_OF_VIEW = 1.1
 _POSE_STD = 0.003
 
@@ -24,11 +24,11 @@ _POSE_STD = 0.003
 def small_config() -> VGGTConfig:
     """The size of the model that the project trains itself: 10.1 million parameters.
 
-    The table of positions is for 224 pixels and is resized to others. The model that ships was trained
-    on 112 pixels and carries the table for those (scripts/package_model.py).
+    The table of positions is for 224 pixels and is resized to others. The model that ships was
+    trained on 112 pixels and carries the table for those (scripts/package_model.py).
 
-    Its kernels in bfloat16 stay below 20 MiB. Narrow and deep, because finding what two pictures share
-    takes several turns of looking around.
+    Its kernels in bfloat16 stay below 20 MiB. Narrow and deep, because finding what two pictures
+    share takes several turns of looking around.
     """
     return VGGTConfig(
         img_size=224,

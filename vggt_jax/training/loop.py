@@ -39,7 +39,7 @@ def train(
     render_validation: Render | None = None,
     say: Callable[[str], None] = print,
 ) -> TrainState:
-    """Trains until the steps are done, time is up, or a signal asks to stop; then saves and exports.
+    """Trains until steps are done, time is up, or a signal asks to stop; then saves and exports.
 
     Args:
         render, render_validation: scenes from one key each; by default the synthetic world's
@@ -66,8 +66,8 @@ def train(
         latest = checkpoints.latest()
         if latest is not None and settings.fit_to_minutes:
             raise InputError(
-                f"{settings.out} holds a run, and one that is fitted to its minutes cannot go on; start "
-                f"another one from its weights: --init {settings.out / 'model.safetensors'}"
+                f"{settings.out} holds a run, and one that is fitted to its minutes cannot go on; "
+                f"start another one from its weights: --init {settings.out / 'model.safetensors'}"
             )
         if latest is not None:
             _check_same_run(settings, checkpoints.document(latest)["settings"], say)
@@ -158,13 +158,13 @@ def abstract_to_zeros(model: nnx.Module) -> nnx.Module:
 def compile_all(programs: dict[str, Callable], say: Callable[[str], None]) -> dict[str, Callable]:
     """Compiles programs one after the other and says how long each took.
 
-    Not at the same time: XLA tries kernels out while it compiles, and two compilations that do so on one
-    GPU may wait for each other for ever (seen with JAX 0.11.2 on H100 and H200).
+    Not at the same time: XLA tries kernels out while it compiles, and two compilations that do so
+    on one GPU may wait for each other for ever (seen with JAX 0.11.2 on H100 and H200).
     """
     compiled = {}
-    for name, compile in programs.items():
+    for name, compile_one in programs.items():
         begin = time.monotonic()
-        compiled[name] = program = compile()
+        compiled[name] = program = compile_one()
         memory = program.memory_analysis()
         size = "" if memory is None else f", {memory.temp_size_in_bytes / 2**30:.1f} GiB temporary"
         say(f"compiled {name} in {time.monotonic() - begin:.0f} s{size}")
@@ -256,8 +256,8 @@ class _Run:
         """Logs a dispatch when it is done, and returns when that was.
 
         Args:
-            began: when the one before was done. None where that is not known because both were waited
-                for; then no speed is logged.
+            began: when the one before was done. None where that is not known because both were
+                waited for; then no speed is logged.
         """
         found = jax.device_get(found)
         now = time.monotonic()
@@ -380,8 +380,8 @@ def _first_model(settings: TrainSettings, *, only_shapes: bool) -> VGGT:
 def _check_same_run(settings: TrainSettings, earlier: dict, say) -> None:
     if differences := settings.differences(earlier):
         raise InputError(
-            f"{settings.out} holds a run of other settings; choose another folder, or those settings: "
-            + "; ".join(differences)
+            f"{settings.out} holds a run of other settings; choose another folder, or those "
+            "settings: " + "; ".join(differences)
         )
     if earlier["steps"] != settings.steps:
         say(

@@ -132,8 +132,8 @@ def pair_losses(encodings: Float[Array, "b s 9"], targets: Targets) -> dict[str,
 
     `pair_rotation`: the chord between rotations, for small angles the angle in radians.
     `pair_direction`: the chord between unit vectors to the second camera, in coordinates of the
-    first; cameras nearer than a fifth of the scene's unit count in proportion. Means over pairs, then
-    scenes; scenes without valid points count 0.
+    first; cameras nearer than a fifth of the scene's unit count in proportion. Means over pairs,
+    then scenes; scenes without valid points count 0.
     """
     first, second = np.triu_indices(encodings.shape[1], k=1)
 

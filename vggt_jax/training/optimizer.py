@@ -13,7 +13,8 @@ from vggt_jax.errors import InputError
 
 # Stacked matrices of the transformer blocks of encoder, trunk and camera head.
 _MATRIX_OF_BLOCK = re.compile(
-    r"^(encoder\.blocks|frame_blocks|global_blocks|camera_head\.trunk)\..*(qkv|proj|fc1|fc2)\.kernel$"
+    r"^(encoder\.blocks|frame_blocks|global_blocks|camera_head\.trunk)\."
+    r".*(qkv|proj|fc1|fc2)\.kernel$"
 )
 _RMS_OF_ADAM = 0.2  # root mean square of an update of AdamW, about (arXiv:2502.16982, section 2.2)
 
@@ -23,9 +24,9 @@ class OptimizerSettings:
     """The optimiser, its schedule and the average of the weights."""
 
     method: Literal["adamw", "muon"] = "adamw"
-    """muon orthogonalises the updates of the matrices of all transformer blocks and leaves the other
-    parameters to AdamW, with Nesterov's momentum. Its updates are as large as AdamW's, so that
-    learning rates carry over (arXiv:2502.16982)."""
+    """muon orthogonalises the updates of the matrices of all transformer blocks and leaves the
+    other parameters to AdamW, with Nesterov's momentum. Its updates are as large as AdamW's, so
+    that learning rates carry over (arXiv:2502.16982)."""
 
     learning_rate: float = 1e-3
     """The largest, after warm-up. To fine-tune, take a hundredth of it."""
@@ -87,7 +88,7 @@ def make_optimizer(settings: OptimizerSettings) -> optax.GradientTransformation:
 
 
 def _matrices_of_blocks(params: dict[str, Array]) -> dict:
-    """The axes of inputs and outputs of what Muon is for, `[layers, inputs, outputs]`; others have None."""
+    """Axes of inputs and outputs of what Muon is for, `[layers, inputs, outputs]`; else None."""
     axes = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
     return {name: axes if _MATRIX_OF_BLOCK.search(name) else None for name in params}
 

@@ -1,4 +1,4 @@
-"""The forward pass of training: the model's own parts, with choices that inference does not have."""
+"""The forward pass of training: the model's own parts, with choices inference does not have."""
 
 import dataclasses
 import math
@@ -20,7 +20,7 @@ PARTS = ("encoder", "trunk", "heads")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Execution:
-    """How the model runs in training. But for rounding, only `dense_share` changes what is learned."""
+    """How the model runs in training. But for rounding, only `dense_share` changes learning."""
 
     compute_type: Literal["auto", "bfloat16", "float32"] = "auto"
     """Of matrix products in encoder and trunk; auto is bfloat16 on a GPU. Parameters, gradients and
@@ -29,9 +29,9 @@ class Execution:
     """Of convolutions in the depth and point heads, where compute-type is bfloat16; float32 runs
     through TF32 on a GPU. The last layer and the camera head are float32 always."""
     dense_share: float = 1.0
-    """Share of the frames, random in every step, that the depth and point heads decode and learn from.
-    These heads are nearly half of a step of the small model, and each frame has thousands of pixels to
-    learn from."""
+    """Share of the frames, random in every step, that the depth and point heads decode and learn
+    from. These heads are nearly half of a step of the small model, and each frame has thousands of
+    pixels to learn from."""
     recompute: tuple[Part, ...] = ()
     """Parts to compute a second time in the backward pass instead of keeping their intermediate
     values: encoder, trunk (block by block), heads. Saves memory, costs up to a third more time."""
@@ -90,8 +90,8 @@ def predict(
         with jax.named_scope("camera_head"):
             encodings = model.camera_head(trunk.first_tokens, precision.heads)
         outputs |= {"pose_enc": encodings[-1], "pose_enc_list": encodings}
-    # All frames at once: in a backward pass, chunks cost more than they save (38 instead of 53 ms for
-    # a step of 256 frames of 112x112 on an H100).
+    # All frames at once: in a backward pass, chunks cost more than they save (38 instead of
+    # 53 ms for a step of 256 frames of 112x112 on an H100).
     whole = images.size
     decode = again(
         "heads",

@@ -38,15 +38,15 @@ class TrainSettings:
     out: pathlib.Path
     """Folder of the run; one that exists is continued."""
     steps: int = 8000
-    """Steps in all, on which the learning rate depends; rounded up to whole dispatches. May be changed
-    when a run goes on: the rate then follows the new schedule from there."""
+    """Steps in all, on which the learning rate depends; rounded up to whole dispatches. May be
+    changed when a run goes on: the rate then follows the new schedule from there."""
     max_minutes: float | None = None
     """Stop in time to have saved and exported after this many minutes since the start of the
     command, compilation included."""
     fit_to_minutes: bool = False
-    """Let the schedule of the learning rate end with max-minutes: after the first dispatch `steps` is
-    what fits by the speed so far. Such a run is not repeatable bit for bit and cannot be continued;
-    --init goes on from its weights, with another --seed for other scenes."""
+    """Let the schedule of the learning rate end with max-minutes: after the first dispatch `steps`
+    is what fits by the speed so far. Such a run is not repeatable bit for bit and cannot be
+    continued; --init goes on from its weights, with another --seed for other scenes."""
     config: pathlib.Path | None = None
     """JSON file with sizes of the model, the fields of VGGTConfig; by default the small model of
     the project."""

@@ -39,7 +39,8 @@ class Variant:
         match = _PATTERN.fullmatch(text)
         if match is None:
             raise InputError(
-                f"variant {text!r} must be SCENESxFRAMES@HEIGHTxWIDTH:WEIGHT, such as 32x8@224x224:3"
+                f"variant {text!r} must be SCENESxFRAMES@HEIGHTxWIDTH:WEIGHT, such as "
+                "32x8@224x224:3"
             )
         sizes = [int(number) for number in match.groups()[:4]]
         weight = float(match[5] or 1)
@@ -60,12 +61,13 @@ class Variant:
         tokens = self.height * self.width // patch_size**2 + num_special
         if tokens % 2 and jax.default_backend() == "gpu":
             raise InputError(
-                f"variant {self}: its frames have {tokens} tokens, {num_special} special ones among them; "
-                "the backward pass of attention on a GPU needs an even number"
+                f"variant {self}: its frames have {tokens} tokens, {num_special} special ones "
+                "among them; the backward pass of attention on a GPU needs an even number"
             )
         if self.num_scenes % num_devices:
             raise InputError(
-                f"variant {self}: {self.num_scenes} scenes do not divide among {num_devices} devices"
+                f"variant {self}: {self.num_scenes} scenes do not divide among {num_devices} "
+                "devices"
             )
 
     def __str__(self) -> str:

@@ -46,8 +46,9 @@ class ViewerCamera:
 def viewer_cameras(recon: Reconstruction, *, picture_side: int = 160) -> tuple[ViewerCamera, ...]:
     """The cameras that can be drawn.
 
-    Padding is cut off. Where the principal point is not in the middle of the photograph, its picture
-    is widened with grey until it is, so that what it shows lies in front of the points that it shows.
+    Padding is cut off. Where the principal point is not in the middle of the photograph, its
+    picture is widened with grey until it is, so that what it shows lies in front of the points that
+    it shows.
 
     Args:
       recon: one scene, without scene axis.
@@ -110,7 +111,8 @@ def overview(points: Float[np.ndarray, "m 3"], cameras: tuple[ViewerCamera, ...]
     """Where to look from first: from behind the cameras and above them.
 
     Args:
-      points: of the scene; outliers beyond the 2nd and the 98th percentile of each axis do not count.
+      points: of the scene; outliers beyond the 2nd and the 98th percentile of each axis do not
+        count.
       cameras: as `viewer_cameras` gives them.
     """
     rotations = (

@@ -1,8 +1,8 @@
 """Points of a scene, cut by frame and by confidence into pieces that never change.
 
-Moving the slider of confidence, or choosing frames, switches pieces on and off: a browser gets every
-point once and then only the names of pieces. A piece holds the points of one frame between two steps
-of the slider.
+Moving the slider of confidence, or choosing frames, switches pieces on and off: a browser gets
+every point once and then only the names of pieces. A piece holds the points of one frame between
+two steps of the slider.
 """
 
 from collections.abc import Iterable
@@ -88,9 +88,9 @@ def cut_points(
 ) -> PointLayers:
     """The points of a scene, cut into layers.
 
-    What is no usable pixel by `confidence.usable_pixels` is left out first, and points that are not finite;
-    percentiles are taken over the rest: at each step of the slider the same points are shown as
-    `export.scene_points` selects (drawn alike if there are more than `max_points`).
+    What is no usable pixel by `confidence.usable_pixels` is left out first, and points that are not
+    finite; percentiles are taken over the rest: at each step of the slider the same points are
+    shown as `export.scene_points` selects (drawn alike if there are more than `max_points`).
 
     Args:
       recon: one scene, without scene axis.
@@ -102,7 +102,8 @@ def cut_points(
       seed: of that draw.
 
     Raises:
-      InputError: the reconstruction has no such points, max_points is below 1 or min_confidence below 0.
+      InputError: the reconstruction has no such points, max_points is below 1 or min_confidence
+        below 0.
     """
     if max_points < 1:
         raise InputError(f"{max_points=} must be at least 1")

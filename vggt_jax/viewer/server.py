@@ -52,7 +52,8 @@ class ViewSettings:
 class Viewer:
     """A server that shows a reconstruction to browsers until it is closed.
 
-    Works as a context manager. Settings are shared by all browsers that look; each has its own view.
+    Works as a context manager. Settings are shared by all browsers that look; each has its own
+    view.
 
     Attributes:
       url: where to look.
@@ -154,8 +155,8 @@ class Viewer:
         """Stops the server. Browsers keep what they show."""
         self._wanted.put(None)
         self._worker.join()
-        # The port is free at once. viser then waits for up to six seconds for browsers that do not answer,
-        # such as one in a sleeping tab; nobody else needs to.
+        # The port is free at once. viser then waits for up to six seconds for browsers that do not
+        # answer, such as one in a sleeping tab; nobody else needs to.
         stopping = threading.Thread(target=self._server.stop, daemon=True)
         stopping.start()
         stopping.join(timeout=_STOP_SECONDS)
@@ -299,7 +300,7 @@ class Viewer:
     # Looking through a camera
 
     def _look_through(self, client: Any, camera: ViewerCamera) -> None:
-        """Moves a browser's view into a camera. Pyramids go: its own would be in the way, and others."""
+        """Moves a browser's view into a camera. Pyramids go: they would be in the way."""
         view = client.camera
         with self._lock, client.atomic():
             self._looking_through[client.client_id] = camera.frame
@@ -511,22 +512,22 @@ def view(
         host: the address to listen at. The default serves this machine alone; "0.0.0.0" serves
             everybody who can reach it.
         port: None is 8080, or the next one that is free; 0 any free one.
-        points: "depth", unprojected with the cameras, or "head", the point map. None is what the model
-            is better at: depth for VGGT, its points for π³.
+        points: "depth", unprojected with the cameras, or "head", the point map. None is what the
+            model is better at: depth for VGGT, its points for π³.
         confidence_percentile: how many percent of the points, the least confident, are left out at
             first; rounded to a step of the slider (1 % for up to 24 frames, 2.5 % for up to 60, 5 %
             for up to 119). None is the default of the model, see `confidence.confidence_limits`.
-        min_confidence: what a confidence must exceed, before the percentage; None is the default of the
-            model. The page has a field to change it.
-        hide_edges: whether points at jumps of depth are left out at first. None is what users of the
-            model do: yes for π³, no for VGGT.
+        min_confidence: what a confidence must exceed, before the percentage; None is the default of
+            the model. The page has a field to change it.
+        hide_edges: whether points at jumps of depth are left out at first. None is what users of
+            the model do: yes for π³, no for VGGT.
         point_size: in thousandths of the scene's size.
         max_points: of a larger scene so many points are drawn at random.
         open_browser: whether to open the page.
 
     Raises:
-        InputError: viser is missing (`pip install 'vggt-jax[view]'`), the reconstruction has nothing to
-            show, an argument is out of its range, or the port is taken.
+        InputError: viser is missing (`pip install 'vggt-jax[view]'`), the reconstruction has
+            nothing to show, an argument is out of its range, or the port is taken.
     """
     with Viewer(
         recon,
@@ -539,13 +540,13 @@ def view(
         point_size=point_size,
         max_points=max_points,
     ) as viewer:
-        print(f"{viewer.url}   (Ctrl-C ends it)", flush=True)
+        print(f"{viewer.url}   (Ctrl-C ends it)", flush=True)  # noqa: T201
         if open_browser:
             webbrowser.open(viewer.url)
         try:
             threading.Event().wait()
         except KeyboardInterrupt:
-            print()
+            print()  # noqa: T201
 
 
 def checked_port(host: str, port: int | None) -> int:

@@ -6,8 +6,8 @@ NAME = "the small model"
 """What messages call it."""
 
 SAID_WITHOUT_MODEL = (
-    f"no model was named, so this is {NAME} that ships with vggt-jax, trained on synthetic scenes of "
-    "112x112 pixels; for photographs name another one, such as facebook/VGGT-1B"
+    f"no model was named, so this is {NAME} that ships with vggt-jax, trained on synthetic scenes "
+    "of 112x112 pixels; for photographs name another one, such as facebook/VGGT-1B"
 )
 """What is said where nobody named a model."""
 
