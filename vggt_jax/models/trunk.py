@@ -123,9 +123,9 @@ def run_trunk(
         num_frames: valid leading frames of each scene, the others are hidden from them.
         recompute: whether a backward pass computes each block again instead of keeping its
             intermediate values.
-        tokens_per_chunk: what runs frame by frame is cut into chunks of so many tokens at most; None for
-            `TOKENS_PER_CHUNK`.
-        min_tokens_to_branch: from how many tokens on layers that are not kept are not written either.
+        tokens_per_chunk: what runs frame by frame is cut into chunks of so many tokens at most;
+            None for `TOKENS_PER_CHUNK`.
+        min_tokens_to_branch: from how many tokens on a layer that is not kept is not written.
     """
     b, s, p, c = tokens.shape
     num_heads = frame_blocks.attn.num_heads
