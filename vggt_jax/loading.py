@@ -1,5 +1,6 @@
 """`load_model` and `save_model`: models from and to checkpoints."""
 
+import functools
 import hashlib
 import json
 import os
@@ -80,8 +81,12 @@ def load_model(
     return model if dtype is None else with_dtype(model, dtype)
 
 
+@functools.lru_cache(maxsize=8)  # tracing its construction takes a second
 def abstract_model(config: VGGTConfig | Pi3Config) -> Model:
-    """The model of a configuration, with shapes and types in place of parameters."""
+    """The model of a configuration, with shapes and types in place of parameters.
+
+    The same object for the same configuration: not to be changed.
+    """
     (kind,) = [kind for kind, of_config in _MODELS.values() if isinstance(config, of_config)]
     return jax.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0)))
 

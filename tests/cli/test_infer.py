@@ -46,7 +46,7 @@ def test_many_frames_are_streamed(tmp_path, photographs, tiny, run, refused, mon
     args = ["infer", photographs, "--model", tmp_path / "model", "--size", 28]
     assert run(*args, "--out", tmp_path / "whole") == 0
     monkeypatch.setattr(streaming, "_FROM_PIXELS", 1)
-    monkeypatch.setattr(streaming, "_FRAMES_IN_PIECE", 2)
+    monkeypatch.setattr(streaming, "FRAMES_IN_PIECE", 2)
     assert run(*args, "--out", tmp_path / "streamed") == 0
     found, expected = (
         np.load(tmp_path / name / "predictions.npz") for name in ("streamed", "whole")
