@@ -1,16 +1,38 @@
 """Photographs and a checkpoint for commands, and running them."""
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 import vggt_jax
-from vggt_jax import cli
+from vggt_jax import cli, inference
+
+
+@pytest.fixture(scope="session")
+def programs():
+    """Compiled programs of `reconstruct` by what they were compiled for."""
+    return {}
+
+
+@pytest.fixture(autouse=True)
+def share_programs(programs, monkeypatch):
+    """Commands compile anew each time they run; here those for the same arguments do so once."""
+    compile_reconstruct = inference.compile_reconstruct
+
+    def shared(model, inputs, **options):
+        shapes = {name: (np.shape(x), np.asarray(x).dtype) for name, x in inputs.items()}
+        key = str((jax.tree.structure(model), sorted(shapes.items()), sorted(options.items())))
+        if key not in programs:
+            programs[key] = compile_reconstruct(model, inputs, **options)
+        return programs[key]
+
+    monkeypatch.setattr(inference, "compile_reconstruct", shared)
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory, tiny):
-    path = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
     vggt_jax.save_model(tiny(), path)
     return path
 

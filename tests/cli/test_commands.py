@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import socket
 
 import numpy as np
 import pytest
@@ -158,12 +159,15 @@ def test_view(results, photographs, checkpoint, run, refused, monkeypatch):
     monkeypatch.setattr(
         "vggt_jax.viewer.view", lambda recon, **options: shown.append((recon, options))
     )
-    assert run("view", results, "--port", 8123, "--max-points", 99, "--conf_threshold", 40) == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    assert run("view", results, "--port", port, "--max-points", 99, "--conf_threshold", 40) == 0
     threshold = float(np.median(shown[0][0].world_points_confidence))
     args = ["view", photographs, "--model", checkpoint, "--size", 28]
     assert run(*args, "--min-confidence", threshold, "--use_point_map") == 0
     (first, options), (second, others) = shown
-    assert (options["host"], options["port"], options["max_points"]) == ("127.0.0.1", 8123, 99)
+    assert (options["host"], options["port"], options["max_points"]) == ("127.0.0.1", port, 99)
     assert options["confidence_percentile"] == 40 and others["points"] == "head"
     np.testing.assert_array_equal(first.images, second.images)
     assert options["min_confidence"] is None and others["confidence_percentile"] is None

@@ -36,8 +36,8 @@ def test_a_video(tmp_path, checkpoint, run, refused):
     assert run(*args, "--frames", 3) == 0
     names = [frame["name"] for frame in json.loads((out / "cameras.json").read_text())["frames"]]
     assert len(names) == 3 and names[0] in {"clip_000001", "clip_000002"}
-    assert run(*args, "--fps", 1, "--overwrite") == 0
-    assert len(scene(out).names) == 2
+    assert run(*args, "--fps", 1.5, "--overwrite") == 0
+    assert len(scene(out).names) == 3  # of two seconds
 
 
 @pytest.mark.parametrize("format", ["nerfstudio", "colmap"])
@@ -133,19 +133,19 @@ def test_masks_take_points_away(tmp_path, photographs, checkpoint, run, capsys):
 def test_background_by_colour(tmp_path, checkpoint, run, refused):
     folder, out = tmp_path / "images", tmp_path / "out"
     folder.mkdir()
-    for i in range(2):
-        pixels = np.full((28, 42, 3), 90, np.uint8)
-        pixels[:, :21] = 255
-        pixels[20:, 21:] = 0
+    for i in range(3):
+        pixels = np.full((14, 28, 3), 90, np.uint8)
+        pixels[:, :13] = 255
+        pixels[10:, 13:] = 0
         Image.fromarray(pixels).save(folder / f"{i}.png")
     # The folder above it, as VGGT's demo_colmap.py takes it.
-    args = ["infer", "--scene_dir", tmp_path, "--model", checkpoint, "--out", out, "--size", 42]
+    args = ["infer", "--scene_dir", tmp_path, "--model", checkpoint, "--out", out, "--size", 28]
     assert run(*args, "--mask_white_bg", "--mask_black_bg") == 0
-    kept = np.zeros((28, 42), bool)
-    kept[:20, 21:] = True
-    np.testing.assert_array_equal(scene(out).mask, [kept, kept])
+    kept = np.zeros((14, 28), bool)
+    kept[:10, 13:] = True
+    np.testing.assert_array_equal(scene(out).mask, [kept] * 3)
     for path in folder.iterdir():
-        Image.new("RGB", (42, 28), "white").save(path)
+        Image.new("RGB", (28, 14), "white").save(path)
     args[-3] = tmp_path / "white"
     assert "leave no pixel" in refused(*args, "--mask-white")
 
@@ -153,10 +153,11 @@ def test_background_by_colour(tmp_path, checkpoint, run, refused):
 def test_reference_and_points_in_it(tmp_path, photographs, checkpoint, run):
     out = tmp_path / "out"
     args = ["infer", photographs, "--model", checkpoint, "--out", out, "--size", 140]
-    assert run(*args, "--reference", "2.png", "--query-points", "20,30") == 0
+    points = ["--query-points", "20,30", "--query-points", "150,90"]
+    assert run(*args, "--reference", "2.png", *points) == 0
     recon = scene(out)
     assert recon.names == ("0.png", "1.png", "2.png")
-    np.testing.assert_allclose(recon.tracks_in_photographs()[2], [[20, 30]], atol=1e-3)
+    np.testing.assert_allclose(recon.tracks_in_photographs()[2], [[20, 30], [150, 90]], atol=1e-3)
     paths = [photographs / f"{i}.png" for i in (2, 0, 1)]
     by_hand = vggt_jax.infer(paths, model=checkpoint, size=140)
     np.testing.assert_allclose(
