@@ -2,8 +2,9 @@
 
     python examples/block_sparse.py
 
-Reconstructs the eight sample pictures. So few tokens make few blocks, and dense attention is faster:
-hence small blocks here, and `min_tokens=0`. With hundreds of photographs leave these three settings out.
+Reconstructs the eight sample pictures. So few tokens make few blocks, and dense attention is
+faster: hence small blocks here, and `min_tokens=0`. With hundreds of photographs leave these three
+settings out.
 """
 
 import pathlib

@@ -2,8 +2,8 @@
 
     python examples/export.py [OUT]
 
-Writes OUT/scene.ply, OUT/scene.glb and OUT/nerfstudio (out/export without an argument); docs/export.md
-has the axes and pixels of each. format="colmap" works alike and needs pycolmap.
+Writes OUT/scene.ply, OUT/scene.glb and OUT/nerfstudio (out/export without an argument).
+docs/export.md has the axes and pixels of each; format="colmap" works alike and needs pycolmap.
 """
 
 import json

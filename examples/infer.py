@@ -29,9 +29,8 @@ def main(out: pathlib.Path):
         x, y, z = positions[i]
         focal, depth = recon.intrinsics[i, 0, 0], np.median(recon.depth[i])
         confidence = np.median(recon.depth_confidence[i])
-        print(
-            f"{name}  {x:6.3f} {y:6.3f} {z:6.3f}  {focal:12.1f} px {depth:12.3f}  {confidence:10.1f}"
-        )
+        place = f"{x:6.3f} {y:6.3f} {z:6.3f}"
+        print(f"{name}  {place}  {focal:12.1f} px {depth:12.3f}  {confidence:10.1f}")
 
     report = vggt_jax.export_reconstruction(recon, out / "points.ply", format="ply", overwrite=True)
     print(report)

@@ -2,8 +2,9 @@
 
     python examples/kernels_alone.py
 
-Somebody walks past 10 places 4 times: tokens of one place resemble each other, and attention between
-different places is next to nothing. A quarter of the blocks gives nearly what all of them give.
+Somebody walks past 10 places 4 times: tokens of one place resemble each other, and attention
+between different places is next to nothing. A quarter of the blocks gives nearly what all of them
+give.
 """
 
 import jax
