@@ -38,6 +38,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+import toys  # noqa: E402
 from flax import nnx  # noqa: E402
 from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
@@ -115,32 +116,40 @@ def relative_error():
 
 @pytest.fixture(scope="session")
 def golden_folder():
-    """Where the checkpoints, arrays and photographs of the tests lie."""
+    """Where the arrays, configurations and photographs of the tests lie."""
     return GOLDEN
 
 
 @pytest.fixture(scope="session")
+def toy_checkpoint(tmp_path_factory):
+    """The path of a toy's checkpoint by name, with its configuration beside it."""
+    folder = tmp_path_factory.mktemp("toys")
+    return functools.cache(lambda name: toys.write_checkpoint(name, folder))
+
+
+@pytest.fixture(scope="session")
 def golden():
-    """The arrays of a file in tests/golden by name, `images` with channels last."""
+    """The arrays of a file in tests/golden by name; of a toy's case, with its `images`."""
 
     @functools.cache
     def read(name):
         with np.load(GOLDEN / f"{name}.npz") as file:
             arrays = {key: file[key] for key in file}
-        if "images" in arrays:
-            arrays["images"] = np.moveaxis(arrays["images"], 2, -1)
+        toy, _, case = name.partition(".")
+        if toy in toys.NAMES:
+            arrays["images"] = toys.images(toy, case)
         return arrays
 
     return read
 
 
 @pytest.fixture(scope="session")
-def load_toy():
+def load_toy(toy_checkpoint):
     """A toy model by name, with fields of its configuration changed."""
 
     @functools.cache
     def load(name, **changes):
-        path = GOLDEN / f"{name}.safetensors"
+        path = toy_checkpoint(name)
         kind = Pi3Config if name.startswith("pi3") else VGGTConfig
         config = kind.from_json(path.with_suffix(".json"))
         return load_model(path, config=kind.from_dict(config.to_dict() | changes))

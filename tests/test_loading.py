@@ -43,8 +43,8 @@ def test_bfloat16_is_for_product_kernels_of_encoder_and_trunk(tiny):
         loading.with_dtype(tiny(), jnp.float16)
 
 
-def test_conversion_and_loading_agree_on_what_becomes_bfloat16(golden_folder):
-    source = golden_folder / "vggt_toy.safetensors"
+def test_conversion_and_loading_agree_on_what_becomes_bfloat16(toy_checkpoint):
+    source = toy_checkpoint("vggt_toy")
     loaded = loading.named_parameters(vggt_jax.load_model(source, dtype="bfloat16"))
     converted, _, _ = checkpoints.load_official(source, dtype="bfloat16")
     assert {name: x.dtype.name for name, x in loaded.items()} == {
@@ -74,12 +74,12 @@ def test_parameters_that_do_not_fit_are_all_listed(tiny):
 
 
 def test_large_official_checkpoints_are_kept_converted(
-    tmp_path, golden_folder, monkeypatch, capsys
+    tmp_path, toy_checkpoint, golden_folder, monkeypatch, capsys
 ):
     monkeypatch.setattr(loading, "_CACHE_FROM_BYTES", 1)
     monkeypatch.setenv("VGGT_JAX_CACHE", str(tmp_path / "cache"))
     source = tmp_path / "toy.safetensors"
-    tensors = load_file(golden_folder / "vggt_toy.safetensors")
+    tensors = load_file(toy_checkpoint("vggt_toy"))
     save_file(tensors, source)
     config = golden_folder / "vggt_toy.json"
     first = vggt_jax.load_model(source, config=config)
@@ -102,12 +102,12 @@ def test_large_official_checkpoints_are_kept_converted(
     np.testing.assert_allclose(third.camera_token[...], first.camera_token[...] + 1, atol=1e-6)
 
 
-def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, golden_folder, monkeypatch):
+def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, toy_checkpoint, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setattr(loading, "_CACHE_FROM_BYTES", 1)
     monkeypatch.setenv("VGGT_JAX_CACHE", str(tmp_path / "file"))
     with pytest.warns(UserWarning, match="is not kept"):
-        model = vggt_jax.load_model(golden_folder / "vggt_toy.safetensors")
+        model = vggt_jax.load_model(toy_checkpoint("vggt_toy"))
     assert model.config.embed_dim == 64
 
 
@@ -143,10 +143,10 @@ def test_half_precision_checkpoints_run(tiny, dtype):
     assert np.isfinite(vggt_jax.infer(images, model=loaded).depth).all()
 
 
-def test_a_damaged_cache_is_made_again(tmp_path, golden_folder, monkeypatch):
+def test_a_damaged_cache_is_made_again(tmp_path, toy_checkpoint, monkeypatch):
     monkeypatch.setattr(loading, "_CACHE_FROM_BYTES", 1)
     monkeypatch.setenv("VGGT_JAX_CACHE", str(tmp_path))
-    source = golden_folder / "vggt_toy.safetensors"
+    source = toy_checkpoint("vggt_toy")
     first = vggt_jax.load_model(source)
     (kept,) = (tmp_path / "checkpoints").iterdir()
     kept.write_bytes(kept.read_bytes()[:-100])

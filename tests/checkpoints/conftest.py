@@ -14,9 +14,9 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 @pytest.fixture
-def toy() -> Path:
+def toy(toy_checkpoint) -> Path:
     """The toy checkpoint, with its configuration beside it."""
-    return GOLDEN / "vggt_toy.safetensors"
+    return toy_checkpoint("vggt_toy")
 
 
 @pytest.fixture

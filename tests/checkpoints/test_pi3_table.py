@@ -16,7 +16,11 @@ from vggt_jax.checkpoints.rules import expand
 from vggt_jax.checkpoints.safetensors_file import read_safetensors
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-ODD = GOLDEN / "pi3_odd.safetensors"
+
+
+@pytest.fixture(scope="module")
+def odd(toy_checkpoint):
+    return toy_checkpoint("pi3_odd")
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +54,11 @@ def test_the_released_size_is_recognised(released):
         pi3.recognise(other_size, "FILE")
 
 
-def test_blocks_alternate_between_frames_and_scene():
-    params, config, report = load_official(ODD)
-    tensors, _ = read_safetensors(ODD)
+def test_blocks_alternate_between_frames_and_scene(odd):
+    params, config, report = load_official(odd)
+    tensors, _ = read_safetensors(odd)
     assert report.model == "pi3" and report.keys_read == len(tensors)
-    assert config == complete_config(json.loads(ODD.with_suffix(".json").read_text()), "")
+    assert config == complete_config(json.loads(odd.with_suffix(".json").read_text()), "")
     assert {name: x.shape for name, x in params.items()} == native_shapes(config, "pi3")
     for block in range(4):
         stack = ("frame_blocks", "global_blocks")[block % 2]
@@ -65,12 +69,12 @@ def test_blocks_alternate_between_frames_and_scene():
     np.testing.assert_array_equal(params["camera_head.mlp_2.kernel"], tensors[key].T)
 
 
-def test_the_command_writes_which_model_it_is(tmp_path, capsys):
+def test_the_command_writes_which_model_it_is(tmp_path, odd, capsys):
     torch = pytest.importorskip("torch")
-    tensors, _ = read_safetensors(ODD)
-    source = tmp_path / "odd.pt"
+    tensors, _ = read_safetensors(odd)
+    source = tmp_path / "changed.pt"
     torch.save({key: torch.from_numpy(np.array(x)) for key, x in tensors.items()}, source)
-    config = ["--config", str(ODD.with_suffix(".json"))]
+    config = ["--config", str(odd.with_suffix(".json"))]
     assert main([str(source), str(tmp_path / "out"), "--dtype", "bfloat16", *config]) == 0
     params, document = read(tmp_path / "out", verify=True)
     assert document["model"] == "pi3" and document["config"]["head_dim"] == 40
@@ -80,16 +84,16 @@ def test_the_command_writes_which_model_it_is(tmp_path, capsys):
     assert "pi3, configuration" in capsys.readouterr().out
 
 
-def test_all_problems_are_listed(tmp_path):
-    tensors = {key: np.array(x) for key, x in read_safetensors(ODD)[0].items()}
+def test_all_problems_are_listed(tmp_path, odd):
+    tensors = {key: np.array(x) for key, x in read_safetensors(odd)[0].items()}
     del tensors["decoder.3.ls1.gamma"], tensors["image_std"]
     tensors["register_token"] = np.zeros((1, 1, 5, 48), np.float32)
     tensors["metric_head.weight"] = np.zeros(3, np.float32)
     tensors["conf_head.proj.bias"][7] = np.inf
-    path = tmp_path / "odd.safetensors"
+    path = tmp_path / "changed.safetensors"
     save_file(tensors, path)
     with pytest.raises(CheckpointError, match="5 problems") as raised:
-        load_official(path, ODD.with_suffix(".json"))
+        load_official(path, odd.with_suffix(".json"))
     message = str(raised.value)
     for part in (
         "missing: decoder.3.ls1.gamma [48]",

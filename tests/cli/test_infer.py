@@ -201,8 +201,8 @@ def test_modes_for_mixed_shapes(tmp_path, photographs, checkpoint, run):
     assert arrays["depth"].shape == (4, 28, 28) and not arrays["valid"].all()
 
 
-def test_convert(tmp_path, golden_folder, capsys, run, refused):
-    source, converted = golden_folder / "vggt_late.safetensors", tmp_path / "late"
+def test_convert(tmp_path, toy_checkpoint, capsys, run, refused):
+    source, converted = toy_checkpoint("vggt_late"), tmp_path / "late"
     assert run("convert", source, converted) == 0
     assert "keys" in capsys.readouterr().out
     assert "exists" in refused("convert", source, converted)
@@ -220,8 +220,8 @@ def test_unknown_options_end_with_exit_code_2(photographs, checkpoint, run):
     assert stop.value.code == 2
 
 
-def test_points_from_a_head_that_is_missing(tmp_path, photographs, golden_folder, refused):
-    model = golden_folder / "vggt_late.safetensors"
+def test_points_from_a_head_that_is_missing(tmp_path, photographs, toy_checkpoint, refused):
+    model = toy_checkpoint("vggt_late")
     args = ["infer", photographs, "--model", model, "--out", tmp_path / "out"]
     assert "--points head" in refused(*args, "--points", "head")
     assert not (tmp_path / "out").exists()
