@@ -32,7 +32,7 @@ def check_kv_lengths(kv_lengths, num_kv_blocks: int):
 
 def checked_scale(scale: float | None, head_dim: int) -> float:
     """The scale of the scores, `1 / sqrt(head_dim)` by default; ValueError unless positive."""
-    scale = head_dim**-0.5 if scale is None else float(scale)
+    scale = float(head_dim**-0.5 if scale is None else scale)
     if not 0 < scale < float("inf"):
         raise ValueError(f"{scale=} must be a positive number")
     return scale

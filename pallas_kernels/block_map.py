@@ -7,6 +7,7 @@ from typing import Self
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels.blocks import count_blocks
@@ -44,18 +45,18 @@ class BlockMap:
         The capacity is the largest count of any row, or all key blocks where `mask` is traced and
         the counts are not known.
         """
-        mask = mask if isinstance(mask, jax.core.Tracer) else np.asarray(mask)
-        if mask.ndim < 3 or mask.dtype != bool:
-            raise ValueError(f"mask must be bool [... n qb kb], not {mask.dtype} {mask.shape}")
-        num_kv_blocks = mask.shape[-1]
+        kept = mask if isinstance(mask, Tracer) else np.asarray(mask)
+        if kept.ndim < 3 or kept.dtype != bool:
+            raise ValueError(f"mask must be bool [... n qb kb], not {kept.dtype} {kept.shape}")
+        num_kv_blocks = kept.shape[-1]
         xp, capacity = jnp, num_kv_blocks
-        if isinstance(mask, np.ndarray):
-            xp, capacity = np, max(1, int(mask.sum(-1).max(initial=0)))
+        if isinstance(kept, np.ndarray):
+            xp, capacity = np, max(1, int(kept.sum(-1).max(initial=0)))
         # A stable sort brings the kept blocks to the front and leaves them in order.
-        order = xp.argsort(~mask, axis=-1, stable=True)[..., :capacity]
+        order = xp.argsort(~kept, axis=-1, stable=True)[..., :capacity]
         return cls(
             indices=jnp.asarray(order, index_dtype(num_kv_blocks)),
-            counts=jnp.asarray(xp.sum(mask, axis=-1), jnp.int32),
+            counts=jnp.asarray(xp.sum(kept, axis=-1), jnp.int32),
             num_kv_blocks=num_kv_blocks,
             block_q=block_q,
             block_k=block_k,

@@ -48,8 +48,10 @@ def smem_tiles(number: int, rows: int, columns: int, dtype):
     from jax.experimental.pallas import mosaic_gpu as plgpu
 
     width = min(columns, 64)
-    transforms = (plgpu.TilingTransform((_ROWS, width)), plgpu.SwizzleTransform(2 * width))
-    return plgpu.SMEM((number, rows, columns), dtype, transforms=transforms)
+    # To pyright they are abstract classes in JAX 0.12: they lack a method of their base.
+    tiling = plgpu.TilingTransform((_ROWS, width))  # pyright: ignore[reportAbstractUsage]
+    swizzle = plgpu.SwizzleTransform(2 * width)  # pyright: ignore[reportAbstractUsage]
+    return plgpu.SMEM((number, rows, columns), dtype, transforms=(tiling, swizzle))
 
 
 def mosaic_gpu_call(kernel, *, num_blocks, num_warpgroups, scratch, out_type, interpret, name):
@@ -74,7 +76,8 @@ def mosaic_gpu_call(kernel, *, num_blocks, num_warpgroups, scratch, out_type, in
     options = {}
     if interpret:
         # Simulation looks for races with vector clocks, and fails if it finds one.
-        options["interpret"] = plgpu.InterpretGPUParams(detect_races=True)
+        params = plgpu.InterpretGPUParams  # pyright: ignore[reportAttributeAccessIssue]  JAX 0.10
+        options["interpret"] = params(detect_races=True)
         _check_pool(num_blocks * num_warpgroups)
     return plgpu.kernel(
         kernel,
@@ -94,7 +97,7 @@ def _check_pool(needed):
     """Simulated warp groups wait for each other in the pool of threads of JAX's CPU backend. If it
     has fewer threads than there are warp groups, they may wait forever."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = int(os.environ.get("NPROC") or cores)
+    threads = int(os.environ.get("NPROC") or cores or 1)
     if threads < needed:
         raise NotImplementedError(
             f"the simulator needs {needed} threads in JAX's pool, which has {threads}; set the "

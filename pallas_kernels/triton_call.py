@@ -10,6 +10,7 @@ import functools
 import warnings
 
 import jax
+from jax.core import ShapedArray
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jax.extend.core import Primitive
@@ -35,7 +36,7 @@ _quietly_p.multiple_results = True
 def _abstract_eval(*avals, call):
     shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
     outs = jax.eval_shape(call, *shapes)
-    return [jax.core.ShapedArray(out.shape, out.dtype) for out in outs]
+    return [ShapedArray(out.shape, out.dtype) for out in outs]
 
 
 @_quietly_p.def_impl

@@ -30,3 +30,5 @@ from vggt_jax.results import load_reconstruction as load_reconstruction
 from vggt_jax.stablehlo import export_stablehlo as export_stablehlo
 from vggt_jax.video import choose_frames as choose_frames
 from vggt_jax.viewer import view as view
+
+__version__ = "0.1.0"

@@ -150,13 +150,11 @@ def scaled(recon: Reconstruction, factor: float) -> Reconstruction:
     )
     if not float(limits.tiny) <= float(factor) <= float(limits.max):
         raise outside
-    factor = np.float32(factor)
+    exact = np.float32(factor)
 
     def scale(array):
-        if array is None:
-            return None
         with np.errstate(over="ignore"):
-            result = factor * array
+            result = exact * array
         if (np.isinf(result) & np.isfinite(array)).any():
             raise outside
         return result
@@ -167,8 +165,8 @@ def scaled(recon: Reconstruction, factor: float) -> Reconstruction:
     return dataclasses.replace(
         recon,
         camera_from_world=cameras,
-        depth=scale(recon.depth),
-        world_points=scale(recon.world_points),
+        depth=None if recon.depth is None else scale(recon.depth),
+        world_points=None if recon.world_points is None else scale(recon.world_points),
     )
 
 
@@ -214,6 +212,7 @@ def scale_to_distance(
                 "the distance of pixels needs depth with cameras, or world points, and this model "
                 "predicts neither; give cameras whose distance is known, or scale by a depth"
             )
+        assert pixels is not None
         ends = [points[nearest_pixel(recon, pixel)].astype(np.float64) for pixel in pixels]
     predicted = float(np.linalg.norm(ends[0] - ends[1]))
     if not predicted > 0:  # NaN, too: a masked pixel has no point.

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32
 
 from vggt_jax.errors import InputError
-from vggt_jax.outputs import Reconstruction
+from vggt_jax.outputs import AnyArray, Reconstruction
 from vggt_jax.preprocess import Frames
 
 PointSource = Literal["depth", "head"]
@@ -60,7 +60,7 @@ def usable_pixels(
     source: PointSource,
     *,
     min_confidence: float,
-    depth_edges: Bool[np.ndarray, "s height width"] | None = None,
+    depth_edges: Bool[AnyArray, "s height width"] | None = None,
 ) -> Bool[np.ndarray, "s height width"]:
     """Which pixels may give points: all of the rule but the percentile, which is taken over these.
 

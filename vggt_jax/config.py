@@ -3,13 +3,16 @@
 import dataclasses
 import os
 import types
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from vggt_jax.checkpoints import pi3_config, vggt_config
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class _Fields:
-    """What configurations have in common: JSON, and checks that stand in `convert`."""
+    """What configurations have in common: JSON, and checks that stand in `checkpoints`."""
+
+    _rules: ClassVar[types.ModuleType]
 
     def __init_subclass__(cls, *, rules: types.ModuleType):
         cls._rules = rules

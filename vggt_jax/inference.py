@@ -59,21 +59,19 @@ def reconstruct(
         )
     one_scene = images.ndim == 4
 
-    def add_scene(x):
-        x = None if x is None else jnp.asarray(x)
-        return x[None] if one_scene and x is not None else x
-
+    add_scene = lambda x: jnp.asarray(x)[None] if one_scene else jnp.asarray(x)
     output = model(
         add_scene(images),
-        query_points=add_scene(query_points),
+        query_points=None if query_points is None else add_scene(query_points),
         attention=attention,
-        num_frames=add_scene(num_frames),
+        num_frames=None if num_frames is None else add_scene(num_frames),
         compute_dtype=compute_dtype,
     )
     if isinstance(output, Pi3Output):
         fields = output.scene()
     else:
-        fields = output.scene(images.shape[-3:-1])
+        height, width = images.shape[-3:-1]
+        fields = output.scene((height, width))
     if one_scene:
         fields = jax.tree.map(lambda x: x[0], fields)
     return Reconstruction(

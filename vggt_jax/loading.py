@@ -6,6 +6,8 @@ import json
 import os
 import pathlib
 import warnings
+from collections.abc import Callable
+from typing import TypeVar, overload
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from vggt_jax import checkpoints, weights
+from vggt_jax.checkpoints import native
 from vggt_jax.checkpoints.errors import CheckpointError
 from vggt_jax.checkpoints.sources import find_checkpoint
 from vggt_jax.config import Pi3Config, VGGTConfig
@@ -21,6 +24,7 @@ from vggt_jax.models.pi3 import Pi3
 from vggt_jax.models.vggt import VGGT
 
 Model = VGGT | Pi3
+SomeModel = TypeVar("SomeModel", bound=nnx.Module)
 
 # Modules whose matrix products run in the compute type, bfloat16 on a GPU; heads run in float32.
 _COMPUTE_TYPE_MODULES = (
@@ -64,31 +68,36 @@ def load_model(
     """
     if source is None:
         source = weights.small_model_path()
-    if isinstance(config, VGGTConfig | Pi3Config):
-        config = config.to_dict()
     if checkpoints.is_native(source):
         if config is not None:
             raise CheckpointError(f"{source}: holds its own configuration; leave out config")
         params, document = checkpoints.read(source)
-        name, config = document["model"], document["config"]
+        name, fields = document["model"], document["config"]
     else:
-        params, name, config = _load_official(source, config)
+        known = isinstance(config, VGGTConfig | Pi3Config)
+        params, name, fields = _load_official(source, config.to_dict() if known else config)
     if name not in _MODELS:
         raise CheckpointError(f"{source}: model {name!r} is unknown; known are {sorted(_MODELS)}")
     _, config_class = _MODELS[name]
-    model = abstract_model(config_class.from_dict(config))
+    model = abstract_model(config_class.from_dict(fields))
     model = with_parameters(model, params, source=str(source))
     return model if dtype is None else with_dtype(model, dtype)
 
 
-@functools.lru_cache(maxsize=8)  # tracing its construction takes a second
+@overload
+def abstract_model(config: VGGTConfig) -> VGGT: ...
+@overload
+def abstract_model(config: Pi3Config) -> Pi3: ...
 def abstract_model(config: VGGTConfig | Pi3Config) -> Model:
-    """The model of a configuration, with shapes and types in place of parameters.
+    """The model of a configuration, with shapes and types in place of parameters."""
+    return jax.eval_shape(_constructor(config))
 
-    The same object for the same configuration: not to be changed.
-    """
+
+@functools.cache
+def _constructor(config: VGGTConfig | Pi3Config) -> Callable[[], Model]:
+    """One function a configuration, which JAX traces once and no more: that takes half a second."""
     (kind,) = [kind for kind, of_config in _MODELS.values() if isinstance(config, of_config)]
-    return jax.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0)))
+    return lambda: kind(config, rngs=nnx.Rngs(0))
 
 
 def save_model(model: Model, destination: str | os.PathLike, *, overwrite: bool = False) -> None:
@@ -114,8 +123,8 @@ def named_parameters(model: nnx.Module) -> dict[str, jax.Array]:
 
 
 def with_parameters(
-    model: nnx.Module, params: dict[str, np.ndarray], *, source: str = "parameters"
-) -> nnx.Module:
+    model: SomeModel, params: dict[str, np.ndarray], *, source: str = "parameters"
+) -> SomeModel:
     """The model with these parameters, on the default device.
 
     Kernels of encoder, trunk and frame decoders may be bfloat16 (see `with_dtype`); all else
@@ -152,7 +161,7 @@ def with_parameters(
     return jax.tree_util.tree_map_with_path(put, model)
 
 
-def with_dtype(model: nnx.Module, dtype: DTypeLike) -> nnx.Module:
+def with_dtype(model: SomeModel, dtype: DTypeLike) -> SomeModel:
     """Stores the kernels of encoder, trunk and frame decoders in another type, and nothing else.
 
     In bfloat16 this saves 1.7 GiB of VGGT-1B, 1.8 GiB of π³, and changes no result as long as
@@ -193,7 +202,7 @@ def _load_official(source, config) -> tuple[dict[str, np.ndarray], str, dict]:
         config = beside
     if isinstance(config, str | os.PathLike):
         config = checkpoints.read_fields(config)
-    identity = [checkpoints.native.VERSION, str(path.resolve()), stat.st_size, stat.st_mtime_ns]
+    identity = [native.VERSION, str(path.resolve()), stat.st_size, stat.st_mtime_ns]
     key = json.dumps([*identity, config])
     stem = name.replace(os.sep, "--")[-80:]
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]

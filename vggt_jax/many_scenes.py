@@ -110,8 +110,8 @@ def reconstruct_scenes(
     _check_settings(out, json.loads(json.dumps(settings | {"model": _fingerprint(model)})))
 
     skipped = tuple(name for name in scenes if (out / name / _RESULT).exists())
-    done = set(skipped)
-    waiting = {name: images for name, images in scenes.items() if name not in done}
+    finished = set(skipped)
+    waiting = {name: images for name, images in scenes.items() if name not in finished}
     for name in waiting:
         remove_unfinished(out / name / _RESULT)
     written, failed = [], {}

@@ -117,15 +117,16 @@ def _trunk(
     wide = precision.compute_dtype.itemsize
     tokens = num_frames * layout.tokens_per_frame
     stream = 4 * tokens * dim
-    is_sparse = isinstance(attention, BlockSparse) and tokens >= attention.min_tokens
-    is_sparse = is_sparse and None not in attention.of_layers(depth)
+    sparse = attention if isinstance(attention, BlockSparse) else None
+    if sparse and (tokens < sparse.min_tokens or None in sparse.of_layers(depth)):
+        sparse = None
     if wide == 2:
         # Normalised tokens; queries, keys and values, each turned before the next; and one more,
         # which the compiler needs less or more by how it lays out the others.
         before_attention = (1 + 3 + 1) * wide * tokens * dim
         # Queries, keys, values; the results of attention; and the former once more without the
         # padding of frames, where dense attention has to leave it out.
-        pads = not is_sparse and _pads_frames(layout, attention, dim // num_heads, precision)
+        pads = sparse is None and _pads_frames(layout, attention, dim // num_heads, precision)
         during_attention = (3 + 1 + 3 * pads) * wide * tokens * dim
     else:
         # Normalised tokens; queries, keys and values; queries and keys once more, normalised and
@@ -134,10 +135,10 @@ def _trunk(
         # Queries, keys, values; the results of attention as computed and in the order of the
         # tokens.
         during_attention = (3 + 2) * wide * tokens * dim
-        if not is_sparse:
+        if sparse is None:
             during_attention += 2 * min(4 * num_heads * tokens**2, MAX_SCORE_BYTES)
-    if is_sparse:
-        during_attention += num_heads * _bytes_of_lists(tokens, attention)
+    if sparse is not None:
+        during_attention += num_heads * _bytes_of_lists(tokens, sparse)
     chunk_tokens = _frames_of_chunk(layout, num_frames) * layout.tokens_per_frame
     after_attention = wide * dim * (tokens + 2 * mlp_ratio * chunk_tokens)
     return {
@@ -159,7 +160,9 @@ def _bytes_of_lists(tokens: int, attention: BlockSparse) -> int:
     """The lists of kept blocks of one head."""
     rows, blocks = count_blocks(tokens, attention.block_q), count_blocks(tokens, attention.block_k)
     # A threshold may keep everything.
-    left_out = 0 if attention.cdf_threshold is not None else np.min(attention.sparse_ratio)
+    left_out = 0
+    if attention.cdf_threshold is None and attention.sparse_ratio is not None:
+        left_out = np.min(attention.sparse_ratio)
     return rows * int((1 - left_out) * blocks) * index_dtype(blocks).itemsize
 
 
@@ -250,7 +253,7 @@ class MemoryCheck:
     @property
     def shortage(self) -> str | None:
         """Why the frames do not fit, and how many do; None where they fit or nobody knows."""
-        if self.fitting >= self.shape[0]:
+        if self.free is None or self.fitting >= self.shape[0]:
             return None
         num_frames, height, width, _ = self.shape
         fit = f"about {self.fitting} frames fit" if self.fitting else "not even one fits"

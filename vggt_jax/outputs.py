@@ -1,7 +1,7 @@
 """What models and reconstructions return."""
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,9 @@ from jaxtyping import Array, Bool, Float, UInt8
 from vggt_jax import geometry
 from vggt_jax.layers.sparse_attention import AttentionStats
 from vggt_jax.preprocess import FrameTransform
+
+# JAX's in pure functions, NumPy's in what `infer` returns and files hold.
+AnyArray: TypeAlias = Array | np.ndarray
 
 
 @jax.tree_util.register_dataclass
@@ -133,18 +136,18 @@ class Reconstruction:
         transforms: to the pixels of the photographs, one per frame; empty where nobody resized.
     """
 
-    images: Float[Array, "*b s height width 3"] | UInt8[Array, "*b s height width 3"]
-    camera_from_world: Float[Array, "*b s 3 4"] | None = None
-    intrinsics: Float[Array, "*b s 3 3"] | None = None
-    depth: Float[Array, "*b s height width"] | None = None
-    depth_confidence: Float[Array, "*b s height width"] | None = None
-    depth_edges: Bool[Array, "*b s height width"] | None = None
-    mask: Bool[Array, "*b s height width"] | None = None
-    world_points: Float[Array, "*b s height width 3"] | None = None
-    world_points_confidence: Float[Array, "*b s height width"] | None = None
-    tracks: Float[Array, "*b s m 2"] | None = None
-    track_visibility: Float[Array, "*b s m"] | None = None
-    track_confidence: Float[Array, "*b s m"] | None = None
+    images: Float[AnyArray, "*b s height width 3"] | UInt8[AnyArray, "*b s height width 3"]
+    camera_from_world: Float[AnyArray, "*b s 3 4"] | None = None
+    intrinsics: Float[AnyArray, "*b s 3 3"] | None = None
+    depth: Float[AnyArray, "*b s height width"] | None = None
+    depth_confidence: Float[AnyArray, "*b s height width"] | None = None
+    depth_edges: Bool[AnyArray, "*b s height width"] | None = None
+    mask: Bool[AnyArray, "*b s height width"] | None = None
+    world_points: Float[AnyArray, "*b s height width 3"] | None = None
+    world_points_confidence: Float[AnyArray, "*b s height width"] | None = None
+    tracks: Float[AnyArray, "*b s m 2"] | None = None
+    track_visibility: Float[AnyArray, "*b s m"] | None = None
+    track_confidence: Float[AnyArray, "*b s m"] | None = None
     attention_stats: AttentionStats | None = None
     confidence_kind: str = dataclasses.field(default="one_plus_exp", metadata={"static": True})
     pixel_centre: float = dataclasses.field(default=0.0, metadata={"static": True})
@@ -153,7 +156,7 @@ class Reconstruction:
         default=(), metadata={"static": True}
     )
 
-    def points_from_depth(self) -> Float[Array, "*b s height width 3"]:
+    def points_from_depth(self) -> Float[AnyArray, "*b s height width 3"]:
         """World points by unprojecting depth with cameras and intrinsics; NaN where masked.
 
         VGGT predicts these more accurately than `world_points`. For π³ it is the other way round:

@@ -350,7 +350,7 @@ def _checked_budget(size: int | tuple[int, int] | None, patch_size: int) -> int:
     if size is None:
         return PIXEL_BUDGET
     try:
-        side = operator.index(size)
+        side = operator.index(size)  # pyright: ignore[reportArgumentType]  that of a pair raises
     except TypeError as error:
         raise InputError(
             f"{size=} must be an int with mode 'budget', the side of a square of as many pixels; "
@@ -520,7 +520,9 @@ def _padded_to_largest(
     )
     padded_batch = np.full((len(batch), *model_size, 3), WHITE, np.uint8)
     for i, padded_frame in enumerate(padded_batch):
-        frame = others.get(i, batch[i])
+        frame = batch[i]
+        if i in others:
+            frame = others[i]
         height, width, _ = frame.shape
         top, left = _margins(frame.shape[:2], model_size)
         padded_frame[top : top + height, left : left + width] = frame
@@ -596,11 +598,11 @@ def _video_if_any(images: Any, fps: float | None, frames: int | None, progress: 
         (alone,) = images
         images = alone if is_video(alone) else images
     is_asked_for = fps is not None or frames is not None
-    is_file = isinstance(images, (str, os.PathLike)) and not Path(images).is_dir()
-    if is_asked_for and not is_file:
+    if isinstance(images, (str, os.PathLike)) and not Path(images).is_dir():
+        if is_asked_for or is_video(images):
+            return choose_frames(images, fps=fps, frames=frames, progress=progress)
+    elif is_asked_for:
         raise InputError(f"{fps=} and {frames=} are for a video; give one file, or leave them out")
-    if is_asked_for or (is_file and is_video(images)):
-        return choose_frames(images, fps=fps, frames=frames, progress=progress)
     return images
 
 
@@ -756,7 +758,7 @@ def _natural_key(path: Path) -> tuple[list[str | int], str]:
 
 def _short_names(paths: Sequence[Path]) -> list[str]:
     """File names, with as many parent folders as tell different paths apart."""
-    different = set(paths)
+    different, names = set(paths), {}
     longest = max((len(path.parts) for path in paths), default=1)
     for depth in range(1, longest + 1):
         names = {path: "/".join(path.parts[-depth:]) for path in different}

@@ -5,6 +5,7 @@ import os
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -56,9 +57,10 @@ def load_reconstruction(path: str | os.PathLike) -> Reconstruction:
             f"{file}: {confidence_kind=} must be one of {', '.join(_CONFIDENCE_KINDS)}; "
             "run infer again"
         )
-    stats = {name: arrays.get(f"attention_{name}") for name in _STATS}
+    stats: dict[str, Any] = {name: arrays.get(f"attention_{name}") for name in _STATS}
+    fields: dict[str, Any] = {name: arrays.get(name) for name in _ARRAYS}
     return Reconstruction(
-        **{name: arrays.get(name) for name in _ARRAYS},
+        **fields,
         attention_stats=None if stats["density"] is None else AttentionStats(**stats),
         confidence_kind=confidence_kind,
         pixel_centre=float(arrays["pixel_centre"]),

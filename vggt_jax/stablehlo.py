@@ -107,7 +107,9 @@ def export_stablehlo(
             arguments, images
         )
         (folder / PROGRAM).write_bytes(exported.serialize())
-        np.savez(folder / WEIGHTS, **{name: _as_float32(x) for name, x in parameters.items()})
+        stored = {name: _as_float32(x) for name, x in parameters.items()}
+        # No name is that of a parameter of numpy.savez.
+        np.savez(folder / WEIGHTS, **stored)  # pyright: ignore[reportArgumentType]
         results = jax.tree.unflatten(exported.out_tree, exported.out_avals)
         signature = {
             "images": {"shape": list(images.shape), "dtype": "uint8"},

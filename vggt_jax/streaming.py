@@ -88,7 +88,7 @@ class Stream:
         images: np.ndarray,
         query_points: np.ndarray | None = None,
         num_frames: np.int32 | None = None,
-        done: Callable[[int], None] = lambda num: None,
+        done: Callable[[int], object] = lambda num: None,
     ) -> Reconstruction:
         """The scene, in NumPy arrays, of its valid frames.
 
@@ -124,14 +124,14 @@ class Stream:
         while pending:
             write()
         stats = fields.pop("attention_stats", None)
-        fields = {name: np.array(x[:total]) for name, x in fields.items()}
+        on_host: dict[str, Any] = {name: np.array(x[:total]) for name, x in fields.items()}
+        on_host.update(maps)
         return Reconstruction(
             images=images[:total],
             attention_stats=jax.tree.map(np.array, stats),
             confidence_kind=model.confidence_kind,
             pixel_centre=model.pixel_centre,
-            **fields,
-            **maps,
+            **on_host,
         )
 
 
@@ -167,7 +167,10 @@ def _run_frames(model, kept, first_tokens, start, *, size, num, attention, compu
     """The fields that come of a frame alone, of `num` frames from `start` on."""
     some = lambda x: jax.lax.dynamic_slice_in_dim(x, start, num, axis=1)
     trunk = TrunkOutput(kept=some(kept), layers=model.kept_layers, first_tokens=some(first_tokens))
-    layout = TokenLayout.for_images(*size, model.config.patch_size, model.config.num_special_tokens)
+    height, width = size
+    layout = TokenLayout.for_images(
+        height, width, model.config.patch_size, model.config.num_special_tokens
+    )
     if isinstance(model, Pi3):
         decoded = model.decode_frames(
             trunk, layout, attention=attention, compute_dtype=compute_dtype

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -225,10 +225,10 @@ def _sharpness(frame: Any) -> float:
     )
 
 
-def _decode(path: Path) -> Iterator[Any]:
+def _decode(path: Path) -> Generator[Any, None, None]:
     """The frames of the first video stream of a file."""
     try:
-        import av
+        import av.error
     except ImportError as error:
         raise InputError(
             f"{path}: videos are read by PyAV, which is not installed; "

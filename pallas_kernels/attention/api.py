@@ -1,7 +1,7 @@
 """`block_sparse_attention`: what was asked for, checked and handed to the implementation for it."""
 
 import functools
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args, overload
 
 import jax
 import jax.numpy as jnp
@@ -27,12 +27,43 @@ from pallas_kernels.blocks import count_blocks, tokens_per_block
 
 Implementation = Literal["mosaic_gpu", "triton", "xla", "reference"]
 
-_CONFIGS = {"mosaic_gpu": MosaicGpuConfig, "triton": TritonConfig}
+_CONFIGS: dict[Implementation, type[MosaicGpuConfig] | type[TritonConfig]] = {
+    "mosaic_gpu": MosaicGpuConfig,
+    "triton": TritonConfig,
+}
 _CHOOSE_CONFIG = {"mosaic_gpu": choose_mosaic_gpu_config, "triton": choose_triton_config}
 # Kernels in the order in which they are preferred.
 _KERNELS = tuple(_CONFIGS)
 
 
+@overload
+def block_sparse_attention(
+    q: Float[Array, "t n h"],
+    k: Float[Array, "kv n h"],
+    v: Float[Array, "kv n h"],
+    block_map: BlockMap,
+    *,
+    kv_lengths: int | Int[Array, "..."] | None = None,
+    scale: float | None = None,
+    implementation: Implementation | None = None,
+    config: MosaicGpuConfig | TritonConfig | None = None,
+    return_lse: Literal[False] = False,
+    interpret: bool = False,
+) -> Float[Array, "t n h"]: ...
+@overload
+def block_sparse_attention(
+    q: Float[Array, "t n h"],
+    k: Float[Array, "kv n h"],
+    v: Float[Array, "kv n h"],
+    block_map: BlockMap,
+    *,
+    kv_lengths: int | Int[Array, "..."] | None = None,
+    scale: float | None = None,
+    implementation: Implementation | None = None,
+    config: MosaicGpuConfig | TritonConfig | None = None,
+    return_lse: Literal[True],
+    interpret: bool = False,
+) -> tuple[Float[Array, "t n h"], Float[Array, "t n"]]: ...
 def block_sparse_attention(
     q: Float[Array, "t n h"],
     k: Float[Array, "kv n h"],
@@ -146,13 +177,15 @@ def _attend(q, k, v, block_map, kv_lengths, *, scale, implementation, config, in
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
 def _run_kernel(scale, config, interpret, all_whole, q, k, v, block_map, kv_tokens):
     """The kernel whose config this is."""
-    if isinstance(config, MosaicGpuConfig):
-        from pallas_kernels.attention import mosaic_gpu as kernel
-    else:
-        from pallas_kernels.attention import triton as kernel
-
     kv_tokens = None if all_whole else kv_tokens
-    return kernel.attention(q, k, v, block_map, kv_tokens, scale, config, interpret=interpret)
+    arrays = (q, k, v, block_map, kv_tokens)
+    if isinstance(config, MosaicGpuConfig):
+        from pallas_kernels.attention import mosaic_gpu
+
+        return mosaic_gpu.attention(*arrays, scale, config, interpret=interpret)
+    from pallas_kernels.attention import triton
+
+    return triton.attention(*arrays, scale, config, interpret=interpret)
 
 
 def _forward(*args):
@@ -163,7 +196,8 @@ def _backward(scale, config, interpret, all_whole, saved, cotangents):
     from pallas_kernels.attention import xla
 
     q, k, v, block_map, kv_tokens = saved
-    _, pull_back = jax.vjp(lambda *qkv: xla.attention(*qkv, block_map, kv_tokens, scale), q, k, v)
+    compute = lambda q, k, v: xla.attention(q, k, v, block_map, kv_tokens, scale)
+    _, pull_back = jax.vjp(compute, q, k, v)
     return *pull_back(cotangents), None, None
 
 
@@ -215,7 +249,7 @@ def _check_arguments(q, k, v, block_map, kv_lengths, implementation, config, int
         config.check(q.shape[-1])
 
 
-def _choose_implementation(implementation, q, block_map, interpret):
+def _choose_implementation(implementation, q, block_map, interpret) -> Implementation:
     """The implementation that runs this. A name is that one or an error."""
     if implementation in ("xla", "reference"):
         return implementation
@@ -223,9 +257,9 @@ def _choose_implementation(implementation, q, block_map, interpret):
         obstacle = _OBSTACLES[name](q, block_map, interpret)
         if obstacle is None:
             return name
-    if implementation is None:
-        return "xla"
-    raise NotImplementedError(f"{name}: {obstacle}; use implementation='xla' or None")
+        if implementation is not None:
+            raise NotImplementedError(f"{name}: {obstacle}; use implementation='xla' or None")
+    return "xla"
 
 
 def _obstacle_to_mosaic_gpu(q, block_map, interpret):

@@ -314,6 +314,7 @@ def _kernel(
         me = stream * _CONSUMERS + consumer
         queries = q_smem.at[me]
         across = lambda x, shape: lax.broadcast_in_dim(x, shape, [0])
+        accumulator = lambda shape: plgpu.WGMMAAccumulatorRef(shape, jnp.float32)
 
         def iota(shape, dimension):
             return plgpu.broadcasted_iota(int32, shape, dimension, layout=plgpu.Layout.WGMMA)
@@ -329,7 +330,7 @@ def _kernel(
                 score(scores, slot)
                 return scores[...]
 
-            scores = pl.run_scoped(run, plgpu.ACC((_ROWS, TILE_K), jnp.float32))
+            scores = pl.run_scoped(run, accumulator((_ROWS, TILE_K)))
             plgpu.barrier_arrive(k_free.at[slot])
             return scores
 
@@ -356,7 +357,10 @@ def _kernel(
 
             @pl.when(consumer == 0)
             def _():
-                values = plgpu.load(v_smem.at[slot], layout=plgpu.Layout.WGMMA)
+                # JAX 0.10, which does not run this, asks for an index.
+                values = plgpu.load(  # pyright: ignore[reportCallIssue]
+                    v_smem.at[slot], layout=plgpu.Layout.WGMMA
+                )
                 keep = iota(values.shape, 0) < count
                 v_smem.at[slot][...] = jnp.where(keep, values, jnp.zeros_like(values))
                 plgpu.commit_smem()
@@ -367,7 +371,7 @@ def _kernel(
         def keys_that_count(scene, head, row, i):
             """How many keys count of the i-th tile of a list."""
             count = int32(TILE_K)
-            if has_partial_blocks:
+            if tokens_ref is not None:
                 key_tile = key_tile_of(scene, head, row, i)
                 tokens = tokens_ref[scene, lax.div(key_tile, int32(parts))]
                 count = jnp.clip(tokens - lax.rem(key_tile, int32(parts)) * TILE_K, 0, TILE_K)
@@ -401,7 +405,7 @@ def _kernel(
                         # The scores are waited for; the product with values goes on.
                         return plgpu.wgmma_accumulator_load(scores, wait_n=1)
 
-                    scores = pl.run_scoped(run, plgpu.ACC((_ROWS, TILE_K), jnp.float32))
+                    scores = pl.run_scoped(run, accumulator((_ROWS, TILE_K)))
                     # Compilers know nothing of what runs in the background. These barriers keep
                     # uses of the scores behind the wait, and the old weights' registers from new
                     # weights until the product that reads them is done.
@@ -442,7 +446,7 @@ def _kernel(
                     last_sums = lax.fori_loop(whole_steps, steps, partial_step, last_sums)
                 return out[...], last_sums
 
-            out, sums = pl.run_scoped(accumulate, plgpu.ACC((_ROWS, h), jnp.float32))
+            out, sums = pl.run_scoped(accumulate, accumulator((_ROWS, h)))
             plgpu.barrier_arrive(q_free.at[stream])
 
             total = sums.sum(axis=1)
@@ -488,4 +492,5 @@ def _kernel(
             def _():
                 produce(warp)
 
-        each_warp()
+        # To pyright, what `pl.kernel` returns may still wait for its function.
+        each_warp()  # pyright: ignore[reportCallIssue]

@@ -224,7 +224,7 @@ def _attend_tile(
 
         def odd_step(i, carry):
             """One piece: first what the steps left of the whole blocks, then the partial blocks."""
-            if not has_partial_blocks:
+            if tokens_ref is None:
                 span = keys_of(i)
                 scores = product(q, k_ref[span, :].T)
                 return accumulate(carry, [scores], [v_ref[span, :]], may_be_empty=False)

@@ -71,7 +71,8 @@ def _run_kernel(activation, interpret, x, kernel, bias):
 def _forward(activation, interpret, *arrays):
     # What is differentiated is XLA's altogether: the derivative of an activation needs the product,
     # which would be computed twice.
-    return jax.vjp(lambda *arrays: xla.linear(*arrays, activation, None), *arrays)
+    compute = lambda x, kernel, bias: xla.linear(x, kernel, bias, activation, None)
+    return jax.vjp(compute, *arrays)
 
 
 def _backward(activation, interpret, pull_back, cotangent):
@@ -101,9 +102,10 @@ def _choose_implementation(implementation, x, kernel, interpret):
     """The implementation that runs this. A name is that one or an error."""
     if implementation == "xla":
         return implementation
-    obstacle = _obstacle(*kernel.shape, x.dtype, interpret)
+    in_dim, out_dim = kernel.shape
+    obstacle = _obstacle(in_dim, out_dim, x.dtype, interpret)
     if implementation is None:
-        is_best = obstacle is None and _fills_device(math.prod(x.shape[:-1]), kernel.shape[1])
+        is_best = obstacle is None and _fills_device(math.prod(x.shape[:-1]), out_dim)
         return "mosaic_gpu" if is_best else "xla"
     if obstacle is not None:
         raise NotImplementedError(f"mosaic_gpu: {obstacle}; use implementation='xla' or None")

@@ -185,8 +185,8 @@ def _kernel(
                         plgpu.wgmma(sums, x_smem.at[slot, rows], kernel_smem.at[slot])
                         plgpu.wgmma_wait(1)
                         # The step before is done, and nobody needs its operands.
-                        freed = free.at[(slot - 1) % STAGES]
-                        release = functools.partial(plgpu.barrier_arrive, freed)
+                        before = (slot - 1) % STAGES
+                        release = lambda before=before: plgpu.barrier_arrive(free.at[before])
                         pl.when(g > 0)(release) if slot == 0 else release()
                         first, last = slot * num_parts // STAGES, (slot + 1) * num_parts // STAGES
                         for i in range(first, last):
@@ -205,14 +205,15 @@ def _kernel(
                 plgpu.barrier_arrive(free.at[STAGES - 1])
                 return sums[...]
 
-            sums = pl.run_scoped(multiply, plgpu.ACC((_ROWS, TILE_N), jnp.float32))
+            sums = pl.run_scoped(multiply, plgpu.WGMMAAccumulatorRef((_ROWS, TILE_N), jnp.float32))
             _, column = place_of_tile(r)
             return tuple(part_of(sums, part, column) for part in range(_PARTS))
 
         def part_of(sums, part, column):
             """Some columns of a tile, with their bias, rounded."""
             first = part * _COLUMNS
-            bias = plgpu.load(
+            # JAX 0.10, which does not run this, asks for an index.
+            bias = plgpu.load(  # pyright: ignore[reportCallIssue]
                 bias_ref.at[pl.ds(column + first, _COLUMNS)],
                 layout=plgpu.Layout.WGMMA.reduce(0),
                 optimized=False,

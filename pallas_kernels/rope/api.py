@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -17,8 +18,8 @@ Implementation = Literal["triton", "xla"]
 
 def norm_rope(
     x: Float[Array, "*b p n h"],
-    cos: Float[Array, "p h"],
-    sin: Float[Array, "p h"],
+    cos: Float[Array | np.ndarray, "p h"],
+    sin: Float[Array | np.ndarray, "p h"],
     *,
     bias: Float[Array, "n h"] | Float[Array, " n*h"],
     scale: Float[Array, " h"],
@@ -78,10 +79,10 @@ def _norm_rope(x, cos, sin, bias, scale, offset, *, eps, implementation, interpr
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _run_kernel(eps, interpret, *arrays):
+def _run_kernel(eps, interpret, x, cos, sin, bias, scale, offset):
     from pallas_kernels.rope import triton
 
-    return triton.norm_rope(*arrays, eps, interpret=interpret)
+    return triton.norm_rope(x, cos, sin, bias, scale, offset, eps, interpret=interpret)
 
 
 def _forward(eps, interpret, *arrays):
@@ -90,7 +91,7 @@ def _forward(eps, interpret, *arrays):
 
 def _backward(eps, interpret, saved, cotangent):
     x, cos, sin, *parameters = saved
-    compute = lambda x, *parameters: xla.norm_rope(x, cos, sin, *parameters, eps)
+    compute = lambda x, bias, scale, offset: xla.norm_rope(x, cos, sin, bias, scale, offset, eps)
     of_x, *of_parameters = jax.vjp(compute, x, *parameters)[1](cotangent)
     return of_x, None, None, *of_parameters
 

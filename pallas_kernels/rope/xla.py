@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 
@@ -26,7 +27,9 @@ def norm_rope(
 
 
 def apply_rope(
-    x: Float[Array, "*b p n h"], cos: Float[Array, "p h"], sin: Float[Array, "p h"]
+    x: Float[Array, "*b p n h"],
+    cos: Float[Array | np.ndarray, "p h"],
+    sin: Float[Array | np.ndarray, "p h"],
 ) -> Float[Array, "*b p n h"]:
     """Turns the heads of every token by its tables, in and to float32.
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import devices
@@ -115,10 +116,9 @@ def select_blocks(
     if random_key is not None and (sparse_ratio is None or cdf_threshold is not None):
         raise ValueError("random blocks need a number of them: give sparse_ratio, no cdf_threshold")
     # A choice of blocks has no gradient. Numbers that are known stay so.
-    q, k, sparse_ratio, cdf_threshold = (
-        lax.stop_gradient(x) if isinstance(x, jax.core.Tracer) else x
-        for x in (q, k, sparse_ratio, cdf_threshold)
-    )
+    stop = lambda x: lax.stop_gradient(x) if isinstance(x, Tracer) else x
+    q, k = stop(q), stop(k)
+    sparse_ratio, cdf_threshold = stop(sparse_ratio), stop(cdf_threshold)
     n = q.shape[1]
     num_kv_blocks = count_blocks(k.shape[0], block_k)
     if not 0 <= num_sink_blocks < num_kv_blocks:
@@ -286,9 +286,7 @@ def _kept_by_ratio(sparse_ratio, num_blocks, num_heads):
     if sparse_ratio is None:
         return np.zeros((num_heads, num_blocks + 1), np.int32)
     # The paper's code rounds in float64, where 10 * (1 - 0.9) is just below 1.
-    xp, dtype = (
-        (jnp, jnp.float32) if isinstance(sparse_ratio, jax.core.Tracer) else (np, np.float64)
-    )
+    xp, dtype = (jnp, jnp.float32) if isinstance(sparse_ratio, Tracer) else (np, np.float64)
     ratios = xp.broadcast_to(xp.asarray(sparse_ratio, dtype), num_heads)
     return (xp.arange(num_blocks + 1) * (1 - ratios[:, None])).astype(np.int32)
 
@@ -309,14 +307,14 @@ def _check_arguments(q, k, sparse_ratio, cdf_threshold, pool_mode, block_q, bloc
     for name, value in (("sparse_ratio", sparse_ratio), ("cdf_threshold", cdf_threshold)):
         if value is None:
             continue
-        if not isinstance(value, jax.core.Tracer):
+        if not isinstance(value, Tracer):
             value = np.asarray(value, np.float64)
         if jnp.shape(value) not in ((), (q.shape[1],)):
             raise ValueError(
                 f"{name} must be one number or one for each of the {q.shape[1]} heads, "
                 f"not of shape {jnp.shape(value)}"
             )
-        if not isinstance(value, jax.core.Tracer) and not np.all((0 <= value) & (value <= 1)):
+        if not isinstance(value, Tracer) and not np.all((0 <= value) & (value <= 1)):
             raise ValueError(f"{name}={value} must be in [0, 1]")
 
 

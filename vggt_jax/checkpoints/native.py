@@ -42,7 +42,7 @@ def checksum(params: Mapping[str, np.ndarray]) -> str:
     for name in sorted(params):
         array = np.ascontiguousarray(params[name])
         digest.update(f"{name} {array.dtype.name} {list(params[name].shape)}\n".encode())
-        digest.update(array.reshape(-1).view(np.uint8))
+        digest.update(array.reshape(-1).view(np.uint8).data)
     return f"sha256:{digest.hexdigest()}"
 
 

@@ -51,7 +51,7 @@ class _Lent(np.ndarray):
     arrays. Here writing is waited for.
     """
 
-    def __deepcopy__(self, memo: dict) -> "_Lent":
+    def __deepcopy__(self, memo: dict[int, Any] | None, /) -> "_Lent":
         return self
 
 

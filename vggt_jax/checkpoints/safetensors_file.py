@@ -104,7 +104,7 @@ def write_safetensors(
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for x in arrays.values():
-            file.write(x.reshape(-1).view(np.uint8))
+            file.write(x.reshape(-1).view(np.uint8).data)
 
 
 def _read_header(path: Path) -> tuple[dict, int]:

@@ -85,7 +85,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
 def _download(name: str) -> tuple[Path, str]:
     from huggingface_hub import errors, hf_hub_download
 
-    offline = False
+    offline, cause, problem = False, None, ""
     for file in _FILES:
         try:
             path = hf_hub_download(name, file, local_files_only=offline)
@@ -103,7 +103,8 @@ def _download(name: str) -> tuple[Path, str]:
             cause = error
             problem = "no such file or folder here, and no such repository on huggingface.co"
             break
-        except (errors.HTTPError, OSError) as error:
+        # Of requests or httpx, by the version of the package.
+        except (errors.HTTPError, OSError) as error:  # pyright: ignore[reportPrivateImportUsage]
             cause, problem = error, f"the download failed ({_reason(error)}); try again"
             break
     raise CheckpointError(
@@ -113,7 +114,7 @@ def _download(name: str) -> tuple[Path, str]:
 
 def _read_pickle(path: Path) -> dict[str, np.ndarray]:
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]  an extra
     except ModuleNotFoundError as error:
         raise CheckpointError(
             f"{path}: reading {path.suffix} files needs PyTorch: pip install 'vggt-jax[torch]', "
@@ -159,7 +160,7 @@ def _is_pickle(path: Path) -> bool:
 
 def _to_numpy(x: Any) -> np.ndarray:
     """Returns a view of a PyTorch tensor; types that NumPy lacks come from ml_dtypes."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]  an extra
 
     if not isinstance(x, torch.Tensor):
         return np.asarray(None, dtype=object)

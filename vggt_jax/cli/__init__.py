@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+import vggt_jax
 from vggt_jax.checkpoints.errors import CheckpointError
 from vggt_jax.cli.bench import Bench
 from vggt_jax.cli.convert import Convert
@@ -31,14 +32,18 @@ Command = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code: 0, or 2 where the input is at fault."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments == ["--version"]:
+        print(f"vggt-jax {vggt_jax.__version__}")
+        return 0
     command = tyro.cli(
         Command,
-        args=in_our_spelling(sys.argv[1:] if argv is None else argv),
+        args=in_our_spelling(arguments),
         prog="vggt-jax",
         description="Photographs in; cameras, depth, point maps and tracks out.\n\n"
         "Options are the same in all commands. Underscores are as good as dashes, and the "
         "spellings of VGGT's scripts are understood: --image_folder, --scene_dir, "
-        "--conf_thres_value, --use_ba, ...",
+        "--conf_thres_value, --use_ba, ... `vggt-jax --version` tells the version.",
     )
     try:
         command.run()

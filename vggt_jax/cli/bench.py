@@ -105,12 +105,14 @@ class Bench:
             jax.block_until_ready(compiled(model, **inputs))
             times.append(time.perf_counter() - start)
         analysis = compiled.memory_analysis()
-        held = (
-            analysis.argument_size_in_bytes
-            + analysis.output_size_in_bytes
-            + analysis.temp_size_in_bytes
-        )
-        return compiling, statistics.median(times[1:]), memory.gib(held)
+        held = "unknown"
+        if analysis is not None:
+            held = memory.gib(
+                analysis.argument_size_in_bytes
+                + analysis.output_size_in_bytes
+                + analysis.temp_size_in_bytes
+            )
+        return compiling, statistics.median(times[1:]), held
 
 
 def random_model(

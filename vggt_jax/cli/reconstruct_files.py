@@ -110,7 +110,8 @@ def read_or_reconstruct(scene: Scene) -> Reconstruction:
             "leave it out, or give the photographs"
         )
     recon = load_reconstruction(results)
-    frames = Frames(images=recon.images, names=recon.names, transforms=recon.transforms)
+    images = np.asarray(recon.images)
+    frames = Frames(images=images, names=recon.names, transforms=recon.transforms)
     scene.check_of_frames(frames)
     mask = inference.usable_mask(frames, scene.masks, scene.background())
     intrinsics = scene.known_intrinsics(frames)
@@ -134,8 +135,9 @@ def reconstruct_photographs(
     """
     scene.check()
     paths = scene.paths()
+    first_path, is_alone = paths[0], len(paths) == 1
     _check_photographs(paths, allow_single_image=scene.allow_single_image)
-    if scene.changed("fps", "frames") and (len(paths) > 1 or paths[0].is_dir()):
+    if scene.changed("fps", "frames") and (not is_alone or first_path.is_dir()):
         raise InputError("--fps and --frames are for a video; name one file, or leave them out")
     compute_dtype, pixels = scene.compute_dtype, scene.pixels()
     if scene.model is None:
@@ -151,7 +153,7 @@ def reconstruct_photographs(
     _check_heads(network, scene)
     with steps("reading photographs"):
         frames = inference.read_frames(
-            paths[0] if len(paths) == 1 else list(paths),
+            first_path if is_alone else list(paths),
             model=network,
             mode=scene.mode,
             size=scene.size,
@@ -161,7 +163,7 @@ def reconstruct_photographs(
         )
         if len(frames.images) == 1 and not scene.allow_single_image:
             raise InputError(
-                f"{paths[0]}: one frame is no scene; take more with --frames or --fps, or "
+                f"{first_path}: one frame is no scene; take more with --frames or --fps, or "
                 "--allow-single-image (the models were not trained for it)"
             )
         scene.check_of_frames(frames)
@@ -282,7 +284,7 @@ def check_memory(network: Model, shape: tuple[int, ...], *, refuse: bool, **opti
 
 def _keep_compiled_programs() -> None:
     """Keeps compiled programs of a GPU on disk, unless the user chose a place."""
-    if jax.default_backend() == "gpu" and jax.config.jax_compilation_cache_dir is None:
+    if jax.default_backend() == "gpu" and jax.config.read("jax_compilation_cache_dir") is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "programs"))
 
 
@@ -310,8 +312,8 @@ def _write(
             folder / "cameras.json",
             names=frames.names,
             transforms=frames.transforms,
-            camera_from_world=result.camera_from_world,
-            intrinsics=result.intrinsics,
+            camera_from_world=np.asarray(result.camera_from_world),
+            intrinsics=None if result.intrinsics is None else np.asarray(result.intrinsics),
             pixel_centre=result.pixel_centre,
         )
     export.write_scene_pictures(folder, result, allowed)

@@ -1,11 +1,13 @@
 """Photographs, and how to reconstruct them: the options of every command that takes photographs."""
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import tyro
 
 from vggt_jax import calibration, weights
@@ -239,12 +241,17 @@ class Scene:
 
     def background(self) -> tuple[Background, ...]:
         """The backgrounds to leave out."""
-        chosen = {"white": self.mask_white, "black": self.mask_black, "sky": self.mask_sky}
+        chosen: dict[Background, bool] = {
+            "white": self.mask_white,
+            "black": self.mask_black,
+            "sky": self.mask_sky,
+        }
         return tuple(name for name, is_chosen in chosen.items() if is_chosen)
 
-    def pixels(self) -> list[tuple[float, ...]]:
+    def pixels(self) -> list[tuple[float, float]]:
         """The points to track, in pixels of the photograph."""
-        return [_numbers("query-points", text, "x,y") for text in self.query_points]
+        points = (_numbers("query-points", text, "x,y") for text in self.query_points)
+        return [(x, y) for x, y in points]
 
     @property
     def model_name(self) -> str:
@@ -293,9 +300,9 @@ class Scene:
             if not min(numbers[:2]) > 0:
                 raise InputError(f"--intrinsics {self.intrinsics}: focal lengths must be positive")
         if self.known_distance is not None:
-            self._known_distance()
+            _known_distance(self.known_distance)
         if self.known_depth is not None:
-            self._known_depth()
+            _known_depth(self.known_depth)
 
     def check_of_frames(self, frames: Frames) -> None:
         """Finds what is wrong with the options once photographs are read, before reconstruction.
@@ -304,7 +311,7 @@ class Scene:
             InputError: something is.
         """
         if self.known_distance is not None:
-            *cameras, _ = self._known_distance()
+            *cameras, _ = _known_distance(self.known_distance)
             indices = [
                 calibration.frame_index(frames.names, len(frames.images), camera)
                 for camera in cameras
@@ -315,10 +322,10 @@ class Scene:
                     "choose others"
                 )
         if self.known_depth is not None:
-            frame, x, y, _ = self._known_depth()
+            frame, x, y, _ = _known_depth(self.known_depth)
             calibration.nearest_pixel(frames, (frame, x, y))
 
-    def known_intrinsics(self, frames: Frames):
+    def known_intrinsics(self, frames: Frames) -> np.ndarray | None:
         """Known intrinsics [s 3 3] in pixels of the photographs, or None.
 
         Raises:
@@ -326,15 +333,18 @@ class Scene:
         """
         if self.focal is not None:
             sizes = [transform.original_size for transform in frames.transforms]
-            return [
-                calibration.pinhole(self.focal, (width / 2, height / 2)) for height, width in sizes
-            ]
+            return np.stack(
+                [
+                    calibration.pinhole(self.focal, (width / 2, height / 2))
+                    for height, width in sizes
+                ]
+            )
         if self.intrinsics is None:
             return None
         if Path(self.intrinsics).is_file():
             return calibration.read_intrinsics(self.intrinsics, frames.names)
-        focal_x, focal_y, *centre = _numbers("intrinsics", self.intrinsics, "fx,fy,cx,cy")
-        return calibration.pinhole((focal_x, focal_y), tuple(centre))
+        focal_x, focal_y, x, y = _numbers("intrinsics", self.intrinsics, "fx,fy,cx,cy")
+        return calibration.pinhole((focal_x, focal_y), (x, y))
 
     def scaled(self, recon: Reconstruction) -> Reconstruction:
         """The scene in the units of what is known.
@@ -343,10 +353,10 @@ class Scene:
             InputError: the photographs or pixels do not exist.
         """
         if self.known_distance is not None:
-            *cameras, distance = self._known_distance()
-            return calibration.scale_to_distance(recon, distance, cameras=tuple(cameras))
+            first, second, distance = _known_distance(self.known_distance)
+            return calibration.scale_to_distance(recon, distance, cameras=(first, second))
         if self.known_depth is not None:
-            frame, x, y, depth = self._known_depth()
+            frame, x, y, depth = _known_depth(self.known_depth)
             return calibration.scale_to_depth(recon, depth, pixel=(frame, x, y))
         return recon
 
@@ -358,19 +368,6 @@ class Scene:
         """The options among these, or among all of a scene, that have no default value."""
         fields = {field.name: field.default for field in dataclasses.fields(Scene)}
         return [name for name in names or fields if getattr(self, name) != fields[name]]
-
-    def _known_distance(self) -> tuple[str, str, float]:
-        first, second, distance = _split("known-distance", self.known_distance, "A,B,LENGTH")
-        return first, second, *_numbers("known-distance", distance, "LENGTH", positive=True)
-
-    def _known_depth(self) -> tuple[str, float, float, float]:
-        form = "PHOTOGRAPH,X,Y,DEPTH"
-        frame, x, y, depth = _split("known-depth", self.known_depth, form)
-        return (
-            frame,
-            *_numbers("known-depth", f"{x},{y}", "X,Y"),
-            *_numbers("known-depth", depth, "DEPTH", positive=True),
-        )
 
 
 def sparse_or_dense(
@@ -398,6 +395,19 @@ def sparse_or_dense(
         raise InputError(f"--{error}".replace("_", "-")) from error
 
 
+def _known_distance(text: str) -> tuple[str, str, float]:
+    first, second, length = _split("known-distance", text, "A,B,LENGTH")
+    (distance,) = _numbers("known-distance", length, "LENGTH", positive=True)
+    return first, second, distance
+
+
+def _known_depth(text: str) -> tuple[str, float, float, float]:
+    frame, of_x, of_y, length = _split("known-depth", text, "PHOTOGRAPH,X,Y,DEPTH")
+    x, y = _numbers("known-depth", f"{of_x},{of_y}", "X,Y")
+    (depth,) = _numbers("known-depth", length, "DEPTH", positive=True)
+    return frame, x, y, depth
+
+
 def _split(option: str, text: str, form: str) -> list[str]:
     parts = text.split(",")
     if len(parts) != form.count(",") + 1:
@@ -406,15 +416,13 @@ def _split(option: str, text: str, form: str) -> list[str]:
 
 
 def _numbers(option: str, text: str, form: str, *, positive: bool = False) -> tuple[float, ...]:
-    values = text.split(",")
-    try:
-        numbers = tuple(map(float, values))
-    except ValueError:
-        numbers = ()
+    numbers: tuple[float, ...] = ()
+    with contextlib.suppress(ValueError):
+        numbers = tuple(map(float, text.split(",")))
     # In "fx,fy,cx,cy, or a file" the words behind a space are no numbers.
     if len(numbers) != form.partition(", ")[0].count(",") + 1:
         what = f"{form} in pixels" if form in ("x,y", "X,Y") else form
         raise InputError(f"--{option}: {text!r} must be {what}")
-    if positive and not 0 < numbers[0] < float("inf"):
+    if positive and any(not 0 < number < float("inf") for number in numbers):
         raise InputError(f"--{option}: {form} {text} must be positive")
     return numbers

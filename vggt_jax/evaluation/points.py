@@ -172,7 +172,7 @@ def point_metrics(
             total == 0, 0.0, 2 * precision * recall / jnp.where(total == 0, 1, total)
         )
         found |= dict(precision=precision, recall=recall, f_score=f_score)
-    if normals is not None:
+    if normals is not None and truth_normals is not None:
 
         def cosines(normals, nearest, valid):
             known = valid & jnp.any(normals != 0, axis=-1) & jnp.any(nearest != 0, axis=-1)

@@ -66,6 +66,7 @@ def write_glb(
             pose = GLTF_FROM_OPENCV @ poses[i] @ GLTF_FROM_OPENCV
             scene.add_geometry(pyramid, node_name=name, geom_name=name, transform=pose)
     data = scene.export(file_type="glb")
+    assert isinstance(data, bytes)
     with replacing(path) as file:
         file.write(data)
 

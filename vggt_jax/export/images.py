@@ -93,7 +93,7 @@ def has_extension(name: str) -> bool:
     return _EXTENSION.search(name) is not None
 
 
-def _missing(paths: Sequence[Path], num_frames: int) -> InputError:
+def _missing(paths: Sequence[str | os.PathLike], num_frames: int) -> InputError:
     return InputError(
         f"{paths[0]}: no such image; {len(paths)} of {num_frames} are missing; give the folder "
         "that was reconstructed"

@@ -116,7 +116,7 @@ def _aligned(cameras, i, j, begin, depth, source, target, gradients):
     height, width = source.shape
     patch = _patches(begin)
     num_pixels = patch.shape[1]
-    good = ((patch >= 0) & (patch <= (width - 1, height - 1))).all(axis=(1, 2))
+    good = np.all((patch >= 0) & (patch <= (width - 1, height - 1)), axis=(1, 2))
     patch = np.clip(patch, 0, (width - 1, height - 1))
     x, y = patch[..., 0], patch[..., 1]
     z = np.asarray(depth[y, x], np.float64)
@@ -130,7 +130,7 @@ def _aligned(cameras, i, j, begin, depth, source, target, gradients):
     good &= (ahead > 0).reshape(z.shape).all(axis=1)
     template = source[y, x]
     template = template - template.mean(axis=1, keepdims=True)
-    shift = np.zeros((len(begin), 2))
+    found, shift = template, np.zeros((len(begin), 2))
     step = np.full(len(begin), np.inf)
     for _ in range(_STEPS):
         where = warped + shift[:, None]
@@ -138,8 +138,8 @@ def _aligned(cameras, i, j, begin, depth, source, target, gradients):
         good &= inside
         where = np.where(good[:, None, None], where, 0.0)
         value, slope_y, slope_x = (_bilinear(x, where) for x in (target, *gradients))
-        centred = [a - a.mean(axis=1, keepdims=True) for a in (value, slope_x, slope_y)]
-        difference, slopes = centred[0] - template, np.stack(centred[1:], axis=-1)  # [o k 2]
+        found, *slopes = (a - a.mean(axis=1, keepdims=True) for a in (value, slope_x, slope_y))
+        difference, slopes = found - template, np.stack(slopes, axis=-1)  # [o k 2]
         normal = np.einsum("oka,okb->oab", slopes, slopes) / num_pixels
         right = np.einsum("oka,ok->oa", slopes, difference) / num_pixels
         contrast = np.linalg.eigvalsh(normal)[:, 0]
@@ -149,8 +149,8 @@ def _aligned(cameras, i, j, begin, depth, source, target, gradients):
         shift += move
         step = np.linalg.norm(move, axis=1)
         good &= np.linalg.norm(shift, axis=1) <= _LARGEST_SHIFT
-    norms = np.linalg.norm(centred[0], axis=1) * np.linalg.norm(template, axis=1)
-    correlation = (centred[0] * template).sum(axis=1) / np.maximum(norms, 1e-12)
+    norms = np.linalg.norm(found, axis=1) * np.linalg.norm(template, axis=1)
+    correlation = (found * template).sum(axis=1) / np.maximum(norms, 1e-12)
     good &= (step <= _CONVERGED) & (correlation >= _SMALLEST_CORRELATION)
     return warped[:, num_pixels // 2] + shift, good
 

@@ -34,4 +34,5 @@ def write_predictions(path: str | os.PathLike, arrays: Mapping[str, np.ndarray])
                 "it first, bfloat16 to float32"
             )
     with replacing(path) as file:
-        np.savez(file, **arrays)
+        # No name is that of a parameter of numpy.savez.
+        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]

@@ -96,8 +96,9 @@ class ExportOptions:
     def stays_in_place(self, path: Path) -> bool:
         """Whether the photographs lie in the folder of the export already."""
         place = path / "images"
-        is_path = isinstance(self.images, str | os.PathLike)
-        return is_path and place.is_dir() and place.samefile(self.images)
+        images = self.images
+        is_path = isinstance(images, str | os.PathLike)
+        return is_path and place.is_dir() and place.samefile(images)
 
     def check_place(self, path: str | os.PathLike) -> None:
         """Checks that this can be written to a place.

@@ -127,7 +127,7 @@ def write_overview(
 
 
 def overview_width(
-    depth_shape: tuple[int, int, int], *, max_frames: int = 6, frame_width: int = 320
+    depth_shape: tuple[int, ...], *, max_frames: int = 6, frame_width: int = 320
 ) -> int:
     """How wide an overview of depth maps of this shape is; the top view is 16 pixels narrower."""
     frame_count, _, width = depth_shape

@@ -96,5 +96,6 @@ def write_point_cloud(
     if not np.isfinite(points).all():
         raise ValueError("points must be finite; select_points leaves out the others")
     data = trimesh.PointCloud(points, colors=colors).export(file_type="ply")
+    assert isinstance(data, bytes)
     with replacing(path) as file:
         file.write(data)

@@ -248,7 +248,7 @@ def _write_sparse(
             scene,
             found,
             np.asarray(recon.depth),
-            recon.images,
+            np.asarray(recon.images),
             min_track_length=options.min_track_length,
         )
         notes.append(
@@ -316,8 +316,10 @@ class _Photographs:
         if options.images is not None:
             paths = find_photographs(names, options.images)
             if paths is None:
+                assert isinstance(options.images, str | os.PathLike)
                 return made(_with_png(names), video=Path(options.images), are_written=True)
             if options.stays_in_place(path):
+                assert isinstance(options.images, str | os.PathLike)
                 check_photographs(cameras, paths)
                 called = tuple(file.relative_to(options.images).as_posix() for file in paths)
                 return made(called, paths=paths, are_written=False)
@@ -329,7 +331,8 @@ class _Photographs:
                 for name, file in zip(names, paths, strict=True)
             )
             return made(called, paths=paths, are_written=True)
-        untouched = FrameTransform.identity(tuple(recon.images.shape[1:3]))
+        height, width = recon.images.shape[1:3]
+        untouched = FrameTransform.identity((height, width))
         if all(transform == untouched for transform in cameras.transforms):
             called = (
                 str(PurePosixPath(name).with_suffix("")) if has_extension(name) else name
@@ -353,7 +356,7 @@ class _Photographs:
             write_video_frames(folder, self.cameras, self.video, self.frame_names)
             return []
         if self.paths is None:
-            write_frames(folder, self.cameras, recon.images)
+            write_frames(folder, self.cameras, np.asarray(recon.images))
             return []
         turned = write_photographs(folder, self.cameras, self.paths)
         if not turned:
@@ -372,19 +375,21 @@ def _tracks(recon: Reconstruction, cameras: Cameras, options: ExportOptions) -> 
         "min_track_length": options.min_track_length,
     }
     if options.tracks == "head":
-        if recon.tracks is None:
+        found = recon.tracks, recon.track_visibility, recon.track_confidence
+        if any(x is None for x in found):
             raise InputError(
                 "this reconstruction has no tracks; reconstruct with query points, or take tracks "
                 "from depth"
             )
+        tracks, visibility, confidence = (np.asarray(x)[:, :max_points] for x in found)
         return tracks_from_head(
             cameras,
-            recon.tracks[:, :max_points],
-            recon.track_visibility[:, :max_points],
-            recon.track_confidence[:, :max_points],
+            tracks,
+            visibility,
+            confidence,
             # Confidence of depth says nothing about tracks, which have visibility and confidence.
             allowed_pixels(recon),
-            recon.images,
+            np.asarray(recon.images),
             min_visibility=options.min_visibility,
             **limits,
         )
@@ -403,7 +408,7 @@ def _tracks(recon: Reconstruction, cameras: Cameras, options: ExportOptions) -> 
         np.asarray(recon.depth),
         confidence,
         usable,
-        recon.images,
+        np.asarray(recon.images),
         max_points=max_points,
         depth_tolerance=options.depth_tolerance,
         **limits,

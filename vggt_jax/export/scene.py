@@ -108,7 +108,8 @@ def scene_cameras(recon: Reconstruction) -> Cameras:
 
 def scene_transforms(recon: Reconstruction) -> tuple[FrameTransform, ...]:
     """The transforms of a reconstruction; frames that nobody resized are their own originals."""
-    identity = FrameTransform.identity(tuple(recon.images.shape[1:3]))
+    height, width = recon.images.shape[1:3]
+    identity = FrameTransform.identity((height, width))
     return recon.transforms or (identity,) * len(recon.images)
 
 
@@ -180,7 +181,7 @@ def scene_points(
     return select_points(
         points_of(recon, source),
         confidence_of(recon, source),
-        recon.images,
+        np.asarray(recon.images),
         confidence_percentile=percentile,
         mask=mask,
         max_points=max_points,

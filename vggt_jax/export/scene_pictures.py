@@ -35,22 +35,22 @@ def write_scene_pictures(
     Raises:
       InputError: a file cannot be written.
     """
-    folder = Path(folder)
-    count = len(recon.images)
-    names = recon.names or tuple(f"{i:04d}" for i in range(count))
+    folder, images = Path(folder), np.asarray(recon.images)
+    names = recon.names or tuple(f"{i:04d}" for i in range(len(images)))
     if recon.tracks is not None:
-        write_track_pictures(
-            folder / "track_pictures", recon.images, recon.tracks, names, recon.track_visibility
-        )
+        visibility = None if recon.track_visibility is None else np.asarray(recon.track_visibility)
+        tracks = np.asarray(recon.tracks)
+        write_track_pictures(folder / "track_pictures", images, tracks, names, visibility)
     if recon.depth is None:
         return
-    write_depth_pictures(folder / "depth_pictures", recon.depth, names, mask)
+    depth = np.asarray(recon.depth)
+    write_depth_pictures(folder / "depth_pictures", depth, names, mask)
     write_overview(
         folder / "overview.png",
-        recon.images,
-        recon.depth,
+        images,
+        depth,
         mask,
-        confidence=recon.depth_confidence,
+        confidence=None if recon.depth_confidence is None else np.asarray(recon.depth_confidence),
         top_view=None if recon.camera_from_world is None else _top_view(recon, mask),
     )
 
@@ -62,17 +62,17 @@ def _top_view(recon: Reconstruction, mask: np.ndarray | None) -> np.ndarray:
     points, colors = select_points(
         points_of(recon, "depth"),
         confidence_of(recon, "depth"),
-        recon.images,
+        np.asarray(recon.images),
         confidence_percentile=percentile,
         mask=usable,
         max_points=_TOP_VIEW_POINTS,
     )
-    width = overview_width(recon.depth.shape) - _OVERVIEW_MARGINS
+    width = overview_width(usable.shape) - _OVERVIEW_MARGINS
     height = int(np.clip(0.45 * width, 200, 600))
     return draw_top_view(
         (height, width),
-        recon.camera_from_world,
-        recon.intrinsics,
+        np.asarray(recon.camera_from_world),
+        None if recon.intrinsics is None else np.asarray(recon.intrinsics),
         image_width=recon.images.shape[2],
         points=points,
         colors=colors,

@@ -54,7 +54,7 @@ def draw_top_view(
     to_plane = np.stack([np.cross(forward, up), -forward], axis=1)  # x to the right, y downwards
 
     on_plane = positions @ to_plane
-    if points is not None and len(points):
+    if points is not None and colors is not None and len(points):
         heights = points @ up
         below = heights <= (positions @ up).max(initial=-np.inf)
         if below.mean() > 0.2:
@@ -93,8 +93,10 @@ def draw_top_view(
     for i in reversed(range(len(poses))):
         number = int(numbers[i])
         tangent = np.tan(np.radians(30))
-        if intrinsics is not None and np.isfinite(focal := intrinsics[number, 0, 0]) and focal > 0:
-            tangent = min(image_width / 2 / focal, 2.0)
+        if intrinsics is not None and image_width is not None:
+            focal = intrinsics[number, 0, 0]
+            if np.isfinite(focal) and focal > 0:
+                tangent = min(image_width / 2 / focal, 2.0)
         middle, side = rotations[i, :, 2], rotations[i, :, 0] * tangent
         apex = place(on_plane[i])
         ends = [apex + wedge * ((middle + sign * side) @ to_plane) for sign in (-1, 1)]
@@ -113,7 +115,7 @@ def _splat(
     """Points as pixels of their colour; where several meet, the last is seen."""
     height, width = size
     picture = np.full((height, width, 3), _WHITE, np.uint8)
-    if not len(places):
+    if colors is None or not len(places):
         return picture
     column, row = np.floor(places).astype(np.int64).T
     inside = (0 <= column) & (column < width) & (0 <= row) & (row < height)

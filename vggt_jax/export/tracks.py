@@ -197,6 +197,7 @@ def tracks_from_head(
     kept &= is_first
     num_points = tracks.shape[1]
     origins, directions = _rays(cameras, frame, pixel)
+    points = np.zeros((num_points, 3))
     for _ in range(3):
         kept &= (np.bincount(point[kept], minlength=num_points) >= min_track_length)[point]
         points, parallax = _intersected(point[kept], origins[kept], directions[kept], num_points)

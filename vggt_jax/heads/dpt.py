@@ -49,7 +49,7 @@ class FeatureFusion(nnx.Module):
         self.res_conf_unit2 = ResidualConvUnit(dim, rngs=rngs)
         self.out_conv = Linear(dim, dim, rngs=rngs)
 
-    def __call__(self, x, finer, size: tuple[int, int], precision: Precision):
+    def __call__(self, x, finer, size: tuple[int, ...], precision: Precision):
         if self.res_conf_unit1 is not None:
             x = x + self.res_conf_unit1(finer, precision)
         x = self.res_conf_unit2(x, precision)
@@ -91,7 +91,7 @@ class DPT(nnx.Module):
         self.refinenet3 = FeatureFusion(features, has_residual=True, rngs=rngs)
         self.refinenet4 = FeatureFusion(features, has_residual=False, rngs=rngs)
         self.is_extractor = out_dim is None
-        if self.is_extractor:
+        if out_dim is None:
             self.output_conv1 = Conv(features, features, rngs=rngs)
         else:
             self.output_conv1 = Conv(features, features // 2, rngs=rngs)

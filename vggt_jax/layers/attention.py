@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -197,8 +198,8 @@ def _attend(q, k, v, kv_lengths, precision):
 class Rope(NamedTuple):
     """Tables of `rope_tables` for the tokens of a frame."""
 
-    cos: Float[Array, "p h"]
-    sin: Float[Array, "p h"]
+    cos: Float[Array | np.ndarray, "p h"]
+    sin: Float[Array | np.ndarray, "p h"]
 
 
 class Attention(nnx.Module):
@@ -238,7 +239,7 @@ class Attention(nnx.Module):
             by = "xla" if bias is None else implementation
             return apply_linear(x, kernels[i], bias, precision, implementation=by).reshape(heads)
 
-        if self.q_norm is not None and rope is not None:
+        if self.q_norm is not None and self.k_norm is not None and rope is not None:
             is_half = precision.compute_dtype.itemsize == 2
             x = x.astype(precision.compute_dtype) if is_half else x
             turned = []
@@ -260,7 +261,7 @@ class Attention(nnx.Module):
                 turned.append(y)
             return *turned, product(x, 2, biases[2])
         q, k, v = (product(x, i, bias) for i, bias in enumerate(biases))
-        if self.q_norm is not None:
+        if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = apply_rope(q, *rope), apply_rope(k, *rope)

@@ -21,7 +21,7 @@ def _resize_axis(x, size: int, axis: int):
     if size == old:
         return x
     low, high, weight = _neighbours(old, size)
-    weight = np.expand_dims(weight, [d for d in range(x.ndim) if d != axis])
+    weight = np.expand_dims(weight, tuple(d for d in range(x.ndim) if d != axis))
     return (1 - weight) * jnp.take(x, low, axis, mode="clip") + weight * jnp.take(
         x, high, axis, mode="clip"
     )

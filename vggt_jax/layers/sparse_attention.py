@@ -153,10 +153,10 @@ class AttentionStats:
             block alone, 1 where all blocks matter alike. Not measured, NaN, in dense layers.
     """
 
-    density: Float[Array, "*layers n"]
-    covered: Float[Array, "*layers n"]
-    saved: Float[Array, "*layers n"]
-    entropy: Float[Array, "*layers n"]
+    density: Float[Array | np.ndarray, "*layers n"]
+    covered: Float[Array | np.ndarray, "*layers n"]
+    saved: Float[Array | np.ndarray, "*layers n"]
+    entropy: Float[Array | np.ndarray, "*layers n"]
 
     @classmethod
     def of_dense(cls, *shape: int):

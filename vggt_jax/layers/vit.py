@@ -73,8 +73,9 @@ class VisionTransformer(nnx.Module):
         rows, columns = height // side, width // side
         patches = images.reshape(frames, rows, side, columns, side, 3)
         patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(frames, rows * columns, -1)
+        bias = self.patch_embed.bias
         patches = apply_linear(
-            patches, kernel.reshape(-1, dim), self.patch_embed.bias[...], precision
+            patches, kernel.reshape(-1, dim), None if bias is None else bias[...], precision
         ).astype(jnp.float32)
 
         pos_embed = self.pos_embed[...].astype(jnp.float32)

@@ -1,8 +1,9 @@
 """What every model does with images up to its trunk: checks, hiding of padding, encoding."""
 
+from typing import Protocol, runtime_checkable
+
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 
@@ -15,8 +16,39 @@ from vggt_jax.models.token_layout import TokenLayout
 from vggt_jax.models.trunk import TrunkOutput, frames_per_chunk
 
 
+@runtime_checkable
+class Encoder(Protocol):
+    """What `encode_and_aggregate` asks of a model."""
+
+    def layout(self, images: Array) -> TokenLayout:
+        """Where the tokens of these images lie."""
+        ...
+
+    def encode(
+        self,
+        images: Array,
+        *,
+        attention: Dense | BlockSparse,
+        compute_dtype: DTypeLike | None,
+    ) -> Array:
+        """Tokens of the patches of every frame."""
+        ...
+
+    def aggregate(
+        self,
+        patch_tokens: Array,
+        layout: TokenLayout,
+        *,
+        attention: Dense | BlockSparse,
+        num_frames: Array | None,
+        compute_dtype: DTypeLike | None,
+    ) -> TrunkOutput:
+        """What the trunk makes of them."""
+        ...
+
+
 def encode_and_aggregate(
-    model: nnx.Module,
+    model: Encoder,
     images: Float[Array, "b s height width 3"] | UInt8[Array, "b s height width 3"],
     *,
     attention: Dense | BlockSparse,
@@ -48,7 +80,8 @@ def layout_of_images(images: Array, *, patch_size: int, num_special: int) -> Tok
         )
     if images.dtype != jnp.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(f"images must be uint8 or float in [0, 1], not {images.dtype}")
-    return TokenLayout.for_images(*images.shape[2:4], patch_size, num_special)
+    height, width = images.shape[2:4]
+    return TokenLayout.for_images(height, width, patch_size, num_special)
 
 
 def hide_padding(

@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 
 from vggt_jax import geometry
+from vggt_jax.confidence import PointSource
 from vggt_jax.config import Pi3Config
 from vggt_jax.heads.frame_decoder import FrameDecoder
 from vggt_jax.heads.points import PixelHead, points_from_raw
@@ -97,7 +98,7 @@ class Pi3(nnx.Module):
         return kept_layers((), self.config.decoder_depth // 2)
 
     @property
-    def point_sources(self) -> tuple[str, ...]:
+    def point_sources(self) -> tuple[PointSource, ...]:
         """Where a point cloud can come from, the best first: "head" or "depth"."""
         return ("head", "depth")
 
@@ -105,7 +106,7 @@ class Pi3(nnx.Module):
         self,
         images: Float[Array, "b s height width 3"] | UInt8[Array, "b s height width 3"],
         *,
-        query_points: None = None,
+        query_points: Float[Array, "b m 2"] | None = None,
         attention: Dense | BlockSparse = Dense(),
         num_frames: Int[Array, " b"] | None = None,
         compute_dtype: DTypeLike | None = None,
@@ -220,7 +221,7 @@ class Pi3(nnx.Module):
         *,
         attention: Dense | BlockSparse = Dense(),
         compute_dtype: DTypeLike | None = None,
-    ) -> dict[str, Array]:
+    ) -> dict[str, Any]:
         """The outputs of the heads, which look at every frame by itself: cameras and maps."""
         precision = Precision.from_compute_dtype(compute_dtype)
         dense, heads = within_frames(attention), precision.heads
@@ -235,7 +236,8 @@ class Pi3(nnx.Module):
                 return head(tokens[:, :, layout.num_special :])
 
             with jax.named_scope(name):
-                max_chunk = frames_per_chunk(*trunk.kept.shape[:2], layout.tokens_per_frame)
+                b, s = trunk.kept.shape[:2]
+                max_chunk = frames_per_chunk(b, s, layout.tokens_per_frame)
                 return map_chunks(run, trunk.kept, axis=1, max_chunk=max_chunk)
 
         camera_poses = over_frames(

@@ -132,12 +132,12 @@ def run_trunk(
     depth = frame_blocks.norm1.scale.shape[0]
     if taps and not 0 <= min(taps) <= max(taps) < depth:
         raise ValueError(f"{taps=} must be layers of the trunk, in [0, {depth})")
-    if isinstance(attention, BlockSparse) and s * p < attention.min_tokens:
-        attention = within_frames(attention)
-    dense = within_frames(attention)
-    settings = [None] * depth if attention is dense else attention.of_layers(depth)
+    sparse, dense = None, within_frames(attention)
+    if isinstance(attention, BlockSparse) and s * p >= attention.min_tokens:
+        sparse = attention
+    settings = [None] * depth if sparse is None else sparse.of_layers(depth)
     # The patches of a frame change places here, and change back wherever they are kept.
-    order = np.arange(p) if attention is dense else layout.order(attention.token_order)
+    order = np.arange(p) if sparse is None else layout.order(sparse.token_order)
     moved = not np.array_equal(order, np.arange(p))
     tokens = tokens[:, :, order] if moved else tokens
     rope = Rope(*rope_tables(layout.positions()[order], c // num_heads))
@@ -165,7 +165,7 @@ def run_trunk(
         attended = jnp.pad(attended, ((0, 0), (0, 0), (0, padded - p), (0, 0), (0, 0)))
         return attended, AttentionStats.of_dense(b, num_heads)
 
-    def attend_sparsely(setting):
+    def attend_sparsely(attention: BlockSparse, setting):
         attend = functools.partial(
             sparse_attention,
             num_special=layout.num_special,
@@ -183,7 +183,8 @@ def run_trunk(
     # One branch for each setting that some layer has.
     distinct = list(dict.fromkeys(settings))
     branches = [
-        attend_densely if setting is None else attend_sparsely(setting) for setting in distinct
+        attend_densely if sparse is None or setting is None else attend_sparsely(sparse, setting)
+        for setting in distinct
     ]
 
     def global_layer(block: Block, x, branch, index):
@@ -202,7 +203,7 @@ def run_trunk(
     # One buffer, updated in place. Few tokens are written without a branch, by a layer that is not
     # kept to the place of the next one that is.
     layers = kept_layers(taps, depth)
-    is_kept = np.isin(np.arange(depth), layers)
+    is_kept_layer = np.isin(np.arange(depth), layers)
     place_of_layer = np.searchsorted(layers, np.arange(depth))
     kept = jnp.zeros((b, s, len(layers), p, 2 * c), precision.compute_dtype)
 
@@ -219,16 +220,16 @@ def run_trunk(
 
     def layer(carry, inputs):
         x, kept = carry
-        frame_block, global_block, keeping, branch, index = inputs
+        frame_block, global_block, (is_kept, place), branch, index = inputs
         with jax.named_scope("trunk/frame"):
             x = frame_layer(frame_block, x)
-        kept = keep(kept, x, *keeping, 0)
+        kept = keep(kept, x, is_kept, place, 0)
         first_of_frame = x[:, :, 0]
         # The stream is updated in place from here on, so what reads it comes before.
         x, kept, first_of_frame = jax.lax.optimization_barrier((x, kept, first_of_frame))
         with jax.named_scope("trunk/global"):
             x, stats = global_layer(global_block, x, branch, index)
-        kept = keep(kept, x, *keeping, c)
+        kept = keep(kept, x, is_kept, place, c)
         firsts = jnp.concatenate([first_of_frame, x[:, :, 0]], axis=-1)
         return (x, kept), (firsts, stats)
 
@@ -239,7 +240,7 @@ def run_trunk(
         (
             frame_blocks,
             global_blocks,
-            (jnp.asarray(is_kept), jnp.asarray(place_of_layer)),
+            (jnp.asarray(is_kept_layer), jnp.asarray(place_of_layer)),
             branch_of_layer,
             jnp.arange(depth),
         ),
@@ -249,5 +250,5 @@ def run_trunk(
         kept=kept,
         layers=layers,
         first_tokens=firsts[-1],
-        attention_stats=None if attention is dense else by_scene,
+        attention_stats=None if sparse is None else by_scene,
     )

@@ -8,6 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 
+from vggt_jax.confidence import PointSource
 from vggt_jax.config import VGGTConfig
 from vggt_jax.heads.camera import CameraHead
 from vggt_jax.heads.dpt import DPT, activate
@@ -104,10 +105,10 @@ class VGGT(nnx.Module):
         return kept_layers(self.config.dpt_layers, self.config.depth)
 
     @property
-    def point_sources(self) -> tuple[str, ...]:
+    def point_sources(self) -> tuple[PointSource, ...]:
         """Where a point cloud can come from, the best first: "depth" (and cameras) or "head"."""
         has_depth = self.depth_head is not None and self.camera_head is not None
-        sources = {"depth": has_depth, "head": self.point_head is not None}
+        sources: dict[PointSource, bool] = {"depth": has_depth, "head": self.point_head is not None}
         return tuple(name for name, is_there in sources.items() if is_there)
 
     def __call__(
@@ -259,6 +260,7 @@ class VGGT(nnx.Module):
                 encodings = self.camera_head(trunk.first_tokens, precision.heads, num_frames)
             outputs |= {"pose_enc": encodings[-1], "pose_enc_list": encodings}
         if query_points is not None:
+            assert self.track_head is not None
             with jax.named_scope("track_head"):
                 track, vis, conf = self.track_head(
                     trunk, layout, query_points, precision.heads, num_frames

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from vggt_jax.synthetic.solids import dot, first_hit, length, normals, unit
+from vggt_jax.synthetic.solids import dot, first_hit, length, normals, total, unit
 from vggt_jax.synthetic.textures import clouds, color_at
 from vggt_jax.synthetic.world import World
 
@@ -29,7 +29,7 @@ def render(
     x, y = jnp.broadcast_arrays(x, y)
     in_camera = jnp.stack([x, y, jnp.ones_like(x)], axis=-1)  # z is 1, so distances are depths
     rotation = camera_from_world[:, None, None, :, :3]
-    turn_back = lambda v: sum(rotation[..., i, :] * v[..., i, None] for i in range(3))
+    turn_back = lambda v: total(rotation[..., i, :] * v[..., i, None] for i in range(3))
     direction = turn_back(in_camera)
     origin = -turn_back(camera_from_world[:, None, None, :, 3])
     origin = jnp.broadcast_to(origin, direction.shape)

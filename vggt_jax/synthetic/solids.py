@@ -7,7 +7,7 @@ along the ray, so that one formula serves boxes, ellipsoids and elliptic cylinde
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -100,7 +100,7 @@ def normals(
     local = jnp.where(shape == CUBE, of_cube, jnp.where(shape == BALL, p, of_cylinder))
     # Normals are mapped by the inverse transposed.
     local, rotation = local / solids.half[solid], solids.rotation[solid]
-    return unit(sum(rotation[..., i] * local[..., i, None] for i in range(3)))
+    return unit(total(rotation[..., i] * local[..., i, None] for i in range(3)))
 
 
 def unit(v: Float[Array, "*p 3"]) -> Float[Array, "*p 3"]:
@@ -118,6 +118,11 @@ def dot(a: Float[Array, "*p 3"], b: Float[Array, "*p 3"]) -> Float[Array, "*p"]:
     return _dot(_components(a), _components(b))
 
 
+def total(terms: Iterable[Array]) -> Array:
+    """The sum of arrays, of one at least."""
+    return sum(terms)  # pyright: ignore[reportReturnType]  of none it would be 0
+
+
 def distance_to(solids: Solids, points: Float[Array, "m 3"]) -> Float[Array, "m k"]:
     """About how far points are from each solid's bounding box, 0 inside."""
     local = _rotate_back(points[:, None] - solids.centre, solids.rotation)
@@ -126,7 +131,7 @@ def distance_to(solids: Solids, points: Float[Array, "m 3"]) -> Float[Array, "m 
 
 def _rotate_back(x: Float[Array, "*p 3"], rotation: Float[Array, "*q 3 3"]) -> Array:
     """`rotation^T @ x` without a matrix product, which a GPU would round."""
-    return sum(x[..., i, None] * rotation[..., i, :] for i in range(3))
+    return total(x[..., i, None] * rotation[..., i, :] for i in range(3))
 
 
 def _components(v: Array) -> tuple[Array, Array, Array]:
@@ -134,8 +139,8 @@ def _components(v: Array) -> tuple[Array, Array, Array]:
     return v[..., 0], v[..., 1], v[..., 2]
 
 
-def _dot(a: Sequence[Array], b: Sequence[Array]) -> Array:
-    return sum(a[i] * b[i] for i in range(len(a)))
+def _dot(a: Sequence[Array] | Array, b: Sequence[Array] | Array) -> Array:
+    return total(a[i] * b[i] for i in range(len(a)))
 
 
 def _slab(o: Array, d: Array) -> tuple[Array, Array]:

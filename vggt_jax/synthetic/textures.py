@@ -2,13 +2,14 @@
 
 import dataclasses
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from vggt_jax.synthetic.draws import Draws
-from vggt_jax.synthetic.solids import dot, unit
+from vggt_jax.synthetic.solids import dot, total, unit
 
 KINDS = ("marble", "checks", "stripes", "tiles", "speckles")
 
@@ -41,7 +42,7 @@ class Materials:
 def random_materials(draw: Draws, count: int) -> Materials:
     """`count` materials; a third of them nearly grey, as walls and furniture are."""
     hue = draw.uniform(count, 3, 3)
-    grey = sum(hue[..., i] for i in range(3))[..., None] / 3
+    grey = total(hue[..., i] for i in range(3))[..., None] / 3
     saturation = jnp.array([0.15, 0.6, 1.0])[draw.integers(count, 1, 1, below=3)]
     brightness = draw.uniform(count, 3, 1, low=0.15, high=1.0)
     colors = (grey + saturation * (hue - grey)) * brightness
@@ -106,11 +107,11 @@ def _fade(width: Array) -> Array:
 
 
 def _fractal(p: Array, width: Array, *, octaves: int, seed: int) -> Array:
-    total = 0.0
+    result: Any = 0.0
     for octave in range(octaves):
         scale = 2.03**octave
-        total += 0.6**octave * _fade(width * scale) * _noise(p * scale, seed + 10 * octave)
-    return total
+        result += 0.6**octave * _fade(width * scale) * _noise(p * scale, seed + 10 * octave)
+    return result
 
 
 def _noise(p: Array, seed: int) -> Array:
@@ -119,13 +120,13 @@ def _noise(p: Array, seed: int) -> Array:
     t = p - corner
     t = t * t * (3 - 2 * t)
     share = lambda axis: (1 - t[..., axis], t[..., axis])
-    total = 0.0
+    result: Any = 0.0
     # Components apart and no sums over an axis of 3, which would be kernels of their own on a GPU.
     for (i, of_x), (j, of_y), (k, of_z) in itertools.product(
         *(enumerate(share(a)) for a in range(3))
     ):
-        total += of_x * of_y * of_z * _hash(corner, seed, (i, j, k))
-    return 2 * total - 1
+        result += of_x * of_y * of_z * _hash(corner, seed, (i, j, k))
+    return 2 * result - 1
 
 
 def _hash(corner: Float[Array, "*p 3"], seed: int, step: tuple[int, int, int] = (0, 0, 0)) -> Array:

@@ -17,8 +17,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vggt_jax.config import VGGTConfig
 from vggt_jax.errors import InputError
-from vggt_jax.loading import abstract_model, load_model, named_parameters, save_model
+from vggt_jax.loading import (
+    Model,
+    SomeModel,
+    abstract_model,
+    load_model,
+    named_parameters,
+    save_model,
+)
 from vggt_jax.models.vggt import VGGT
+from vggt_jax.synthetic.families import Split
 from vggt_jax.training.checkpoints import Checkpoints
 from vggt_jax.training.initialization import initial_model, small_config
 from vggt_jax.training.normalization import PIXEL_CENTRE
@@ -111,7 +119,7 @@ def train(
         )
         key = jax.device_put(jax.random.key(settings.seed), replicated)
         put = lambda number: jax.device_put(jnp.asarray(number, jnp.int32), replicated)
-        programs = {
+        programs: dict[str, Callable] = {
             str(variant): lambda fn=fn: fn.lower(state, key, put(settings.total_steps)).compile()
             for variant, fn in training.items()
         }
@@ -124,7 +132,7 @@ def train(
             return run(state, stop)
 
 
-def synthetic(split: str, at_once: int) -> Render:
+def synthetic(split: Split, at_once: int) -> Render:
     """Scenes of the synthetic world, rendered a few at a time."""
     from vggt_jax.synthetic import render_scenes
 
@@ -142,7 +150,7 @@ def synthetic(split: str, at_once: int) -> Render:
     return render
 
 
-def make_steps_of_variants(recipe, variants, settings, mesh):
+def make_steps_of_variants(recipe, variants, settings, mesh) -> dict[Variant, jax.stages.Wrapped]:
     """The jitted steps of every variant."""
     return {
         variant: make_steps(recipe, variant, num_steps=settings.steps_per_dispatch, mesh=mesh)
@@ -150,7 +158,7 @@ def make_steps_of_variants(recipe, variants, settings, mesh):
     }
 
 
-def abstract_to_zeros(model: nnx.Module) -> nnx.Module:
+def abstract_to_zeros(model: SomeModel) -> SomeModel:
     """A model of zeros, under `jax.eval_shape`, from one of shapes."""
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), model)
 
@@ -239,15 +247,18 @@ class _Run:
         return state
 
     def time_is_up(self) -> bool:
-        return self.settings.max_minutes is not None and self.seconds_left() < 0
+        return self.seconds_left() < 0
 
     def seconds_left(self) -> float:
         """Until no other dispatch fits: one is under way, and the next would follow it."""
+        if self.settings.max_minutes is None:
+            return math.inf
         needed = 2 * self.slowest + self.last_validation + _SECONDS_TO_END
         return self.start + 60 * self.settings.max_minutes - needed - time.monotonic()
 
     def steps_that_fit(self) -> int:
         """Steps at the end of the time, by the speed since the start."""
+        assert self.reported is not None
         step, when = self.reported
         rate = (step - self.first) / (when - self.begin)
         return step + int(rate * max(self.seconds_left() + time.monotonic() - when, 0))
@@ -328,7 +339,7 @@ _SHORT = {"loss": "total", "cam": "camera", "depth": "depth_error", "points": "p
 _SHORT |= {"turn": "pair_rotation", "aim": "pair_direction", "grad": "gradient_norm"}
 
 
-def export_model(model: nnx.Module, params: dict, path: pathlib.Path) -> None:
+def export_model(model: Model, params: dict, path: pathlib.Path) -> None:
     """Writes a model with these parameters, every kernel in bfloat16, as a checkpoint of ours.
 
     Args:

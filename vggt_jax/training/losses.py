@@ -89,7 +89,7 @@ def losses(
         ),
     }
     for name, (values, confidence, truth, weight) in maps.items():
-        if values is None:
+        if values is None or confidence is None:
             continue
         found = map_losses(values, confidence, truth, targets.valid, weights.confidence)
         parts |= {f"{name}_{part}": value for part, value in found.items()}
@@ -123,7 +123,8 @@ def camera_losses(
         "rotation": mean(difference[..., 3:7]),
         "field_of_view": mean(difference[..., 7:]),
     }
-    camera = sum(getattr(weights, name) * value for name, value in parts.items())
+    weighted = (getattr(weights, name) * value for name, value in parts.items())
+    camera = jnp.asarray(sum(weighted))
     return parts | {"camera": camera}
 
 

@@ -73,10 +73,9 @@ def normalize_scenes(scenes: SceneTruth) -> Targets:
     over_scale = lambda x: x / scale.reshape(-1, *[1] * (x.ndim - 1))
     translation = over_scale(camera_from_first[..., 3])
     cameras = jnp.concatenate([camera_from_first[..., :3], translation[..., None]], axis=-1)
+    height, width = scenes.depth.shape[-2:]
     return Targets(
-        pose_enc=geometry.pose_encoding_from_camera(
-            cameras, scenes.intrinsics, scenes.depth.shape[-2:]
-        ),
+        pose_enc=geometry.pose_encoding_from_camera(cameras, scenes.intrinsics, (height, width)),
         depth=over_scale(depth),
         world_points=over_scale(points),
         valid=valid,

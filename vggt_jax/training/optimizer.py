@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import optax
@@ -87,7 +87,7 @@ def make_optimizer(settings: OptimizerSettings) -> optax.GradientTransformation:
     return optax.chain(scale, optax.add_decayed_weights(settings.weight_decay, mask=decays))
 
 
-def _matrices_of_blocks(params: dict[str, Array]) -> dict:
+def _matrices_of_blocks(params: Any) -> dict:
     """Axes of inputs and outputs of what Muon is for, `[layers, inputs, outputs]`; else None."""
     axes = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
     return {name: axes if _MATRIX_OF_BLOCK.search(name) else None for name in params}
@@ -103,5 +103,5 @@ def decays(params: dict[str, Array]) -> dict[str, bool]:
 def average(ema: Array, param: Array, step: Array, decay: float) -> Array:
     """The next average of a parameter, after the step of this number, counted from 0."""
     step = step.astype(jnp.float32)
-    decay = jnp.minimum(decay, (1 + step) / (10 + step))
-    return decay * ema + (1 - decay) * param
+    share = jnp.minimum(decay, (1 + step) / (10 + step))
+    return share * ema + (1 - share) * param

@@ -121,7 +121,7 @@ class TrainSettings:
                 return [plain(x) for x in value]
             return str(value) if isinstance(value, pathlib.Path) else value
 
-        return plain(dataclasses.asdict(self))
+        return {name: plain(value) for name, value in dataclasses.asdict(self).items()}
 
     def differences(self, earlier: dict) -> list[str]:
         """How these settings differ from those that a run began with, where that matters."""

@@ -8,7 +8,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Int
 
-from vggt_jax.loading import named_parameters
+from vggt_jax.loading import SomeModel, named_parameters
 
 
 @jax.tree_util.register_dataclass
@@ -40,7 +40,7 @@ def initial_state(model: nnx.Module, optimizer: optax.GradientTransformation) ->
     )
 
 
-def with_named(model: nnx.Module, params: dict[str, Array]) -> nnx.Module:
+def with_named(model: SomeModel, params: dict[str, Array]) -> SomeModel:
     """The model with these parameters; it may be abstract. Works under `jax.jit` and `jax.grad`."""
     names = list(named_parameters(model))
     return jax.tree.unflatten(jax.tree.structure(model), [params[name] for name in names])

@@ -2,14 +2,15 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
+from vggt_jax.models.vggt import VGGT
 from vggt_jax.training.losses import LossWeights, losses
 from vggt_jax.training.normalization import SceneTruth, normalize_scenes
 from vggt_jax.training.optimizer import OptimizerSettings, average, learning_rate
@@ -35,7 +36,7 @@ class Recipe:
         frozen: beginnings of names of parameters that do not learn.
     """
 
-    model: nnx.Module
+    model: VGGT
     render: Render
     optimizer: optax.GradientTransformation
     settings: OptimizerSettings
@@ -46,7 +47,7 @@ class Recipe:
 
 def make_steps(
     recipe: Recipe, variant: Variant, *, num_steps: int, mesh: Mesh
-) -> Callable[[TrainState, Array, Array], tuple[TrainState, dict[str, Array]]]:
+) -> jax.stages.Wrapped:
     """`num_steps` steps as one jitted function of the state, the seed's key and the total of steps.
 
     The state is donated. A step's scenes depend on the key and the number of the step alone, not on
@@ -108,7 +109,8 @@ def update(
     fine = jnp.isfinite(norm) & jnp.isfinite(parts["total"])
     shorten = settings.max_gradient_norm / jnp.maximum(norm, settings.max_gradient_norm)
     gradients = jax.tree.map(lambda x: shorten * x, gradients)
-    directions, moments = recipe.optimizer.update(gradients, state.moments, state.params)
+    updates, moments = recipe.optimizer.update(gradients, state.moments, state.params)
+    directions = cast(dict[str, Array], updates)  # of the structure of the gradients
     rate = learning_rate(settings, state.step, total_steps)
     params = {
         name: x if name.startswith(recipe.frozen) else x - rate * directions[name]
@@ -133,7 +135,7 @@ def update(
 
 def make_validation(
     recipe: Recipe, variant: Variant, *, num_batches: int, mesh: Mesh
-) -> Callable[[dict[str, Array], Array], dict[str, Array]]:
+) -> jax.stages.Wrapped:
     """Metrics and losses over `num_batches` batches as one jitted function of parameters and key.
 
     `recipe.render` is to render scenes that training does not see.

@@ -13,10 +13,10 @@ def scene_metrics(output: VGGTOutput, targets: Targets) -> dict[str, Float[Array
     """`auc30` and `abs_rel` (after the median scale) of what the model has heads for, means over
     scenes; scenes without valid pixels are left out of `abs_rel`."""
     found = {}
-    size = targets.depth.shape[-2:]
+    height, width = targets.depth.shape[-2:]
     if output.pose_enc is not None and output.pose_enc.shape[1] > 1:
         cameras = (
-            camera_from_pose_encoding(encoding, size)[0]
+            camera_from_pose_encoding(encoding, (height, width))[0]
             for encoding in (output.pose_enc, targets.pose_enc)
         )
         found["auc30"] = jnp.mean(auc_at(pair_errors(*cameras), 30))

@@ -125,7 +125,8 @@ def cut_points(
         thresholds = np.zeros(len(percentiles))
     else:
         of_candidates = confidence.ravel()[candidates]
-        thresholds = percentile_thresholds(of_candidates, percentiles).astype(np.float64)
+        found = percentile_thresholds(of_candidates, percentiles)
+        thresholds = np.asarray(found, np.float64)
     chosen = candidates
     if len(candidates) > max_points:
         generator = np.random.default_rng(seed)

@@ -364,7 +364,7 @@ class Viewer:
                     source = gui.add_dropdown(
                         "From",
                         [_SOURCES[x] for x in sources],
-                        initial_value=_SOURCES[settings.source],
+                        initial_value=_SOURCES[settings.source or sources[0]],
                     )
                     by_label = {label: x for x, label in _SOURCES.items()}
                     source.on_update(lambda event: want({"source": by_label[event.target.value]}))
@@ -557,7 +557,7 @@ def checked_port(host: str, port: int | None) -> int:
     """
     if port is not None and not 0 <= port <= 65_535:
         raise InputError(f"{port=} must lie between 0 (any free one) and 65535")
-    candidates = range(_FIRST_PORT, _FIRST_PORT + 100) if port is None else [port]
+    candidates, last = range(_FIRST_PORT, _FIRST_PORT + 100) if port is None else [port], None
     for candidate in candidates:
         try:
             family, kind, *_, address = socket.getaddrinfo(
