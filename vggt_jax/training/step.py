@@ -12,7 +12,12 @@ from jaxtyping import Array
 
 from vggt_jax.training.losses import LossWeights, losses
 from vggt_jax.training.normalization import SceneTruth, normalize_scenes
-from vggt_jax.training.optimizer import OptimizerSettings, average, learning_rate
+from vggt_jax.training.optimizer import (
+    OptimizerSettings,
+    average,
+    for_optax,
+    learning_rate,
+)
 from vggt_jax.training.predict import Execution, predict
 from vggt_jax.training.state import TrainState, with_named
 from vggt_jax.training.validation import scene_metrics
@@ -68,7 +73,8 @@ def make_steps(
 
     def step(state, key, total_steps):
         key = jax.random.fold_in(key, state.step)
-        index = jax.lax.axis_index(AXIS) * local_scenes + jnp.arange(local_scenes)
+        places = jnp.arange(local_scenes, dtype=jnp.int32)
+        index = jax.lax.axis_index(AXIS) * local_scenes + places
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
         with jax.named_scope("render"):
             scenes = recipe.render(keys, variant.num_frames, size)
@@ -108,7 +114,8 @@ def update(
     fine = jnp.isfinite(norm) & jnp.isfinite(parts["total"])
     shorten = settings.max_gradient_norm / jnp.maximum(norm, settings.max_gradient_norm)
     gradients = jax.tree.map(lambda x: shorten * x, gradients)
-    directions, moments = recipe.optimizer.update(gradients, state.moments, state.params)
+    with for_optax():
+        directions, moments = recipe.optimizer.update(gradients, state.moments, state.params)
     rate = learning_rate(settings, state.step, total_steps)
     params = {
         name: x if name.startswith(recipe.frozen) else x - rate * directions[name]
@@ -142,7 +149,8 @@ def make_validation(
     size = (variant.height, variant.width)
 
     def batch(params, key):
-        index = jax.lax.axis_index(AXIS) * local_scenes + jnp.arange(local_scenes)
+        places = jnp.arange(local_scenes, dtype=jnp.int32)
+        index = jax.lax.axis_index(AXIS) * local_scenes + places
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
         scenes = recipe.render(keys, variant.num_frames, size)
         output = predict(with_named(recipe.model, params), scenes.images, recipe.execution)
