@@ -1,5 +1,6 @@
 """What several functions of the package ask of their arguments, in the same words."""
 
+import jax
 import jax.numpy as jnp
 
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
@@ -28,6 +29,14 @@ def check_kv_lengths(kv_lengths, num_kv_blocks: int):
         )
     if kv_lengths is not None and not jnp.issubdtype(jnp.result_type(kv_lengths), jnp.integer):
         raise ValueError(f"kv_lengths must be whole numbers, not {jnp.result_type(kv_lengths)}")
+
+
+def on_device(numbers, *, beside: jax.Array):
+    """Numbers of a call as arrays, moved explicitly, since `jax.transfer_guard` can forbid other ways.
+
+    Where `beside` is traced they stay what they are, and become constants of its program.
+    """
+    return numbers if isinstance(beside, jax.core.Tracer) else jax.device_put(numbers)
 
 
 def checked_scale(scale: float | None, head_dim: int) -> float:

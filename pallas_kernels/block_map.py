@@ -10,7 +10,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
-from pallas_kernels.blocks import count_blocks
+from pallas_kernels.blocks import argsort, count_blocks, leading
 
 
 @jax.tree_util.register_dataclass
@@ -53,10 +53,11 @@ class BlockMap:
         if isinstance(kept, np.ndarray):
             xp, capacity = np, max(1, int(kept.sum(-1).max(initial=0)))
         # A stable sort brings the kept blocks to the front and leaves them in order.
-        order = xp.argsort(~kept, axis=-1, stable=True)[..., :capacity]
+        order = np.argsort(~kept, axis=-1, stable=True) if xp is np else argsort(~kept)
+        order = order[..., :capacity]
         return cls(
             indices=jnp.asarray(order, index_dtype(num_kv_blocks)),
-            counts=jnp.asarray(xp.sum(kept, axis=-1), jnp.int32),
+            counts=jnp.asarray(xp.sum(kept, axis=-1, dtype=np.int32)),
             num_kv_blocks=num_kv_blocks,
             block_q=block_q,
             block_k=block_k,
@@ -93,7 +94,7 @@ class BlockMap:
 
     def to_dense_mask(self) -> Bool[Array, "*batch n qb kb"]:
         """True where a query block attends to a key block."""
-        live = jnp.arange(self.capacity) < self.counts[..., None]
+        live = leading(self.counts, self.capacity)
         mask = functools.partial(_scatter_row, self.num_kv_blocks)
         for _ in self.counts.shape:
             mask = jax.vmap(mask)
@@ -101,7 +102,7 @@ class BlockMap:
 
     def density(self) -> Float[Array, "*batch"]:
         """The share of all pairs of blocks that is kept, in [0, 1]."""
-        return jnp.mean(self.counts / self.num_kv_blocks, axis=(-1, -2))
+        return jnp.mean(self.counts.astype(jnp.float32) / self.num_kv_blocks, axis=(-1, -2))
 
     def keeps_same_blocks(self, other: Self) -> Bool[Array, ""]:
         """Whether both keep the same blocks, in whatever order they list them."""

@@ -1,6 +1,7 @@
 """Arithmetic on blocks of tokens, shared by selection and attention."""
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Int
 
 
@@ -34,5 +35,17 @@ def tokens_that_count(
     tokens: Int[Array, " kb"], length: int, block: int
 ) -> Bool[Array, " {length}"]:
     """Which of `length` tokens count, given how many of each block do."""
-    which_block, place = jnp.divmod(jnp.arange(length), block)
+    which_block, place = jnp.divmod(jnp.arange(length, dtype=jnp.int32), block)
     return place < tokens[which_block]
+
+
+def argsort(x: Array) -> Int[Array, "..."]:
+    """`jnp.argsort` along the last axis, stable, whose indices are int32 whatever JAX's integers are."""
+    places = lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
+    return lax.sort((x, places), num_keys=1)[1]
+
+
+def leading(counts: Int[Array, "*rows"], size: int) -> Bool[Array, "*rows {size}"]:
+    """Which of the `size` entries of each row are among its first `counts`."""
+    places = lax.broadcasted_iota(jnp.int32, (*counts.shape, size), counts.ndim)
+    return places < counts[..., None].astype(jnp.int32)

@@ -333,3 +333,27 @@ def pretend_device(monkeypatch):
         monkeypatch.setattr(devices, "jax", fake)
 
     return pretend
+
+
+@pytest.fixture(scope="session")
+def wide_arrays():
+    """What in a jaxpr, and in those inside of it, has elements of 64 bits and is more than a number.
+
+    JAX itself counts loops, and holds Python's numbers, in 64 bits where that is its default.
+    """
+
+    def is_jaxpr(x):
+        return hasattr(x, "eqns")
+
+    def find(jaxpr):
+        for eqn in jaxpr.eqns:
+            for out in eqn.outvars:
+                dtype = getattr(out.aval, "dtype", np.dtype(bool))
+                is_wide = not jax.dtypes.issubdtype(dtype, jax.dtypes.extended)
+                if is_wide and dtype.itemsize == 8 and out.aval.shape:
+                    yield f"{eqn.primitive}: {out.aval}"
+            for inner in jax.tree.leaves(eqn.params, is_leaf=is_jaxpr):
+                if is_jaxpr(inner):
+                    yield from find(inner)
+
+    return lambda jaxpr: sorted(set(find(jaxpr)))

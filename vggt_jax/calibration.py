@@ -10,13 +10,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float64
 
 from vggt_jax import geometry
 from vggt_jax.errors import InputError
+from vggt_jax.host import with_numpy
 from vggt_jax.outputs import Reconstruction
 from vggt_jax.preprocess import Frames
 
@@ -198,8 +198,7 @@ def scale_to_distance(
     if cameras is not None:
         if recon.camera_from_world is None:
             raise InputError("this model predicts no cameras; give pixels whose distance is known")
-        cameras_in_world = jnp.asarray(recon.camera_from_world)
-        where = np.asarray(geometry.camera_positions(cameras_in_world), np.float64)
+        where = with_numpy(geometry.camera_positions, recon.camera_from_world).astype(np.float64)
         ends = [where[frame_index(recon.names, len(where), frame)] for frame in cameras]
     else:
         cameras_found = recon.camera_from_world is not None and recon.intrinsics is not None

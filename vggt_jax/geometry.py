@@ -67,14 +67,15 @@ def quaternion_from_matrix(rotation: Float[Array, "*batch 3 3"]) -> Float[Array,
     )
     # Four times the outer product of (w, x, y, z) with itself. Each row is a multiple of the
     # quaternion; the row of the largest component is the best conditioned.
-    outer = _matrix(
+    rows = (
         (1 + m00 + m11 + m22, m21 - m12, m02 - m20, m10 - m01),
         (m21 - m12, 1 + m00 - m11 - m22, m10 + m01, m02 + m20),
         (m02 - m20, m10 + m01, 1 - m00 + m11 - m22, m12 + m21),
         (m10 - m01, m02 + m20, m12 + m21, 1 - m00 - m11 + m22),
-    )  # [... 4 4]
-    diagonal = jnp.diagonal(outer, axis1=-2, axis2=-1)  # [... 4], 4 times the squares
-    best = jnp.argmax(diagonal, axis=-1)[..., None]
+    )
+    outer = _matrix(*rows)  # [... 4 4]
+    diagonal = jnp.stack([rows[i][i] for i in range(4)], axis=-1)  # [... 4], 4 times the squares
+    best = jax.lax.argmax(diagonal, diagonal.ndim - 1, jnp.int32)[..., None]
     row = jnp.take_along_axis(outer, best[..., None], axis=-2)[..., 0, :]
     square = jnp.take_along_axis(diagonal, best, axis=-1)
     # At least 1 for a rotation. The floor, 0.1 before the root in the official code, is for
@@ -107,7 +108,7 @@ def _rotation_and_stretch(matrix):
     is_reflection = (
         jnp.sum(jnp.cross(unsigned[..., 0], unsigned[..., 1]) * unsigned[..., 2], -1) < 0
     )
-    sign = jnp.where(is_reflection, -1.0, 1.0)[..., None]
+    sign = jnp.where(is_reflection, np.float32(-1), np.float32(1))[..., None]
     signs = jnp.concatenate([jnp.ones_like(singular[..., :2]), sign], axis=-1)
     rotation = _einsum("...ij,...jk->...ik", u * signs[..., None, :], v_transposed)
     return rotation, jnp.swapaxes(v_transposed, -1, -2), singular * signs
@@ -223,7 +224,7 @@ def camera_points_from_world(
     """World points in camera coordinates; leading dimensions broadcast."""
     rotation, translation = camera_from_world[..., :3], camera_from_world[..., 3]
     rotated = _einsum("...ij,...mj->...mi", rotation, world_points)
-    return rotated + translation[..., None, :]
+    return rotated + jax.lax.broadcast_to_rank(translation[..., None, :], rotated.ndim)
 
 
 def world_points_from_camera(
@@ -269,8 +270,9 @@ def intrinsics_from_point_maps(points: Float[Array, "*batch h w 3"]) -> Float[Ar
 
     def focal(along, size, axis):
         pixel = np.arange(size, dtype=np.float32) - np.float32((size - 1) / 2)
-        pixel = pixel[:, None] if axis == 0 else pixel
+        pixel = pixel[:, None] if axis == 0 else pixel[None]
         ray = along / z
+        pixel = jax.lax.broadcast_to_rank(pixel, ray.ndim)
         total = lambda x: jnp.sum(jnp.sum(x, axis=-1), axis=-1)
         return total(ray * pixel) / total(ray * ray)
 
@@ -292,8 +294,13 @@ def depth_edges(
       [... h w]. Values as `depth_edge` in the official π³, `utils/geometry.py`, whose users give it
       the default.
     """
-    jump = _largest_nearby(depth) + _largest_nearby(-depth)
-    return jnp.nan_to_num(jump / depth) > relative_tolerance
+    # Nothing here is NaN, which people have JAX look for: no difference of infinities, no 0 / 0.
+    is_finite = jnp.isfinite(depth)
+    largest, opposite = (
+        jnp.where(is_finite, _largest_nearby(x), 0.0) for x in (depth, -depth)
+    )
+    jump = largest + opposite
+    return jump / jnp.where((depth == 0) & (jump == 0), 1.0, depth) > relative_tolerance
 
 
 def _largest_nearby(x: Float[Array, "*batch h w"]) -> Float[Array, "*batch h w"]:
@@ -329,8 +336,11 @@ def camera_points_from_depth(
     height, width = depth.shape[-2:]
     focal_x, skew, centre_x = (intrinsics[..., 0, i, None, None] for i in range(3))
     focal_y, centre_y = (intrinsics[..., 1, i, None, None] for i in (1, 2))
-    pixel_x = jnp.arange(width, dtype=depth.dtype) + pixel_centre
-    pixel_y = jnp.arange(height, dtype=depth.dtype)[:, None] + pixel_centre
+    pixel_x, pixel_y = (
+        jax.lax.broadcast_to_rank(jnp.arange(size, dtype=depth.dtype) + pixel_centre, depth.ndim)
+        for size in (width, height)
+    )
+    pixel_y = jnp.swapaxes(pixel_y, -1, -2)
     y = (pixel_y - centre_y) * depth / focal_y
     x = ((pixel_x - centre_x) * depth - skew * y) / focal_x
     return jnp.stack([x, y, depth], axis=-1)
@@ -380,8 +390,9 @@ def project_points(
     camera_points = camera_points_from_world(world_points, camera_from_world)
     x, y, depth = jnp.moveaxis(camera_points, -1, 0)
     ray_x, ray_y = x / depth, y / depth
-    focal_x, skew, centre_x = (intrinsics[..., 0, i, None] for i in range(3))
-    focal_y, centre_y = (intrinsics[..., 1, i, None] for i in (1, 2))
+    of_camera = lambda i, j: jax.lax.broadcast_to_rank(intrinsics[..., i, j, None], depth.ndim)
+    focal_x, skew, centre_x = (of_camera(0, i) for i in range(3))
+    focal_y, centre_y = (of_camera(1, i) for i in (1, 2))
     pixels = jnp.stack(
         [focal_x * ray_x + skew * ray_y + centre_x, focal_y * ray_y + centre_y], axis=-1
     )

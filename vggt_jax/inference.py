@@ -18,11 +18,13 @@ from jaxtyping import Array, Float, Int, UInt8
 from vggt_jax import geometry, weights
 from vggt_jax.calibration import checked_intrinsics, frame_index, with_intrinsics
 from vggt_jax.errors import InputError
+from vggt_jax.host import with_numpy
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.sparse_attention import BlockSparse, within_frames
 from vggt_jax.loading import Model, load_model
 from vggt_jax.masks import Background, background_mask, load_masks, with_mask
 from vggt_jax.models.pi3 import Pi3
+from vggt_jax.models.token_layout import TokenLayout
 from vggt_jax.outputs import Pi3Output, Reconstruction
 from vggt_jax.preprocess import PIXEL_BUDGET, Frames, Mode, load_images
 from vggt_jax.results import transform_arrays
@@ -187,8 +189,10 @@ def attention_for(
     if not isinstance(attention, BlockSparse):
         return attention
     check_layers(attention, model)
-    num_frames = len(frames.images)
-    tokens = num_frames * model.layout(jnp.asarray(frames.images[:1])[None]).tokens_per_frame
+    num_frames, *size, _ = frames.images.shape
+    config = model.config
+    layout = TokenLayout.for_images(*size, config.patch_size, config.num_special_tokens)
+    tokens = num_frames * layout.tokens_per_frame
     if tokens < attention.min_tokens:
         say(
             f"{num_frames} frames have {tokens} tokens, fewer than "
@@ -319,7 +323,7 @@ def runner(
         whole = functools.partial(_reconstruct, **options)
 
     def run(model, *, done=lambda num: None, **inputs):
-        result = jax.block_until_ready(whole(model, **inputs))
+        result = jax.block_until_ready(whole(model, **jax.device_put(inputs)))
         done(int(inputs.get("num_frames", len(inputs["images"]))))
         return result
 
@@ -385,13 +389,14 @@ def cut_to_frames(result: Reconstruction, frames: Frames, *, first: int = 0) -> 
     """
     num_frames = len(frames.images)
     places = np.argsort(_order(num_frames, first))
-    stats = jax.tree.map(np.array, result.attention_stats)
+    stats = jax.tree.map(np.array, jax.device_get(result.attention_stats))
     per_frame = dataclasses.replace(result, attention_stats=None, images=None)
 
     def own(x):
+        valid = jax.device_get(x)[:num_frames]
         if first != 0:
-            return np.asarray(x[:num_frames])[places]
-        return x[:num_frames] if isinstance(x, np.ndarray) else np.array(x[:num_frames])
+            return valid[places]
+        return valid if isinstance(x, np.ndarray) else np.array(valid)
 
     per_frame = jax.tree.map(own, per_frame)
     return dataclasses.replace(
@@ -422,7 +427,7 @@ def with_known(
     if mask_edges and recon.depth_edges is None:
         if recon.depth is None:
             raise InputError(f"{mask_edges=}: this model predicts no depth; leave it out")
-        edges = geometry.depth_edges(jnp.asarray(recon.depth))
+        edges = with_numpy(geometry.depth_edges, recon.depth)
         recon = dataclasses.replace(recon, depth_edges=np.array(edges))
     return recon
 

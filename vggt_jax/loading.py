@@ -110,7 +110,7 @@ def save_model(model: Model, destination: str | os.PathLike, *, overwrite: bool 
     Raises:
         vggt_jax.CheckpointError: the destination cannot be written, or exists.
     """
-    params = {name: np.asarray(x) for name, x in named_parameters(model).items()}
+    params = jax.device_get(named_parameters(model))
     (name,) = [name for name, (kind, _) in _MODELS.items() if isinstance(model, kind)]
     document = {"model": name, "config": model.config.to_dict()}
     checkpoints.write(destination, params, document, overwrite=overwrite)
@@ -156,7 +156,11 @@ def with_parameters(
     def put(path, _):
         name = _name(path)
         narrow = _runs_in_compute_type(name) and params[name].dtype == jnp.bfloat16
-        return jnp.asarray(params[name], None if narrow else jnp.float32)
+        dtype = jnp.bfloat16 if narrow else jnp.float32
+        x = params[name]
+        if isinstance(x, jax.Array):
+            return x.astype(dtype)
+        return jax.device_put(x.astype(dtype, copy=False))
 
     return jax.tree_util.tree_map_with_path(put, model)
 

@@ -192,7 +192,7 @@ def _run(
     options = {"attention": attention, "compute_dtype": compute_dtype}
     scenes = [frames for _, frames in batch]
     if not _runs_alone(scenes[0]):
-        return _reconstruct(model, **_stack(scenes, batch_size), **options)
+        return _reconstruct(model, **jax.device_put(_stack(scenes, batch_size)), **options)
     inputs = inference.model_inputs(scenes[0], model=model)
     result = inference.runner(model, inputs, **options)(model, **inputs)
     return jax.tree.map(lambda x: x[None], dataclasses.replace(result, images=None))

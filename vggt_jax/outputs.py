@@ -1,6 +1,7 @@
 """What models and reconstructions return."""
 
 import dataclasses
+import functools
 from typing import Any, TypeAlias
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 
 from vggt_jax import geometry
+from vggt_jax.host import with_numpy
 from vggt_jax.layers.sparse_attention import AttentionStats
 from vggt_jax.preprocess import FrameTransform
 
@@ -168,10 +170,14 @@ class Reconstruction:
         if self.depth is None or self.camera_from_world is None:
             raise ValueError("points from depth need a model with a depth and a camera head")
         arrays = (self.depth, self.camera_from_world, self.intrinsics)
-        points = geometry.unproject_depth(*map(jnp.asarray, arrays), pixel_centre=self.pixel_centre)
+        xp, unproject = jnp, geometry.unproject_depth
+        if isinstance(self.depth, np.ndarray):
+            xp, unproject = np, functools.partial(with_numpy, unproject)
+        points = unproject(*map(xp.asarray, arrays), pixel_centre=self.pixel_centre)
         if self.mask is not None:
-            points = jnp.where(jnp.asarray(self.mask)[..., None], points, jnp.nan)
-        return np.asarray(points) if isinstance(self.depth, np.ndarray) else points
+            nan = points.dtype.type(np.nan)
+            points = xp.where(xp.asarray(self.mask)[..., None], points, nan)
+        return points
 
     def tracks_in_photographs(self) -> np.ndarray:
         """Tracks `[s m 2]` in the pixels of the original photographs.

@@ -130,4 +130,4 @@ def _predicted(result) -> list[str]:
 
 
 def _as_float32(array: jax.Array) -> np.ndarray:
-    return np.asarray(array.astype(jnp.float32))
+    return jax.device_get(array.astype(jnp.float32))

@@ -98,7 +98,7 @@ class Stream:
         """
         inputs = {"images": images, "query_points": query_points, "num_frames": num_frames}
         inputs = {name: value for name, value in inputs.items() if value is not None}
-        kept, first_tokens, fields = self.scene(model, **inputs)
+        kept, first_tokens, fields = self.scene(model, **jax.device_put(inputs))
         total = len(images) if num_frames is None else int(num_frames)
         size = self.frames_in_piece
         maps: dict[str, np.ndarray] = {}
@@ -110,12 +110,12 @@ class Stream:
                 if name not in maps:
                     maps[name] = np.empty((total, *x.shape[1:]), x.dtype)
                 # It may begin before the end of the piece before, and end in padding.
-                maps[name][start : start + size] = np.asarray(x)[: total - start]
+                maps[name][start : start + size] = jax.device_get(x)[: total - start]
             done(min(total, start + size))
 
         for start in range(0, total, size):
             start = min(start, len(images) - size)  # early enough for a whole piece
-            part = self.frames(model, kept, first_tokens, np.int32(start))
+            part = self.frames(model, kept, first_tokens, jax.device_put(np.int32(start)))
             for x in part.values():
                 x.copy_to_host_async()
             pending.append((start, part))
@@ -123,6 +123,7 @@ class Stream:
                 write()
         while pending:
             write()
+        fields = jax.device_get(fields)
         stats = fields.pop("attention_stats", None)
         on_host: dict[str, Any] = {name: np.array(x[:total]) for name, x in fields.items()}
         on_host.update(maps)

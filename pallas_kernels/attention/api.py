@@ -14,6 +14,7 @@ from pallas_kernels.arguments import (
     check_interpret,
     check_kv_lengths,
     checked_scale,
+    on_device,
 )
 from pallas_kernels.attention.config import (
     MAX_CAPACITY,
@@ -125,7 +126,7 @@ def block_sparse_attention(
         k,
         v,
         block_map,
-        kv_lengths,
+        on_device(kv_lengths, beside=q),
         scale=scale,
         implementation=implementation,
         config=config,

@@ -11,9 +11,10 @@ def attention(q, k, v, block_map, kv_tokens, scale):
     q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
     counts = tokens_that_count(kv_tokens, k.shape[0], block_map.block_k)
     k, v = (jnp.where(counts[:, None, None], x, 0.0) for x in (k, v))
-    query_block = jnp.arange(q.shape[0]) // block_map.block_q
-    key_block = jnp.arange(k.shape[0]) // block_map.block_k
-    mask = block_map.to_dense_mask()[:, query_block][:, :, key_block] & counts  # [n, t, kv]
+    query_block = jnp.arange(q.shape[0], dtype=jnp.int32) // block_map.block_q
+    key_block = jnp.arange(k.shape[0], dtype=jnp.int32) // block_map.block_k
+    mask = block_map.to_dense_mask()[:, query_block][:, :, key_block]  # [n, t, kv]
+    mask &= counts[None, None]
 
     highest = jax.lax.Precision.HIGHEST
     scores = scale * jnp.einsum("tnh,snh->nts", q, k, precision=highest)

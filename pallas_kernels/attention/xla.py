@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.attention import overflow
-from pallas_kernels.blocks import count_blocks, tokens_that_count
+from pallas_kernels.blocks import count_blocks, leading, tokens_that_count
 
 # Keys and values gathered at a time, in bytes.
 _MAX_GATHERED_BYTES = 32 * 2**20
@@ -42,7 +42,7 @@ def attention(q, k, v, block_map, kv_tokens, scale):
         halvings = overflow.halvings(queries)
         queries = overflow.halve(queries, halvings)
         factor = overflow.restore(halvings, scale)
-        live = jnp.arange(block_map.capacity) < counts[..., None]
+        live = leading(counts, block_map.capacity)
         lists = jax.tree.map(lambda x: _in_steps(x, slots), (indices.astype(jnp.int32), live))
         rows = queries.shape[:-1]
         start = (
@@ -79,7 +79,7 @@ def _attend_to_some(k, v, kv_tokens, queries, factor, carry, some):
     scores = jnp.einsum(
         "nrqh,nrgkh->nrqgk", queries, keys, precision=highest, preferred_element_type=jnp.float32
     )
-    counts = jnp.arange(block_k) < jnp.where(live, kv_tokens[indices], 0)[..., None]
+    counts = leading(jnp.where(live, kv_tokens[indices], 0), block_k)
     scores = jnp.where(counts[:, :, None], scores, -jnp.inf)
 
     new_top = jnp.maximum(top, lax.stop_gradient(jnp.max(scores, axis=(-1, -2))))

@@ -54,7 +54,7 @@ def linear(
     _check_arguments(x, kernel, bias, activation, implementation, interpret)
     if _choose_implementation(implementation, x, kernel, interpret) == "xla":
         return xla.linear(x, kernel, bias, activation, precision)
-    bias = jnp.zeros(kernel.shape[1]) if bias is None else bias
+    bias = jnp.zeros(kernel.shape[1], jnp.float32) if bias is None else bias
     return _run_kernel(activation, interpret, x, kernel, bias)
 
 

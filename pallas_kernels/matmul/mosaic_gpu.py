@@ -131,6 +131,7 @@ def _kernel(
             row, column = place_of_tile(r)
 
             def step(k, _):
+                k = jnp.asarray(k, int32)  # Loops of a known length count in JAX's default integers.
                 i = r * steps + k
                 slot = lax.rem(i, int32(STAGES))
 
@@ -180,6 +181,7 @@ def _kernel(
                 def group(g, parts, num_parts):
                     """As many steps as there are slots. Takes the first parts of those given, and
                     puts them last, so that the next group finds others there."""
+                    g = jnp.asarray(g, int32)
                     for slot in range(STAGES):
                         plgpu.barrier_wait(full.at[slot])
                         plgpu.wgmma(sums, x_smem.at[slot, rows], kernel_smem.at[slot])
@@ -229,7 +231,7 @@ def _kernel(
             write(parts[0], i, last)
             return parts[1:] + parts[:1]
 
-        lax.fori_loop(0, jnp.where(rounds > 0, _PARTS, 0), flush, parts)
+        lax.fori_loop(0, jnp.where(rounds > 0, int32(_PARTS), 0), flush, parts)
         plgpu.wait_smem_to_gmem(0)
 
     @pl.when(warpgroup < _CONSUMERS)

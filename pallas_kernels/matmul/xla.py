@@ -18,5 +18,5 @@ def linear(
 ) -> Float[Array, "*b o"]:
     """As `pallas_kernels.linear`; the product is rounded before the bias joins."""
     y = jnp.einsum("...i,io->...o", x, kernel, precision=precision)
-    y = y if bias is None else y + bias.astype(y.dtype)
+    y = y if bias is None else y + jax.lax.broadcast_to_rank(bias.astype(y.dtype), y.ndim)
     return _ACTIVATIONS[activation](y)

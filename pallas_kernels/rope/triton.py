@@ -76,7 +76,7 @@ def _kernel(x_ref, cos_ref, sin_ref, bias_ref, scale_ref, offset_ref, out_ref, *
     x = [part - mean for part in x]
     reciprocal = lax.rsqrt(_sum_rows([part * part for part in x]) / h + eps)
     scale, offset = (
-        [ref[quarter].astype(jnp.float32) for quarter in quarters]
+        [ref[quarter].astype(jnp.float32)[None, None] for quarter in quarters]
         for ref in (scale_ref, offset_ref)
     )
     a, b, c, d = (x[i] * reciprocal * scale[i] + offset[i] for i in range(4))

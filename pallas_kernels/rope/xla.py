@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.lax import broadcast_to_rank
 from jaxtyping import Array, Float
 
 
@@ -16,13 +17,14 @@ def norm_rope(
     eps: float,
 ) -> Float[Array, "*b p n h"]:
     """As `pallas_kernels.norm_rope`."""
-    y = x.astype(jnp.float32) + bias.astype(jnp.float32)
+    y = x.astype(jnp.float32) + broadcast_to_rank(bias.astype(jnp.float32), x.ndim)
     mean = jnp.mean(y, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(y - mean), axis=-1, keepdims=True)
     # Left alone, XLA makes one kernel of the norm, which the turn cannot join: its result would go
     # through memory in float32. With means and variances as arrays of their own, the rest is one.
     mean, variance = jax.lax.optimization_barrier((mean, variance))
     normalized = (y - mean) * jax.lax.rsqrt(variance + eps)
+    scale, offset = (broadcast_to_rank(y, x.ndim) for y in (scale, offset))
     return apply_rope(normalized * scale + offset, cos, sin).astype(x.dtype)
 
 
@@ -40,4 +42,5 @@ def apply_rope(
     pairs = x.reshape(*x.shape[:-1], 2, 2, x.shape[-1] // 4)  # [..., half, member, pair]
     first, second = pairs[..., 0, :], pairs[..., 1, :]
     turned = jnp.stack([-second, first], axis=-2).reshape(x.shape)
-    return x * cos[:, None, :] + turned * sin[:, None, :]
+    cos, sin = (broadcast_to_rank(table[:, None, :], x.ndim) for table in (cos, sin))
+    return x * cos + turned * sin

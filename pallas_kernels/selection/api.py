@@ -12,9 +12,14 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import devices
-from pallas_kernels.arguments import check_implementation, check_kv_lengths, checked_scale
+from pallas_kernels.arguments import (
+    check_implementation,
+    check_kv_lengths,
+    checked_scale,
+    on_device,
+)
 from pallas_kernels.block_map import BlockMap, index_dtype
-from pallas_kernels.blocks import count_blocks, tokens_per_block
+from pallas_kernels.blocks import count_blocks, leading, tokens_per_block
 from pallas_kernels.selection.pooled_softmax import pooled_softmax
 from pallas_kernels.selection.pooling import PoolMode
 
@@ -22,6 +27,8 @@ Implementation = Literal["triton", "xla"]
 
 # Scores that exist at any one time, in bytes.
 MAX_SCORE_BYTES = 128 * 2**20
+# Key blocks of a row of the Triton kernel. More would not fit into the registers of the largest program.
+_MAX_BLOCKS_OF_TRITON = 2**16
 # Added to a threshold by the paper's code, against rounding of cumulative sums
 # (sparse_vggt/utils/sparse_wrapper.py, get_block_mask).
 _THRESHOLD_EPS = 1e-5
@@ -112,6 +119,10 @@ def select_blocks(
         ValueError: arguments that no implementation could make sense of.
         NotImplementedError: the implementation named cannot do this here.
     """
+    sparse_ratio, cdf_threshold = (
+        x if isinstance(x, jax.core.Tracer) else jax.device_get(x)
+        for x in (sparse_ratio, cdf_threshold)
+    )
     _check_arguments(q, k, sparse_ratio, cdf_threshold, pool_mode, block_q, block_k)
     if random_key is not None and (sparse_ratio is None or cdf_threshold is not None):
         raise ValueError("random blocks need a number of them: give sparse_ratio, no cdf_threshold")
@@ -134,15 +145,13 @@ def select_blocks(
     if cdf_threshold is None and isinstance(num_kept, np.ndarray):
         wanted = num_sink_blocks + max(1, int(num_kept.max()))
     if cdf_threshold is not None:
-        cdf_threshold = jnp.broadcast_to(jnp.asarray(cdf_threshold, jnp.float32), n)
+        xp = jnp if isinstance(cdf_threshold, jax.core.Tracer) else np
+        cdf_threshold = xp.broadcast_to(xp.asarray(cdf_threshold, np.float32), n)
+    numbers = (num_kept, cdf_threshold, q_length, kv_lengths, np.float32(scale))
     return _select(
         q,
         k,
-        num_kept,
-        cdf_threshold,
-        q_length,
-        kv_lengths,
-        scale,
+        *on_device(numbers, beside=q),
         random_key,
         pool_mode=pool_mode,
         block_q=block_q,
@@ -169,8 +178,8 @@ def _select(
 ):  # fmt: skip
     q_tokens = tokens_per_block(q_length, q.shape[0], block_q)
     kv_tokens = tokens_per_block(kv_lengths, k.shape[0], block_k)
-    num_kept = num_kept[:, jnp.sum(kv_tokens[num_sink_blocks:] > 0)]
-    num_kept = jnp.maximum(num_kept, 1)
+    num_blocks = jnp.sum(kv_tokens[num_sink_blocks:] > 0, dtype=jnp.int32)
+    num_kept = jnp.maximum(jnp.asarray(num_kept)[:, num_blocks], 1)
     probability = None if cdf_threshold is None else cdf_threshold + _THRESHOLD_EPS
 
     if implementation == "triton":
@@ -192,12 +201,13 @@ def _select(
         jnp.zeros(shape, jnp.float32),
         jnp.zeros(shape, jnp.int32),
     )
-    takes_part = (kv_tokens > 0) & (jnp.arange(kv_tokens.size) >= num_sink_blocks)
+    takes_part = (kv_tokens > 0) & (np.arange(kv_tokens.size) >= num_sink_blocks)
     heads, rows = _stripe(num_heads, num_rows, kv_tokens.size)
     stripes = count_blocks(num_rows, rows)
 
     def select_stripe(i, carry):
         results, entropy = carry
+        i = jnp.asarray(i, jnp.int32)
         # The last stripe of a head starts early enough to be whole; what it repeats comes out the
         # same.
         head, row = heads * (i // stripes), jnp.minimum(rows * (i % stripes), num_rows - rows)
@@ -225,9 +235,10 @@ def _select(
         if random_key is not None:
             # The rule weighed the lots.
             indices, counts, covered, missing = results
-            indices = lax.dynamic_slice(indices, (head, row, 0), (heads, rows, capacity))
+            place = (head, row, np.int32(0))
+            indices = lax.dynamic_slice(indices, place, (heads, rows, capacity))
             count = lax.dynamic_slice(counts, (head, row), (heads, rows))
-            is_kept = jnp.arange(capacity) < count[..., None]
+            is_kept = leading(count, capacity)
             kept = jnp.take_along_axis(masses, indices.astype(jnp.int32), axis=-1)
             kept = jnp.sum(jnp.where(is_kept, kept, 0.0), axis=-1)
             results = (results[0], counts, write(covered, kept), missing)
@@ -263,10 +274,11 @@ def _lots(key, place, shape, num_sink_blocks):
     def of_row(head, row):
         of_row = jax.random.fold_in(jax.random.fold_in(key, head), row)
         # Counted behind the sinks, so that more of them draw no other blocks.
-        return jax.random.uniform(of_row, (num_blocks - num_sink_blocks,))
+        return jax.random.uniform(of_row, (num_blocks - num_sink_blocks,), jnp.float32)
 
     of_rows = jax.vmap(jax.vmap(of_row, (None, 0)), (0, None))
-    lots = of_rows(place[0] + jnp.arange(heads), place[1] + jnp.arange(rows))
+    places = (start + jnp.arange(n, dtype=jnp.int32) for start, n in zip(place, (heads, rows)))
+    lots = of_rows(*places)
     return jnp.pad(lots, ((0, 0), (0, 0), (num_sink_blocks, 0)))
 
 
@@ -288,7 +300,7 @@ def _kept_by_ratio(sparse_ratio, num_blocks, num_heads):
     # The paper's code rounds in float64, where 10 * (1 - 0.9) is just below 1.
     xp, dtype = (jnp, jnp.float32) if isinstance(sparse_ratio, Tracer) else (np, np.float64)
     ratios = xp.broadcast_to(xp.asarray(sparse_ratio, dtype), num_heads)
-    return (xp.arange(num_blocks + 1) * (1 - ratios[:, None])).astype(np.int32)
+    return (xp.arange(num_blocks + 1, dtype=dtype)[None] * (1 - ratios[:, None])).astype(np.int32)
 
 
 def _check_arguments(q, k, sparse_ratio, cdf_threshold, pool_mode, block_q, block_k):
@@ -322,16 +334,15 @@ def _choose_implementation(implementation, num_kv_blocks, interpret):
     check_implementation(implementation, get_args(Implementation))
     if interpret and implementation == "xla":
         raise ValueError(f"{implementation=} is no kernel; leave out {interpret=}")
-    from pallas_kernels.selection.triton import MAX_BLOCKS
-
-    fits = num_kv_blocks <= MAX_BLOCKS
+    fits = num_kv_blocks <= _MAX_BLOCKS_OF_TRITON
     if implementation is None and not interpret:
         return "triton" if devices.is_ampere_or_later() and fits else "xla"
     if implementation == "xla":
         return "xla"
     if not fits:
         raise NotImplementedError(
-            f"{num_kv_blocks=} is above the {MAX_BLOCKS} of triton; use implementation='xla'"
+            f"{num_kv_blocks=} is above the {_MAX_BLOCKS_OF_TRITON} of triton; "
+            f"use implementation='xla'"
         )
     if not interpret and not devices.is_ampere_or_later():
         raise NotImplementedError(

@@ -12,8 +12,6 @@ from pallas_kernels.blocks import count_blocks, next_power_of_2
 from pallas_kernels.selection.rule import count_in, keep_row, positions, running_count
 from pallas_kernels.triton_call import triton_call
 
-# With more, a row would not fit into the registers of the largest program.
-MAX_BLOCKS = 2**16
 # Numbers of a token that one program pools: enough to read whole cache lines.
 _POOLED_CHANNELS = 128
 

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from pallas_kernels.selection.rule import keep_row
@@ -32,7 +33,7 @@ def select_rows(results, place, scores, tokens, num_kept, probability, *, capaci
 
     per_head = functools.partial(jax.vmap, in_axes=(0, None, None))
     parts = jax.vmap(per_head(select_row))(scores, num_kept, probability)
-    start = lambda result: (*place, *(0,) * (result.ndim - 2))
+    start = lambda result: (*place, *(np.int32(0),) * (result.ndim - 2))
     return jax.tree.map(
         lambda result, part: lax.dynamic_update_slice(result, part, start(result)), results, parts
     )

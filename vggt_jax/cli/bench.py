@@ -102,7 +102,7 @@ class Bench:
         times = []
         for _ in range(self.repeats + 1):  # The first call warms up.
             start = time.perf_counter()
-            jax.block_until_ready(compiled(model, **inputs))
+            jax.block_until_ready(compiled(model, **jax.device_put(inputs)))
             times.append(time.perf_counter() - start)
         analysis = compiled.memory_analysis()
         held = "unknown"

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from vggt_jax import geometry
@@ -79,7 +80,7 @@ def umeyama(
 
     def centred(points):
         points = jnp.where(valid[..., None], points.astype(jnp.float32), 0.0)
-        mean = jnp.sum(points, axis=-2) / number[..., None]
+        mean = jnp.sum(points, axis=-2) / number[..., None].astype(jnp.float32)
         return mean, jnp.where(valid[..., None], points - mean[..., None, :], 0.0)
 
     (source_mean, source), (target_mean, target) = centred(source), centred(target)
@@ -90,7 +91,7 @@ def umeyama(
     covariance = jnp.einsum("...mi,...mj->...ij", target, source, precision=_FULL_PRECISION)
     is_spread = source_size > 0
     both = (is_spread & (target_size > 0))[..., None, None]
-    rotation = geometry.nearest_rotation(jnp.where(both, covariance, jnp.eye(3)))
+    rotation = geometry.nearest_rotation(jnp.where(both, covariance, np.eye(3, dtype=np.float32)))
     scale = jnp.ones_like(source_size)
     if with_scale:
         variance = jnp.sum(source * source, axis=(-2, -1))
@@ -125,8 +126,17 @@ def median_scale(
     valid: Bool[Array, "*batch m"],
 ) -> Float[Array, "*batch"]:
     """The ratio of the medians, `median(target) / median(source)`; NaN without valid numbers."""
-    median = lambda x: jnp.nanmedian(jnp.where(valid, x, jnp.nan), axis=-1)
-    return median(target) / median(source)
+    return _median(target, valid) / _median(source, valid)
+
+
+def _median(x, valid):
+    """`jnp.nanmedian` of the valid numbers, without making the others NaN, which people look for."""
+    valid = valid & ~jnp.isnan(x)
+    number = jnp.sum(valid, axis=-1, dtype=jnp.int32)[..., None]
+    ordered = jnp.sort(jnp.where(valid, x, jnp.inf), axis=-1)
+    middle = (jnp.maximum(number - 1, 0) // 2, jnp.minimum(number // 2, x.shape[-1] - 1))
+    low, high = (jnp.take_along_axis(ordered, place, axis=-1) for place in middle)
+    return jnp.where(number > 0, 0.5 * low + 0.5 * high, jnp.nan)[..., 0]
 
 
 def least_squares_scale(
@@ -158,7 +168,7 @@ def least_squares_scale_and_shift(
     number = jnp.sum(valid, axis=-1, dtype=jnp.int32)
 
     def centred(x):
-        mean = jnp.sum(jnp.where(valid, x, 0.0), axis=-1) / number
+        mean = jnp.sum(jnp.where(valid, x, 0.0), axis=-1) / number.astype(x.dtype)
         return mean, jnp.where(valid, x - mean[..., None], 0.0)
 
     (source_mean, source), (target_mean, target) = centred(source), centred(target)

@@ -70,7 +70,8 @@ def pair_errors(
         ValueError: shapes differ, or there are fewer than two frames.
     """
     camera_from_world, truth = _checked(camera_from_world, truth)
-    first, second = np.triu_indices(camera_from_world.shape[-3], k=1)
+    pairs = np.triu_indices(camera_from_world.shape[-3], k=1)
+    first, second = (frames.astype(np.int32) for frames in pairs)
     found = _relative(camera_from_world, first, second)
     expected = _relative(truth, first, second)
     rotation = jnp.einsum(
@@ -108,7 +109,8 @@ def auc_at(errors: PairErrors, degrees: int) -> Float[Array, "*batch"]:
     if degrees != int(degrees) or degrees < 1:
         raise ValueError(f"{degrees=} must be a whole number of degrees, at least 1")
     worst = jnp.maximum(errors.rotation, errors.translation)[..., None]
-    thresholds = jnp.arange(1, int(degrees) + 1)
+    thresholds = jnp.arange(1, int(degrees) + 1, dtype=worst.dtype)
+    thresholds = jax.lax.broadcast_to_rank(thresholds, worst.ndim)
     reached = (worst < thresholds) | (worst == degrees) & (thresholds == degrees)
     return jnp.mean(reached, axis=(-2, -1), dtype=jnp.float32)
 
@@ -140,7 +142,7 @@ def trajectory_errors(
     found = umeyama(found[..., 3], expected[..., 3]).apply_to_cameras(found)
     distance = jnp.linalg.norm(found[..., 3] - expected[..., 3], axis=-1)
 
-    steps = np.arange(camera_from_world.shape[-3] - 1)
+    steps = np.arange(camera_from_world.shape[-3] - 1, dtype=np.int32)
     move = lambda cameras: _relative(invert_rigid(cameras), steps, steps + 1)
     found_move, expected_move = move(found), move(expected)
     # Of the motion that is left, its angle and its length: rotations change neither.

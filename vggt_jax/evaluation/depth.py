@@ -64,7 +64,7 @@ def align_depth(
     num_axes = 3 if per == "scene" else 2
     flat = lambda x: x.reshape(*x.shape[:-num_axes], -1)
     pixels = (flat(depth), flat(truth), flat(valid & jnp.isfinite(depth)))
-    shift = jnp.zeros(())
+    shift = jnp.float32(0)
     if alignment == "median":
         scale = align.median_scale(*pixels)
     elif alignment == "scale":
@@ -103,7 +103,7 @@ def depth_metrics(
         # Row by row, then over rows and frames: float32 sums of millions of pixels stay exact
         # enough.
         rows = jnp.sum(jnp.where(valid, x, 0.0), axis=-1, dtype=jnp.float32)
-        return jnp.sum(jnp.sum(rows, axis=-1), axis=-1) / num_pixels
+        return jnp.sum(jnp.sum(rows, axis=-1), axis=-1) / num_pixels.astype(jnp.float32)
 
     within = [mean((ratio < 1.25**k).astype(jnp.float32)) for k in (1, 2, 3)]
     return DepthMetrics(

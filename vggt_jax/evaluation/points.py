@@ -5,6 +5,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 # Pairs of points whose distances exist at a time: 8 million, 32 MiB.
@@ -95,16 +96,19 @@ def nearest_neighbours(
             chunk, first = inputs
             squares = (jnp.square(some[:, None, i] - chunk[None, :, i]) for i in range(3))
             squared = sum(squares)  # [query_chunk, point_chunk]
-            nearest = jnp.argmin(squared, axis=1)
+            nearest = jax.lax.argmin(squared, 1, jnp.int32)
             smallest = jnp.min(squared, axis=1)
             is_closer = smallest < best[0]
-            index = first + nearest.astype(jnp.int32)
+            index = first + nearest
             return (
                 jnp.where(is_closer, smallest, best[0]),
                 jnp.where(is_closer, index, best[1]),
             ), None
 
-        nothing = (jnp.full(query_chunk, jnp.inf), jnp.zeros(query_chunk, jnp.int32))
+        nothing = (
+            jnp.full(query_chunk, jnp.inf, jnp.float32),
+            jnp.zeros(query_chunk, jnp.int32),
+        )
         starts = point_chunk * jnp.arange(len(points), dtype=jnp.int32)
         return jax.lax.scan(compare, nothing, (points, starts))[0]
 
@@ -218,8 +222,8 @@ def normals_from_point_map(
         """Of the next and the last valid neighbour along an axis; and whether there is any."""
         axis = axis % points.ndim
         size = points.shape[axis]
-        ahead = jnp.minimum(jnp.arange(size) + 1, size - 1)
-        behind = jnp.maximum(jnp.arange(size) - 1, 0)
+        ahead = np.minimum(np.arange(size, dtype=np.int32) + 1, size - 1)
+        behind = np.maximum(np.arange(size, dtype=np.int32) - 1, 0)
         here = valid[..., None]
         pick = lambda index: jnp.where(
             jnp.take(here, index, axis), jnp.take(points, index, axis), points
@@ -237,7 +241,7 @@ def normals_from_point_map(
 
 def _mean(x, valid):
     number = jnp.sum(valid, dtype=jnp.int32)
-    return jnp.sum(jnp.where(valid, x, 0).astype(jnp.float32)) / number
+    return jnp.sum(jnp.where(valid, x.astype(jnp.float32), 0.0)) / number.astype(jnp.float32)
 
 
 def _median(x, valid):
@@ -245,5 +249,6 @@ def _median(x, valid):
     number = jnp.sum(valid, dtype=jnp.int32)
     ordered = jnp.sort(jnp.where(valid, x, jnp.inf))
     low, high = ordered[jnp.maximum(number - 1, 0) // 2], ordered[number // 2]
-    middle = jnp.where(low == high, low, low + (high - low) / 2)
+    # The difference of two infinite values would be NaN.
+    middle = jnp.where(low == high, low, low + (high - jnp.where(low == high, 0.0, low)) / 2)
     return jnp.where(number > 0, middle, jnp.nan)

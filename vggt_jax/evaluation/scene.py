@@ -96,8 +96,9 @@ def _compare_points(points, truth: SceneTruth, max_points, f_score_threshold):
     )
     true_points = truth.points()
     positions = geometry.camera_positions(truth.camera_from_world)
-    distances = jnp.linalg.norm(true_points - positions[0], axis=-1)
-    size = jnp.sum(jnp.where(truth.valid, distances, 0.0)) / jnp.sum(truth.valid, dtype=jnp.int32)
+    distances = jnp.linalg.norm(true_points - positions[0, None, None, None], axis=-1)
+    num_valid = jnp.sum(truth.valid, dtype=jnp.int32).astype(jnp.float32)
+    size = jnp.sum(jnp.where(truth.valid, distances, 0.0)) / num_valid
 
     # From the middle of each cell of the grid.
     of_grid = lambda x: x[:, stride // 2 :: stride, stride // 2 :: stride].reshape(-1, *x.shape[3:])
@@ -107,7 +108,9 @@ def _compare_points(points, truth: SceneTruth, max_points, f_score_threshold):
     is_finite = jnp.all(jnp.isfinite(found), axis=-1)
     similarity = umeyama(found, expected, valid & is_finite)
     aligned = similarity.apply(found)
-    turn = dataclasses.replace(similarity, scale=jnp.ones(()), translation=jnp.zeros(3))
+    turn = dataclasses.replace(
+        similarity, scale=jnp.float32(1), translation=jnp.zeros(3, jnp.float32)
+    )
     return point_metrics(
         aligned,
         expected,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+import jax
 import numpy as np
 
 from vggt_jax.confidence import allowed_pixels, confidence_of, percentile_thresholds
@@ -179,6 +180,7 @@ def write_export(
     if recon.images.ndim != 4:
         raise InputError("several scenes cannot be exported together; give one, without scene axis")
     options.check_place(path)
+    recon = jax.device_get(recon)
     return (_write_folder if options.is_folder else _write_file)(recon, path, options)
 
 

@@ -36,7 +36,7 @@ class CameraHead(nnx.Module):
         )
         self.trunk = stack_modules(make, depth, rngs)
         self.trunk_norm = LayerNorm(dim)
-        self.empty_pose_tokens = nnx.Param(jnp.zeros(POSE_ENCODING_DIM))
+        self.empty_pose_tokens = nnx.Param(jnp.zeros(POSE_ENCODING_DIM, jnp.float32))
         self.embed_pose = Linear(POSE_ENCODING_DIM, dim, rngs=rngs)
         self.modulation = Linear(dim, 3 * dim, rngs=rngs)
         self.pose_branch = Mlp(dim, dim // 2, POSE_ENCODING_DIM, rngs=rngs)
@@ -69,7 +69,8 @@ class CameraHead(nnx.Module):
 
         shape = (*tokens.shape[:2], POSE_ENCODING_DIM)
         empty = jnp.broadcast_to(self.empty_pose_tokens[...], shape)
-        _, encodings = jax.lax.scan(iterate, (jnp.zeros(shape), empty), length=self.num_iterations)
+        start = (jnp.zeros(shape, jnp.float32), empty)
+        _, encodings = jax.lax.scan(iterate, start, length=self.num_iterations)
         return jnp.concatenate([encodings[..., :7], jax.nn.relu(encodings[..., 7:])], axis=-1)
 
     def _run_trunk(self, x, num_frames, precision):

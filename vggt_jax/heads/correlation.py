@@ -45,7 +45,7 @@ def sample_border(position: Float[Array, " m"], size: int):
     """
     position = jnp.clip(grid_position(position, size), 0, size - 1)
     low = jnp.floor(position).astype(jnp.int32)
-    return low, jnp.minimum(low + 1, size - 1), (position - low)[:, None]
+    return low, jnp.minimum(low + 1, size - 1), (position - low.astype(jnp.float32))[:, None]
 
 
 def sample_features(
@@ -96,12 +96,13 @@ def lerp(low, high, weight):
 def _window(centre: Float[Array, " m"], radius: int, size: int):
     """A window along one axis: `2 radius + 2` whole positions, which of them lie inside, and for
     each of the `2 radius + 1` samples between two neighbours the weight of the upper one."""
-    positions = grid_position(centre[:, None] + np.arange(-radius, radius + 1), size)
+    offsets = np.arange(-radius, radius + 1, dtype=np.float32)
+    positions = grid_position(centre[:, None] + offsets[None], size)
     if size == 1:
         # `grid_sample` maps every coordinate to the one pixel there is.
         zeros = jnp.zeros((len(centre), 2 * radius + 2), jnp.int32)
         return zeros, jnp.zeros_like(positions), zeros == 0
     low = jnp.floor(positions[:, :1]).astype(jnp.int32)
-    whole = low + np.arange(2 * radius + 2)
+    whole = low + np.arange(2 * radius + 2, dtype=np.int32)[None]
     inside = (whole >= 0) & (whole < size)
-    return jnp.clip(whole, 0, size - 1), positions - whole[:, :-1], inside
+    return jnp.clip(whole, 0, size - 1), positions - whole[:, :-1].astype(jnp.float32), inside

@@ -38,7 +38,8 @@ class ResidualConvUnit(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w c"], precision: Precision):
         x = jax.nn.relu(x)
-        return self.conv2(jax.nn.relu(self.conv1(x, precision)), precision) + x
+        branch = self.conv2(jax.nn.relu(self.conv1(x, precision)), precision)
+        return branch.astype(x.dtype) + x
 
 
 class FeatureFusion(nnx.Module):
@@ -51,7 +52,7 @@ class FeatureFusion(nnx.Module):
 
     def __call__(self, x, finer, size: tuple[int, ...], precision: Precision):
         if self.res_conf_unit1 is not None:
-            x = x + self.res_conf_unit1(finer, precision)
+            x = x + self.res_conf_unit1(finer, precision).astype(x.dtype)
         x = self.res_conf_unit2(x, precision)
         # The official code enlarges first. Interpolation weights sum to one, so that it commutes
         # with a per-pixel linear layer, which is cheaper on the small map.
@@ -161,7 +162,7 @@ def add_position(x: Float[Array, "b h w c"], aspect_ratio: float) -> Float[Array
     along_y = _sincos(_centres(span_y, height), channels // 2)[:, None]  # [h, 1, c / 2]
     half = (height, width, channels // 2)
     table = [jnp.broadcast_to(along_x, half), jnp.broadcast_to(along_y, half)]
-    return x + _POSITION_RATIO * jnp.concatenate(table, axis=-1)
+    return x.astype(jnp.float32) + _POSITION_RATIO * jnp.concatenate(table, axis=-1)[None]
 
 
 def _centres(span: float, num: int) -> np.ndarray:

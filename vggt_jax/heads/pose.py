@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -54,5 +55,5 @@ class PoseHead(nnx.Module):
         )
         translation = self.fc_t(x, precision)[..., None]
         pose = jnp.concatenate([rotation, translation], axis=-1)
-        last = jnp.broadcast_to(jnp.array([0.0, 0.0, 0.0, 1.0]), (*pose.shape[:-2], 1, 4))
+        last = jnp.broadcast_to(np.array([0, 0, 0, 1], np.float32), (*pose.shape[:-2], 1, 4))
         return jnp.concatenate([pose, last], axis=-2)

@@ -82,7 +82,9 @@ class Tracker(nnx.Module):
         self.corr_mlp = Mlp(
             corr_levels * (2 * corr_radius + 1) ** 2, hidden_dim, features, rngs=rngs
         )
-        self.query_ref_token = nnx.Param(jax.random.normal(rngs.params(), (2, token_dim)))
+        self.query_ref_token = nnx.Param(
+            jax.random.normal(rngs.params(), (2, token_dim), jnp.float32)
+        )
         self.updateformer = UpdateFormer(
             token_dim,
             hidden_dim,
@@ -123,9 +125,12 @@ class Tracker(nnx.Module):
         dim = self.query_ref_token.shape[-1]
         position = jax.vmap(lambda points: _position_embedding(points, height, width, dim))(start)
         reference = jnp.take(
-            self.query_ref_token[...], np.minimum(np.arange(s), 1), axis=0, mode="clip"
+            self.query_ref_token[...],
+            np.minimum(np.arange(s, dtype=np.int32), 1),
+            axis=0,
+            mode="clip",
         )
-        constant = position[:, :, None] + reference  # [b, m, s, t]
+        constant = position[:, :, None] + reference[None, None]  # [b, m, s, t]
 
         def iterate(carry, _):
             coords, track_features = carry  # [b, s, m, 2], [b, s, m, c]
@@ -184,6 +189,7 @@ class Tracker(nnx.Module):
 def _flow_embedding(flow: Float[Array, "*b 2"], dim: int) -> Float[Array, "*b c"]:
     """Sines and cosines, interleaved, of the x and then of the y movement."""
     frequencies = np.arange(0, dim, 2, dtype=np.float32) * np.float32(_FLOW_MAX_FREQUENCY / dim)
+    frequencies = jax.lax.broadcast_to_rank(frequencies, flow.ndim + 1)
     angles = rounded(flow[..., None] * frequencies)  # [..., x or y, dim / 2]
     waves = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1)
     return waves.reshape(*flow.shape[:-1], 2 * dim)

@@ -100,7 +100,9 @@ class UpdateFormer(nnx.Module):
     ):
         self.input_norm = LayerNorm(in_dim)
         self.input_transform = Linear(in_dim, dim, rngs=rngs)
-        self.virtual_tracks = nnx.Param(jax.random.normal(rngs.params(), (num_virtual_tracks, dim)))
+        self.virtual_tracks = nnx.Param(
+            jax.random.normal(rngs.params(), (num_virtual_tracks, dim), jnp.float32)
+        )
         self_block = lambda rngs: SelfBlock(dim, num_heads, rngs=rngs)
         cross_block = lambda rngs: CrossBlock(dim, num_heads, rngs=rngs)
         self.time_blocks = stack_modules(self_block, depth, rngs)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 import pallas_kernels
 from pallas_kernels import BlockMap, attention_obstacles, block_sparse_attention, devices
 from pallas_kernels.attention.config import MAX_CAPACITY
-from pallas_kernels.blocks import next_power_of_2
+from pallas_kernels.blocks import leading, next_power_of_2
 from pallas_kernels.mosaic_gpu_call import align
 from pallas_kernels.rope import apply_rope
 from vggt_jax.layers.chunking import map_chunks
@@ -187,7 +187,7 @@ def _attend(q, k, v, kv_lengths, precision):
     )
     scores *= q.shape[-1] ** -0.5
     if kv_lengths is not None:
-        valid = jnp.arange(k.shape[1]) < kv_lengths[:, None]
+        valid = leading(kv_lengths, k.shape[1])
         scores = jnp.where(valid[:, None, None, :], scores, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return jnp.einsum(

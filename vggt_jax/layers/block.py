@@ -37,7 +37,7 @@ class Block(nnx.Module):
     ):
         self.norm1 = LayerNorm(dim, eps=norm_eps)
         self.attn = Attention(dim, num_heads, qk_norm=qk_norm, rngs=rngs)
-        scale = lambda: None if layer_scale is None else nnx.Param(jnp.full(dim, layer_scale))
+        scale = lambda: None if layer_scale is None else nnx.Param(jnp.full(dim, layer_scale, jnp.float32))
         self.ls1 = scale()
         self.norm2 = LayerNorm(dim, eps=norm_eps)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), rngs=rngs)
@@ -129,7 +129,7 @@ class Block(nnx.Module):
 
 
 def _scaled(scale: nnx.Param | None, branch: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
-    return branch if scale is None else scale[...] * branch
+    return branch if scale is None else jax.lax.broadcast_to_rank(scale[...], branch.ndim) * branch
 
 
 def stack_modules(make: Callable[[nnx.Rngs], ModuleT], num: int, rngs: nnx.Rngs) -> ModuleT:

@@ -60,11 +60,12 @@ def update_chunks(
         result = fn(piece, *_piece(others, start, chunk, axis))
         if size % chunk:  # the last piece begins with slices that are replaced already
             shape = [chunk if d == axis else 1 for d in range(x.ndim)]
-            is_new = (start + jnp.arange(chunk) >= first_new).reshape(shape)
+            is_new = (start + jnp.arange(chunk, dtype=jnp.int32) >= first_new).reshape(shape)
             result = jnp.where(is_new, result, piece)
         return jax.lax.dynamic_update_slice_in_dim(x, result, start, axis), None
 
-    return jax.lax.scan(step, x, (starts, chunk * jnp.arange(len(starts))))[0]
+    first_new = chunk * jnp.arange(len(starts), dtype=jnp.int32)
+    return jax.lax.scan(step, x, (starts, first_new))[0]
 
 
 def _cut(size: int, max_chunk: int):
@@ -77,7 +78,7 @@ def _cut(size: int, max_chunk: int):
     divisors = (n for n in range(fewest, 4 * fewest // 3 + 1) if size % n == 0)
     num_chunks = next(divisors, fewest)
     chunk = -(-size // num_chunks)
-    return chunk, jnp.minimum(chunk * jnp.arange(num_chunks), size - chunk)
+    return chunk, jnp.minimum(chunk * jnp.arange(num_chunks, dtype=jnp.int32), size - chunk)
 
 
 def _piece(xs, start, chunk: int, axis: int):

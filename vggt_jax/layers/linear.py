@@ -14,7 +14,8 @@ _INIT_STD = 0.02  # official file: vggt/layers/vision_transformer.py, init_weigh
 
 
 def _kernel(rngs: nnx.Rngs, *shape: int) -> nnx.Param:
-    return nnx.Param(_INIT_STD * jax.random.truncated_normal(rngs.params(), -2.0, 2.0, shape))
+    draw = jax.random.truncated_normal(rngs.params(), -2.0, 2.0, shape, jnp.float32)
+    return nnx.Param(_INIT_STD * draw)
 
 
 class Linear(nnx.Module):
@@ -22,7 +23,7 @@ class Linear(nnx.Module):
 
     def __init__(self, in_dim: int, out_dim: int, *, rngs: nnx.Rngs):
         self.kernel = _kernel(rngs, in_dim, out_dim)
-        self.bias = nnx.Param(jnp.zeros(out_dim))
+        self.bias = nnx.Param(jnp.zeros(out_dim, jnp.float32))
 
     def __call__(
         self, x: Float[Array, "*b i"], precision: Precision, **options
@@ -73,7 +74,7 @@ class Conv(nnx.Module):
     ):
         self.stride = stride
         self.kernel = _kernel(rngs, kernel_size, kernel_size, in_dim, out_dim)
-        self.bias = nnx.Param(jnp.zeros(out_dim)) if use_bias else None
+        self.bias = nnx.Param(jnp.zeros(out_dim, jnp.float32)) if use_bias else None
 
     def __call__(
         self, x: Float[Array, "b h w i"], precision: Precision
@@ -88,7 +89,7 @@ class Conv(nnx.Module):
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             precision=precision.matmul,
         )
-        return y if self.bias is None else y + self.bias[...].astype(dtype)
+        return y if self.bias is None else y + self.bias[...].astype(dtype)[None, None, None]
 
 
 class Upsample(nnx.Module):
@@ -96,7 +97,7 @@ class Upsample(nnx.Module):
 
     def __init__(self, in_dim: int, out_dim: int, factor: int, *, rngs: nnx.Rngs):
         self.kernel = _kernel(rngs, in_dim, factor, factor, out_dim)
-        self.bias = nnx.Param(jnp.zeros(out_dim))
+        self.bias = nnx.Param(jnp.zeros(out_dim, jnp.float32))
 
     def __call__(
         self, x: Float[Array, "b h w i"], precision: Precision
@@ -107,4 +108,5 @@ class Upsample(nnx.Module):
             "bhwi,ixyo->bhxwyo", x.astype(dtype), kernel.astype(dtype), precision=precision.matmul
         )
         b, height, _, width, _, _ = y.shape
-        return y.reshape(b, height * factor, width * factor, out_dim) + self.bias[...].astype(dtype)
+        y = y.reshape(b, height * factor, width * factor, out_dim)
+        return y + self.bias[...].astype(dtype)[None, None, None]

@@ -11,11 +11,14 @@ class LayerNorm(nnx.Module):
 
     def __init__(self, dim: int, *, eps: float = 1e-5):
         self.eps = eps
-        self.scale = nnx.Param(jnp.ones(dim))
-        self.bias = nnx.Param(jnp.zeros(dim))
+        self.scale = nnx.Param(jnp.ones(dim, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(dim, jnp.float32))
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        return normalize(x, eps=self.eps) * self.scale[...] + self.bias[...]
+        scale, bias = (
+            jax.lax.broadcast_to_rank(y[...], x.ndim) for y in (self.scale, self.bias)
+        )
+        return normalize(x, eps=self.eps) * scale + bias
 
 
 def normalize(x: Float[Array, "*b d"], *, eps: float) -> Float[Array, "*b d"]:

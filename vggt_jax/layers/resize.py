@@ -22,9 +22,8 @@ def _resize_axis(x, size: int, axis: int):
         return x
     low, high, weight = _neighbours(old, size)
     weight = np.expand_dims(weight, tuple(d for d in range(x.ndim) if d != axis))
-    return (1 - weight) * jnp.take(x, low, axis, mode="clip") + weight * jnp.take(
-        x, high, axis, mode="clip"
-    )
+    at = lambda index: jnp.take(x, index, axis, mode="clip").astype(jnp.float32)
+    return (1 - weight) * at(low) + weight * at(high)
 
 
 def _neighbours(old: int, size: int):
@@ -32,7 +31,7 @@ def _neighbours(old: int, size: int):
     scale = np.float32((old - 1) / (size - 1)) if size > 1 else np.float32(0)
     position = np.arange(size, dtype=np.float32) * scale
     low = np.minimum(position.astype(np.int32), old - 1)
-    return low, np.minimum(low + 1, old - 1), position - low
+    return low, np.minimum(low + 1, old - 1), (position - low).astype(np.float32)
 
 
 def _forward(x, size, axis):

@@ -214,8 +214,8 @@ def sparse_attention(
     k, v, q = wait((k, layout(v), q))
     patch_queries, special_queries, k, v = wait((patches(q), special(q), k, v))
     # How many tokens count in each block of keys: up to the end of the frames, in both parts.
-    frames = s if num_frames is None else num_frames
-    starts = block_k * np.arange(count_blocks(k.shape[0], block_k))
+    frames = np.int32(s) if num_frames is None else num_frames.astype(jnp.int32)
+    starts = block_k * np.arange(count_blocks(k.shape[0], block_k), dtype=np.int32)
     ends = jnp.where(
         starts < num_sink_blocks * block_k,
         frames * num_special,
@@ -254,11 +254,11 @@ def sparse_attention(
         # barrier.
         out = jax.lax.optimization_barrier(out)
         of_special = of_special.reshape(s, num_special, n, h)
-        out = jax.lax.dynamic_update_slice(out, of_special, (0, 0, 0, 0))
+        out = jax.lax.dynamic_update_slice(out, of_special, (np.int32(0),) * 4)
 
     block_map, live = selection.block_map, selection.block_map.counts > 0
-    num_live = jnp.maximum(jnp.sum(live, axis=-1), 1)
-    num_patch_blocks = jnp.sum(kv_lengths[num_sink_blocks:] > 0)
+    num_live = jnp.maximum(jnp.sum(live, axis=-1, dtype=jnp.float32), 1.0)
+    num_patch_blocks = jnp.sum(kv_lengths[num_sink_blocks:] > 0, dtype=jnp.int32)
     highest = jnp.log(jnp.maximum(num_patch_blocks, 2).astype(jnp.float32))
     kept_pairs = jnp.sum(block_map.counts.astype(jnp.float32), axis=-1) * (
         attention.block_q * block_k
@@ -300,7 +300,7 @@ def _attend_to_everything(q, k, v, attend, attention):
     out, lse = (x.reshape(num_parts, -1, *x.shape[1:])[:, :t] for x in (out, lse))
     # A part in which no key counts has a log-sum-exp of -inf, and thereby no weight.
     top = jax.lax.stop_gradient(jnp.max(lse, axis=0))  # It cancels.
-    weights = jnp.exp(lse - jnp.where(top == -jnp.inf, 0.0, top))
+    weights = jnp.exp(lse - jnp.where(top == -jnp.inf, 0.0, top)[None])
     total = jnp.maximum(jnp.sum(weights, axis=0), jnp.finfo(jnp.float32).tiny)
     merged = jnp.sum(weights[..., None] * out.astype(jnp.float32), axis=0) / total[..., None]
     return merged.astype(q.dtype)

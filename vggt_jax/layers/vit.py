@@ -36,7 +36,8 @@ class VisionTransformer(nnx.Module):
         num_register_tokens: int,
         rngs: nnx.Rngs,
     ):
-        normal = lambda *shape: nnx.Param(0.02 * jax.random.normal(rngs.params(), shape))
+        draw = lambda *shape: jax.random.normal(rngs.params(), shape, jnp.float32)
+        normal = lambda *shape: nnx.Param(0.02 * draw(*shape))
         self.patch_embed = Conv(3, dim, patch_size, rngs=rngs)
         self.cls_token = normal(1, dim)
         self.register_tokens = normal(num_register_tokens, dim)
@@ -62,7 +63,8 @@ class VisionTransformer(nnx.Module):
             images: RGB in [0, 1].
             mean, std: of the colours that the encoder expects, three each.
         """
-        x = self._embed((images - jnp.asarray(mean)) / jnp.asarray(std), precision)
+        mean, std = (jnp.asarray(color, jnp.float32)[None, None, None] for color in (mean, std))
+        x = self._embed((images - mean) / std, precision)
         x = self.blocks.stack_within_frames(x, None, dense, precision)
         return self.norm(x)[:, 1 + self.register_tokens.shape[0] :]
 
@@ -79,7 +81,7 @@ class VisionTransformer(nnx.Module):
         ).astype(jnp.float32)
 
         pos_embed = self.pos_embed[...].astype(jnp.float32)
-        patches = patches + resize_position_table(pos_embed[1:], rows, columns)
+        patches = patches + resize_position_table(pos_embed[1:], rows, columns)[None]
         cls_token = jnp.broadcast_to(self.cls_token[...] + pos_embed[:1], (frames, 1, dim))
         registers = self.register_tokens[...]
         registers = jnp.broadcast_to(registers, (frames, *registers.shape))
@@ -94,11 +96,12 @@ def resize_position_table(
     if (rows, columns) == (side, side):
         return table
     table = table.reshape(side, side, -1)
-    table = jax.image.resize(
-        table,
-        (rows, columns, table.shape[-1]),
-        "bicubic",
-        antialias=True,
-        precision=jax.lax.Precision.HIGHEST,
-    )
+    with jax.enable_x64(False):  # It would weigh in float64 where that is JAX's default.
+        table = jax.image.resize(
+            table,
+            (rows, columns, table.shape[-1]),
+            "bicubic",
+            antialias=True,
+            precision=jax.lax.Precision.HIGHEST,
+        )
     return table.reshape(rows * columns, -1)

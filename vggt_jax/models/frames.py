@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 
+from pallas_kernels.blocks import leading
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.chunking import map_chunks
 from vggt_jax.layers.precision import Precision
@@ -99,7 +100,7 @@ def hide_padding(
     b, s = images.shape[:2]
     if num_frames.shape != (b,):
         raise ValueError(f"num_frames must hold one number for each of {b} scenes")
-    valid = jnp.arange(s) < num_frames[:, None]
+    valid = leading(num_frames, s)
     return jnp.where(valid[:, :, None, None, None], images, jnp.zeros((), images.dtype))
 
 

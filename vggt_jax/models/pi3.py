@@ -48,7 +48,8 @@ class Pi3(nnx.Module):
             nnx.Param(jnp.array(values, jnp.float32)) for values in (IMAGE_MEAN, IMAGE_STD)
         )
         # Small at first (official file: pi3/models/pi3.py).
-        registers = jax.random.normal(rngs.params(), (config.num_register_tokens, dim))
+        shape = (config.num_register_tokens, dim)
+        registers = jax.random.normal(rngs.params(), shape, jnp.float32)
         self.register_token = nnx.Param(1e-6 * registers)
         self.encoder = VisionTransformer(
             img_size=config.img_size,

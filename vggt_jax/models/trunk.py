@@ -138,6 +138,7 @@ def run_trunk(
     settings = [None] * depth if sparse is None else sparse.of_layers(depth)
     # The patches of a frame change places here, and change back wherever they are kept.
     order = np.arange(p) if sparse is None else layout.order(sparse.token_order)
+    order = order.astype(np.int32)
     moved = not np.array_equal(order, np.arange(p))
     tokens = tokens[:, :, order] if moved else tokens
     rope = Rope(*rope_tables(layout.positions()[order], c // num_heads))
@@ -204,15 +205,18 @@ def run_trunk(
     # kept to the place of the next one that is.
     layers = kept_layers(taps, depth)
     is_kept_layer = np.isin(np.arange(depth), layers)
-    place_of_layer = np.searchsorted(layers, np.arange(depth))
+    place_of_layer = np.searchsorted(layers, np.arange(depth)).astype(np.int32)
     kept = jnp.zeros((b, s, len(layers), p, 2 * c), precision.compute_dtype)
+
+    zero = np.int32(0)  # JAX's default integers may be wider than `place`.
 
     def keep(kept, x, is_kept, place, offset):
         def write(kept, x):
             with jax.named_scope("trunk/keep"):
-                x = x[:, :, np.argsort(order)] if moved else x[:, :, :p]
+                x = x[:, :, np.argsort(order).astype(np.int32)] if moved else x[:, :, :p]
                 x = x.astype(kept.dtype)[:, :, None]
-                return jax.lax.dynamic_update_slice(kept, x, (0, 0, place, 0, offset))
+                start = (zero, zero, place, zero, np.int32(offset))
+                return jax.lax.dynamic_update_slice(kept, x, start)
 
         if b * s * p < min_tokens_to_branch:
             return write(kept, x)
@@ -233,7 +237,7 @@ def run_trunk(
         firsts = jnp.concatenate([first_of_frame, x[:, :, 0]], axis=-1)
         return (x, kept), (firsts, stats)
 
-    branch_of_layer = jnp.array([distinct.index(setting) for setting in settings])
+    branch_of_layer = np.array([distinct.index(setting) for setting in settings], np.int32)
     (_, kept), (firsts, stats) = jax.lax.scan(
         layer,
         (tokens, kept),
@@ -241,8 +245,8 @@ def run_trunk(
             frame_blocks,
             global_blocks,
             (jnp.asarray(is_kept_layer), jnp.asarray(place_of_layer)),
-            branch_of_layer,
-            jnp.arange(depth),
+            jnp.asarray(branch_of_layer),
+            jnp.arange(depth, dtype=jnp.int32),
         ),
     )
     by_scene = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), stats)

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
@@ -33,7 +34,8 @@ class VGGT(nnx.Module):
         self.config = config
         dim = config.embed_dim
         # Small at first, so that all frames start alike (official: vggt/models/aggregator.py).
-        normal = lambda *shape: nnx.Param(1e-6 * jax.random.normal(rngs.params(), shape))
+        draw = lambda *shape: jax.random.normal(rngs.params(), shape, jnp.float32)
+        normal = lambda *shape: nnx.Param(1e-6 * draw(*shape))
         self.camera_token = normal(2, 1, dim)
         self.register_token = normal(2, config.num_register_tokens, dim)
         self.encoder = VisionTransformer(
@@ -207,7 +209,7 @@ class VGGT(nnx.Module):
         b, s = patch_tokens.shape[:2]
         # Index 0 is for the first frame, 1 for all others.
         special = jnp.concatenate([self.camera_token[...], self.register_token[...]], axis=1)
-        first_or_other = jnp.minimum(jnp.arange(s), 1)
+        first_or_other = np.minimum(np.arange(s, dtype=np.int32), 1)
         special = jnp.broadcast_to(special[first_or_other], (b, s, *special.shape[1:]))
         tokens = jnp.concatenate([special.astype(jnp.float32), patch_tokens], axis=2)
         return run_trunk(

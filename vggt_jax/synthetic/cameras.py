@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from pallas_kernels.blocks import argsort
 from vggt_jax.synthetic.draws import Draws
 from vggt_jax.synthetic.solids import length, unit
 from vggt_jax.synthetic.world import Ranges
@@ -25,8 +26,9 @@ def random_positions(
     draw = Draws(key, 8 * num_frames + 32)
     uniform = draw.uniform
     between = lambda name, *shape: draw.within(ranges[name], *shape)
-    progress = (jnp.arange(num_frames) + uniform(num_frames, low=-0.35, high=0.35)) / num_frames
-    order = jnp.argsort(uniform(num_frames))
+    frames = jnp.arange(num_frames, dtype=jnp.float32)
+    progress = (frames + uniform(num_frames, low=-0.35, high=0.35)) / num_frames
+    order = argsort(uniform(num_frames))
     progress = jnp.where(uniform() < 1 / 3, progress[order], progress)
 
     # Around the middle, with a distance and a height that wander.
@@ -38,7 +40,7 @@ def random_positions(
     far, near = between("distance"), 0.5 * between("distance")
     first = far * jnp.stack([jnp.cos(begin), jnp.sin(begin)])
     last = first * near / far + 0.5 * jnp.stack([jnp.cos(end), jnp.sin(end)])
-    line = first + progress[:, None] * (last - first)
+    line = first[None] + progress[:, None] * (last - first)[None]
     line += 0.04 * draw.normal(num_frames, 2)
     xy = jnp.where(uniform() < ranges["walk"], line, around)
 
@@ -47,7 +49,7 @@ def random_positions(
     low = jnp.array([_MARGIN - room[0], _MARGIN - room[1], _MARGIN])
     high = jnp.array([room[0] - _MARGIN, room[1] - _MARGIN, 2 * room[2] - _MARGIN])
     target = jnp.stack([0.3 * uniform(low=-1.0), 0.3 * uniform(low=-1.0), between("target")])
-    return jnp.clip(positions, low, high), target
+    return jnp.clip(positions, low[None], high[None]), target
 
 
 def look_at(
@@ -55,10 +57,11 @@ def look_at(
 ) -> Float[Array, "s 3 4"]:
     """`camera_from_world` of cameras that look about at a place, upright but for a little roll."""
     draw = Draws(key, 4 * len(positions))
+    target = target[None]
     distance = length(target - positions)[:, None]
     jitter = _JITTER * distance / 2 * draw.normal(*positions.shape)
     forward = unit(target + jitter - positions)
-    right = unit(jnp.cross(forward, jnp.array([0.0, 0.0, 1.0])))
+    right = unit(jnp.cross(forward, jnp.array([[0.0, 0.0, 1.0]], jnp.float32)))
     down = jnp.cross(forward, right)
     roll = jnp.deg2rad(_ROLL) * draw.normal(len(positions), 1)
     right, down = (
@@ -76,7 +79,7 @@ def random_intrinsics(
     """Intrinsics in pixels of a (height, width): the same for all frames, centred."""
     height, width = size
     low, high = ranges["field_of_view"]
-    field_of_view = jnp.deg2rad(jax.random.uniform(key, (), minval=low, maxval=high))
+    field_of_view = jnp.deg2rad(jax.random.uniform(key, (), jnp.float32, low, high))
     focal = (max(size) / 2) / jnp.tan(field_of_view / 2)
     rows = [[focal, 0.0, width / 2], [0.0, focal, height / 2], [0.0, 0.0, 1.0]]
     return jnp.broadcast_to(jnp.array(rows), (num_frames, 3, 3))

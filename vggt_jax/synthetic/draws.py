@@ -16,7 +16,7 @@ class Draws:
     """
 
     def __init__(self, key: Array, count: int):
-        self._numbers = jax.random.uniform(key, (count,))
+        self._numbers = jax.random.uniform(key, (count,), jnp.float32)
         self._used = 0
 
     def uniform(self, *shape: int, low: Array | float = 0.0, high: Array | float = 1.0) -> Array:
@@ -41,7 +41,7 @@ class Draws:
     def integers(self, *shape: int, below: int) -> Array:
         """Integers from 0."""
         # The product may round up to `below` itself.
-        return jnp.minimum((self.uniform(*shape) * below).astype(int), below - 1)
+        return jnp.minimum((self.uniform(*shape) * below).astype(jnp.int32), below - 1)
 
     def normal(self, *shape: int) -> Array:
         """Normal numbers of deviation 1."""

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from vggt_jax.synthetic.solids import dot, first_hit, length, normals, total, unit
@@ -20,12 +21,10 @@ def render(
 ) -> tuple[Float[Array, "s height width 3"], Float[Array, "s height width"]]:
     """Linear colours, and depth along the viewing axis in metres, 0 where there is sky."""
     height, width = size
-    x = (jnp.arange(width) + 0.5 - intrinsics[:, None, None, 0, 2]) / intrinsics[
-        :, None, None, 0, 0
-    ]
-    y = (jnp.arange(height)[:, None] + 0.5 - intrinsics[:, None, None, 1, 2]) / intrinsics[
-        :, None, None, 1, 1
-    ]
+    columns = jnp.arange(width, dtype=jnp.float32)[None, None]
+    rows = jnp.arange(height, dtype=jnp.float32)[None, :, None]
+    x = (columns + 0.5 - intrinsics[:, None, None, 0, 2]) / intrinsics[:, None, None, 0, 0]
+    y = (rows + 0.5 - intrinsics[:, None, None, 1, 2]) / intrinsics[:, None, None, 1, 1]
     x, y = jnp.broadcast_arrays(x, y)
     in_camera = jnp.stack([x, y, jnp.ones_like(x)], axis=-1)  # z is 1, so distances are depths
     rotation = camera_from_world[:, None, None, :, :3]
@@ -53,7 +52,8 @@ def render(
     material = world.materials[jnp.maximum(surface, 0)]
     color = color_at(material, local, footprint)
 
-    to_light = world.light - points
+    everywhere = (None, None, None)
+    to_light = world.light[everywhere] - points
     distance = length(to_light)
     lit = _sees_light(world, points + _LIFT * normal, to_light)
     to_light = jax.lax.optimization_barrier(to_light / distance[..., None])
@@ -66,13 +66,14 @@ def render(
     halfway = jax.lax.optimization_barrier(to_light + view)
     glint = (dot(normal, halfway) / length(halfway).clip(1e-6)).clip(0.0) ** 40
     glint = material.shine * jnp.where(lit, glint, 0.0)
-    color = (color * (shade + direct)[..., None] + glint[..., None]) * world.tint
+    color = (color * (shade + direct)[..., None] + glint[..., None]) * world.tint[everywhere]
 
     is_sky = surface < 0
     up = -view[..., 2]
     haze = jnp.clip(1 - 2 * up + 0.4 * clouds(-view), 0.0, 1.0)[..., None]
     haze, color = jax.lax.optimization_barrier((haze, color))
-    sky = world.sky[1] + haze * (world.sky[0] - world.sky[1])
+    horizon, above = (color[everywhere] for color in world.sky)
+    sky = above + haze * (horizon - above)
     return jnp.where(is_sky[..., None], sky, color), jnp.where(is_sky, 0.0, depth)
 
 
@@ -92,7 +93,7 @@ def cast(
         o, d = origin[..., axis], direction[..., axis]
         d = jnp.where(jnp.abs(d) < 1e-9, 1e-9, d)
         leave = jnp.where(d > 0, high[axis] - o, low[axis] - o) / d
-        side = jnp.where(leave < to_room, 2 * axis + (d > 0), side)
+        side = jnp.where(leave < to_room, 2 * axis + (d > 0).astype(jnp.int32), side)
         to_room = jnp.minimum(leave, to_room)
     is_sky = world.is_open & (side != 4)  # all but the floor
     to_room = jnp.where(is_sky, _FAR, to_room)
@@ -110,10 +111,10 @@ def is_visible(
 
 
 def _sees_light(world: World, points: Array, to_light: Array) -> Array:
-    limit = jnp.full(points.shape[:-1], 0.98)
+    limit = jnp.full(points.shape[:-1], 0.98, points.dtype)
     return first_hit(world.solids, points, to_light, limit)[1] < 0
 
 
 def _room_normals() -> Array:
     """Inward, of the sides in the order of `cast`."""
-    return jnp.concatenate([jnp.stack([a, -a]) for a in jnp.eye(3)])
+    return jnp.concatenate([jnp.stack([a, -a]) for a in np.eye(3, dtype=np.float32)])

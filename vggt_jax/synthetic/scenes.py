@@ -75,7 +75,9 @@ def render_scenes(
     if unknown := [name for name in names if name not in FAMILIES]:
         raise ValueError(f"families {unknown} are unknown; known are {', '.join(FAMILIES)}")
     key = jax.random.fold_in(key, list(SPLITS).index(split))
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(num_scenes))
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(
+        jnp.arange(num_scenes, dtype=jnp.int32)
+    )
     tables = _tables([FAMILIES[name] for name in names])
     return jax.vmap(lambda key: _render_scene(key, tables, num_frames, size))(keys)
 
@@ -96,7 +98,8 @@ def correspondences(
 
     def of_scene(world, points, camera_from_world, intrinsics):
         pixels, depth = geometry.project_points(points, camera_from_world, intrinsics)
-        inside = (pixels >= 0).all(-1) & (pixels <= jnp.array([width, height])).all(-1)
+        corner = jnp.array([width, height], pixels.dtype)[None, None]
+        inside = (pixels >= 0).all(-1) & (pixels <= corner).all(-1)
         eyes = geometry.camera_positions(camera_from_world)[:, None]
         target = jnp.broadcast_to(points, (*pixels.shape[:-1], 3))
         seen = is_visible(world, jnp.broadcast_to(eyes, target.shape), target)
@@ -113,17 +116,18 @@ def _tables(families: list[Family]) -> Ranges:
 
 def _render_scene(key: Array, tables: Ranges, num_frames: int, size: tuple[int, int]) -> Scenes:
     keys = jax.random.split(key, 8)
-    family = jax.random.randint(keys[0], (), 0, len(tables["room"]))
+    family = jax.random.randint(keys[0], (), 0, len(tables["room"]), jnp.int32)
     ranges = {name: table[family] for name, table in tables.items()}
     side = lambda key, name, shape: jax.random.uniform(
-        key, shape, minval=ranges[name][0], maxval=ranges[name][1]
+        key, shape, jnp.float32, minval=ranges[name][0], maxval=ranges[name][1]
     )
     room = jnp.append(side(keys[1], "room", (2,)), side(keys[2], "ceiling", ())) / 2
     positions, target = random_positions(keys[3], ranges, num_frames, room)
     camera_from_world = look_at(keys[4], positions, target)
     intrinsics = random_intrinsics(keys[5], ranges, num_frames, size)
     # Nothing stands in a camera or right before one.
-    ahead = positions + jnp.array(_CLEAR_AHEAD)[:, None, None] * (target - positions)
+    shares = jnp.array(_CLEAR_AHEAD, jnp.float32)[:, None, None]
+    ahead = positions[None] + shares * (target[None] - positions)[None]
     world = random_world(keys[6], ranges, ahead.reshape(-1, 3), room)
     linear, depth = render(world, camera_from_world, intrinsics, size)
     return Scenes(
@@ -140,7 +144,8 @@ def _develop(key: Array, linear: Float[Array, "s height width 3"]) -> Array:
     """Linear light to stored values: exposure, of the scene and of each frame, gamma and noise."""
     key_scene, key_frame, key_level, key_noise = jax.random.split(key, 4)
     frames = (linear.shape[0], 1, 1, 1)
-    exposure = 0.3 * jax.random.normal(key_scene, ()) + 0.1 * jax.random.normal(key_frame, frames)
+    normal = lambda key, shape: jax.random.normal(key, shape, jnp.float32)
+    exposure = 0.3 * normal(key_scene, ()) + 0.1 * normal(key_frame, frames)
     stored = jnp.clip(linear * 2.0**exposure, 1e-4, 1.0) ** (1 / 2.2)
-    level = _NOISE * jax.random.uniform(key_level)
-    return jnp.clip(stored + level * jax.random.normal(key_noise, linear.shape), 0.0, 1.0)
+    level = _NOISE * jax.random.uniform(key_level, (), jnp.float32)
+    return jnp.clip(stored + level * normal(key_noise, linear.shape), 0.0, 1.0)

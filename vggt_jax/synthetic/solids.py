@@ -48,7 +48,8 @@ class Solids:
 
     def shape(self, solid: Int[Array, "*p"]) -> Int[Array, "*p"]:
         """CUBE, BALL or CYLINDER."""
-        return (solid >= self.counts[0]).astype(int) + (solid >= sum(self.counts[:2]))
+        at_least = lambda number: (solid >= number).astype(jnp.int32)
+        return at_least(self.counts[0]) + at_least(sum(self.counts[:2]))
 
 
 def first_hit(
@@ -69,6 +70,7 @@ def first_hit(
 
     def meet(interval, index, state):
         distance, solid = state
+        index = jnp.asarray(index, jnp.int32)
         rotation, half, centre = solids.rotation[index], solids.half[index], solids.centre[index]
         moved = tuple(x - centre[i] for i, x in enumerate(origins))
         into_shape = lambda v: tuple(_dot(v, rotation[:, i]) / half[i] for i in range(3))
@@ -76,7 +78,7 @@ def first_hit(
         is_nearer = (enter < leave) & (enter > _START) & (enter < distance) & solids.active[index]
         return jnp.where(is_nearer, enter, distance), jnp.where(is_nearer, index, solid)
 
-    state = limit, jnp.full(limit.shape, -1)
+    state = limit, jnp.full(limit.shape, -1, jnp.int32)
     begin = 0
     for count, interval in zip(solids.counts, (_in_cube, _in_ball, _in_cylinder), strict=True):
         state = jax.lax.fori_loop(
@@ -95,7 +97,8 @@ def normals(
     largest = jnp.stack([(x >= y) & (x >= z), (y > x) & (y >= z), (z > x) & (z > y)], axis=-1)
     of_cube = jnp.where(largest, jnp.sign(p), 0.0)
     is_cap = z > jnp.sqrt(x * x + y * y)
-    of_cylinder = jnp.where(is_cap[..., None], jnp.array([0.0, 0, 1]), jnp.array([1.0, 1, 0])) * p
+    along, across = (jnp.array(axes, p.dtype) for axes in ([0, 0, 1], [1, 1, 0]))
+    of_cylinder = jnp.where(is_cap[..., None], along, across) * p
     shape = solids.shape(solid)[..., None]
     local = jnp.where(shape == CUBE, of_cube, jnp.where(shape == BALL, p, of_cylinder))
     # Normals are mapped by the inverse transposed.
@@ -125,8 +128,8 @@ def total(terms: Iterable[Array]) -> Array:
 
 def distance_to(solids: Solids, points: Float[Array, "m 3"]) -> Float[Array, "m k"]:
     """About how far points are from each solid's bounding box, 0 inside."""
-    local = _rotate_back(points[:, None] - solids.centre, solids.rotation)
-    return jnp.linalg.norm(jnp.maximum(jnp.abs(local) - solids.half, 0.0), axis=-1)
+    local = _rotate_back(points[:, None] - solids.centre[None], solids.rotation[None])
+    return jnp.linalg.norm(jnp.maximum(jnp.abs(local) - solids.half[None], 0.0), axis=-1)
 
 
 def _rotate_back(x: Float[Array, "*p 3"], rotation: Float[Array, "*q 3 3"]) -> Array:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from vggt_jax.synthetic.draws import Draws
@@ -43,7 +44,7 @@ def random_materials(draw: Draws, count: int) -> Materials:
     """`count` materials; a third of them nearly grey, as walls and furniture are."""
     hue = draw.uniform(count, 3, 3)
     grey = total(hue[..., i] for i in range(3))[..., None] / 3
-    saturation = jnp.array([0.15, 0.6, 1.0])[draw.integers(count, 1, 1, below=3)]
+    saturation = jnp.array([0.15, 0.6, 1.0], jnp.float32)[draw.integers(count, 1, 1, below=3)]
     brightness = draw.uniform(count, 3, 1, low=0.15, high=1.0)
     colors = (grey + saturation * (hue - grey)) * brightness
     return Materials(
@@ -81,24 +82,24 @@ def color_at(
     parity = sharp * (1 - 2 * jnp.mod(cell[..., 0] + cell[..., 1] + cell[..., 2], 2))
     stripes = sharp * jnp.sin(2 * jnp.pi * (dot(p, materials.axis) + 0.35 * coarse))
     of_cell = sharp * (2 * _hash(cell, 3) - 1)
-    grout = sharp * (nearest_edge < 0.05)
-    speckles = _fade(3 * width) * jnp.where(_noise(p * 3.0, 4) > 0.35, 1.0, -0.6)
+    grout = sharp * (nearest_edge < 0.05).astype(sharp.dtype)
+    speckles = _fade(3 * width) * jnp.where(
+        _noise(p * 3.0, 4) > 0.35, np.float32(1), np.float32(-0.6)
+    )
 
     kind = materials.kind
-    pattern = jnp.select(
-        [kind == i for i in range(4)], [1.8 * coarse, parity, stripes, of_cell], speckles
-    )
+    pattern = jax.lax.select_n(kind, 1.8 * coarse, parity, stripes, of_cell, speckles)
     a, b, c = (materials.colors[..., i, :] for i in range(3))
     mix = lambda x, y, share: x + (y - x) * share[..., None]
     color = mix(a, b, jnp.clip(0.5 + 0.5 * pattern, 0.0, 1.0))
     color = mix(color, c, jnp.clip(0.9 * fine, 0.0, 0.8))
-    color = color * (1 - 0.7 * grout * (kind == 3))[..., None]
+    color = color * (1 - 0.7 * grout * (kind == 3).astype(grout.dtype))[..., None]
     return color * (1 + 0.35 * coarse + 0.25 * fine)[..., None].clip(0.2)
 
 
 def clouds(directions: Float[Array, "*p 3"]) -> Float[Array, "*p"]:
     """A slow pattern over directions, about [-1, 1]."""
-    return _fractal(4.0 * directions, jnp.zeros(directions.shape[:-1]), octaves=3, seed=5)
+    return _fractal(4.0 * directions, jnp.zeros(directions.shape[:-1], directions.dtype), octaves=3, seed=5)
 
 
 def _fade(width: Array) -> Array:

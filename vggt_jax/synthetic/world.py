@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from vggt_jax.geometry import matrix_from_quaternion
@@ -60,12 +61,13 @@ def random_world(key: Array, ranges: Ranges, clear: Float[Array, "m 3"], room: A
 
     half = between("object_size", k, 1) * draw.uniform(k, 3, low=0.4, high=1.3)
     # Balls stay round half of the time, and cylinders are round.
-    is_ball = (jnp.arange(k) >= COUNTS[0]) & (jnp.arange(k) < sum(COUNTS[:2]))
-    is_cylinder = jnp.arange(k) >= sum(COUNTS[:2])
+    place = jnp.arange(k, dtype=jnp.int32)
+    is_ball = (place >= COUNTS[0]) & (place < sum(COUNTS[:2]))
+    is_cylinder = place >= sum(COUNTS[:2])
     round_ball = is_ball & draw.chance(0.5, k)
     half = jnp.where(round_ball[:, None], half[:, :1], half)
     half = half.at[:, 1].set(jnp.where(is_cylinder, half[:, 0], half[:, 1]))
-    half = half.at[:, 2].multiply(jnp.where(is_cylinder, 1.6, 1.0))
+    half = half.at[:, 2].multiply(jnp.where(is_cylinder, np.float32(1.6), np.float32(1)))
 
     angle, radius = between("turn", k), between("spread", k)
     xy = radius[:, None] * jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1)
@@ -74,32 +76,32 @@ def random_world(key: Array, ranges: Ranges, clear: Float[Array, "m 3"], room: A
     has_pedestal = side > 0
     pedestal = jnp.stack([side, side * 0.8, jnp.float32(0.35)])
     half = half.at[0].set(jnp.where(has_pedestal, pedestal, half[0]))
-    xy = xy.at[0].multiply(jnp.where(has_pedestal, 0.0, 1.0))
+    xy = xy.at[0].multiply(jnp.where(has_pedestal, np.float32(0), np.float32(1)))
 
     # Things stand on the floor, or on the top of a solid among the first, or hang in the air.
-    raised = chance("raised", k) & (jnp.arange(k) > 0)
+    raised = chance("raised", k) & (place > 0)
     base = jnp.where(has_pedestal, 0, draw.integers(k, below=4))
-    on_base = raised & (jnp.arange(k) >= 4 - 3 * has_pedestal)
+    on_base = raised & (place >= jnp.where(has_pedestal, np.int32(1), np.int32(4)))
     xy = jnp.where(
         on_base[:, None],
         xy[base] + half[base, :2] * draw.uniform(k, 2, low=-0.8, high=0.8),
         xy,
     )
-    lift = jnp.where(on_base, 2 * half[base, 2], 0.0)
-    lift += raised * ~on_base * between("lift", k)
+    lift = jnp.where(on_base, 2 * half[:, 2][base], 0.0)
+    lift += jnp.where(raised & ~on_base, between("lift", k), 0.0)
     centre = jnp.concatenate([xy, (lift + half[:, 2])[:, None]], axis=-1)
 
     yaw = between("turn", k)
     upright = jnp.stack([0 * yaw, 0 * yaw, jnp.sin(yaw / 2), jnp.cos(yaw / 2)], axis=-1)
     anyhow = draw.normal(k, 4)
-    tilted = chance("tilted", k) & ~(has_pedestal & (jnp.arange(k) == 0))
+    tilted = chance("tilted", k) & ~(has_pedestal & (place == 0))
     rotation = matrix_from_quaternion(jnp.where(tilted[:, None], anyhow, upright))
 
     # Pictures and shelves: boxes flat on a wall.
-    hung = chance("hung", k) & (jnp.arange(k) < COUNTS[0]) & (jnp.arange(k) >= 4) & ~is_open
+    hung = chance("hung", k) & (place < COUNTS[0]) & (place >= 4) & ~is_open
     wall = draw.integers(k, below=4)
     along = draw.uniform(k, 2, low=-0.8, high=0.8)
-    axis, sign = wall // 2, 2.0 * (wall % 2) - 1
+    axis, sign = wall // 2, 2 * (wall % 2).astype(jnp.float32) - 1
     is_x = (axis == 0)[:, None]
     on_wall = jnp.where(
         is_x,
@@ -107,15 +109,15 @@ def random_world(key: Array, ranges: Ranges, clear: Float[Array, "m 3"], room: A
         jnp.stack([along[:, 0] * room[0], sign * room[1]], axis=-1),
     )
     height = room[2] * (1 + 0.6 * along[:, 1])
-    flat = jnp.array([0.06, 0.6, 0.5]) * draw.uniform(k, 3, low=0.4, high=1.6)
-    flat = jnp.where(is_x, flat, flat[:, jnp.array([1, 0, 2])])
+    flat = jnp.array([[0.06, 0.6, 0.5]], jnp.float32) * draw.uniform(k, 3, low=0.4, high=1.6)
+    flat = jnp.where(is_x, flat, flat[:, np.array([1, 0, 2], np.int32)])
     hung_ = hung[:, None]
     half = jnp.where(hung_, flat, half)
     centre = jnp.where(hung_, jnp.concatenate([on_wall, height[:, None]], axis=-1), centre)
-    rotation = jnp.where(hung_[..., None], jnp.eye(3), rotation)
+    rotation = jnp.where(hung_[..., None], np.eye(3, dtype=np.float32), rotation)
 
     share = between("objects")
-    rank = jnp.concatenate([jnp.arange(n) / n for n in COUNTS])
+    rank = jnp.concatenate([jnp.arange(n, dtype=jnp.float32) / n for n in COUNTS])
     solids = Solids(centre=centre, half=half, rotation=rotation, active=rank < share, counts=COUNTS)
     is_clear = (distance_to(solids, clear) > _CLEARANCE).all(axis=0)
     solids = dataclasses.replace(solids, active=solids.active & is_clear)
@@ -124,7 +126,8 @@ def random_world(key: Array, ranges: Ranges, clear: Float[Array, "m 3"], room: A
     lamp = lamp.at[2].set(1.9 * room[2])
     sun = jnp.array([lamp[0], lamp[1], 1.5 * room[2]]) * 40
     tint = 1 + 0.15 * draw.uniform(3, low=-1.0, high=1.0)
-    sky = draw.uniform(2, 1, low=0.5, high=1.0) * (jnp.array([[0.9, 0.9, 0.95], [0.45, 0.65, 1.0]]))
+    colors = jnp.array([[0.9, 0.9, 0.95], [0.45, 0.65, 1.0]], jnp.float32)
+    sky = draw.uniform(2, 1, low=0.5, high=1.0) * colors
     materials = random_materials(draw, k + WALLS)
     return World(
         room=room,

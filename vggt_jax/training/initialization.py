@@ -69,14 +69,15 @@ def initial_model(config: VGGTConfig, key: Array) -> VGGT:
 
 def _draw(name: str, shape: tuple[int, ...], config: VGGTConfig, key: Array) -> Array:
     owner, _, last = name.rpartition(".")
-    normal = lambda std: std * jax.random.truncated_normal(key, -2.0, 2.0, shape)
+    normal = lambda std: std * jax.random.truncated_normal(key, -2.0, 2.0, shape, jnp.float32)
     if last in ("scale", "ls1", "ls2"):
-        return jnp.ones(shape)
+        return jnp.ones(shape, jnp.float32)
     if name == "camera_head.pose_branch.fc2.bias":
         start = [0.0] * 6 + [1.0] + [_FIELD_OF_VIEW] * 2  # translation, quaternion, fields of view
-        return jnp.array(start) / config.camera_iters  # every iteration adds it once
+        # Every iteration adds it once.
+        return jnp.array(start, jnp.float32) / config.camera_iters
     if last == "bias" or last == "empty_pose_tokens":
-        return jnp.zeros(shape)
+        return jnp.zeros(shape, jnp.float32)
     if last == "kernel":
         if owner.endswith("pose_branch.fc2"):
             return normal(_POSE_STD)
@@ -90,8 +91,8 @@ def _draw(name: str, shape: tuple[int, ...], config: VGGTConfig, key: Array) -> 
     if name == "encoder.pos_embed":
         return _position_table(config)
     if name in ("camera_token", "register_token"):
-        return _SPECIAL_STD * jax.random.normal(key, shape)
-    return 0.02 * jax.random.normal(key, shape)  # tokens of encoder and tracker
+        return _SPECIAL_STD * jax.random.normal(key, shape, jnp.float32)
+    return 0.02 * jax.random.normal(key, shape, jnp.float32)  # tokens of encoder and tracker
 
 
 def _inputs(owner: str, shape: tuple[int, ...]) -> int:

@@ -71,7 +71,7 @@ def losses(
         without valid pixels adds 0 to each.
     """
     parts = {}
-    total = jnp.zeros(())
+    total = jnp.float32(0)
     if output.pose_enc_list is not None:
         parts |= camera_losses(output.pose_enc_list, targets, weights)
         total += weights.camera * parts["camera"]
@@ -107,7 +107,7 @@ def camera_losses(
     Quaternions are compared as they are, without a choice of sign: the truth has a scalar that is
     not negative. Scenes without valid points do not count, since their scale is unknown.
     """
-    difference = jnp.abs(encodings - targets.pose_enc)  # [i b s 9]
+    difference = jnp.abs(encodings - targets.pose_enc[None])  # [i b s 9]
     if weights.camera_error == "huber":
         inside = 0.5 * difference**2 / _HUBER_DELTA
         difference = jnp.where(difference < _HUBER_DELTA, inside, difference - 0.5 * _HUBER_DELTA)
@@ -136,7 +136,8 @@ def pair_losses(encodings: Float[Array, "b s 9"], targets: Targets) -> dict[str,
     first; cameras nearer than a fifth of the scene's unit count in proportion. Means over pairs,
     then scenes; scenes without valid points count 0.
     """
-    first, second = np.triu_indices(encodings.shape[1], k=1)
+    pairs = np.triu_indices(encodings.shape[1], k=1)
+    first, second = (frames.astype(np.int32) for frames in pairs)
 
     def relative(encoding):
         translation, rotation = (
@@ -176,7 +177,7 @@ def map_losses(
     """
     error = jnp.where(valid[..., None], values - truth, 0.0)
     distance = _length(error)
-    count = jnp.maximum(jnp.sum(valid, axis=(1, 2, 3)), 1)
+    count = jnp.maximum(jnp.sum(valid, axis=(1, 2, 3), dtype=jnp.int32), 1).astype(jnp.float32)
     mean = lambda x: jnp.mean(jnp.sum(jnp.where(valid, x, 0.0), axis=(1, 2, 3)) / count)
     # What a pixel that does not count holds must not reach the gradient either.
     confidence = jnp.where(valid, confidence, 1.0)
@@ -201,7 +202,7 @@ def gradient_loss(
     Args:
         error: prediction minus truth; 0 where not valid.
     """
-    total = jnp.zeros(())
+    total = jnp.float32(0)
     for scale in range(num_scales):
         step = 2**scale
         e, v = error[:, :, ::step, ::step], valid[:, :, ::step, ::step, None]
@@ -209,8 +210,8 @@ def gradient_loss(
         down = jnp.where(v[:, :, 1:] & v[:, :, :-1], e[:, :, 1:] - e[:, :, :-1], 0.0)
         clipped = lambda x: jnp.minimum(jnp.abs(x), _MAX_GRADIENT_ERROR)
         of_scene = jnp.sum(clipped(across), (1, 2, 3, 4)) + jnp.sum(clipped(down), (1, 2, 3, 4))
-        count = jnp.maximum(jnp.sum(v, axis=(1, 2, 3, 4)) * error.shape[-1], 1)
-        total += jnp.mean(of_scene / count)
+        count = jnp.sum(v, axis=(1, 2, 3, 4), dtype=jnp.int32) * error.shape[-1]
+        total += jnp.mean(of_scene / jnp.maximum(count, 1).astype(jnp.float32))
     return total / num_scales
 
 

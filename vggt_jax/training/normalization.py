@@ -67,9 +67,10 @@ def normalize_scenes(scenes: SceneTruth) -> Targets:
         depth, camera_from_first, scenes.intrinsics, pixel_centre=PIXEL_CENTRE
     )
     points = jnp.where(valid[..., None], points, 0.0)
-    count = jnp.sum(valid, axis=(1, 2, 3))
+    count = jnp.sum(valid, axis=(1, 2, 3), dtype=jnp.int32)
     distances = jnp.sum(jnp.linalg.norm(points, axis=-1), axis=(1, 2, 3))
-    scale = jnp.where(count > 0, jnp.maximum(distances / jnp.maximum(count, 1), _MIN_SCALE), 1.0)
+    mean = distances / jnp.maximum(count, 1).astype(jnp.float32)
+    scale = jnp.where(count > 0, jnp.maximum(mean, _MIN_SCALE), 1.0)
     over_scale = lambda x: x / scale.reshape(-1, *[1] * (x.ndim - 1))
     translation = over_scale(camera_from_first[..., 3])
     cameras = jnp.concatenate([camera_from_first[..., :3], translation[..., None]], axis=-1)

@@ -1,9 +1,12 @@
 """AdamW or Muon with warm-up and decay, and an average of the weights."""
 
+import contextlib
 import dataclasses
 import re
+from collections.abc import Iterator
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import optax
 import optax.contrib
@@ -63,11 +66,12 @@ def learning_rate(
     step = jnp.asarray(step, jnp.float32)
     warmup = settings.warmup_steps
     rise = jnp.minimum((step + 1) / (warmup + 1), 1.0)
-    done = jnp.clip((step - warmup) / jnp.maximum(total_steps - warmup, 1), 0.0, 1.0)
+    falling = jnp.asarray(jnp.maximum(total_steps - warmup, 1), jnp.float32)
+    done = jnp.clip((step - warmup) / falling, 0.0, 1.0)
     fall = {
         "cosine": 0.5 * (1 + jnp.cos(jnp.pi * done)),
         "linear": 1 - done,
-        "constant": jnp.ones(()),
+        "constant": jnp.float32(1),
     }[settings.schedule]
     return settings.learning_rate * rise * fall
 
@@ -85,6 +89,13 @@ def make_optimizer(settings: OptimizerSettings) -> optax.GradientTransformation:
         )
         scale = optax.chain(muon, optax.scale(-1.0))
     return optax.chain(scale, optax.add_decayed_weights(settings.weight_decay, mask=decays))
+
+
+@contextlib.contextmanager
+def for_optax() -> Iterator[None]:
+    """JAX as Optax expects it: it mixes types, and has constants of the default type."""
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+        yield
 
 
 def _matrices_of_blocks(params: Any) -> dict:

@@ -45,7 +45,8 @@ class Execution:
         count = math.ceil(self.dense_share * num_frames)
         if count == num_frames:
             return None
-        return jnp.sort(jax.random.permutation(key, num_frames)[:count])
+        frames = jnp.arange(num_frames, dtype=jnp.int32)
+        return jnp.sort(jax.random.permutation(key, frames)[:count])
 
     @property
     def precision(self) -> Precision:

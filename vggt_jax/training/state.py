@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Int
 
 from vggt_jax.loading import SomeModel, named_parameters
+from vggt_jax.training.optimizer import for_optax
 
 
 @jax.tree_util.register_dataclass
@@ -31,10 +32,12 @@ class TrainState:
 def initial_state(model: nnx.Module, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step, in arrays of its own; parameters become float32."""
     params = {name: jnp.array(x, jnp.float32) for name, x in named_parameters(model).items()}
+    with for_optax():
+        moments = optimizer.init(params)
     return TrainState(
         params=params,
         ema=jax.tree.map(jnp.copy, params),
-        moments=optimizer.init(params),
+        moments=moments,
         step=jnp.zeros((), jnp.int32),
         skipped=jnp.zeros((), jnp.int32),
     )

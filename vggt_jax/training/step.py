@@ -13,7 +13,12 @@ from jaxtyping import Array
 from vggt_jax.models.vggt import VGGT
 from vggt_jax.training.losses import LossWeights, losses
 from vggt_jax.training.normalization import SceneTruth, normalize_scenes
-from vggt_jax.training.optimizer import OptimizerSettings, average, learning_rate
+from vggt_jax.training.optimizer import (
+    OptimizerSettings,
+    average,
+    for_optax,
+    learning_rate,
+)
 from vggt_jax.training.predict import Execution, predict
 from vggt_jax.training.state import TrainState, with_named
 from vggt_jax.training.validation import scene_metrics
@@ -69,7 +74,8 @@ def make_steps(
 
     def step(state, key, total_steps):
         key = jax.random.fold_in(key, state.step)
-        index = jax.lax.axis_index(AXIS) * local_scenes + jnp.arange(local_scenes)
+        places = jnp.arange(local_scenes, dtype=jnp.int32)
+        index = jax.lax.axis_index(AXIS) * local_scenes + places
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
         with jax.named_scope("render"):
             scenes = recipe.render(keys, variant.num_frames, size)
@@ -109,7 +115,8 @@ def update(
     fine = jnp.isfinite(norm) & jnp.isfinite(parts["total"])
     shorten = settings.max_gradient_norm / jnp.maximum(norm, settings.max_gradient_norm)
     gradients = jax.tree.map(lambda x: shorten * x, gradients)
-    updates, moments = recipe.optimizer.update(gradients, state.moments, state.params)
+    with for_optax():
+        updates, moments = recipe.optimizer.update(gradients, state.moments, state.params)
     directions = cast(dict[str, Array], updates)  # of the structure of the gradients
     rate = learning_rate(settings, state.step, total_steps)
     params = {
@@ -144,7 +151,8 @@ def make_validation(
     size = (variant.height, variant.width)
 
     def batch(params, key):
-        index = jax.lax.axis_index(AXIS) * local_scenes + jnp.arange(local_scenes)
+        places = jnp.arange(local_scenes, dtype=jnp.int32)
+        index = jax.lax.axis_index(AXIS) * local_scenes + places
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
         scenes = recipe.render(keys, variant.num_frames, size)
         output = predict(with_named(recipe.model, params), scenes.images, recipe.execution)

@@ -3,12 +3,12 @@
 import math
 from dataclasses import dataclass
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
 from vggt_jax import geometry
+from vggt_jax.host import with_numpy
 from vggt_jax.orientation import level_forward, up_direction
 from vggt_jax.outputs import Reconstruction
 
@@ -40,7 +40,7 @@ class ViewerCamera:
     @property
     def quaternion(self) -> Float[np.ndarray, "4"]:
         """World_from_camera as a unit quaternion (w, x, y, z)."""
-        return np.roll(np.asarray(geometry.quaternion_from_matrix(jnp.asarray(self.rotation))), 1)
+        return np.roll(with_numpy(geometry.quaternion_from_matrix, self.rotation), 1)
 
 
 def viewer_cameras(recon: Reconstruction, *, picture_side: int = 160) -> tuple[ViewerCamera, ...]:
@@ -61,7 +61,7 @@ def viewer_cameras(recon: Reconstruction, *, picture_side: int = 160) -> tuple[V
     if recon.camera_from_world is None or recon.intrinsics is None:
         return ()
     images, intrinsics = np.asarray(recon.images), np.asarray(recon.intrinsics, np.float64)
-    world_from_camera = np.asarray(geometry.invert_rigid(jnp.asarray(recon.camera_from_world)))
+    world_from_camera = with_numpy(geometry.invert_rigid, recon.camera_from_world)
     height, width = images.shape[1:3]
     cameras = []
     for i, (image, pose, matrix) in enumerate(
@@ -83,7 +83,7 @@ def viewer_cameras(recon: Reconstruction, *, picture_side: int = 160) -> tuple[V
                 frame=i,
                 name=recon.names[i] if recon.names else str(i),
                 position=pose[:, 3],
-                rotation=np.asarray(geometry.nearest_rotation(jnp.asarray(pose[:, :3]))),
+                rotation=with_numpy(geometry.nearest_rotation, pose[:, :3]),
                 field_of_view=2 * math.atan(half_height / focal_y),
                 aspect=float((half_width / focal_x) / (half_height / focal_y)),
                 picture=_small(picture, picture_side),

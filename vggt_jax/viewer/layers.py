@@ -8,7 +8,6 @@ two steps of the slider.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, UInt8
 
@@ -23,6 +22,7 @@ from vggt_jax.confidence import (
     usable_pixels,
 )
 from vggt_jax.errors import InputError
+from vggt_jax.host import with_numpy
 from vggt_jax.outputs import Reconstruction
 
 # Steps of the slider in percent. Each divides 100 and 25, the share that is left out unless told.
@@ -157,7 +157,7 @@ def depth_edges(recon: Reconstruction) -> Bool[np.ndarray, "s height width"]:
         return np.asarray(recon.depth_edges)
     if recon.depth is None:
         raise InputError("edges of depth need a reconstruction with depth")
-    return np.asarray(geometry.depth_edges(jnp.asarray(recon.depth)))
+    return with_numpy(geometry.depth_edges, recon.depth)
 
 
 def _as_bytes(colors: np.ndarray) -> UInt8[np.ndarray, "..."]:

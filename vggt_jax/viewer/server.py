@@ -9,6 +9,7 @@ import webbrowser
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import jax
 import numpy as np
 
 from vggt_jax.confidence import PointSource, confidence_limits, confidence_of, point_sources
@@ -86,6 +87,7 @@ class Viewer:
                 f"the viewer shows one scene, not images of shape {np.shape(recon.images)}; "
                 "take one with jax.tree.map(lambda x: x[i], reconstruction)"
             )
+        recon = jax.device_get(recon)
         percentile, smallest = confidence_limits(
             recon.confidence_kind,
             confidence_percentile=confidence_percentile,
