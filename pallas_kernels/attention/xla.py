@@ -15,7 +15,17 @@ _MAX_GATHERED_BYTES = 32 * 2**20
 _KEYS_PER_STEP = 512
 
 
-def attention(q, k, v, block_map, kv_tokens, scale):
+def attention(
+    q,
+    k,
+    v,
+    block_map,
+    kv_tokens,
+    scale,
+    *,
+    keys_per_step=_KEYS_PER_STEP,
+    max_gathered_bytes=_MAX_GATHERED_BYTES,
+):
     """The output [t n h] in q's type and the log-sum-exp [t n]; `kv_tokens` as `tokens_per_block`.
 
     Stripes of query blocks follow one another. Within a stripe the lists are walked some entries at
@@ -30,8 +40,8 @@ def attention(q, k, v, block_map, kv_tokens, scale):
     q = _in_blocks(q, block_map.num_q_blocks, block_q)  # [n, qb, block_q, h]
     k, v = (_in_blocks(x, block_map.num_kv_blocks, block_k) for x in (k, v))
 
-    slots = min(block_map.capacity, max(1, _KEYS_PER_STEP // block_k))
-    stripe = max(1, _MAX_GATHERED_BYTES // (4 * n * slots * block_k * h))
+    slots = min(block_map.capacity, max(1, keys_per_step // block_k))
+    stripe = max(1, max_gathered_bytes // (4 * n * slots * block_k * h))
     stripe = min(stripe, block_map.num_q_blocks)
     # Steps are computed again for gradients, instead of keeping their weights.
     step = jax.checkpoint(functools.partial(_attend_to_some, k, v, kv_tokens))

@@ -159,6 +159,7 @@ def select_blocks(
         num_sink_blocks=num_sink_blocks,
         capacity=wanted if capacity is None else min(capacity, wanted),
         may_overflow=capacity is not None and capacity < wanted,
+        max_score_bytes=MAX_SCORE_BYTES,
         implementation=_choose_implementation(implementation, num_kv_blocks, interpret),
         interpret=interpret,
     )
@@ -168,13 +169,14 @@ def select_blocks(
     jax.jit,
     static_argnames=(
         "pool_mode", "block_q", "block_k", "num_sink_blocks", "capacity", "may_overflow",
-        "implementation", "interpret",
+        "max_score_bytes", "implementation", "interpret",
     ),
 )  # fmt: skip
 @jax.named_scope("select_blocks")
 def _select(
     q, k, num_kept, cdf_threshold, q_length, kv_lengths, scale, random_key, *, pool_mode,
-    block_q, block_k, num_sink_blocks, capacity, may_overflow, implementation, interpret,
+    block_q, block_k, num_sink_blocks, capacity, may_overflow, max_score_bytes, implementation,
+    interpret,
 ):  # fmt: skip
     q_tokens = tokens_per_block(q_length, q.shape[0], block_q)
     kv_tokens = tokens_per_block(kv_lengths, k.shape[0], block_k)
@@ -202,7 +204,7 @@ def _select(
         jnp.zeros(shape, jnp.int32),
     )
     takes_part = (kv_tokens > 0) & (np.arange(kv_tokens.size) >= num_sink_blocks)
-    heads, rows = _stripe(num_heads, num_rows, kv_tokens.size)
+    heads, rows = _stripe(num_heads, num_rows, max_score_bytes // (4 * kv_tokens.size))
     stripes = count_blocks(num_rows, rows)
 
     def select_stripe(i, carry):
@@ -282,9 +284,9 @@ def _lots(key, place, shape, num_sink_blocks):
     return jnp.pad(lots, ((0, 0), (0, 0), (num_sink_blocks, 0)))
 
 
-def _stripe(num_heads, num_rows, num_blocks):
+def _stripe(num_heads, num_rows, max_rows):
     """How many heads, and rows of each, to score at a time: whole heads, or some rows of one."""
-    max_rows = max(1, MAX_SCORE_BYTES // (4 * num_blocks))
+    max_rows = max(1, max_rows)
     if max_rows < num_rows:
         return 1, max_rows
     heads = max(

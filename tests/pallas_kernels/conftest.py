@@ -64,7 +64,7 @@ class Kernel:
     """An implementation under test: keywords that choose it, and inputs for it.
 
     `sizes` are those of most tests, so that one program serves them. `small` has three blocks of
-    queries and six of keys, whatever the implementation.
+    queries and six of keys, whatever the implementation; where `sizes` are no larger it is the same.
     """
 
     options: dict
@@ -76,8 +76,7 @@ class Kernel:
         return self.options["implementation"] == "mosaic_gpu" and "interpret" in self.options
 
 
-ANY = Sizes(t=131, kv=211, n=3, h=32, block_q=32, block_k=16)
-ANY_SMALL = Sizes(t=67, kv=83, n=2, h=32, block_q=32, block_k=16)
+ANY = Sizes(t=67, kv=83, n=2, h=32, block_q=32, block_k=16)
 HOPPER = Sizes(
     t=523,
     kv=803,
@@ -90,15 +89,13 @@ HOPPER = Sizes(
     smallest_k=64,
 )
 HOPPER_SMALL = dataclasses.replace(HOPPER, t=323, kv=339, n=2)
-# Two tiles of queries for each of the four streams that the simulator has.
-SIMULATED = dataclasses.replace(HOPPER, t=389, kv=211, n=2)
 
 KERNELS = {
-    "xla": Kernel({"implementation": "xla"}, ANY, ANY_SMALL),
-    "triton-interpreted": Kernel({"implementation": "triton", "interpret": True}, ANY, ANY_SMALL),
-    "triton": Kernel({"implementation": "triton"}, ANY, ANY_SMALL),
+    "xla": Kernel({"implementation": "xla"}, ANY, ANY),
+    "triton-interpreted": Kernel({"implementation": "triton", "interpret": True}, ANY, ANY),
+    "triton": Kernel({"implementation": "triton"}, ANY, ANY),
     "mosaic_gpu-interpreted": Kernel(
-        {"implementation": "mosaic_gpu", "interpret": True}, SIMULATED, HOPPER_SMALL
+        {"implementation": "mosaic_gpu", "interpret": True}, HOPPER_SMALL, HOPPER_SMALL
     ),
     "mosaic_gpu": Kernel({"implementation": "mosaic_gpu"}, HOPPER, HOPPER_SMALL),
 }
@@ -122,15 +119,20 @@ def pytest_configure(config):
         "simulated: runs in the simulator of Mosaic GPU kernels too, which takes seconds a call; what "
         "is not marked meets that kernel on a GPU only",
         "only(*ids): for these implementations of attention, whose contract allows the inputs",
+        "quick(*ids): slow for other implementations, but where the kernel itself runs, on a GPU",
     ):
         config.addinivalue_line("markers", line)
 
 
 def pytest_collection_modifyitems(items):
-    """Keeps the pairs of tests and implementations that the marks `simulated` and `only` ask for."""
+    """Keeps the pairs of tests and implementations that the marks ask for, in the tiers they ask for."""
+
+    def implementation(item):
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        return params.get("kernel") or params.get("select")
 
     def is_meant(item):
-        kernel = item.callspec.params.get("kernel") if hasattr(item, "callspec") else None
+        kernel = implementation(item)
         if kernel is None:
             return True
         if kernel == "mosaic_gpu-interpreted" and not item.get_closest_marker("simulated"):
@@ -138,6 +140,10 @@ def pytest_collection_modifyitems(items):
         return all(kernel in mark.args for mark in item.iter_markers("only"))
 
     items[:] = filter(is_meant, items)
+    for item in items:
+        quick = item.get_closest_marker("quick")
+        if quick and implementation(item) not in (*quick.args, "triton", "mosaic_gpu"):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session", params=for_implementations(KERNELS))
@@ -216,6 +222,13 @@ def roomy_map():
         return BlockMap.from_dense_mask(mask, block_q=block_q, block_k=block_k)
 
     return build
+
+
+@pytest.fixture(scope="session")
+def dense_mask():
+    """`BlockMap.to_dense_mask` as one program, to NumPy."""
+    to_dense_mask = jax.jit(BlockMap.to_dense_mask)
+    return lambda block_map: np.asarray(to_dense_mask(block_map))
 
 
 def count_tokens(length, block, kv_lengths=None):
@@ -310,8 +323,8 @@ def assert_right(assert_close, exact_attention, plain_attention, relative_error)
         exact = exact_attention(q, k, v, pairs, scale)
         limit = 1e-5
         if q.dtype != jnp.float32:
-            seen = jnp.asarray(pairs.any((0, 1)))[:, None, None]
-            k, v = (jnp.where(seen, x, 0) for x in (k, v))
+            seen = pairs.any((0, 1))[:, None, None]
+            k, v = (np.where(seen, x, np.zeros((), x.dtype)) for x in (k, v))
             limit = 2 * relative_error(plain_attention(q, k, v, pairs, scale), exact[0])
         assert_close(found, exact, limit, lse_limit=1e-5)
 

@@ -11,10 +11,7 @@ from pallas_kernels import BlockMap
 @pytest.mark.parametrize(
     ("t", "kv", "n", "h", "block_q", "block_k", "lengths"),
     [
-        (131, 211, 3, 29, 32, 16, "all"),
-        (131, 211, 3, 29, 32, 16, "number"),
-        (131, 211, 3, 29, 32, 16, "partial"),
-        (37, 11, 2, 7, 5, 3, "partial"),
+        (37, 31, 3, 7, 5, 3, "partial"),
         (17, 67, 1, 64, 128, 256, "number"),
     ],
 )
@@ -29,7 +26,7 @@ def test_value(
         mask[0, 0] = False
     partial = np.random.default_rng(1).integers(0, block_k + 1, mask.shape[-1])
     partial[-1] = 1
-    kv_lengths = {"all": None, "number": kv // 2, "partial": partial}[lengths]
+    kv_lengths = {"number": kv // 2, "partial": partial}[lengths]
     pairs = pairs_that_count(mask, t, kv, **blocks, kv_lengths=kv_lengths)
     exact_out, exact_lse = exact_attention(q, k, v, pairs, 0.3)
     block_map = BlockMap.from_dense_mask(mask, **blocks)
@@ -42,7 +39,7 @@ def test_value(
     np.testing.assert_array_equal(lse[empty], -np.inf)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.slow)])
 def test_narrow_types_are_computed_in_float32(oracle, draw, exact_attention, relative_error, dtype):
     q, k, v = draw(2, (67, 2, 32), (83, 2, 32), (83, 2, 32), dtype=dtype)
     block_map = BlockMap.full(2, 67, 83, block_q=32, block_k=16)

@@ -16,9 +16,17 @@ CASES = {
     "h64": (131, 331, 2, 64, 64, 128, 257),
     "h128": (97, 211, 3, 128, 32, 16, "partial"),
     "large-blocks": (257, 611, 2, 64, 128, 256, "partial"),
+    "odd": (97, 131, 2, 29, 24, 10, "partial"),  # for plain JAX alone
 }
-MATRIX = [("h64", jnp.float16), ("large-blocks", jnp.bfloat16)]
-MATRIX += [(f"h{h}", dtype) for h in (32, 64, 128) for dtype in (jnp.float32, jnp.bfloat16)]
+# Each case in one type; on a GPU, where the kernel is another program, the others too.
+MATRIX = [("h32", jnp.bfloat16)]
+SLOW_MATRIX = [("h64", jnp.float16), ("h128", jnp.float32), ("large-blocks", jnp.bfloat16)]
+GPU_MATRIX = [
+    ("h32", jnp.float32),
+    ("h64", jnp.float32),
+    ("h64", jnp.bfloat16),
+    ("h128", jnp.bfloat16),
+]
 
 # The same, of what the Mosaic GPU kernel takes.
 HOPPER_CASES = {
@@ -30,6 +38,7 @@ HOPPER_CASES = {
 HOPPER_MATRIX = [(case, dtype) for case in HOPPER_CASES for dtype in (jnp.bfloat16, jnp.float16)]
 
 other_kernels = pytest.mark.only("xla", "triton-interpreted", "triton")
+quick_in_xla = pytest.mark.quick("xla")
 mosaic_gpu_only = pytest.mark.only("mosaic_gpu", "mosaic_gpu-interpreted")
 
 
@@ -41,7 +50,15 @@ def mark(pairs, *marks):
 
 
 @pytest.mark.parametrize(
-    ("case", "dtype"), mark(MATRIX, other_kernels) + mark(HOPPER_MATRIX, mosaic_gpu_only)
+    ("case", "dtype"),
+    [
+        *mark(MATRIX, other_kernels),
+        *mark(SLOW_MATRIX[:1], other_kernels, quick_in_xla),
+        *mark(SLOW_MATRIX[1:], other_kernels, pytest.mark.slow),
+        *mark(GPU_MATRIX, pytest.mark.only("triton")),
+        *mark([("odd", jnp.float32)], pytest.mark.only("xla")),
+        *mark(HOPPER_MATRIX, mosaic_gpu_only),
+    ],
 )
 def test_value(attend, draw_case, pairs_that_count, assert_right, case, dtype):
     t, kv, n, h, block_q, block_k, kv_lengths = (CASES | HOPPER_CASES)[case]
@@ -124,26 +141,23 @@ def test_lengths(run, inputs, sizes, pairs_of, assert_right):
             assert_right(found, q, k, v, pairs_of(mask, tokens))
 
 
-@pytest.mark.simulated
-def test_traced_length_equals_a_cut(attend, inputs, sizes, pairs_of, assert_right, kernel):
-    """One program for all lengths, given as a number."""
+@quick_in_xla
+def test_length_and_scale(attend, inputs, sizes, roomy_map, pairs_of, assert_right):
+    """A number of keys that is known only when the program runs: one program for all of them."""
     q, k, v, mask = inputs
-    block_map = BlockMap.from_dense_mask(mask, **sizes.blocks)
-    block_k = sizes.block_k
-
-    @jax.jit
-    def run(q, k, v, block_map, length):
-        return attend(q, k, v, block_map, kv_lengths=length, return_lse=True)
-
-    some = (100, 0) if kernel.is_simulated else (sizes.kv, 100, block_k + 1, block_k, 1, 0, -5)
-    for length in some:
-        found = run(q, k, v, block_map, length)
+    block_map, block_k, scale = roomy_map(mask, **sizes.blocks), sizes.block_k, 1.3
+    attend = functools.partial(attend, q, k, v, block_map, scale=scale)
+    for length in (sizes.kv, 2 * block_k + 3, block_k + 1, block_k, 1, 0, -5):
+        found = attend(kv_lengths=length, return_lse=True)
         if length > 0:
             pairs = pairs_of(mask[..., : -(-length // block_k)], kv=length)
-            assert_right(found, q, k[:length], v[:length], pairs)
+            assert_right(found, q, k[:length], v[:length], pairs, scale)
         else:
             np.testing.assert_array_equal(found[0], 0)
             np.testing.assert_array_equal(found[1], -np.inf)
+    out = attend(kv_lengths=sizes.kv)  # alone, without the log-sum-exp
+    assert out.shape == q.shape
+    np.testing.assert_array_equal(out[2 * sizes.block_q : 3 * sizes.block_q, 1], 0)
 
 
 def test_all_blocks_kept_is_dense(
@@ -199,7 +213,7 @@ def test_halves_merge(run, inputs, sizes, assert_close):
     """Results over disjoint sets of keys, weighted by their log-sum-exps, are that over both."""
     q, k, v, mask = inputs
     first = mask & (np.random.default_rng(5).random(mask.shape) < 0.5)
-    first[0, 3] = False  # of some rows, one part has nothing
+    first[0, 2] = False  # of some rows, one part has nothing
     outs, lses = zip(*(run(q, k, v, part) for part in (first, mask & ~first)), strict=True)
     lse = np.logaddexp(*np.asarray(lses))
     weights = np.exp(np.asarray(lses) - np.where(np.isfinite(lse), lse, 0.0))
@@ -215,15 +229,13 @@ def test_same_bits_twice(run, inputs):
             np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize(
-    "garbage", [pytest.param(np.nan, marks=pytest.mark.simulated), np.inf, -3e38]
-)
+@pytest.mark.parametrize("garbage", [np.nan, np.inf, -3e38])
 def test_keys_that_do_not_count_have_no_influence(run, oracle, inputs, sizes, roomy_map, garbage):
     q, k, v, mask = inputs
     kv, block_k = sizes.kv, sizes.block_k
     tokens = np.random.default_rng(6).integers(0, block_k + 1, sizes.kb)
     counted = np.arange(kv) % block_k < tokens[np.arange(kv) // block_k]
-    spoilt = [jnp.where(counted[:, None, None], x, jnp.asarray(garbage, x.dtype)) for x in (k, v)]
+    spoilt = [np.where(counted[:, None, None], x, np.asarray(garbage, x.dtype)) for x in (k, v)]
     block_map = roomy_map(mask, **sizes.blocks)
     reference = functools.partial(oracle, kv_lengths=tokens, return_lse=True)
     pairs = [(run(q, k, v, mask, tokens), run(q, *spoilt, mask, tokens))]
@@ -233,20 +245,10 @@ def test_keys_that_do_not_count_have_no_influence(run, oracle, inputs, sizes, ro
             np.testing.assert_array_equal(a, b)
 
 
-def test_scale(attend, inputs, sizes, pairs_of, assert_right):
-    q, k, v, mask = inputs
-    scale = 1.3
-    block_map = BlockMap.from_dense_mask(mask, **sizes.blocks)
-    found = attend(q, k, v, block_map, scale=scale, return_lse=True)
-    assert_right(found, q, k, v, pairs_of(mask), scale)
-    out = attend(q, k, v, block_map, scale=scale)  # alone, without the log-sum-exp
-    np.testing.assert_array_equal(out[2 * sizes.block_q : 3 * sizes.block_q, 1], 0)
-
-
-@pytest.mark.parametrize(
-    ("t", "kv"), [pytest.param(1, 1, marks=pytest.mark.simulated), (33, 5)], ids=["1-1", "33-5"]
-)
-def test_few_tokens(attend, draw, sizes, assert_right, t, kv):
+@pytest.mark.simulated
+def test_few_tokens(attend, draw, sizes, assert_right):
+    """Less than a block of both, and no word about how many."""
+    t, kv = 1, 5
     q, k, v = draw(7, (t, 1, sizes.h), (kv, 1, sizes.h), (kv, 1, sizes.h), dtype=sizes.dtype)
     block_map = BlockMap.full(1, t, kv, block_q=sizes.smallest_q, block_k=64)
     found = attend(q, k, v, block_map, return_lse=True)
@@ -258,31 +260,26 @@ def scenes(draw_inputs, roomy_map, sizes):
     """q, k, v, masks and maps of two scenes."""
     *arrays, masks = zip(*(draw_inputs(seed) for seed in range(2)), strict=True)
     masks = np.stack(masks)
-    maps = jax.vmap(lambda mask: roomy_map(mask, **sizes.blocks))(masks)
-    return *(jnp.stack(x) for x in arrays), masks, maps
-
-
-@pytest.mark.simulated
-def test_vmap_over_a_batch(run, scenes, sizes, assert_close):
-    q, k, v, masks, maps = scenes
-    tokens = np.random.default_rng(8).integers(0, sizes.block_k + 1, (2, sizes.kb))
-    together = jax.vmap(lambda *args: run(*args))(q, k, v, maps, tokens)
-    for i in range(2):
-        alone = run(q[i], k[i], v[i], masks[i], tokens[i])
-        assert_close([x[i] for x in together], alone, limit=sizes.same)
+    maps = jax.tree.map(
+        lambda *x: np.stack(x), *(roomy_map(mask, **sizes.blocks) for mask in masks)
+    )
+    return *(np.stack(x) for x in arrays), masks, maps
 
 
 def test_vmap_over_two_axes(run, scenes, sizes, assert_close):
-    """Scenes along the one; along the other queries differ, which share keys and map."""
+    """Scenes along the one; along the other queries differ, which share keys, map and lengths."""
     q, k, v, masks, maps = scenes
-    queries = jnp.stack([q, -q, 2 * q], axis=3)  # [scene t n 3 h]
-    inner = jax.vmap(lambda *args: run(*args), in_axes=(2, None, None, None), out_axes=-1)
-    together = jax.vmap(inner)(queries, k, v, maps)
+    tokens = np.random.default_rng(8).integers(0, sizes.block_k + 1, (2, sizes.kb))
+    queries = np.stack([q, -q, 2 * q], axis=3)  # [scene t n 3 h]
+    inner = jax.vmap(lambda *args: run(*args), in_axes=(2, None, None, None, None), out_axes=-1)
+    together = jax.vmap(inner)(queries, k, v, maps, tokens)
+    together = [np.asarray(x) for x in together]
     for scene, i in np.ndindex(2, 3):
-        alone = run(queries[scene][..., i, :], k[scene], v[scene], masks[scene])
+        alone = run(queries[scene][..., i, :], k[scene], v[scene], masks[scene], tokens[scene])
         assert_close([x[scene][..., i] for x in together], alone, limit=sizes.same)
 
 
+@pytest.mark.quick()
 def test_heads_by_vmap(attend, run, inputs, sizes, roomy_map, assert_close):
     q, k, v, mask = inputs
     block_map = roomy_map(mask, **sizes.blocks)
@@ -319,7 +316,7 @@ LARGE = [
     *large(jnp.bfloat16, 1e3, 1e6, 1e12, 1e18, 1e30),
     *large(jnp.bfloat16, 3e38, marks=pytest.mark.simulated),
     *large(jnp.float32, 1e3, 1e18, 3e38, marks=other_kernels),
-    *large(jnp.float16, 1e2, 6e4),
+    *large(jnp.float16, 1e2, 6e4, marks=quick_in_xla),
 ]
 
 
@@ -330,8 +327,8 @@ LARGE_SCALE = 20.0
 @pytest.mark.parametrize(("dtype", "size"), LARGE)
 def test_scores_of_any_size(attend, draw, few_blocks, exact_attention, relative_error, dtype, size):
     q, k, v = draw(9, (96, 2, 64), (160, 2, 64), (160, 2, 64))
-    q, k = (jnp.clip(x / 3, -1, 1) * size for x in (q, k))
-    q, k, v = (x.astype(dtype) for x in (q, k, v))
+    q, k = (np.clip(np.asarray(x) / 3, -1, 1) * size for x in (q, k))
+    q, k, v = (jnp.asarray(np.asarray(x), dtype) for x in (q, k, v))
     block_map = BlockMap.full(2, 96, 160, **few_blocks)
     out, lse = attend(q, k, v, block_map, scale=LARGE_SCALE, return_lse=True)
     everything = np.ones((2, 96, 160), bool)
@@ -367,10 +364,10 @@ PARTS = TritonConfig(tile_q=16, tile_k=16, num_warps=1, num_stages=1)
     ("block_q", "block_k", "config", "kv_lengths"),
     [
         # Several blocks a step, with some left over; and tiles smaller than blocks of queries.
-        pytest.param(64, 16, GATHERED, None, id="gathered-whole"),
+        pytest.param(64, 16, GATHERED, None, id="gathered-whole", marks=pytest.mark.slow),
         pytest.param(64, 16, GATHERED, 150, id="gathered-partial"),
-        # Parts of blocks.
-        pytest.param(32, 64, PARTS, 150, id="parts-partial"),
+        # Parts of blocks: some end in the middle of a part, some before one begins.
+        pytest.param(32, 64, PARTS, (20, 64, 0, 37, 16), id="parts-partial"),
     ],
 )
 def test_tiles_change_nothing(
@@ -379,29 +376,37 @@ def test_tiles_change_nothing(
 ):  # fmt: skip
     blocks = {"block_q": block_q, "block_k": block_k}
     q, k, v, mask = draw_case(11, 131, 320, 2, 32, **blocks)
+    if isinstance(kv_lengths, tuple):
+        kv_lengths = np.array(kv_lengths)
     pairs = pairs_that_count(mask, 131, 320, **blocks, kv_lengths=kv_lengths)
+    counted = pairs_that_count(np.ones_like(mask), 131, 320, **blocks, kv_lengths=kv_lengths)[0, 0]
+    spoilt = [np.where(counted[:, None, None], x, np.float32(np.nan)) for x in (k, v)]
     block_map = BlockMap.from_dense_mask(mask, **blocks)
     options = {"config": config, "kv_lengths": kv_lengths, "return_lse": True}
-    found = attend_in_tiles(q, k, v, block_map, **options)
+    found = attend_in_tiles(q, *spoilt, block_map, **options)
     assert_close(found, exact_attention(q, k, v, pairs))
 
 
-def test_stripes_of_xla_change_nothing(draw_case, tokens_in_blocks, monkeypatch, assert_close):
-    """Some rows and keys at a time give what all of them give at once."""
+def test_stripes_of_xla_change_nothing(draw_case, pairs_that_count, exact_attention, assert_close):
+    """Some rows and keys at a time give what all of them would at once."""
     t, kv, n, h = 131, 211, 3, 32
     blocks = {"block_q": 32, "block_k": 16}
     q, k, v, mask = draw_case(2, t, kv, n, h, **blocks)
     mask[1, 2] = False
     block_map = BlockMap.from_dense_mask(mask, **blocks)
-    tokens = jnp.asarray(tokens_in_blocks(kv, 16))
-    run = lambda: jax.jit(lambda *qkv: xla.attention(*qkv, block_map, tokens, 0.3))(q, k, v)
-    at_once = run()
-    monkeypatch.setattr(xla, "_KEYS_PER_STEP", 48)  # three blocks of up to 14
-    monkeypatch.setattr(xla, "_MAX_GATHERED_BYTES", 2 * 4 * n * 48 * h)  # two rows of 5
-    assert_close(run(), at_once, limit=2e-6)
+    tokens = jnp.asarray(np.minimum(16, kv - np.arange(0, kv, 16)))
+    run = functools.partial(
+        xla.attention,
+        keys_per_step=48,  # three blocks of up to 14
+        max_gathered_bytes=2 * 4 * n * 48 * h,  # two rows of 5
+    )
+    found = jax.jit(lambda *qkv: run(*qkv, block_map, tokens, 0.3))(q, k, v)
+    expected = exact_attention(q, k, v, pairs_that_count(mask, t, kv, **blocks), 0.3)
+    assert_close(found, expected, limit=2e-6)
 
 
-def test_memory_of_xla_is_bounded(optimized):
+@pytest.mark.slow
+def test_memory_of_xla_is_bounded(optimized, no_program_cache):
     """Of a quarter GiB of scores, few exist at a time: forwards, and backwards."""
     x = jax.ShapeDtypeStruct((8192, 1, 32), jnp.float32)
     block_map = jax.eval_shape(lambda: BlockMap.full(1, 8192, 8192))
@@ -410,17 +415,3 @@ def test_memory_of_xla_is_bounded(optimized):
         program = jax.jit(function).lower(x, x, x, block_map).compile()
         # Some of what 512 keys of a step need: 16 MiB of scores, as many of weights.
         assert program.memory_analysis().temp_size_in_bytes <= 100 * 2**20
-
-
-def test_parts_of_a_block_in_which_nothing_counts(attend_in_tiles, draw, relative_error):
-    """Blocks larger than a tile end in the middle of a part, or before one begins."""
-    q, k, v = draw(11, (32, 1, 32), (128, 1, 32), (128, 1, 32))
-    lengths = np.array([20, 64])
-    counted = np.arange(128) % 64 < lengths[np.arange(128) // 64]
-    spoilt = [jnp.where(counted[:, None, None], x, np.nan) for x in (k, v)]
-    attend = functools.partial(attend_in_tiles, q, config=PARTS)
-    block_map = BlockMap.full(1, 32, 128, block_q=32, block_k=64)
-    found = attend(*spoilt, block_map, kv_lengths=lengths)
-    expected = attend(k, v, block_map, kv_lengths=lengths)
-    assert np.isfinite(found).all()
-    np.testing.assert_array_equal(found, expected)

@@ -3,20 +3,17 @@
 import functools
 
 import hypothesis
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from pallas_kernels import BlockMap, select_blocks
+from pallas_kernels import BlockMap
 
 few = hypothesis.settings(max_examples=12, deadline=None, derandomize=True, database=None)
 
-# One size, so that one program of each implementation serves all examples. Of attention, it is what
-# the implementation calls small; blocks of both are as many.
+# One size, so that one program of each implementation serves all examples: what it calls small.
 T, KV, N, H = 67, 83, 2, 32
-BLOCKS = {"block_q": 32, "block_k": 16}
 QB, KB = 3, 6
 
 seeds = st.integers(0, 2**32 - 1)
@@ -25,12 +22,16 @@ masks = st.lists(st.booleans(), min_size=N * QB * KB, max_size=N * QB * KB).map(
     lambda bits: np.reshape(bits, (N, QB, KB))
 )
 lengths = st.lists(st.integers(0, 16), min_size=KB, max_size=KB).map(np.array)
+# Of selection; the size of its other tests.
+SELECTION = {"t": 331, "kv": 397, "n": 4, "h": 29}
+BLOCKS = {"block_q": 32, "block_k": 16}
+lengths_of_all = st.lists(st.integers(0, 16), min_size=25, max_size=25).map(np.array)
 sizes = st.sampled_from([1e-3, 1.0, 30.0])
 
 
-def qkv(seed, size=1.0, *, t=T, kv=KV, dtype=jnp.float32, h=H):
+def qkv(seed, size=1.0, *, t, kv, n=N, h, dtype=jnp.float32):
     rng = np.random.default_rng(seed)
-    q, k, v = (rng.normal(size=(s, N, h)) for s in (t, kv, kv))
+    q, k, v = (rng.normal(size=(s, n, h)) for s in (t, kv, kv))
     return jnp.asarray(size * q, dtype), jnp.asarray(k, dtype), jnp.asarray(v, dtype)
 
 
@@ -89,7 +90,7 @@ def test_tails_are_exact(
     )
     pairs = pairs_of(mask)
     counted = pairs_of(np.ones_like(mask))[0, 0]
-    k, v = (jnp.where(counted[:, None, None], x, jnp.asarray(jnp.nan, x.dtype)) for x in (k, v))
+    k, v = (np.where(counted[:, None, None], x, np.asarray(np.nan, x.dtype)) for x in (k, v))
     found = run(q, k, v, mask, tokens)
     assert_same(found, exact_attention(q, k, v, pairs), 3e-5)
 
@@ -111,37 +112,28 @@ def test_order_does_not_matter(run, draw_qkv, roomy_map, small, seed, mask, toke
     assert_same(run(q, k, v, other, tokens), run(q, k, v, block_map, tokens), 1e-5)
 
 
-@pytest.fixture(scope="session")
-def kept(select):
-    """The mask of blocks for traced settings: one program for all."""
-
-    @functools.partial(jax.jit, static_argnames="num_sink_blocks")
-    def kept(q, k, ratio, threshold, tokens, *, num_sink_blocks=0):
-        found = select(
-            q,
-            k,
-            sparse_ratio=ratio,
-            cdf_threshold=threshold,
-            kv_lengths=tokens,
-            num_sink_blocks=num_sink_blocks,
-            **BLOCKS,
-        )
-        return found.block_map.to_dense_mask()
-
-    def run(q, k, ratio, threshold, tokens, **options):
-        return np.asarray(kept(q, k, jnp.float32(ratio), jnp.float32(threshold), tokens, **options))
-
-    return run
+def kept(select, dense_mask, q, k, ratio, threshold, tokens, **options):
+    """The selection and its mask."""
+    found = select(
+        q,
+        k,
+        sparse_ratio=float(ratio),
+        cdf_threshold=float(threshold),
+        kv_lengths=tokens,
+        **{"q_length": 331} | options,
+        **BLOCKS,
+    )
+    return found, dense_mask(found.block_map)
 
 
 @few
-@hypothesis.given(seeds, sizes, shares, shares, shares, shares, lengths)
-def test_asking_for_more_drops_nothing(kept, seed, size, r0, r1, c0, c1, tokens):
+@hypothesis.given(seeds, sizes, shares, shares, shares, shares, lengths_of_all)
+def test_asking_for_more_drops_nothing(select, dense_mask, seed, size, r0, r1, c0, c1, tokens):
     """Raising the threshold or lowering the ratio."""
-    q, k, _ = qkv(seed, 10 * size)
-    less = kept(q, k, max(r0, r1), min(c0, c1), tokens)
+    q, k, _ = qkv(seed, 10 * size, **SELECTION)
+    _, less = kept(select, dense_mask, q, k, max(r0, r1), min(c0, c1), tokens)
     for ratio, threshold in [(min(r0, r1), min(c0, c1)), (max(r0, r1), max(c0, c1))]:
-        more = kept(q, k, ratio, threshold, tokens)
+        _, more = kept(select, dense_mask, q, k, ratio, threshold, tokens)
         assert (more >= less).all()
     exists = tokens_that_exist(tokens)
     assert not less[..., ~exists].any()
@@ -151,35 +143,32 @@ def test_asking_for_more_drops_nothing(kept, seed, size, r0, r1, c0, c1, tokens)
 
 def tokens_that_exist(tokens):
     """Which key blocks have tokens."""
-    return np.minimum(tokens, KV - 16 * np.arange(KB)) > 0
+    return np.minimum(tokens, 397 - 16 * np.arange(25)) > 0
 
 
 @few
-@hypothesis.given(seeds, sizes, shares, shares, lengths)
-def test_sinks_are_kept(kept, seed, size, ratio, threshold, tokens):
-    q, k, _ = qkv(seed, 10 * size)
-    mask = kept(q, k, ratio, threshold, tokens, num_sink_blocks=2)
+@hypothesis.given(seeds, sizes, shares, shares, lengths_of_all)
+def test_sinks_are_kept(select, dense_mask, seed, size, ratio, threshold, tokens):
+    q, k, _ = qkv(seed, 10 * size, **SELECTION)
+    # With the options of another test of selection, and thereby its program.
+    options = {"num_sink_blocks": 3, "pool_mode": "max", "capacity": 7}
+    _, mask = kept(select, dense_mask, q, k, ratio, threshold, tokens, **options)
     exists = tokens_that_exist(tokens)
-    assert mask[..., :2][..., exists[:2]].all() and not mask[..., ~exists].any()
+    assert mask[..., :3][..., exists[:3]].all() and not mask[..., ~exists].any()
     # And one more, if there is any.
-    assert (mask[..., 2:].sum(-1) >= min(1, exists[2:].sum())).all()
+    others = mask[..., 3:].sum(-1)
+    assert (others >= min(1, exists[3:].sum())).all()
+    assert (others <= 7 - exists[:3].sum()).all()
 
 
 @few
-@hypothesis.given(seeds, st.integers(1, T), st.integers(1, KV), shares)
-def test_covered_is_what_was_asked(seed, q_length, kv_length, threshold):
+@hypothesis.given(seeds, st.integers(1, 331), st.integers(1, 397), shares)
+def test_covered_is_what_was_asked(select, dense_mask, seed, q_length, kv_length, threshold):
     """The kept probability is within the threshold, unless one block alone passes it."""
-    q, k, _ = qkv(seed, 20.0)
-    found = select_blocks(
-        q,
-        k,
-        cdf_threshold=threshold,
-        q_length=q_length,
-        kv_lengths=kv_length,
-        implementation="xla",
-        **BLOCKS,
-    )
-    covered, counts = np.asarray(found.covered), np.asarray(found.block_map.counts)
+    q, k, _ = qkv(seed, 20.0, **SELECTION)
+    tokens = np.clip(kv_length - 16 * np.arange(25), 0, 16)
+    found, mask = kept(select, dense_mask, q, k, 1.0, threshold, tokens, q_length=q_length)
+    covered, counts = np.asarray(found.covered), mask.sum(-1)
     rows = -(-q_length // 32)
     assert (covered[:, rows:] == 0).all() and (counts[:, rows:] == 0).all()
     assert ((covered <= threshold + 2e-5) | (counts <= 1)).all()

@@ -82,7 +82,7 @@ def test_xla(dtype, activation):
     run = jax.jit(functools.partial(linear, activation=activation, precision="highest"))
     assert_right(run(*arguments), arguments, activation, roundings=2)
     without = run(*arguments[:2])
-    no_bias = (*arguments[:2], jnp.zeros(7))
+    no_bias = (*arguments[:2], np.zeros(7))
     assert_right(without, no_bias, activation, roundings=2)
 
 
@@ -132,14 +132,14 @@ def test_the_gradient_is_that_of_xla(activation):
 
 def test_gelu_is_the_exact_one():
     x = np.linspace(-6, 6, 401, dtype=np.float32)
-    found = np.asarray(gelu(jnp.asarray(x)), np.float64)
+    found = np.asarray(jax.jit(gelu)(x), np.float64)
     # Rounding of erf, 6e-8, times |x| / 2; the approximation by tanh is off by 5e-4.
     np.testing.assert_allclose(found, exact_gelu(x.astype(np.float64)), rtol=0, atol=1e-6)
 
 
 def test_gelu_keeps_the_type_and_computes_in_float32():
     x = jnp.asarray([-2.5, -0.75, 0.5, 3.0], jnp.bfloat16)
-    found = gelu(x)
+    found = jax.jit(gelu)(x)
     assert found.dtype == jnp.bfloat16
     expected = jnp.asarray(exact_gelu(np.asarray(x, np.float64)), jnp.bfloat16)
     np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
@@ -147,7 +147,7 @@ def test_gelu_keeps_the_type_and_computes_in_float32():
 
 def test_gelu_in_few_operations_is_as_exact():
     x = np.linspace(-12, 12, 24001, dtype=np.float32)
-    found = np.asarray(gelu_in_few_operations(jnp.asarray(x)), np.float64)
+    found = np.asarray(jax.jit(gelu_in_few_operations)(x), np.float64)
     # The probability above x, which does not lose digits where it is small.
     above = np.vectorize(lambda t: 0.5 * math.erfc(t / math.sqrt(2)))(x.astype(np.float64))
     expected = x * np.where(x < 0, above[::-1], 1 - above)
@@ -156,13 +156,10 @@ def test_gelu_in_few_operations_is_as_exact():
     np.testing.assert_allclose(found[middle], expected[middle], rtol=8e-6)
 
 
-@pytest.mark.parametrize("x", [-np.inf, -3e38, -1e4, -20.0, -0.0, 0.0, 20.0, 1e4, 3e38, np.inf])
-def test_gelu_in_few_operations_far_away(x):
-    assert gelu_in_few_operations(jnp.float32(x)) == max(x, 0.0)
-
-
-def test_gelu_in_few_operations_of_nothing_is_nothing():
-    assert np.isnan(gelu_in_few_operations(jnp.float32(jnp.nan)))
+def test_gelu_in_few_operations_far_away():
+    x = np.float32([-np.inf, -3e38, -1e4, -20.0, -0.0, 0.0, 20.0, 1e4, 3e38, np.inf, np.nan])
+    found = np.asarray(jax.jit(gelu_in_few_operations)(x))
+    np.testing.assert_array_equal(found, np.maximum(x, 0.0))
 
 
 X, KERNEL, BIAS = jnp.zeros((3, 4)), jnp.zeros((4, 5)), jnp.zeros(5)
@@ -247,13 +244,12 @@ def test_what_is_chosen(pretend_device, monkeypatch, rows, out_dim, chosen):
     monkeypatch.setattr("pallas_kernels.devices.multiprocessors", lambda: 132)
     found = []
 
-    def note(name, result):
+    def note(name):
         found.append(name)
-        return result
+        return jnp.zeros((rows, out_dim), jnp.bfloat16)  # never made: shapes alone are asked for
 
-    empty = jnp.zeros((rows, out_dim), jnp.bfloat16)
-    monkeypatch.setattr(api, "_run_kernel", lambda *args: note("mosaic_gpu", empty))
-    monkeypatch.setattr(api.xla, "linear", lambda *args: note("xla", empty))
+    monkeypatch.setattr(api, "_run_kernel", lambda *args: note("mosaic_gpu"))
+    monkeypatch.setattr(api.xla, "linear", lambda *args: note("xla"))
     x = jax.ShapeDtypeStruct((2, rows // 2, 1024), jnp.bfloat16)
     kernel = jax.ShapeDtypeStruct((1024, out_dim), jnp.bfloat16)
     jax.eval_shape(lambda *args: linear(*args), x, kernel)
@@ -263,7 +259,6 @@ def test_what_is_chosen(pretend_device, monkeypatch, rows, out_dim, chosen):
 @pytest.mark.new_jax
 @pytest.mark.parametrize(("rows", "copies"), [(4224, 0), (4221, 1)])
 def test_becomes_one_kernel_on_a_gpu(pretend_h100, rows, copies):
-    jax.clear_caches()
     x = jax.ShapeDtypeStruct((rows, 1024), jnp.bfloat16)
     kernel = jax.ShapeDtypeStruct((1024, 4096), jnp.bfloat16)
     bias = jax.ShapeDtypeStruct((4096,), jnp.float32)

@@ -12,9 +12,19 @@ from pallas_kernels.selection import pooling
 CASES = ["t390", "t1000", "t8288"]
 
 
-@pytest.mark.parametrize("mode", ["avg", "max"])
-@pytest.mark.parametrize("case", CASES)
-def test_masks_are_those_of_the_papers_code(select, golden, case, mode):
+# All in the full tier; in the quick one the smallest and the largest case.
+PAIRS = [
+    pytest.param("t390", "avg", marks=pytest.mark.quick("xla")),
+    pytest.param("t390", "max", marks=pytest.mark.quick()),
+    pytest.param("t1000", "avg", marks=pytest.mark.quick()),
+    pytest.param("t1000", "max", marks=pytest.mark.quick()),
+    pytest.param("t8288", "avg", marks=pytest.mark.quick("triton-interpreted")),
+    pytest.param("t8288", "max", marks=pytest.mark.quick("xla")),
+]
+
+
+@pytest.mark.parametrize(("case", "mode"), PAIRS)
+def test_masks_are_those_of_the_papers_code(select, dense_mask, golden, case, mode):
     """All settings at once: each has copies of the heads."""
     arrays = golden(f"selector.{case}")
     pooled = arrays[f"pooled_{mode}"]
@@ -36,7 +46,7 @@ def test_masks_are_those_of_the_papers_code(select, golden, case, mode):
         np.unpackbits(arrays[match[0]], axis=-1, count=pooled.shape[-1]) for match in settings
     ]
     expected = np.concatenate(expected).astype(bool)
-    np.testing.assert_array_equal(found.block_map.to_dense_mask(), expected)
+    np.testing.assert_array_equal(dense_mask(found.block_map), expected)
     # Probabilities are sums of float32 ones, up to 130 of them.
     covered = (np.tile(pooled, (7, 1, 1)) * expected).sum(-1)
     np.testing.assert_allclose(found.covered, covered, atol=1e-5)
@@ -44,14 +54,15 @@ def test_masks_are_those_of_the_papers_code(select, golden, case, mode):
     assert not np.asarray(found.missing).any()
 
 
-def test_ratio_alone(select, golden):
+@pytest.mark.slow
+def test_ratio_alone(select, dense_mask, golden):
     """As people call it."""
     arrays = golden("selector.t1000")
     q, k = (jnp.asarray(arrays[name].swapaxes(0, 1)) for name in ("query", "key"))
     found = select(q, k, sparse_ratio=0.75)
     num_blocks = arrays["pooled_avg"].shape[-1]
     expected = np.unpackbits(arrays["mask_avg_r0.75_cNone"], axis=-1, count=num_blocks)
-    np.testing.assert_array_equal(found.block_map.to_dense_mask(), expected.astype(bool))
+    np.testing.assert_array_equal(dense_mask(found.block_map), expected.astype(bool))
     assert found.block_map.capacity == int(num_blocks * 0.25)
 
 

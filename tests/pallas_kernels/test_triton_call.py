@@ -56,13 +56,13 @@ def assert_all_equal(found, expected):
 
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
 def test_call(call, arrays, transform):
-    x, y = (a[0, 0] for a in arrays)
+    x, y = (np.asarray(a)[0, 0] for a in arrays)
     assert_all_equal(transform(call(sum_and_outer))(x, y), (x + y, x[:, None] * y))
 
 
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
 def test_vmap(call, arrays, transform):
-    x, y = arrays
+    x, y = map(np.asarray, arrays)
     found = transform(jax.vmap(jax.vmap(call(sum_and_outer))))(x, y)
     assert_all_equal(found, (x + y, x[..., None] * y[..., None, :]))
     # Axes elsewhere, and an argument that all share.
