@@ -32,7 +32,7 @@ def check_kv_lengths(kv_lengths, num_kv_blocks: int):
 
 
 def on_device(numbers, *, beside: jax.Array):
-    """Numbers of a call as arrays, moved explicitly, since `jax.transfer_guard` can forbid other ways.
+    """Numbers of a call as arrays, moved explicitly: `jax.transfer_guard` can forbid other ways.
 
     Where `beside` is traced they stay what they are, and become constants of its program.
     """

@@ -40,7 +40,7 @@ def tokens_that_count(
 
 
 def argsort(x: Array) -> Int[Array, "..."]:
-    """`jnp.argsort` along the last axis, stable, whose indices are int32 whatever JAX's integers are."""
+    """`jnp.argsort` along the last axis, stable, with int32 indices whatever JAX's integers are."""
     places = lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
     return lax.sort((x, places), num_keys=1)[1]
 

@@ -48,8 +48,8 @@ CASES: dict[str, dict[str, int | list]] = {
     "pi3_toy": {"n1_56x84": 0, "b2n2_70x70": 0},
     "pi3_odd": {"n5_84x42": 0, "b2n3_42x70": 0},
 }
-# These are large: of the trunk they hold the first and the last layer. What is wrong between shows in
-# the last, and in smaller cases.
+# These are large: of the trunk they hold the first and the last layer. What is wrong between shows
+# in the last, and in smaller cases.
 OUTER_LAYERS_ONLY = {"vggt_toy.n2_140x182", "vggt_odd.n5_84x112", "vggt_odd.b2n3_112x70"}
 OUTER_LAYERS_ONLY |= {"vggt_late.n3_70x98"}
 # Columns of the table of noise: names of arrays.

@@ -24,8 +24,8 @@ from vggt_jax.inference import reconstruct
 from vggt_jax.loading import abstract_model
 from vggt_jax.outputs import Reconstruction
 from vggt_jax.training.initialization import initial_model
-from vggt_jax.training.losses import LossWeights
 from vggt_jax.training.loop import synthetic as rendered
+from vggt_jax.training.losses import LossWeights
 from vggt_jax.training.optimizer import OptimizerSettings, make_optimizer
 from vggt_jax.training.predict import Execution
 from vggt_jax.training.state import initial_state

@@ -296,9 +296,7 @@ def depth_edges(
     """
     # Nothing here is NaN, which people have JAX look for: no difference of infinities, no 0 / 0.
     is_finite = jnp.isfinite(depth)
-    largest, opposite = (
-        jnp.where(is_finite, _largest_nearby(x), 0.0) for x in (depth, -depth)
-    )
+    largest, opposite = (jnp.where(is_finite, _largest_nearby(x), 0.0) for x in (depth, -depth))
     jump = largest + opposite
     return jump / jnp.where((depth == 0) & (jump == 0), 1.0, depth) > relative_tolerance
 

@@ -131,7 +131,8 @@ def _kernel(
             row, column = place_of_tile(r)
 
             def step(k, _):
-                k = jnp.asarray(k, int32)  # Loops of a known length count in JAX's default integers.
+                # Loops of a known length count in JAX's default integers.
+                k = jnp.asarray(k, int32)
                 i = r * steps + k
                 slot = lax.rem(i, int32(STAGES))
 

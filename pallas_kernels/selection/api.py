@@ -27,7 +27,8 @@ Implementation = Literal["triton", "xla"]
 
 # Scores that exist at any one time, in bytes.
 MAX_SCORE_BYTES = 128 * 2**20
-# Key blocks of a row of the Triton kernel. More would not fit into the registers of the largest program.
+# Key blocks of a row of the Triton kernel. More would not fit into the registers of the largest
+# program.
 _MAX_BLOCKS_OF_TRITON = 2**16
 # Added to a threshold by the paper's code, against rounding of cumulative sums
 # (sparse_vggt/utils/sparse_wrapper.py, get_block_mask).
@@ -279,7 +280,8 @@ def _lots(key, place, shape, num_sink_blocks):
         return jax.random.uniform(of_row, (num_blocks - num_sink_blocks,), jnp.float32)
 
     of_rows = jax.vmap(jax.vmap(of_row, (None, 0)), (0, None))
-    places = (start + jnp.arange(n, dtype=jnp.int32) for start, n in zip(place, (heads, rows)))
+    sizes = (heads, rows)
+    places = (start + jnp.arange(n, dtype=jnp.int32) for start, n in zip(place, sizes, strict=True))
     lots = of_rows(*places)
     return jnp.pad(lots, ((0, 0), (0, 0), (num_sink_blocks, 0)))
 

@@ -279,7 +279,7 @@ def test_vmap_over_two_axes(run, scenes, sizes, assert_close):
         assert_close([x[scene][..., i] for x in together], alone, limit=sizes.same)
 
 
-@pytest.mark.quick()
+@pytest.mark.quick
 def test_heads_by_vmap(attend, run, inputs, sizes, roomy_map, assert_close):
     q, k, v, mask = inputs
     block_map = roomy_map(mask, **sizes.blocks)

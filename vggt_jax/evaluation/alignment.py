@@ -130,7 +130,7 @@ def median_scale(
 
 
 def _median(x, valid):
-    """`jnp.nanmedian` of the valid numbers, without making the others NaN, which people look for."""
+    """`jnp.nanmedian` of the valid numbers, without making the others NaN, for `jax_debug_nans`."""
     valid = valid & ~jnp.isnan(x)
     number = jnp.sum(valid, axis=-1, dtype=jnp.int32)[..., None]
     ordered = jnp.sort(jnp.where(valid, x, jnp.inf), axis=-1)

@@ -15,9 +15,7 @@ class LayerNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(dim, jnp.float32))
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        scale, bias = (
-            jax.lax.broadcast_to_rank(y[...], x.ndim) for y in (self.scale, self.bias)
-        )
+        scale, bias = (jax.lax.broadcast_to_rank(y[...], x.ndim) for y in (self.scale, self.bias))
         return normalize(x, eps=self.eps) * scale + bias
 
 

@@ -75,9 +75,7 @@ def render_scenes(
     if unknown := [name for name in names if name not in FAMILIES]:
         raise ValueError(f"families {unknown} are unknown; known are {', '.join(FAMILIES)}")
     key = jax.random.fold_in(key, list(SPLITS).index(split))
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(
-        jnp.arange(num_scenes, dtype=jnp.int32)
-    )
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(num_scenes, dtype=jnp.int32))
     tables = _tables([FAMILIES[name] for name in names])
     return jax.vmap(lambda key: _render_scene(key, tables, num_frames, size))(keys)
 

@@ -99,7 +99,8 @@ def color_at(
 
 def clouds(directions: Float[Array, "*p 3"]) -> Float[Array, "*p"]:
     """A slow pattern over directions, about [-1, 1]."""
-    return _fractal(4.0 * directions, jnp.zeros(directions.shape[:-1], directions.dtype), octaves=3, seed=5)
+    flat = jnp.zeros(directions.shape[:-1], directions.dtype)
+    return _fractal(4.0 * directions, flat, octaves=3, seed=5)
 
 
 def _fade(width: Array) -> Array:
