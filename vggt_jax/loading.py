@@ -1,10 +1,12 @@
 """`load_model` and `save_model`: models from and to checkpoints."""
 
+import functools
 import hashlib
 import json
 import os
 import pathlib
 import warnings
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -81,8 +83,14 @@ def load_model(
 
 def abstract_model(config: VGGTConfig | Pi3Config) -> Model:
     """The model of a configuration, with shapes and types in place of parameters."""
+    return jax.eval_shape(_constructor(config))
+
+
+@functools.cache
+def _constructor(config: VGGTConfig | Pi3Config) -> Callable[[], Model]:
+    """One function a configuration, which JAX traces once and no more: that takes half a second."""
     (kind,) = [kind for kind, of_config in _MODELS.values() if isinstance(config, of_config)]
-    return jax.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0)))
+    return lambda: kind(config, rngs=nnx.Rngs(0))
 
 
 def save_model(model: Model, destination: str | os.PathLike, *, overwrite: bool = False) -> None:
