@@ -8,8 +8,8 @@ import pytest
 
 from vggt_jax import geometry
 from vggt_jax.config import VGGTConfig
+from vggt_jax.training.initialization import initial_model
 from vggt_jax.training.losses import LossWeights
-from vggt_jax.training.normalization import normalize_scenes
 from vggt_jax.training.optimizer import OptimizerSettings, make_optimizer
 from vggt_jax.training.predict import Execution
 from vggt_jax.training.step import Recipe
@@ -31,6 +31,7 @@ CONFIG = VGGTConfig(
     dpt_layers=(0, 0, 1, 1),
     enable_point=False,  # half the time to compile
     enable_track=False,
+    pixel_centre=0.5,
 )
 
 
@@ -77,23 +78,23 @@ def render():
 
 
 @pytest.fixture(scope="session")
-def targets_of():
-    return lambda seed, num_scenes, num_frames, size: normalize_scenes(
-        plane_scenes(jax.random.split(jax.random.key(seed), num_scenes), num_frames, size)
-    )
+def model():
+    """What a run from scratch with this configuration starts from."""
+    return jax.jit(lambda: initial_model(CONFIG, jax.random.key(0)))()
 
 
 @pytest.fixture(scope="session")
 def make_recipe():
-    def make(model, render=plane_scenes, **changes):
+    def make(model=None, render=plane_scenes, *, frozen=(), **changes):
         settings = OptimizerSettings(**{"warmup_steps": 3, "learning_rate": 3e-3, **changes})
         return Recipe(
-            model=jax.eval_shape(lambda: model),
+            model=model and jax.eval_shape(lambda: model),
             render=render,
             optimizer=make_optimizer(settings),
             settings=settings,
             weights=LossWeights(),
             execution=Execution(),
+            frozen=frozen,
         )
 
     return make

@@ -8,17 +8,23 @@ import pytest
 from vggt_jax.evaluation import pair_errors
 from vggt_jax.geometry import camera_from_pose_encoding
 from vggt_jax.outputs import VGGTOutput
-from vggt_jax.training.losses import (
-    LossWeights,
-    camera_losses,
-    gradient_loss,
-    losses,
-    map_losses,
-    pair_losses,
-)
+from vggt_jax.training.losses import LossWeights, camera_losses, losses, map_losses, pair_losses
 from vggt_jax.training.normalization import Targets
 
 B, S, H, W = 2, 3, 5, 7
+WEIGHTS = LossWeights(camera=2.0, depth=3.0, points=5.0, gradient=0.5, pairs=7.0)
+
+
+@jax.jit
+def parts_and_gradient(output, targets):
+    """What `losses` gives, and the gradient of the total: one program for all tests of one shape."""
+
+    def total(output):
+        parts = losses(output, targets, WEIGHTS)
+        return parts["total"], parts
+
+    gradient, parts = jax.grad(total, has_aux=True)(output)
+    return parts, gradient
 
 
 @pytest.fixture
@@ -47,9 +53,7 @@ def case():
 
 def test_maps_against_loops(case):
     output, targets = case
-    found = map_losses(
-        output.world_points, output.world_points_conf, targets.world_points, targets.valid, 0.2
-    )
+    found, _ = parts_and_gradient(output, targets)
     of_scene = {"error": [], "confidence": [], "gradient": []}
     for b in range(B):
         valid, conf = targets.valid[b], output.world_points_conf[b]
@@ -69,7 +73,11 @@ def test_maps_against_loops(case):
             total += value / max(3 * v.sum(), 1)
         of_scene["gradient"].append(total / 4)
     for name, values in of_scene.items():
-        assert found[name] == pytest.approx(np.mean(values), rel=1e-5), name
+        assert found[f"points_{name}"] == pytest.approx(np.mean(values), rel=1e-5), name
+
+
+camera_losses = jax.jit(camera_losses, static_argnames="weights")
+pair_losses = jax.jit(pair_losses)
 
 
 def test_cameras_by_hand():
@@ -112,9 +120,8 @@ def test_pairs_against_the_metric():
     truth = rng.normal(size=(2, 5, 9)).astype(np.float32)  # baselines of 1 and more count fully
     encodings = truth + 0.01 * rng.normal(size=truth.shape).astype(np.float32)
     found = pair_losses(encodings, cameras_only(truth))
-    errors = pair_errors(
-        *(camera_from_pose_encoding(jnp.asarray(x), (4, 4))[0] for x in (encodings, truth))
-    )
+    cameras = lambda encoding: camera_from_pose_encoding(encoding, (4, 4))[0]
+    errors = jax.jit(lambda *x: pair_errors(*map(cameras, x)))(encodings, truth)
     # A chord is shorter than its angle a by a^3 / 24.
     assert found["pair_rotation"] == pytest.approx(np.deg2rad(errors.rotation).mean(), rel=1e-3)
     assert found["pair_direction"] == pytest.approx(np.deg2rad(errors.translation).mean(), rel=1e-3)
@@ -129,36 +136,37 @@ def test_near_cameras_count_less():
     assert found["pair_direction"] == pytest.approx(2**0.5 / 4, rel=1e-4)
     assert found["pair_rotation"] == pytest.approx(0.0, abs=1e-6)
     # Where both cameras are predicted at one place there is no direction, and still a way to go.
-    gradient = jax.grad(lambda x: pair_losses(x, truth)["pair_direction"])(
-        jnp.asarray(place((0, 0, 0), (0, 0, 0)))
+    gradient = jax.jit(jax.grad(lambda x: pair_losses(x, truth)["pair_direction"]))(
+        place((0, 0, 0), (0, 0, 0))
     )
     assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0
 
 
 def test_total_and_missing_heads(case):
     output, targets = case
-    weights = LossWeights(camera=2.0, depth=3.0, points=5.0, gradient=0.5)
-    found = losses(output, targets, weights)
+    found, _ = parts_and_gradient(output, targets)
     of = lambda x: found[f"{x}_confidence"] + found[f"{x}_error"] + 0.5 * found[f"{x}_gradient"]
-    expected = 2 * found["camera"] + 3 * of("depth") + 5 * of("points")
+    cameras = 2 * found["camera"] + 7 * (found["pair_rotation"] + found["pair_direction"])
+    expected = cameras + 3 * of("depth") + 5 * of("points")
     assert found["total"] == pytest.approx(float(expected), rel=1e-6)
-    without = losses(dataclasses.replace(output, world_points=None), targets, weights)
-    assert without["total"] == pytest.approx(float(2 * found["camera"] + 3 * of("depth")), rel=1e-6)
+    without = dataclasses.replace(output, world_points=None, world_points_conf=None)
+    without, _ = parts_and_gradient(without, targets)
+    assert without["total"] == pytest.approx(float(cameras + 3 * of("depth")), rel=1e-6)
     assert "points_error" not in without
 
 
 def test_a_perfect_prediction_has_no_error(case):
     output, targets = case
-    encodings = jnp.broadcast_to(targets.pose_enc, (4, B, S, 9))
     perfect = dataclasses.replace(
         output,
-        pose_enc_list=encodings,
+        pose_enc_list=np.repeat(targets.pose_enc[None], 4, axis=0),
         depth=targets.depth[..., None],
         world_points=targets.world_points,
     )
-    found = losses(perfect, targets, LossWeights())
+    found, gradient = parts_and_gradient(perfect, targets)
     for name in ("camera", "depth_error", "depth_gradient", "points_error", "points_gradient"):
         assert found[name] == 0, name
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient))
 
 
 @pytest.mark.parametrize("mask", ["none", "first scene only"])
@@ -170,21 +178,23 @@ def test_empty_masks_give_zero_and_finite_gradients(case, mask):
     depth[1, 0, 0, 0] = np.inf  # where nothing is valid it must not matter
     output = dataclasses.replace(output, depth=depth)
     targets = dataclasses.replace(targets, valid=valid, has_points=valid.any((1, 2, 3)))
-    total = lambda output: losses(output, targets, LossWeights(pairs=1.0))["total"]
-    value, gradient = jax.value_and_grad(total)(jax.tree.map(jnp.asarray, output))
-    assert (value == 0) == (mask == "none") and np.isfinite(value)
+    found, gradient = parts_and_gradient(output, targets)
+    assert (found["total"] == 0) == (mask == "none") and np.isfinite(found["total"])
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient))
 
 
 def test_no_gradient_at_no_error_is_nan():
-    gradient = jax.grad(
-        lambda x: map_losses(x, jnp.ones((1, 1, 2, 2)), x * 0, jnp.ones((1, 1, 2, 2), bool), 0.2)[
-            "error"
-        ]
-    )(jnp.zeros((1, 1, 2, 2, 3)))
+    ones = np.ones((1, 1, 2, 2), np.float32)
+    error = lambda x: map_losses(x, ones, jnp.zeros_like(x), ones > 0, 0.2)["error"]
+    gradient = jax.jit(jax.grad(error))(np.zeros((1, 1, 2, 2, 3), np.float32))
     assert (gradient == 0).all()
 
 
-def test_gradient_loss_ignores_a_constant_offset():
-    valid = jnp.ones((1, 2, 9, 11), bool)
-    assert gradient_loss(jnp.full((1, 2, 9, 11, 1), 3.0), valid) == 0
+def test_gradient_loss_ignores_a_constant_offset(case):
+    output, targets = case
+    targets = dataclasses.replace(
+        targets, depth=np.zeros((B, S, H, W), np.float32), valid=np.ones((B, S, H, W), bool)
+    )
+    output = dataclasses.replace(output, depth=np.full((B, S, H, W, 1), 3.0, np.float32))
+    found, _ = parts_and_gradient(output, targets)
+    assert found["depth_gradient"] == 0 and found["depth_error"] == 3

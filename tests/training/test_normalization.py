@@ -1,7 +1,6 @@
 import types
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -30,12 +29,16 @@ def scenes(seed=0, num_scenes=2, num_frames=3):
     )
 
 
+@jax.jit
+def normalize_arrays(arrays):
+    return normalize_scenes(types.SimpleNamespace(**arrays))
+
+
 def normalize(given):
-    return normalize_scenes(
-        types.SimpleNamespace(
-            **{name: x if x is None else jnp.asarray(x) for name, x in vars(given).items()}
-        )
-    )
+    return normalize_arrays(vars(given))
+
+
+cameras_of = jax.jit(lambda x: geometry.camera_from_pose_encoding(x, (HEIGHT, WIDTH))[0])
 
 
 def test_against_points_found_one_by_one():
@@ -53,8 +56,7 @@ def test_against_points_found_one_by_one():
         assert found.scale[b] == pytest.approx(scale, rel=1e-5)
         np.testing.assert_allclose(found.world_points[b], points / scale, atol=1e-5)
         np.testing.assert_allclose(found.depth[b], given.depth[b] / scale, rtol=1e-5)
-        cameras, _ = geometry.camera_from_pose_encoding(found.pose_enc[b], (HEIGHT, WIDTH))
-        for camera, back in zip(cameras, first_from_camera):
+        for camera, back in zip(cameras_of(found.pose_enc[b]), first_from_camera):
             expected = np.linalg.inv(back)[:3]
             expected[:, 3] /= scale
             np.testing.assert_allclose(camera, expected, atol=2e-5)

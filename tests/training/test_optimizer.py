@@ -20,16 +20,17 @@ from vggt_jax.training.variants import Variant, variant_of
 
 def test_schedule():
     settings = OptimizerSettings(learning_rate=2.0, warmup_steps=4)
-    at = lambda step, total=104: float(learning_rate(settings, step, total))
+    rate = jax.jit(learning_rate, static_argnums=0)
+    at = lambda step, total=104: float(rate(settings, step, total))
     assert at(0) == pytest.approx(2 / 5)
     assert at(4) == pytest.approx(2.0)
     assert at(54) == pytest.approx(1.0)
     assert at(104) == pytest.approx(0.0, abs=1e-6)
     assert at(54, total=54) == pytest.approx(0.0, abs=1e-6)
     linear = OptimizerSettings(learning_rate=2.0, warmup_steps=4, schedule="linear")
-    assert float(learning_rate(linear, 29, 104)) == pytest.approx(1.5)
+    assert float(rate(linear, 29, 104)) == pytest.approx(1.5)
     constant = OptimizerSettings(learning_rate=2.0, warmup_steps=4, schedule="constant")
-    assert float(learning_rate(constant, 99, 104)) == 2.0
+    assert float(rate(constant, 99, 104)) == 2.0
 
 
 def test_only_kernels_decay():
@@ -46,12 +47,15 @@ def test_muon_turns_matrices_of_blocks_and_leaves_the_rest_to_adamw():
         "depth_head.projects.0.kernel": (24, 60),
         "frame_blocks.norm1.scale": (2, 24),
     }
-    params = {name: jnp.zeros(shape) for name, shape in shapes.items()}
-    gradients = {name: jnp.asarray(rng.normal(size=shape)) for name, shape in shapes.items()}
+    params = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    gradients = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
     found = {}
     for method in ("adamw", "muon"):
         optimizer = make_optimizer(OptimizerSettings(method=method))
-        found[method], _ = optimizer.update(gradients, optimizer.init(params), params)
+        first = jax.jit(
+            lambda gradients: optimizer.update(gradients, optimizer.init(params), params)
+        )
+        found[method], _ = first(gradients)
     for name, shape in shapes.items():
         direction = found["muon"][name]
         if len(shape) < 3:
@@ -69,9 +73,9 @@ def test_muon_turns_matrices_of_blocks_and_leaves_the_rest_to_adamw():
 
 
 def test_average_follows_fast_at_first():
-    step = lambda n: jnp.asarray(n, jnp.int32)
-    assert average(jnp.ones(()), jnp.zeros(()), step(0), 0.99) == pytest.approx(0.1)
-    assert average(jnp.ones(()), jnp.zeros(()), step(10**6), 0.99) == pytest.approx(0.99)
+    after = jax.jit(lambda step: average(jnp.ones(()), jnp.zeros(()), step, 0.99))
+    assert after(0) == pytest.approx(0.1)
+    assert after(10**6) == pytest.approx(0.99)
 
 
 def test_variants():
@@ -98,7 +102,8 @@ def test_variants_are_taken_by_weight_and_by_seed():
 
 def test_dense_frames_are_a_random_share():
     execution = Execution(dense_share=0.4)
-    draws = [execution.dense_frames(jax.random.key(i), 8).tolist() for i in range(40)]
+    draw = jax.jit(jax.vmap(lambda key: execution.dense_frames(key, 8)))
+    draws = draw(jax.random.split(jax.random.key(0), 40)).tolist()
     assert all(len(set(draw)) == 4 and draw == sorted(draw) for draw in draws)
     assert {frame for draw in draws for frame in draw} == set(range(8))
     assert Execution().dense_frames(jax.random.key(0), 8) is None

@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -32,7 +33,8 @@ def test_metrics_by_hand():
         has_points=jnp.array([True, False]),
         scale=jnp.ones(2),
     )
-    found = scene_metrics(VGGTOutput(pose_enc=turned, depth=predicted[..., None]), targets)
+    output = VGGTOutput(pose_enc=turned, depth=predicted[..., None])
+    found = jax.jit(scene_metrics)(output, targets)
     # Pairs (0, 1): no error. (0, 2) and (1, 2): turned by 9.5 degrees; the directions of their
     # translations turn with the camera, by less. Below 10, 11, ..., 30 degrees: 21 of 30.
     assert found["auc30"] == pytest.approx((1 + 2 * 21 / 30) / 3, abs=1e-6)
