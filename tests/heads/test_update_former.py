@@ -13,6 +13,9 @@ FLOAT32 = Precision.from_compute_dtype(jnp.float32)
 DIM, HEADS = 12, 3
 
 
+run = jax.jit(lambda module, *xs: module(*xs, FLOAT32))
+
+
 def draw(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
@@ -32,8 +35,12 @@ def test_attention_with_a_joint_projection_equals_the_formula(randomised):
     expected = attended @ np.asarray(layer.out_proj.kernel[...]) + np.asarray(
         layer.out_proj.bias[...]
     )
-    found = jax.jit(lambda layer, *xs: layer(*xs, FLOAT32))(layer, x, context)
+    found = run(layer, x, context)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def zero(parameter):
+    return nnx.Param(jnp.asarray(np.zeros(parameter.shape, np.float32)))
 
 
 @pytest.mark.parametrize("make", [SelfBlock, CrossBlock])
@@ -41,22 +48,20 @@ def test_the_residual_starts_from_the_normalised_input(make, randomised):
     block = randomised(lambda rngs: make(DIM, HEADS, rngs=rngs))
     attention = block.attn if make is SelfBlock else block.cross_attn
     for layer in (attention.out_proj, block.mlp.fc2):
-        layer.kernel = nnx.Param(jnp.zeros(layer.kernel.shape))
-        layer.bias = nnx.Param(jnp.zeros(layer.bias.shape))
+        layer.kernel, layer.bias = zero(layer.kernel), zero(layer.bias)
     x = draw(2, 5, DIM)
-    inputs = (x,) if make is SelfBlock else (x, x)
-    found = jax.jit(lambda block, *xs: block(*xs, FLOAT32))(block, *inputs)
-    np.testing.assert_allclose(found, block.norm1(jnp.asarray(x)), rtol=1e-6, atol=1e-6)
+    inputs = (x,) if make is SelfBlock else (x, draw(2, 4, DIM, seed=1))
+    expected = jax.jit(lambda norm, x: norm(x))(block.norm1, x)
+    np.testing.assert_allclose(run(block, *inputs), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_the_context_is_normalised_by_its_own_norm(randomised):
     block = randomised(lambda rngs: CrossBlock(DIM, HEADS, rngs=rngs))
     x, context = draw(2, 5, DIM), draw(2, 4, DIM, seed=1)
-    run = jax.jit(lambda block, *xs: block(*xs, FLOAT32))
     # A norm removes what is added to all channels.
     shifted = run(block, x, context + 3)
     np.testing.assert_allclose(shifted, run(block, x, context), rtol=1e-4, atol=1e-5)
-    block.norm_context.scale = nnx.Param(block.norm_context.scale[...] + 1)
+    block.norm_context.scale = nnx.Param(jnp.asarray(np.asarray(block.norm_context.scale[...]) + 1))
     assert not np.allclose(run(block, x, context), shifted, atol=1e-3)
 
 
@@ -66,20 +71,20 @@ def test_tracks_meet_only_through_virtual_tracks(randomised):
             10, DIM, 6, depth=1, num_heads=HEADS, num_virtual_tracks=4, rngs=rngs
         )
     )
-    run = jax.jit(lambda former, tokens: former(tokens, FLOAT32))
     tokens = draw(2, 3, 5, 10)
     changed = tokens.copy()
     changed[1, 2, 4] += draw(10, seed=1)
 
     def moved():  # [scene, track, frame]
-        return np.any(np.asarray(run(former, changed) != run(former, tokens)), axis=-1)
+        before, after = (np.asarray(run(former, x)) for x in (tokens, changed))
+        return np.any(after != before, axis=-1)
 
     everything = np.zeros((2, 3, 5), bool)
     everything[1] = True
     np.testing.assert_array_equal(moved(), everything)
     # Tracks that read nothing from the virtual ones: each moves itself alone, along time.
     out_proj = former.space_point2virtual_blocks.cross_attn.out_proj
-    out_proj.kernel = nnx.Param(jnp.zeros(out_proj.kernel.shape))
+    out_proj.kernel = zero(out_proj.kernel)
     own_track = np.zeros((2, 3, 5), bool)
     own_track[1, 2] = True
     np.testing.assert_array_equal(moved(), own_track)

@@ -1,13 +1,14 @@
 """Dense attention against a float64 softmax, and the layer around it."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import block_sparse_attention, mosaic_gpu_call
+from pallas_kernels import block_sparse_attention
 from pallas_kernels.rope import apply_rope
 from vggt_jax import Dense
 from vggt_jax.layers import attention
@@ -28,6 +29,13 @@ def qkv():
     return draw(B, T, N, H, seed=0), draw(B, KV, N, H, seed=1), draw(B, KV, N, H, seed=2)
 
 
+@pytest.fixture(scope="module")
+def attend():
+    """`dense_attention` of those with lengths, all by default: one program."""
+    run = jax.jit(lambda q, k, v, lengths: dense_attention(q, k, v, kv_lengths=lengths))
+    return lambda *qkv, kv_lengths=(KV, KV): np.asarray(run(*qkv, jnp.asarray(kv_lengths)))
+
+
 def oracle(q, k, v, kv_lengths=None):
     """Softmax attention in float64, one query and one head at a time."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
@@ -40,80 +48,85 @@ def oracle(q, k, v, kv_lengths=None):
     return result
 
 
-@pytest.mark.parametrize("kv_lengths", [None, (11, 11), (4, 11), (1, 7)])
+@pytest.mark.parametrize("has_lengths", [True, False])
 @pytest.mark.parametrize("queries_at_a_time", [None, 3, 1])
-def test_equals_softmax_in_float64(qkv, kv_lengths, queries_at_a_time, monkeypatch):
+def test_equals_softmax_in_float64(qkv, has_lengths, queries_at_a_time):
     if queries_at_a_time is not None:
-        limit = queries_at_a_time * 4 * B * N * KV
-        monkeypatch.setattr(attention, "MAX_SCORE_BYTES", limit)
-    lengths = None if kv_lengths is None else jnp.asarray(kv_lengths)
-    found = jax.jit(dense_attention)(*qkv, kv_lengths=lengths)
-    assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found, oracle(*qkv, lengths), rtol=1e-5, atol=1e-6)
+        queries_at_a_time *= 4 * B * N * KV
+    run = jax.jit(functools.partial(dense_attention, max_score_bytes=queries_at_a_time))
+    for lengths in ((11, 11), (4, 11), (1, 7)) if has_lengths else (None,):
+        found = run(*qkv, kv_lengths=None if lengths is None else jnp.asarray(lengths))
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, oracle(*qkv, lengths), rtol=1e-5, atol=1e-6)
 
 
-def test_large_scores_do_not_overflow(qkv):
-    q, k, v = qkv
-    found = dense_attention(300 * q, 300 * k, v)
-    np.testing.assert_allclose(found, oracle(300 * q, 300 * k, v), rtol=1e-4, atol=1e-4)
+def test_no_more_scores_than_fit(qkv):
+    limit = 3 * 4 * B * N * KV  # three of the seven queries
+    program = jax.make_jaxpr(functools.partial(dense_attention, max_score_bytes=limit))(*qkv)
+    scores = re.findall(rf"f32\[{B},{N},(\d+),{KV}\] = dot_general", str(program))
+    assert set(scores) == {"3"}
+
+
+def test_large_scores_do_not_overflow(qkv, attend):
+    q, k, v = map(np.asarray, qkv)
+    expected = oracle(300 * q, 300 * k, v)
+    np.testing.assert_allclose(attend(300 * q, 300 * k, v), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("garbage", [0.0, 1e6, -3e30])
-def test_keys_beyond_the_length_do_not_matter(qkv, garbage):
-    q, k, v = qkv
-    lengths = jnp.asarray([3, 8])
-    beyond = (jnp.arange(KV) >= lengths[:, None])[:, :, None, None]
-    attend = jax.jit(dense_attention)
-    found = attend(
-        q, jnp.where(beyond, garbage, k), jnp.where(beyond, garbage, v), kv_lengths=lengths
-    )
+def test_keys_beyond_the_length_do_not_matter(qkv, attend, garbage):
+    q, k, v = map(np.asarray, qkv)
+    lengths = np.array([3, 8])
+    beyond = (np.arange(KV) >= lengths[:, None])[:, :, None, None]
+    spoilt = (np.where(beyond, np.float32(garbage), x) for x in (k, v))
+    found = attend(q, *spoilt, kv_lengths=lengths)
     np.testing.assert_array_equal(found, attend(q, k, v, kv_lengths=lengths))
 
 
-def test_a_key_moves_all_queries_of_its_head_and_row_and_nothing_else(qkv):
+def plus_one(x, *index):
+    x = np.array(x)
+    x[index] += 1.0
+    return x
+
+
+def test_a_key_moves_all_queries_of_its_head_and_row_and_nothing_else(qkv, attend):
     q, k, v = qkv
-    attend = jax.jit(dense_attention)
     before = attend(q, k, v)
-    for changed in (
-        attend(q, k.at[1, 4, 2].add(1.0), v),
-        attend(q, k, v.at[1, 4, 2].add(1.0)),
-    ):
-        moved = np.any(np.asarray(changed != before), axis=-1)
+    for changed in (attend(q, plus_one(k, 1, 4, 2), v), attend(q, k, plus_one(v, 1, 4, 2))):
+        moved = np.any(changed != before, axis=-1)
         expected = np.zeros((B, T, N), bool)
         expected[1, :, 2] = True
         np.testing.assert_array_equal(moved, expected)
 
 
-def test_a_query_moves_its_own_result_only(qkv):
+def test_a_query_moves_its_own_result_only(qkv, attend):
     q, k, v = qkv
-    attend = jax.jit(dense_attention)
-    moved = np.any(np.asarray(attend(q.at[0, 5, 1].add(1.0), k, v) != attend(q, k, v)), axis=-1)
+    moved = np.any(attend(plus_one(q, 0, 5, 1), k, v) != attend(q, k, v), axis=-1)
     assert np.argwhere(moved).tolist() == [[0, 5, 1]]
 
 
-def test_scores_are_scaled_by_the_root_of_the_head_dim():
+def test_scores_are_scaled_by_the_root_of_the_head_dim(attend):
     # Two keys with scores 0 and s have weights 1 and e^s.
-    h = 16
-    q = jnp.full((1, 1, 1, h), 0.5)
-    k = jnp.stack([jnp.zeros(h), jnp.full(h, 0.25)])[None, :, None]
-    v = jnp.stack([jnp.zeros(h), jnp.ones(h)])[None, :, None]
-    score = 0.5 * 0.25 * h / 4
+    q = np.full((B, T, N, H), 0.5, np.float32)
+    k, v = np.zeros((2, B, KV, N, H), np.float32)
+    k[:, 1], v[:, 1] = 0.25, 1.0
+    score = 0.5 * 0.25 * H / np.sqrt(H)
     expected = np.exp(score) / (1 + np.exp(score))
-    np.testing.assert_allclose(dense_attention(q, k, v), np.full_like(q, expected), rtol=1e-6)
+    found = attend(q, k, v, kv_lengths=(2, 2))
+    np.testing.assert_allclose(found, np.full_like(q, expected), rtol=1e-6)
 
 
 def test_bfloat16_sums_in_float32():
     # One query on 4096 equal keys: sums in bfloat16 would stop at 256, where adding 1 is lost.
-    k = jnp.zeros((1, 4096, 1, 8), jnp.bfloat16)
-    v = jnp.ones((1, 4096, 1, 8), jnp.bfloat16)
-    found = dense_attention(k[:, :1], k, v)
+    k, v = (np.full((1, 4096, 1, 8), value, jnp.bfloat16) for value in (0, 1))
+    found = jax.jit(dense_attention)(k[:, :1], k, v)
     assert found.dtype == jnp.bfloat16
     np.testing.assert_array_equal(np.asarray(found, np.float32), 1.0)
 
 
 def test_bfloat16_stays_near_float64(qkv):
-    q, k, v = (x.astype(jnp.bfloat16) for x in qkv)
-    found = np.asarray(dense_attention(q, k, v), np.float64)
+    q, k, v = (np.asarray(x, jnp.bfloat16) for x in qkv)
+    found = np.asarray(jax.jit(dense_attention)(q, k, v), np.float64)
     expected = oracle(q, k, v)
     # Weights and result are rounded to 8 bits once each, by up to 2^-8 of their size.
     largest = np.abs(np.asarray(v, np.float64)).max()
@@ -142,7 +155,7 @@ def test_unknown_implementations_are_refused(unchecked):
     ],
 )
 def test_kernels_are_refused_without_a_gpu(qkv, name, reason):
-    q, k, v = (x.astype(jnp.bfloat16) for x in qkv)
+    q, k, v = (jnp.asarray(np.asarray(x), jnp.bfloat16) for x in qkv)
     with pytest.raises(NotImplementedError, match=f"{reason}.*; use implementation='xla' or None"):
         dense_attention(q, k, v, implementation=name)
 
@@ -209,7 +222,7 @@ def test_tokens_of_a_frame_are_padded_for_the_own_kernel(
     assert wide == num_tokens
 
 
-@pytest.mark.parametrize("kv_lengths", [None, (301, 150)])
+@pytest.mark.parametrize("kv_lengths", [pytest.param(None, marks=pytest.mark.slow), (301, 150)])
 def test_the_block_sparse_kernel_is_asked_for_everything(monkeypatch, kv_lengths):
     """With another implementation of the same, which runs anywhere."""
     asked = []
@@ -221,12 +234,12 @@ def test_the_block_sparse_kernel_is_asked_for_everything(monkeypatch, kv_lengths
     monkeypatch.setattr(attention, "block_sparse_attention", anywhere)
     q, k, v = (draw(2, t, 3, 64, seed=20 + i) for i, t in enumerate((149, 301, 301)))
     lengths = None if kv_lengths is None else jnp.asarray(kv_lengths)
-    found = attention._mosaic_gpu(q, k, v, lengths)
+    found = jax.jit(lambda *args: attention._mosaic_gpu(*args))(q, k, v, lengths)
     assert asked == ["mosaic_gpu"]
     np.testing.assert_allclose(found, oracle(q, k, v, lengths), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kv_lengths", [None, (31, 15)])
+@pytest.mark.parametrize("kv_lengths", [pytest.param(None, marks=pytest.mark.slow), (31, 15)])
 def test_the_gradient_with_the_own_kernel(monkeypatch, kv_lengths):
     """With plain attention in place of cuDNN's, whose gradient it is."""
     plain = lambda q, k, v, lengths: attention._attend(q, k, v, lengths, FLOAT32.matmul)
@@ -239,13 +252,13 @@ def test_the_gradient_with_the_own_kernel(monkeypatch, kv_lengths):
 
     def gradients(attend):
         loss = jax.checkpoint(lambda *qkv: jnp.sum(weights * attend(*qkv, lengths)))
-        return jax.grad(loss, argnums=(0, 1, 2))(q, k, v)
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(q, k, v)
 
     for found, expected in zip(gradients(attention._mosaic_gpu), gradients(plain), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.skipif(not mosaic_gpu_call.is_supported(), reason="needs JAX 0.11 or later")
+@pytest.mark.new_jax
 def test_the_own_kernel_in_the_simulator(monkeypatch, relative_error):
     """As it runs on a Hopper GPU: scenes in one launch, all queries one block, keys that do not count."""
     simulated = functools.partial(block_sparse_attention, interpret=True)
@@ -253,7 +266,8 @@ def test_the_own_kernel_in_the_simulator(monkeypatch, relative_error):
     q, k, v = (
         draw(2, t, 2, 64, seed=30 + i, dtype=jnp.bfloat16) for i, t in enumerate((149, 131, 131))
     )
-    k, v = k.at[1, 67:].set(30.0), v.at[1, 67:].set(jnp.nan)
+    k, v = (np.array(x) for x in (k, v))
+    k[1, 67:], v[1, 67:] = 30.0, np.nan
     found = attention._mosaic_gpu(q, k, v, jnp.array([131, 67]))
     expected = oracle(q, k, v, [131, 67])
     # Weights and results are rounded to 8 bits.
@@ -261,6 +275,7 @@ def test_the_own_kernel_in_the_simulator(monkeypatch, relative_error):
 
 
 project = jax.jit(lambda layer, x, rope: layer.project(x, rope, FLOAT32))
+norm = jax.jit(lambda layer, x: layer(x))
 
 
 def test_projections_are_cut_into_three_and_then_into_heads(randomised):
@@ -268,7 +283,7 @@ def test_projections_are_cut_into_three_and_then_into_heads(randomised):
     x = draw(2, 5, 12, seed=5)
     kernel, bias = np.asarray(layer.qkv.kernel[...]), np.asarray(layer.qkv.bias[...])
     joint = np.asarray(x) @ kernel + bias  # [2, 5, (q, k, v) (head) 4]
-    for part, found in enumerate(project(layer, x, None)):
+    for part, found in enumerate(map(np.asarray, project(layer, x, None))):
         for head in range(3):
             start = 12 * part + 4 * head
             np.testing.assert_allclose(
@@ -277,7 +292,8 @@ def test_projections_are_cut_into_three_and_then_into_heads(randomised):
     attended = draw(2, 5, 3, 4, seed=7)
     kernel, bias = np.asarray(layer.proj.kernel[...]), np.asarray(layer.proj.bias[...])
     expected = np.asarray(attended).reshape(2, 5, 12) @ kernel + bias
-    np.testing.assert_allclose(layer.output(attended, FLOAT32), expected, rtol=1e-5, atol=1e-5)
+    found = jax.jit(lambda layer, x: layer.output(x, FLOAT32))(layer, attended)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_queries_and_keys_are_normalised_and_then_turned(randomised):
@@ -291,19 +307,20 @@ def test_queries_and_keys_are_normalised_and_then_turned(randomised):
     raw_q, raw_k, raw_v = project(plain, x, None)
     np.testing.assert_allclose(v, raw_v, rtol=1e-6, atol=1e-6)
     turn = jax.jit(lambda x: apply_rope(x, *rope))
-    np.testing.assert_allclose(q, turn(layer.q_norm(raw_q)), rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(k, turn(layer.k_norm(raw_k)), rtol=1e-6, atol=1e-6)
-    assert not np.allclose(q, layer.q_norm(turn(raw_q)), atol=1e-2)
+    np.testing.assert_allclose(q, turn(norm(layer.q_norm, raw_q)), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(k, turn(norm(layer.k_norm, raw_k)), rtol=1e-6, atol=1e-6)
+    assert not np.allclose(q, norm(layer.q_norm, turn(raw_q)), atol=1e-2)
 
 
 def test_queries_and_keys_in_bfloat16_are_rounded_after_the_turn(randomised, relative_error):
     layer = randomised(lambda rngs: Attention(64, 2, qk_norm=True, rngs=rngs))
-    x = draw(2, 5, 64, seed=13).astype(jnp.bfloat16)
+    x = draw(2, 5, 64, seed=13, dtype=jnp.bfloat16)
     positions = np.stack([np.arange(5), 2 * np.arange(5)], axis=-1)
     rope = Rope(*map(jnp.asarray, rope_tables(positions, 32)))
     narrow = Precision.from_compute_dtype(jnp.bfloat16)
-    layer.qkv.kernel.set_value(layer.qkv.kernel[...].astype(jnp.bfloat16).astype(jnp.float32))
-    exact = project(layer, x.astype(jnp.float32), rope)
+    rounded = np.asarray(np.asarray(layer.qkv.kernel[...], jnp.bfloat16), np.float32)
+    layer.qkv.kernel.set_value(jnp.asarray(rounded))
+    exact = project(layer, np.asarray(x, np.float32), rope)
     found = jax.jit(lambda layer, x, rope: layer.project(x, rope, narrow))(layer, x, rope)
     for value, expected in zip(found, exact, strict=True):
         assert value.dtype == jnp.bfloat16

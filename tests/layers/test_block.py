@@ -46,8 +46,14 @@ def test_queries_keys_and_values_come_from_the_normalised_stream(randomised):
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("has_rope", [False, True])
+@pytest.mark.parametrize(
+    ("has_rope", "dtype"),
+    [
+        (True, jnp.bfloat16),
+        pytest.param(False, jnp.float32, marks=pytest.mark.slow),
+        pytest.param(True, jnp.float32, marks=pytest.mark.slow),
+    ],
+)
 def test_padding_for_a_kernel_is_not_seen(randomised, relative_error, monkeypatch, has_rope, dtype):
     make = lambda rngs: make_block(rngs, qk_norm=has_rope)
     module = randomised(lambda rngs: stack_modules(make, 2, rngs))

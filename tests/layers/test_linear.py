@@ -45,7 +45,7 @@ def test_bfloat16_rounds_operands_and_result_but_not_the_sum(randomised):
 
 
 @pytest.mark.parametrize(
-    ("kernel_size", "stride", "use_bias"), [(3, 1, True), (3, 2, True), (1, 1, True), (3, 1, False)]
+    ("kernel_size", "stride", "use_bias"), [(3, 1, False), (3, 2, True), (1, 1, True)]
 )
 def test_convolution(kernel_size, stride, use_bias, randomised):
     layer = randomised(
@@ -63,7 +63,7 @@ def test_convolution(kernel_size, stride, use_bias, randomised):
     np.testing.assert_allclose(apply(layer, x, FLOAT32), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("factor", [2, 4])
+@pytest.mark.parametrize("factor", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_upsampling_makes_a_tile_of_every_pixel(factor, randomised):
     layer = randomised(lambda rngs: Upsample(5, 3, factor, rngs=rngs))
     kernel, bias = parameters(layer)
@@ -76,8 +76,7 @@ def test_upsampling_makes_a_tile_of_every_pixel(factor, randomised):
 
 
 def test_fresh_kernels_are_small_and_biases_zero():
-    layer = Linear(60, 50, rngs=nnx.Rngs(0))
-    kernel, bias = parameters(layer)
+    kernel, bias = parameters(jax.jit(lambda: Linear(60, 50, rngs=nnx.Rngs(0)))())
     assert not bias.any()
     assert np.abs(kernel).max() <= 0.04  # cut at two standard deviations
     np.testing.assert_allclose(kernel.std(), 0.02 * 0.88, rtol=0.05)  # of the normal, cut there

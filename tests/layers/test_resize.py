@@ -43,8 +43,19 @@ def test_five_to_three_takes_every_second():
     np.testing.assert_array_equal(resize(image, 3, 3), image[::2, ::2].astype(np.float32))
 
 
-@pytest.mark.parametrize("size", [(7, 3), (2, 2), (5, 4), (1, 6), (11, 1), (4, 13), (1, 1)])
-@pytest.mark.parametrize("old", [(5, 4), (2, 3), (1, 4), (3, 1)])
+# Smaller and larger by each axis, and from and to one pixel.
+@pytest.mark.parametrize(
+    ("old", "size"),
+    [
+        ((5, 4), (7, 3)),
+        ((5, 4), (4, 13)),
+        ((2, 3), (1, 6)),
+        ((1, 4), (5, 4)),
+        ((3, 1), (11, 1)),
+        ((3, 1), (2, 2)),
+        ((2, 3), (1, 1)),
+    ],
+)
 def test_equals_explicit_loops(old, size):
     image = np.random.default_rng(1).normal(size=(*old, 2))
     # A position of up to 13, rounded to float32, moves the result by 1e-6 of a difference.

@@ -26,12 +26,15 @@ def oracle(x, positions, base=100.0):
     return result
 
 
+_turn = jax.jit(apply_rope)
+
+
 def turn(x, positions):
     cos, sin = rope_tables(positions, x.shape[-1])
-    return np.asarray(jax.jit(apply_rope)(x, cos, sin))
+    return np.asarray(_turn(x, cos, sin))
 
 
-@pytest.mark.parametrize("head_dim", [4, 20, 64])
+@pytest.mark.parametrize("head_dim", [4, 20])
 def test_equals_the_complex_formula(head_dim):
     x = np.random.default_rng(0).normal(size=(len(POSITIONS), 3, head_dim)).astype(np.float32)
     # Angles up to 37, rounded to float32, are off by up to 2e-6.
@@ -39,8 +42,8 @@ def test_equals_the_complex_formula(head_dim):
 
 
 def test_position_zero_is_the_identity():
-    x = np.random.default_rng(1).normal(size=(2, 3, 16)).astype(np.float32)
-    np.testing.assert_array_equal(turn(x, np.zeros((2, 2), int)), x)
+    x = np.random.default_rng(1).normal(size=(len(POSITIONS), 3, 20)).astype(np.float32)
+    np.testing.assert_array_equal(turn(x, 0 * POSITIONS), x)
 
 
 def test_only_differences_of_positions_matter_to_scores():
@@ -60,4 +63,5 @@ def test_leading_axes_share_the_tables():
 def test_the_result_is_float32():
     cos, sin = map(jnp.asarray, rope_tables(POSITIONS, 8))
     assert cos.dtype == sin.dtype == jnp.float32
-    assert apply_rope(jnp.ones((len(POSITIONS), 1, 8), jnp.bfloat16), cos, sin).dtype == jnp.float32
+    x = jax.ShapeDtypeStruct((len(POSITIONS), 1, 8), jnp.bfloat16)
+    assert jax.eval_shape(apply_rope, x, cos, sin).dtype == jnp.float32

@@ -1,5 +1,7 @@
 """Block-sparse attention over a scene: its settings, and its values against a NumPy oracle."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,70 +46,94 @@ def oracle(q, k, v, frames, **rule):
     return out.reshape(frames, -1, N, H), np.array(masks)
 
 
-def attend(qkv, frames=None, **rule):
-    run = jax.jit(
-        lambda q, k, v, frames: sparse_attention(
-            q, k, v,
-            num_special=SPECIAL,
-            setting=LayerSetting(rule.get("sparse_ratio"), rule.get("cdf_threshold")),
-            attention=BlockSparse(sparse_ratio=0.5, block_q=BLOCK_Q, block_k=BLOCK_K),
-            num_frames=frames,
-        )
-    )  # fmt: skip
-    return run(*qkv, frames)
+def run(qkv, ratio, threshold, frames=None, layer=0, seed=None):
+    """One layer, of settings that are the same in all tests but for its rule."""
+    return sparse_attention(
+        *qkv,
+        num_special=SPECIAL,
+        setting=LayerSetting(ratio, threshold),
+        attention=BlockSparse(sparse_ratio=0.5, block_q=BLOCK_Q, block_k=BLOCK_K, random_seed=seed),
+        layer=layer,
+        num_frames=frames,
+    )
 
 
-@pytest.mark.parametrize("frames", [None, 3])
-@pytest.mark.parametrize(
-    ("rule", "oracle_rule"),
-    [
-        ({"sparse_ratio": 0.75}, lambda kb: {"num_kept": int(kb * 0.25)}),
-        ({"cdf_threshold": 0.6}, lambda kb: {"num_kept": 1, "probability": 0.6 + 1e-5}),
-    ],
-)
-def test_values(relative_error, rule, oracle_rule, frames):
-    qkv = scene()
-    num_blocks = -(-(frames or S) * PATCHES // BLOCK_K)
-    expected, kept = oracle(*qkv, frames or S, **oracle_rule(num_blocks))
+# With a ratio that is known, as people run it; and one program for all rules and numbers of frames.
+by_ratio = jax.jit(run, static_argnums=1)
+_by_rule = jax.jit(run)
+
+
+def attend(qkv, *, ratio=1.0, threshold=0.0, frames=S):
+    """Both rules at once; what neither is given asks for the one block that is always kept."""
+    return _by_rule(qkv, *map(jnp.float32, (ratio, threshold)), jnp.int32(frames))
+
+
+def assert_right(relative_error, found, stats, qkv, frames, **oracle_rule):
+    expected, kept = oracle(*qkv, frames, **oracle_rule)
     assert 0 < kept.mean() < 0.7
-    found, stats = attend(qkv, None if frames is None else jnp.int32(frames), **rule)
-    assert relative_error(found[: frames or S], expected) <= 1e-5
+    assert relative_error(found[:frames], expected) <= 1e-5
     # Of all pairs of blocks; the special keys fill blocks of their own, which all see.
-    sinks = -(-(frames or S) * SPECIAL // BLOCK_K)
+    sinks, num_blocks = -(-frames * SPECIAL // BLOCK_K), kept.shape[2]
     blocks = kept.sum((1, 2)) + sinks * kept.shape[1]
     np.testing.assert_allclose(stats.density, blocks / (kept.shape[1] * (num_blocks + sinks)), 1e-6)
+    # Queries of patches see whole blocks, those of special tokens all tokens.
+    tokens = frames * (SPECIAL + PATCHES)
+    done = blocks * BLOCK_Q * BLOCK_K + frames * SPECIAL * tokens
+    assert np.all(done < tokens**2)
+    np.testing.assert_allclose(stats.saved, 1 - done / tokens**2, 1e-5)
+
+
+def test_values(relative_error):
+    """All frames and a ratio, as most people run it."""
+    qkv = scene()
+    found, stats = by_ratio(qkv, 0.75, None)
+    kept = int(-(-S * PATCHES // BLOCK_K) * 0.25)
+    assert_right(relative_error, found, stats, qkv, S, num_kept=kept)
+
+
+@pytest.mark.parametrize("frames", [S, 3])
+@pytest.mark.parametrize("threshold", [None, 0.6])
+def test_values_of_any_rule_and_number_of_frames(relative_error, threshold, frames):
+    qkv = scene()
+    if threshold is None:
+        found, stats = attend(qkv, ratio=0.75, frames=frames)
+        rule = {"num_kept": int(-(-frames * PATCHES // BLOCK_K) * 0.25)}
+    else:
+        found, stats = attend(qkv, threshold=threshold, frames=frames)
+        rule = {"num_kept": 1, "probability": threshold + 1e-5}
+    assert_right(relative_error, found, stats, qkv, frames, **rule)
 
 
 def test_padded_frames_have_no_influence():
-    qkv, rule = scene(), {"sparse_ratio": 0.5}
-    first, _ = attend(qkv, jnp.int32(3), **rule)
+    qkv = scene()
+    first, _ = attend(qkv, ratio=0.5, frames=3)
     spoiled = [x.copy() for x in qkv]
     for x in spoiled:
         x[3:] = 1e3
-    second, _ = attend(spoiled, jnp.int32(3), **rule)
+    second, _ = attend(spoiled, ratio=0.5, frames=3)
     np.testing.assert_array_equal(first[:3], second[:3])
 
 
 def test_special_tokens_see_and_are_seen_by_everything():
     q, k, v = scene()
-    before, _ = attend((q, k, v), sparse_ratio=1.0)
+    before = np.asarray(attend((q, k, v))[0])
     changed = v.copy()
     changed[4, 1] += 10  # a special token of the last frame
-    after, _ = attend((q, k, changed), sparse_ratio=1.0)
+    after = np.asarray(attend((q, k, changed))[0])
     assert np.all(np.abs(after - before).max(-1) > 1e-4)
     changed = v.copy()
     changed[4, -1] += 10  # a patch, which not all patches see
-    after, _ = attend((q, k, changed), sparse_ratio=1.0)
+    after = np.asarray(attend((q, k, changed))[0])
     moved = np.abs(after - before).max((-1, -2)) > 1e-4
     assert moved[:, :SPECIAL].all() and not moved[:, SPECIAL:].all()
 
 
 def test_stats_of_the_pooled_probability():
-    _, stats = attend(scene(), cdf_threshold=0.6)
+    _, stats = attend(scene(), threshold=0.6)
     covered = np.asarray(stats.covered)
     # Rows that keep the most probable block may exceed the threshold.
     assert np.all((0.2 < covered) & (covered < 0.75))
-    _, everything = attend(scene(), sparse_ratio=0.0)
+    _, everything = attend(scene(), ratio=0.0)
     np.testing.assert_allclose(everything.covered, 1, 1e-6)
     np.testing.assert_allclose(everything.density, 1)
     np.testing.assert_allclose(everything.saved, 0)
@@ -117,56 +143,30 @@ def test_entropy_as_a_share_of_the_highest():
     q, k, v = scene()
     q = 5 * q  # Pooled noise hardly tells blocks apart.
     for frames in (S, 3):
-        _, stats = attend((q, k, v), jnp.int32(frames), sparse_ratio=0.5)
+        _, stats = attend((q, k, v), ratio=0.5, frames=frames)
         for head in range(N):
             patch_q, patch_k = (x[:frames, SPECIAL:, head].reshape(-1, H) for x in (q, k))
             scores = pooled(patch_q, BLOCK_Q) @ pooled(patch_k, BLOCK_K).T / np.sqrt(H)
             share = np.mean(entropy(softmax(scores, -1), axis=-1)) / np.log(scores.shape[1])
-            np.testing.assert_allclose(stats.entropy[head], share, rtol=1e-5)
+            np.testing.assert_allclose(np.asarray(stats.entropy)[head], share, rtol=1e-5)
             assert share < 0.99
-    _, stats = attend((q, 0 * k, v), sparse_ratio=0.5)
+    _, stats = attend((q, 0 * k, v), ratio=0.5)
     np.testing.assert_allclose(stats.entropy, 1, rtol=1e-5)
 
 
 def test_random_blocks_are_as_many_and_differ_by_layer_and_seed():
     qkv = scene()
-
-    def run(layer, seed, frames=None):
-        return sparse_attention(
-            *qkv,
-            num_special=SPECIAL,
-            setting=LayerSetting(0.75, None),
-            attention=BlockSparse(
-                sparse_ratio=0.75, block_q=BLOCK_Q, block_k=BLOCK_K, random_seed=seed
-            ),
-            layer=layer,
-            num_frames=frames,
-        )
-
-    (rule, expected), (lots, found) = run(0, None), run(0, 5)
+    by_lot = jax.jit(functools.partial(run, qkv, 0.75, None, None))
+    rule, expected = by_ratio(qkv, 0.75, None)
+    lots, found = by_lot(jnp.int32(0), 5)
     np.testing.assert_array_equal(found.density, expected.density)
     np.testing.assert_array_equal(found.entropy, expected.entropy)
-    assert np.all(found.covered < expected.covered)
-    np.testing.assert_array_equal(lots, run(jnp.int32(0), 5)[0])
-    for other in (rule, run(1, 5)[0], run(0, 6)[0]):
+    assert np.all(np.asarray(found.covered) < np.asarray(expected.covered))
+    np.testing.assert_array_equal(lots, by_lot(jnp.int32(0), 5)[0])
+    lots = np.asarray(lots)
+    for other in (rule, by_lot(jnp.int32(1), 5)[0], by_lot(jnp.int32(0), 6)[0]):
         assert np.max(np.abs(lots - other)[:, SPECIAL:]) > 1e-2
         np.testing.assert_allclose(lots[:, :SPECIAL], other[:, :SPECIAL], atol=1e-5)
-
-
-def test_saved_arithmetic():
-    rng = np.random.default_rng(1)
-    special, patches, s = 2, 62, 64
-    q, k, v = (rng.normal(size=(s, special + patches, 1, H)).astype(np.float32) for _ in range(3))
-    _, stats = sparse_attention(
-        q, k, v,
-        num_special=special,
-        setting=LayerSetting(0.75, None),
-        attention=BlockSparse(sparse_ratio=0.75, block_q=BLOCK_Q, block_k=BLOCK_K),
-    )  # fmt: skip
-    # 248 blocks of patches, of which 62 are kept, and 8 of special tokens; queries in 124 blocks.
-    tokens = s * (special + patches)
-    done = 124 * (62 + 8) * BLOCK_Q * BLOCK_K + s * special * tokens
-    np.testing.assert_allclose(stats.saved, 1 - done / tokens**2, 1e-5)
 
 
 @pytest.mark.parametrize(

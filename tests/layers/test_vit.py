@@ -14,6 +14,7 @@ FLOAT32 = Precision.from_compute_dtype(jnp.float32)
 PATCH, SIDE, DIM, REGISTERS = 3, 5, 8, 2
 
 encode = jax.jit(lambda encoder, images: encoder(images, Dense(), FLOAT32))
+resize = jax.jit(resize_position_table, static_argnums=(1, 2))
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +51,10 @@ def bicubic_weights(old, new):
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(4, 6), (10, 13), (2, 3), (1, 5), (5, 7)])
+@pytest.mark.parametrize(("rows", "columns"), [(4, 6), (10, 3), (1, 5)])
 def test_the_position_table_is_resized_bicubically(rows, columns):
     table = np.random.default_rng(0).normal(size=(SIDE * SIDE, 3)).astype(np.float32)
-    found = jax.jit(resize_position_table, static_argnums=(1, 2))(table, rows, columns)
+    found = resize(table, rows, columns)
     expected = np.einsum(
         "ri,cj,ijd->rcd",
         bicubic_weights(SIDE, rows),
@@ -69,21 +70,25 @@ def test_a_position_table_of_the_right_size_stays_as_it_is():
 
 
 # Embeddings of size 1e-3 have a variance of 1e-6: the eps of the last norm counts.
-@pytest.mark.parametrize(("rows", "columns", "size"), [(5, 5, 1.0), (2, 3, 1.0), (2, 3, 1e-3)])
+@pytest.mark.parametrize(
+    ("rows", "columns", "size"),
+    [(2, 3, 1.0), (2, 3, 1e-3), pytest.param(5, 5, 1.0, marks=pytest.mark.slow)],
+)
 def test_patches_are_embedded_row_by_row(encoder, rows, columns, size):
     # Blocks that add nothing leave the embedding and the last norm.
-    zero = nnx.Param(jnp.zeros((2, DIM)))
+    zero = nnx.Param(jnp.asarray(np.zeros((2, DIM), np.float32)))
     bare = jax.tree.map(lambda x: x, encoder)
     bare.blocks.ls1, bare.blocks.ls2 = zero, zero
     bare.patch_embed, bare.pos_embed = jax.tree.map(
-        lambda x: size * x, (encoder.patch_embed, encoder.pos_embed)
+        lambda x: jnp.asarray(np.float32(size) * np.asarray(x)),
+        (encoder.patch_embed, encoder.pos_embed),
     )
     images = draw_images(2, rows, columns)
     mean, std = np.asarray([0.485, 0.456, 0.406]), np.asarray([0.229, 0.224, 0.225])
     kernel = np.asarray(bare.patch_embed.kernel[...], np.float64)
     bias = np.asarray(bare.patch_embed.bias[...])
     scale, shift = np.asarray(encoder.norm.scale[...]), np.asarray(encoder.norm.bias[...])
-    table = resize_position_table(bare.pos_embed[...][1:], rows, columns)
+    table = resize(np.asarray(bare.pos_embed[...])[1:], rows, columns)
     table = np.asarray(table, np.float64).reshape(rows, columns, DIM)
     expected = np.empty((2, rows, columns, DIM))
     for f, i, j in np.ndindex(2, rows, columns):
@@ -96,7 +101,7 @@ def test_patches_are_embedded_row_by_row(encoder, rows, columns, size):
 
 
 def test_class_token_and_registers_are_read(encoder):
-    images = draw_images(1, 2, 3)
+    images = draw_images(2, 2, 3)
     before = encode(encoder, images)
     # The first row of the position table is the class token's own.
     for name, row in (("cls_token", 0), ("register_tokens", 1), ("pos_embed", 0)):
@@ -109,8 +114,10 @@ def test_class_token_and_registers_are_read(encoder):
 
 
 def test_a_patch_moves_all_tokens_of_its_frame_and_no_others(encoder):
-    images = draw_images(3, 2, 4)
+    images = draw_images(2, 2, 3)
     changed = images.copy()
     changed[1, PATCH : 2 * PATCH, :PATCH] = 0.5
-    moved = np.any(np.asarray(encode(encoder, changed) != encode(encoder, images)), axis=-1)
-    np.testing.assert_array_equal(moved, [[False] * 8, [True] * 8, [False] * 8])
+    before, after = (np.asarray(encode(encoder, x)) for x in (images, changed))
+    np.testing.assert_array_equal(np.any(after != before, axis=-1), [[False] * 6, [True] * 6])
+    after = np.asarray(encode(encoder, changed[::-1]))[1]
+    np.testing.assert_array_equal(after, before[0])

@@ -65,6 +65,7 @@ def dense_attention(
     kv_lengths: Int[Array, " b"] | None = None,
     precision: jax.lax.Precision = jax.lax.Precision.HIGHEST,
     implementation: Implementation | None = None,
+    max_score_bytes: int | None = None,
 ) -> Float[Array, "b t n h"]:
     """Softmax attention with scores scaled by `1 / sqrt(h)`, softmax and sums in float32.
 
@@ -72,6 +73,7 @@ def dense_attention(
         kv_lengths: how many of the leading keys of each batch row count; None for all.
         precision: of float32 products; bfloat16 and float16 products accumulate in float32.
         implementation: see `Dense`.
+        max_score_bytes: how many bytes of scores exist at a time in "xla", `MAX_SCORE_BYTES` by default.
 
     Raises:
         NotImplementedError: the implementation named cannot run these arrays on this device.
@@ -94,12 +96,14 @@ def dense_attention(
     if implementation == "cudnn":
         return _cudnn(q, k, v, kv_lengths)
     b, _, n, _ = q.shape
+    if max_score_bytes is None:
+        max_score_bytes = MAX_SCORE_BYTES
     bytes_per_query = 4 * b * n * k.shape[1]
     return map_chunks(
         lambda queries: _attend(queries, k, v, kv_lengths, precision),
         q,
         axis=1,
-        max_chunk=MAX_SCORE_BYTES // bytes_per_query,
+        max_chunk=max_score_bytes // bytes_per_query,
     )
 
 
