@@ -185,7 +185,7 @@ def test_scale_to_a_distance_of_pixels(scene):
 
 
 def test_scale_to_a_depth(scene):
-    x, y = scene.transforms[1].pixels_to_original([41.3, 0.4])
+    x, y = scene.transforms[1].pixels_to_original([40.7, 0.4])
     recon = calibration.scale_to_depth(scene, 3.0, pixel=("0001", x, y))
     assert recon.depth[1, 0, 41] == pytest.approx(3.0, rel=1e-6)
     assert_scaled(recon, scene, 3.0 / scene.depth[1, 0, 41])

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from concurrent.futures import Future
 
 import jax
 import numpy as np
@@ -14,7 +15,16 @@ import pytest
 from PIL import Image
 
 import vggt_jax
-from vggt_jax import BlockSparse, InputError, inference, many_scenes, memory, streaming
+from vggt_jax import (
+    BlockSparse,
+    Dense,
+    InputError,
+    inference,
+    load_images,
+    many_scenes,
+    memory,
+    streaming,
+)
 
 SIZES = {"hall": 3, "attic": 5, "yard": 4, "shed": 5, "barn": 2}
 
@@ -71,6 +81,18 @@ def test_batches_give_what_infer_gives(tmp_path, scenes, model):
         np.testing.assert_allclose(found[f"attention_{key}"], value, rtol=1e-5)
 
 
+def test_a_batch_holds_scenes_of_one_kind(scenes):
+    """Of one size, one type, and numbers of frames that are padded to the same."""
+    scenes = {"floats": (scenes["shed"] / 255).astype(np.float32)} | scenes
+    loaded = []
+    for name, images in scenes.items():
+        loaded.append((name, Future()))
+        loaded[-1][1].set_result(load_images(images))
+    batches = many_scenes._batches(loaded, 2, lambda frames: Dense(), fail=None)
+    names = [[name for name, _ in batch] for _, batch in batches]
+    assert names == [["hall", "attic"], ["yard", "shed"], ["floats"], ["barn"]]
+
+
 def test_a_run_goes_on_where_it_was_interrupted(tmp_path, scenes, model, monkeypatch):
     write, written, started = many_scenes.export.write_predictions, [], itertools.count()
 
@@ -87,6 +109,10 @@ def test_a_run_goes_on_where_it_was_interrupted(tmp_path, scenes, model, monkeyp
     kept = {name: (tmp_path / name / "predictions.npz").stat().st_mtime_ns for name in written}
 
     monkeypatch.setattr(many_scenes.export, "write_predictions", write)
+    # What a process leaves that is killed while it writes.
+    left = next(tmp_path / name for name in scenes if name not in written)
+    left.mkdir(exist_ok=True)
+    (left / ".predictions.npz.1f2e3d4c.tmp").write_bytes(b"half of a result")
     report = run(scenes, tmp_path, model)
     assert set(report.skipped) == set(written) and len(report.written) == 3
     assert {path.parent.name for path in tmp_path.glob("*/predictions.npz")} == set(SIZES)
@@ -275,6 +301,9 @@ def test_results_of_other_settings_are_not_mixed(tmp_path, scenes, model, tiny):
         run(scenes, tmp_path, model, attention=BlockSparse(min_tokens=0, sparse_ratio=0.5))
     with pytest.raises(InputError, match="holds results with another model"):
         run(scenes, tmp_path, tiny(enable_track=False, enable_point=False))
+    trained_on = jax.tree.map(lambda x: np.float32(1.5) * np.asarray(x), model)
+    with pytest.raises(InputError, match="holds results with another model"):
+        run(scenes, tmp_path, trained_on)
     (tmp_path / "settings.json").write_text("{")
     with pytest.raises(InputError, match="settings.json: cannot be read"):
         run(scenes, tmp_path, model)

@@ -218,6 +218,10 @@ DAMAGE = {
     "no data": lambda path: shutil.rmtree(path / "arrays" / "ocdbt.process_0"),
     "index of the same size": lambda path: overwrite(path / "arrays" / "_METADATA"),
 }
+# Before anything is read of the arrays.
+INCOMPLETE = DAMAGE.keys() - {
+    "no config", "config is text", "config is a list", "config of the future", "index of the same size"
+}  # fmt: skip
 
 
 @pytest.mark.filterwarnings("error")
@@ -226,7 +230,9 @@ def test_damaged_folders_are_named(tmp_path, capfd, damage):
     path = tmp_path / "out"
     write(path, params() | {"large": np.ones((100, 1000), np.float32)}, DOCUMENT)
     DAMAGE[damage](path)
-    assert str(path) in refused(read, path)
+    message = refused(read, path)
+    assert str(path) in message
+    assert ("incomplete" in message and "bytes; copy" in message) == (damage in INCOMPLETE)
     assert capfd.readouterr() == ("", "")
 
 

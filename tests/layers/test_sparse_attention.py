@@ -11,11 +11,18 @@ from scipy.stats import entropy
 
 from pallas_kernels.selection.reference import select_by_sorting
 from vggt_jax import BlockSparse
+from vggt_jax.layers import sparse_attention as module
 from vggt_jax.layers.sparse_attention import LayerSetting, sparse_attention
 
 RNG = np.random.default_rng(0)
 S, SPECIAL, PATCHES, N, H = 5, 3, 29, 2, 16
 BLOCK_Q, BLOCK_K = 32, 16
+
+
+@pytest.fixture(autouse=True)
+def few_parts(monkeypatch):
+    """Special tokens see eleven blocks of keys in four parts, of which the last one is shorter."""
+    monkeypatch.setattr(module, "_ENOUGH_TILES", 8)
 
 
 def scene():

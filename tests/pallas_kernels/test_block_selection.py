@@ -137,6 +137,15 @@ def test_options(select, expected_selection, dense_mask, q_and_k, name):
         assert not np.asarray(found.missing).any()
 
 
+def test_a_threshold_is_reached_but_for_rounding(select, q_and_k):
+    """Equal blocks have a share of 0.04 each. 1e-5 is added to thresholds, as in the paper's code."""
+    q, k = q_and_k
+    thresholds = np.array([0.2 - 5e-6, 0.2 - 2e-5, 0.4 - 5e-6, 0.4 - 2e-5])
+    found = select(0 * q, k, cdf_threshold=thresholds, **WHOLE, **BLOCKS)
+    expected = np.broadcast_to([[5], [4], [10], [9]], (N, QB))
+    np.testing.assert_array_equal(found.block_map.counts, expected)
+
+
 def test_room_for_what_the_ratio_can_ask(q_and_k):
     """50 * (1 - 0.9) is just below 5, and 5 in float32."""
     k = jax.ShapeDtypeStruct((50 * 16, 4, H), jnp.float32)
