@@ -146,7 +146,7 @@ def smoke(folder: pathlib.Path, python: str, *, fresh: bool) -> None:
     check("kernels by themselves", KERNELS)
     run("vggt-jax doctor", [command, "doctor"], cwd=here)
     run("vggt-jax infer", [command, "infer", "pictures", "--out", "out"], cwd=here)
-    check_results(here / "out")
+    check_results(here / "out", 2)
     check("writing an official checkpoint", OFFICIAL)
     run("vggt-jax convert", [command, "convert", "official.safetensors", "converted"], cwd=here)
     check("reading what was converted", CONVERTED)
@@ -192,22 +192,22 @@ def share_packages(python: str, own: str) -> None:
     (pathlib.Path(mine.strip()) / "dependencies.pth").write_text(theirs)
 
 
-def check_results(out: pathlib.Path) -> None:
-    """Checks that the files of a scene are there.
+def check_results(out: pathlib.Path, num_frames: int) -> None:
+    """Checks that the files of a scene are there, with so many frames.
 
     Raises:
-        SmokeError: one is missing.
+        SmokeError: one is missing, or there are more or fewer frames.
     """
     for name in ("predictions.npz", "points.ply", "cameras.json", "overview.png", "depth_pictures"):
         if not (out / name).exists():
             raise SmokeError(f"vggt-jax infer wrote no {name}")
     cameras = json.loads((out / "cameras.json").read_text())["frames"]
-    if [frame["name"] for frame in cameras] != ["0001.jpg", "0004.jpg"]:
-        raise SmokeError(f"vggt-jax infer wrote cameras of {cameras}")
+    if len(cameras) != num_frames:
+        raise SmokeError(f"vggt-jax infer wrote {len(cameras)} cameras, not {num_frames}")
 
 
-def run(what: str, command: list, *, cwd: pathlib.Path) -> None:
-    """Runs a command, and says how long it took.
+def run(what: str, command: list, *, cwd: pathlib.Path) -> str:
+    """Runs a command, says how long it took, and returns what it wrote.
 
     Raises:
         SmokeError: its exit code is not 0.
@@ -227,6 +227,7 @@ def run(what: str, command: list, *, cwd: pathlib.Path) -> None:
     if result.returncode:
         raise SmokeError(f"{what} ended with {result.returncode}:\n{result.stdout}")
     print(f"{what}: {time.perf_counter() - start:.1f} s", flush=True)
+    return result.stdout
 
 
 if __name__ == "__main__":
