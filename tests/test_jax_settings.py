@@ -248,13 +248,13 @@ def test_types_and_ranks_are_explicit(name, tiny, tiny_pi3, wide_arrays):
     call, *args = CASES[name](tiny(), tiny_pi3())
     with strict_types():
         jaxpr, out = jax.make_jaxpr(call, return_shape=True)(*args)
-        assert jax.config.read("jax_enable_x64")  # Code of others may have been run without.
+        assert jax.config.jax_enable_x64  # Code of others may have been run without.
     if name != "metrics":  # JAX masks diagonals by integers of 64 bits there, 3 x 3 of them.
         assert wide_arrays(jaxpr) == []
     assert not [x for x in jax.tree.leaves(out) if x.dtype in (jnp.float64, jnp.int64)]
 
 
-@pytest.mark.parametrize("name", ["vggt_with_tracks", "pi3_sparse", "metrics"])
+@pytest.mark.parametrize("name", ["vggt_with_tracks", "pi3_sparse"])
 def test_without_jit(name, tiny, tiny_pi3):
     call, *args = CASES[name](tiny(), tiny_pi3())
     with jax.disable_jit():
@@ -279,7 +279,7 @@ def test_same_values(name, tiny, tiny_pi3):
     model = tiny() if name == "vggt" else tiny_pi3()
     options = {"model": model, "attention": SPARSE}
     if name == "vggt":
-        options["query_points"] = [[3, 4], [20, 30.5]]
+        options["query_points"] = [[3, 4], [20, 20.5]]
         options["reference"] = 1
     expected = vggt_jax.infer(photographs(), **options)
     with strict_types(), jax.debug_nans(True):
@@ -297,7 +297,7 @@ def recon():
     pose = np.concatenate([np.eye(3), np.zeros((3, 1))], axis=1)
     poses = np.stack([pose, pose, pose]).astype(np.float32)
     poses[:, 0, 3] = np.arange(3)
-    depth = 1 + rng.random(shape, np.float32)
+    depth = 1.5 + 0.01 * rng.random(shape, np.float32)
     return Reconstruction(
         images=images,
         camera_from_world=poses,
@@ -318,7 +318,7 @@ def test_around_a_model(recon, tmp_path):
 
     def compute(folder):
         known = vggt_jax.inference.with_known(
-            recon, intrinsics=INTRINSIC, mask=recon.depth < 1.5, mask_edges=True
+            recon, intrinsics=INTRINSIC, mask=recon.depth < 1.505, mask_edges=True
         )
         cameras = viewer_cameras(recon)
         vggt_jax.export_reconstruction(known, folder / "scene.glb", format="glb")
@@ -371,7 +371,7 @@ def test_many_scenes_move_arrays_explicitly(tiny_pi3, tmp_path, monkeypatch):
     monkeypatch.setattr(many_scenes, "_reconstruct", run)
     scenes = {name: photographs(num) for name, num in (("a", 2), ("b", 2), ("c", 3))}
     # Threads of its own read and write: they know what is set for all, and no context of this one.
-    before = jax.config.read("jax_transfer_guard")
+    before = jax.config.jax_transfer_guard
     jax.config.update("jax_transfer_guard", "disallow")
     try:
         report = vggt_jax.reconstruct_scenes(

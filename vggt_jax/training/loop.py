@@ -117,8 +117,8 @@ def train(
             num_batches=settings.validation_batches,
             mesh=mesh,
         )
-        key = jax.device_put(jax.random.key(settings.seed), replicated)
-        put = lambda number: jax.device_put(jnp.asarray(number, jnp.int32), replicated)
+        key = jax.jit(lambda: jax.random.key(settings.seed), out_shardings=replicated)()
+        put = lambda number: jax.device_put(np.int32(number), replicated)
         programs: dict[str, Callable] = {
             str(variant): lambda fn=fn: fn.lower(state, key, put(settings.total_steps)).compile()
             for variant, fn in training.items()
@@ -194,7 +194,7 @@ class _Run:
 
     def __call__(self, state: TrainState, stop: threading.Event) -> TrainState:
         settings, per = self.settings, self.settings.steps_per_dispatch
-        first = int(state.step)
+        first = int(jax.device_get(state.step))
         dispatch, pending = first // per, None
         saved = time.monotonic()
         if first == 0 and settings.validate_every:
@@ -236,7 +236,7 @@ class _Run:
                 began = time.monotonic()
         if pending is not None:
             self.report(*pending, None)
-        step = int(state.step)
+        step = int(jax.device_get(state.step))
         self.save(state, step)
         self.export(state)
         self.checkpoints.wait()
@@ -304,7 +304,7 @@ class _Run:
 
     def validate(self, state: TrainState, step: int) -> None:
         begin = time.monotonic()
-        key = jax.random.fold_in(self.key, _VALIDATION_KEY)
+        key = jax.jit(jax.random.fold_in, static_argnums=1)(self.key, _VALIDATION_KEY)
         key = jax.device_put(key, self.key.sharding)
         found = jax.device_get(self.programs["validation"](state.ema, key))
         values = {name: float(x) for name, x in found.items()}
