@@ -1,5 +1,7 @@
-"""A stand-in for the synthetic world that compiles at once, and a model that learns from it."""
+"""A stand-in for the synthetic world that compiles at once, and models that learn from it."""
 
+import dataclasses
+import functools
 import types
 
 import jax
@@ -33,6 +35,10 @@ CONFIG = VGGTConfig(
     enable_track=False,
     pixel_centre=0.5,
 )
+
+
+# What learns in the quick tier: a gradient through the depth head compiles for as long again.
+CAMERAS = dataclasses.replace(CONFIG, depth=1, dpt_layers=(0,) * 4, enable_depth=False)
 
 
 def plane_scenes(keys, num_frames, size):
@@ -78,9 +84,14 @@ def render():
 
 
 @pytest.fixture(scope="session")
-def model():
+def cameras_config():
+    return CAMERAS
+
+
+@pytest.fixture(scope="session")
+def first_model():
     """What a run from scratch with this configuration starts from."""
-    return jax.jit(lambda: initial_model(CONFIG, jax.random.key(0)))()
+    return functools.cache(lambda config: jax.jit(lambda: initial_model(config, jax.random.key(0)))())
 
 
 @pytest.fixture(scope="session")

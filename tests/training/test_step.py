@@ -3,7 +3,6 @@
 import dataclasses
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import jax
@@ -12,40 +11,27 @@ import numpy as np
 import pytest
 
 from vggt_jax.loading import named_parameters
-from vggt_jax.training.initialization import initial_model
-from vggt_jax.training.losses import LossWeights, losses
-from vggt_jax.training.normalization import Targets, normalize_scenes
-from vggt_jax.training.predict import Execution, predict
-from vggt_jax.training.state import initial_state, with_named
+from vggt_jax.models.vggt import VGGT
+from vggt_jax.training.normalization import Targets
+from vggt_jax.training.predict import predict
+from vggt_jax.training.state import initial_state
 from vggt_jax.training.step import AXIS, make_steps, update
 from vggt_jax.training.variants import Variant
-
-SIZE = (28, 42)
-
-
-@pytest.fixture(scope="module")
-def scenes(render):
-    keys = jax.random.split(jax.random.key(3), 2)
-    return jax.jit(lambda: vars(render(keys, 3, SIZE)))()
-
-
-@pytest.fixture(scope="module")
-def whole_model(config):
-    config = dataclasses.replace(config, enable_point=True)
-    return jax.jit(lambda: initial_model(config, jax.random.key(0)))()
-
 
 # The forward pass
 
 
-def test_predict_is_the_models_own_call_of_all_or_some_frames(whole_model, scenes):
-    frames = jnp.array([0, 2])
+def test_predict_is_the_models_own_call_of_all_or_some_frames(config, randomised):
+    config = dataclasses.replace(config, enable_point=True)
+    model = randomised(lambda rngs: VGGT(config, rngs=rngs))
+    images = np.random.default_rng(0).random((2, 3, 28, 42, 3), np.float32)
+    frames = np.array([0, 2])
 
     @jax.jit
     def run(model, images):  # one program, in which encoder and trunk are computed once
         return predict(model, images), predict(model, images, dense_frames=frames), model(images)
 
-    found, of_some, expected = run(whole_model, scenes["images"])
+    found, of_some, expected = run(model, images)
     for name in ("pose_enc_list", "depth", "depth_conf", "world_points", "world_points_conf"):
         np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=1e-5)
     np.testing.assert_allclose(of_some.pose_enc_list, found.pose_enc_list, atol=1e-6)
@@ -70,33 +56,6 @@ def test_targets_of_some_frames():
     for name in ("depth", "world_points", "valid"):
         np.testing.assert_array_equal(getattr(part, name), getattr(targets, name)[:, frames])
     assert targets.with_maps_of(None) is targets
-
-
-# The gradient
-
-
-def loss_of(params, model, scenes, execution):
-    truth = types.SimpleNamespace(**scenes)
-    output = predict(with_named(model, params), truth.images, execution)
-    return losses(output, normalize_scenes(truth), LossWeights())["total"]
-
-
-@pytest.mark.slow
-def test_every_parameter_learns_and_recomputing_changes_nothing(whole_model, scenes):
-    def gradients(**execution):
-        fn = jax.jit(jax.value_and_grad(loss_of), static_argnums=3)
-        return fn(named_parameters(whole_model), whole_model, scenes, Execution(**execution))
-
-    value, found = gradients(compute_type="float32")
-    assert np.isfinite(value)
-    for name, gradient in found.items():
-        assert np.isfinite(gradient).all(), name
-        assert np.abs(gradient).max() > 0, name
-    again_value, again = gradients(compute_type="float32", recompute=("encoder", "trunk", "heads"))
-    assert again_value == pytest.approx(float(value), rel=1e-6)
-    scale = max(np.abs(x).max() for x in found.values())
-    for name, gradient in found.items():
-        np.testing.assert_allclose(again[name], gradient, atol=1e-5 * scale, err_msg=name)
 
 
 # The update, of parameters of each kind
@@ -147,23 +106,22 @@ def test_frozen_parameters_stay(make_recipe):
 # All of it
 
 
-def test_one_batch_is_learnt(model, make_recipe, render):
+def test_one_batch_is_learnt(cameras_config, first_model, make_recipe, render):
+    model = first_model(cameras_config)
     always = lambda keys, frames, size: render(
         jax.random.split(jax.random.key(3), keys.shape[0]), frames, size
     )
     recipe = make_recipe(model, always, frozen=("encoder.",))
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), (AXIS,))
-    steps = make_steps(recipe, Variant.parse("2x2@28x28"), num_steps=40, mesh=mesh)
+    steps = make_steps(recipe, Variant.parse("2x2@28x28"), num_steps=2, mesh=mesh)
     state = jax.jit(lambda model: initial_state(model, recipe.optimizer))(model)
-    state, found = steps(state, jax.random.key(0), jnp.asarray(40))
-    assert state.step == 40 and found["skipped"].sum() == 0
-    first, last = (
-        {name: float(np.mean(x[part])) for name, x in found.items()}
-        for part in (slice(0, 2), slice(-2, None))
-    )
-    assert last["total"] < 0.6 * first["total"]
-    for name in ("camera", "depth_error"):
-        assert last[name] < first[name], name
+    total = []
+    for _ in range(20):
+        state, found = steps(state, jax.random.key(0), jnp.asarray(40))
+        total.append(found["total"].mean())
+        assert not found["skipped"].any()
+    assert state.step == 40
+    assert total[-1] < 0.6 * total[0]
     for name, x in named_parameters(model).items():
         same = np.array_equal(x, state.params[name])
         assert same == name.startswith("encoder."), name
@@ -173,10 +131,9 @@ def test_one_batch_is_learnt(model, make_recipe, render):
 TWO_DEVICES = """
 import sys
 sys.path[:0] = [{tests!r}, {root!r}]
-import dataclasses
 import jax, numpy as np, jax.numpy as jnp
 from jax.sharding import Mesh
-from conftest import CONFIG, plane_scenes
+from conftest import CAMERAS, plane_scenes
 from vggt_jax.training.initialization import initial_model
 from vggt_jax.training.losses import LossWeights
 from vggt_jax.training.optimizer import OptimizerSettings, make_optimizer
@@ -186,8 +143,7 @@ from vggt_jax.training.step import AXIS, Recipe, make_steps
 from vggt_jax.training.variants import Variant
 
 assert jax.device_count() == 2
-config = dataclasses.replace(CONFIG, enable_depth=False)
-model = jax.jit(lambda: initial_model(config, jax.random.key(0)))()
+model = jax.jit(lambda: initial_model(CAMERAS, jax.random.key(0)))()
 settings = OptimizerSettings(warmup_steps=0)
 recipe = Recipe(
     model=model, render=plane_scenes, optimizer=make_optimizer(settings), settings=settings,
