@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 
@@ -36,7 +37,7 @@ def on_device(numbers, *, beside: jax.Array):
 
     Where `beside` is traced they stay what they are, and become constants of its program.
     """
-    return numbers if isinstance(beside, jax.core.Tracer) else jax.device_put(numbers)
+    return numbers if isinstance(beside, Tracer) else jax.device_put(numbers)
 
 
 def checked_scale(scale: float | None, head_dim: int) -> float:

@@ -53,7 +53,10 @@ class BlockMap:
         if isinstance(kept, np.ndarray):
             xp, capacity = np, max(1, int(kept.sum(-1).max(initial=0)))
         # A stable sort brings the kept blocks to the front and leaves them in order.
-        order = np.argsort(~kept, axis=-1, stable=True) if xp is np else argsort(~kept)
+        if isinstance(kept, np.ndarray):
+            order = np.argsort(~kept, axis=-1, stable=True)
+        else:
+            order = argsort(~kept)
         order = order[..., :capacity]
         return cls(
             indices=jnp.asarray(order, index_dtype(num_kv_blocks)),

@@ -18,11 +18,11 @@ def with_numpy(function: Callable[..., Any], *arrays: Any, **settings: Any) -> A
         function: pure; one that lives as long as the process, because what it compiles to is kept.
         settings: known when tracing, and hashable.
     """
-    arrays = [
+    as_float32 = [
         np.asarray(x, np.float32) if np.issubdtype(x.dtype, np.floating) else x for x in arrays
     ]
     compiled = _compiled(function, tuple(sorted(settings.items())))
-    return jax.device_get(compiled(*jax.device_put(arrays)))
+    return jax.device_get(compiled(*jax.device_put(as_float32)))
 
 
 @functools.cache

@@ -189,9 +189,10 @@ def attention_for(
     if not isinstance(attention, BlockSparse):
         return attention
     check_layers(attention, model)
-    num_frames, *size, _ = frames.images.shape
+    num_frames, height, width, _ = frames.images.shape
     config = model.config
-    layout = TokenLayout.for_images(*size, config.patch_size, config.num_special_tokens)
+    special = config.num_special_tokens
+    layout = TokenLayout.for_images(height, width, config.patch_size, special)
     tokens = num_frames * layout.tokens_per_frame
     if tokens < attention.min_tokens:
         say(

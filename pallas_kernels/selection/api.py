@@ -69,7 +69,7 @@ def select_blocks(
     block_q: int = 128,
     block_k: int = 64,
     num_sink_blocks: int = 0,
-    q_length: int | Int[Array, ""] | None = None,
+    q_length: int | np.integer | Int[Array, ""] | None = None,
     kv_lengths: int | Int[Array, "..."] | None = None,
     scale: float | None = None,
     capacity: int | None = None,
@@ -121,8 +121,7 @@ def select_blocks(
         NotImplementedError: the implementation named cannot do this here.
     """
     sparse_ratio, cdf_threshold = (
-        x if isinstance(x, jax.core.Tracer) else jax.device_get(x)
-        for x in (sparse_ratio, cdf_threshold)
+        x if isinstance(x, Tracer) else jax.device_get(x) for x in (sparse_ratio, cdf_threshold)
     )
     _check_arguments(q, k, sparse_ratio, cdf_threshold, pool_mode, block_q, block_k)
     if random_key is not None and (sparse_ratio is None or cdf_threshold is not None):
@@ -145,10 +144,11 @@ def select_blocks(
     wanted = num_kv_blocks
     if cdf_threshold is None and isinstance(num_kept, np.ndarray):
         wanted = num_sink_blocks + max(1, int(num_kept.max()))
+    threshold = None
     if cdf_threshold is not None:
-        xp = jnp if isinstance(cdf_threshold, jax.core.Tracer) else np
-        cdf_threshold = xp.broadcast_to(xp.asarray(cdf_threshold, np.float32), n)
-    numbers = (num_kept, cdf_threshold, q_length, kv_lengths, np.float32(scale))
+        xp = jnp if isinstance(cdf_threshold, Tracer) else np
+        threshold = xp.broadcast_to(xp.asarray(cdf_threshold, np.float32), n)
+    numbers = (num_kept, threshold, q_length, kv_lengths, np.float32(scale))
     return _select(
         q,
         k,

@@ -91,7 +91,9 @@ def cameras_config():
 @pytest.fixture(scope="session")
 def first_model():
     """What a run from scratch with this configuration starts from."""
-    return functools.cache(lambda config: jax.jit(lambda: initial_model(config, jax.random.key(0)))())
+    return functools.cache(
+        lambda config: jax.jit(lambda: initial_model(config, jax.random.key(0)))()
+    )
 
 
 @pytest.fixture(scope="session")

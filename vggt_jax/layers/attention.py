@@ -73,7 +73,7 @@ def dense_attention(
         kv_lengths: how many of the leading keys of each batch row count; None for all.
         precision: of float32 products; bfloat16 and float16 products accumulate in float32.
         implementation: see `Dense`.
-        max_score_bytes: how many bytes of scores exist at a time in "xla", `MAX_SCORE_BYTES` by default.
+        max_score_bytes: how many bytes of scores exist at a time in "xla".
 
     Raises:
         NotImplementedError: the implementation named cannot run these arrays on this device.

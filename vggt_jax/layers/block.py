@@ -37,8 +37,12 @@ class Block(nnx.Module):
     ):
         self.norm1 = LayerNorm(dim, eps=norm_eps)
         self.attn = Attention(dim, num_heads, qk_norm=qk_norm, rngs=rngs)
-        make_scale = lambda: nnx.Param(jnp.full(dim, layer_scale, jnp.float32))
-        scale = lambda: None if layer_scale is None else make_scale()
+
+        def scale():
+            return (
+                None if layer_scale is None else nnx.Param(jnp.full(dim, layer_scale, jnp.float32))
+            )
+
         self.ls1 = scale()
         self.norm2 = LayerNorm(dim, eps=norm_eps)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), rngs=rngs)
