@@ -58,9 +58,13 @@ class BlockMap:
         else:
             order = argsort(~kept)
         order = order[..., :capacity]
+        indices = order.astype(index_dtype(num_kv_blocks))
+        counts = xp.sum(kept, axis=-1, dtype=np.int32)
+        if xp is np:  # Explicitly, since `jax.transfer_guard` can forbid other ways.
+            indices, counts = jax.device_put((indices, counts))
         return cls(
-            indices=jnp.asarray(order, index_dtype(num_kv_blocks)),
-            counts=jnp.asarray(xp.sum(kept, axis=-1, dtype=np.int32)),
+            indices=indices,
+            counts=counts,
             num_kv_blocks=num_kv_blocks,
             block_q=block_q,
             block_k=block_k,

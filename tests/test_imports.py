@@ -1,6 +1,8 @@
 """Which package imports which, and that importing does nothing else."""
 
 import ast
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -136,3 +138,44 @@ def test_importing_does_no_work_on_a_device_and_leaves_the_environment(monkeypat
     number, rest = run.stdout.split("\n", 1)
     assert int(number.split()[1]) >= 20
     assert rest == "and any work on a device would have failed\n"
+
+
+KERNELS_ALONE = """
+import sys
+
+import jax
+import jax.numpy as jnp
+
+import pallas_kernels
+
+x = jax.random.normal(jax.random.key(0), (67, 2, 32))
+blocks = {"block_q": 32, "block_k": 16}
+found = pallas_kernels.select_blocks(x, x, sparse_ratio=0.5, **blocks, implementation="xla")
+out = pallas_kernels.block_sparse_attention(x, x, x, found.block_map)
+out = pallas_kernels.norm_rope(
+    out, jnp.ones((67, 32)), jnp.zeros((67, 32)), bias=jnp.zeros((2, 32)), scale=jnp.ones(32),
+    offset=jnp.zeros(32), eps=1e-5,
+)
+out = pallas_kernels.linear(out, jnp.ones((32, 3)), activation="gelu")
+assert out.shape == (67, 2, 3), out.shape
+pallas = [name for name in sys.modules if "pallas" in name]
+backends = [name for name in pallas if "triton" in name or "mosaic" in name]
+assert backends == ["pallas_kernels.mosaic_gpu_call"], backends
+assert not {"vggt_jax", "flax", "optax", "PIL"} & set(sys.modules)
+print(pallas_kernels.__file__)
+"""
+
+
+def test_kernels_work_by_themselves(tmp_path):
+    """In a folder with nothing else, and on a CPU they ask for no backend of a GPU."""
+    copy = tmp_path / "pallas_kernels"
+    shutil.copytree(ROOT / "pallas_kernels", copy)
+    run = subprocess.run(
+        [sys.executable, "-c", KERNELS_ALONE],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == str(copy / "__init__.py")

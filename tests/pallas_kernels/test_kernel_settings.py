@@ -110,16 +110,15 @@ FUNCTIONS = [attention, selection, gradients, rope, linears]
 PORTABLE = {"implementation": "xla"}
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_portable_path(function, dtype, wide_arrays):
-    args = arrays(dtype)[function]
+def test_portable_path(function, wide_arrays):
+    args = arrays(jnp.bfloat16)[function]
     with strict_types():
         jaxpr = jax.make_jaxpr(functools.partial(function, **PORTABLE))(*args)
     assert wide_arrays(jaxpr) == []
 
 
-@pytest.mark.parametrize("function", [attention, selection, gradients, rope])
+@pytest.mark.parametrize("function", [attention, selection, rope])
 def test_triton(function, wide_arrays):
     args = arrays(jnp.bfloat16)[function]
     options = {"implementation": "triton", "interpret": True}
@@ -137,16 +136,20 @@ def test_oracle(wide_arrays):
         assert wide_arrays(jax.make_jaxpr(call)(q, k, v)) == []
 
 
-def run_all(args, **options):
-    return [function(*args[function.__name__], **options) for function in FUNCTIONS]
+def one_of_each(args, **options):
+    q, k, v, length, _ = args["attention"]
+    selected = select(q, k, **options)
+    attended = block_sparse_attention(q, k, v, selected.block_map, kv_lengths=length, **options)
+    turned, _ = rope(*args["rope"], **options)
+    return selected, attended, turned, linear(*args["linears"], activation="gelu", **options)
 
 
 def test_same_values():
-    """One program with everything, of plain XLA: bit by bit, and nothing is NaN on the way."""
+    """Of plain XLA, bit by bit, and nothing is NaN on the way."""
     args = {function.__name__: args for function, args in arrays(jnp.float32).items()}
-    expected = jax.jit(functools.partial(run_all, **PORTABLE))(args)
+    expected = jax.jit(functools.partial(one_of_each, **PORTABLE))(args)
     with strict_types(), jax.debug_nans(True):
-        found = jax.jit(functools.partial(run_all, **PORTABLE))(args)
+        found = jax.jit(functools.partial(one_of_each, **PORTABLE))(args)
     for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         assert x.dtype == y.dtype
         np.testing.assert_array_equal(x, y)
@@ -167,46 +170,39 @@ def test_calls_move_numbers_explicitly():
         norm_rope(x, cos, sin, bias=bias, scale=scale, offset=offset, eps=1e-5, **PORTABLE)
 
 
+def test_kernels_become_programs_for_a_gpu(pretend_h100):
+    """Lowered for an H100 that is not there."""
+    args = arrays(jnp.bfloat16, heads=16, head_dim=64, depth=512)
+    kernels = ["triton"] + ["mosaic_gpu"] * mosaic_gpu_call.is_supported()
+
+    def program(args):
+        q, k, v, length, _ = args["attention"]
+        blocks = {"block_q": 128, "block_k": 64}
+        selected = select_blocks(q, k, sparse_ratio=0.5, cdf_threshold=0.7, **blocks).block_map
+        found = [
+            block_sparse_attention(q, k, v, selected, kv_lengths=length, implementation=name)
+            for name in kernels
+        ]
+        found.append(rope(*args["rope"], implementation="triton"))
+        if mosaic_gpu_call.is_supported():
+            options = {"implementation": "mosaic_gpu", "activation": "gelu"}
+            found.append(linear(*args["linears"], **options))
+        return found
+
+    args = {function.__name__: args for function, args in args.items()}
+    shapes = jax.eval_shape(lambda: args)
+    with pretend_h100(), strict_types():
+        lowered = jax.jit(program).trace(shapes).lower(lowering_platforms=("cuda",))
+    text = lowered.as_text()
+    assert "triton" in text
+    assert ("@mosaic_gpu" in text) == mosaic_gpu_call.is_supported()
+
+
 SETTINGS = {
     "64_bit": lambda: jax.enable_x64(True),
     "strict_types": lambda: jax.numpy_dtype_promotion("strict"),
     "strict_ranks": lambda: jax.numpy_rank_promotion("raise"),
 }
-
-
-@pytest.mark.parametrize("setting", SETTINGS)
-def test_kernels_become_programs_for_a_gpu(pretend_h100, setting):
-    """Kernels are lowered for an H100 that is not there; the one by one settings, as people have them."""
-    args = arrays(jnp.bfloat16, heads=16, head_dim=64, depth=512)
-    functions = [selection, rope]
-    blocks = {"block_q": 128, "block_k": 64}
-
-    def attend(q, k, v, length):
-        block_map = BlockMap.full(N, T, KV, **blocks)
-        kernels = ["triton"] + ["mosaic_gpu"] * mosaic_gpu_call.is_supported()
-        return [
-            block_sparse_attention(
-                q, k, v, block_map, kv_lengths=length, implementation=name, return_lse=True
-            )
-            for name in kernels
-        ]
-
-    def program(args):
-        found = [function(*args[function.__name__]) for function in functions]
-        found.append(attend(*args["attention"][:4]))
-        if mosaic_gpu_call.is_supported():
-            x, kernel, bias = args["linears"]
-            by_kernel = {"implementation": "mosaic_gpu", "activation": "gelu"}
-            found.append([linear(x, kernel, bias, **by_kernel), linear(x, kernel, **by_kernel)])
-        return found
-
-    args = {function.__name__: args for function, args in args.items()}
-    shapes = jax.eval_shape(lambda: args)
-    with pretend_h100(), SETTINGS[setting]():
-        lowered = jax.jit(program).trace(shapes).lower(lowering_platforms=("cuda",))
-    text = lowered.as_text()
-    assert "triton" in text
-    assert ("@mosaic_gpu" in text) == mosaic_gpu_call.is_supported()
 
 
 @pytest.mark.gpu
@@ -215,9 +211,9 @@ def test_same_values_on_a_gpu(setting):
     """What each kernel computes for itself where nothing is named."""
     args = arrays(jnp.bfloat16, heads=16, head_dim=64, depth=512)
     args = {function.__name__: args for function, args in args.items()}
-    expected = jax.jit(run_all)(args)
+    expected = jax.jit(one_of_each)(args)
     with SETTINGS[setting]():
-        found = jax.jit(run_all)(args)
+        found = jax.jit(one_of_each)(args)
     for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         assert x.dtype == y.dtype
         np.testing.assert_array_equal(x, y)
