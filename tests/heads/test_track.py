@@ -1,5 +1,7 @@
 """The tracker: its embeddings against formulas, and what a track depends on."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,8 +92,8 @@ class Echo(nnx.Module):
 @pytest.mark.parametrize("start", [FEATURES, FEATURES + 2])
 def test_movements_enter_the_tokens_in_units_of_518_pixels(randomised, features, points, start):
     flows = []
-    for num_iterations in (1, 2):
-        tracker = randomised(lambda rngs: make_tracker(rngs, num_iterations=num_iterations))
+    for num in (1, 2):
+        tracker = randomised(functools.partial(make_tracker, num_iterations=num))
         tracker.updateformer = Echo(start)
         track, _, _ = run(tracker, features, points)
         flows.append(np.asarray(track - points[:, None])[:, 1:] / 2)  # of half the size

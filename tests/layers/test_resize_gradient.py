@@ -11,7 +11,7 @@ def test_gradient_is_the_transpose(size):
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(2, 5, 7, 3)), jnp.float32)
     gradient = jnp.asarray(rng.normal(size=(2, *size, 3)), jnp.float32)
-    y, back = jax.vjp(lambda x: resize_bilinear(x, *size), x)
+    _y, back = jax.vjp(lambda x: resize_bilinear(x, *size), x)
     # The map is linear: <gradient, A direction> is <A^T gradient, direction> for every direction.
     (found,) = back(gradient)
     for i in np.ndindex(1, 5, 7, 1):

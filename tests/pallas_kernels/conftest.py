@@ -111,7 +111,7 @@ MARKS = {
 
 def for_implementations(ids):
     """Parameters of a fixture; compiled kernels need a GPU."""
-    return [pytest.param(id, id=id, marks=MARKS.get(id, ())) for id in ids]
+    return [pytest.param(name, id=name, marks=MARKS.get(name, ())) for name in ids]
 
 
 TRITON_OR_XLA = ["xla", "triton-interpreted", "triton"]
@@ -119,15 +119,17 @@ TRITON_OR_XLA = ["xla", "triton-interpreted", "triton"]
 
 def pytest_configure(config):
     for line in (
-        "simulated: runs in the simulator of Mosaic GPU kernels too, which takes seconds a call; what "
-        "is not marked meets that kernel on a GPU only",
+        (
+            "simulated: runs in the simulator of Mosaic GPU kernels too, which takes seconds a "
+            "call; what is not marked meets that kernel on a GPU only"
+        ),
         "only(*ids): for these implementations of attention, whose contract allows the inputs",
     ):
         config.addinivalue_line("markers", line)
 
 
 def pytest_collection_modifyitems(items):
-    """Keeps the pairs of tests and implementations that the marks `simulated` and `only` ask for."""
+    """Keeps the pairs of tests and implementations that the marks `simulated` and `only` mean."""
 
     def is_meant(item):
         kernel = item.callspec.params.get("kernel") if hasattr(item, "callspec") else None
@@ -197,7 +199,7 @@ def draw():
 
 @pytest.fixture(scope="session")
 def draw_case():
-    """q, k, v and a mask that keeps about half: `draw_case(seed, t, kv, n, h, block_q, block_k)`."""
+    """q, k, v and a mask that keeps about half: `draw_case(seed, t, kv, n, h, *blocks)`."""
 
     def make(seed, t, kv, n, h, block_q, block_k, dtype=jnp.float32):
         q, k, v = draw_arrays(seed, (t, n, h), (kv, n, h), (kv, n, h), dtype=dtype)
@@ -209,7 +211,7 @@ def draw_case():
 
 @pytest.fixture(scope="session")
 def roomy_map():
-    """`BlockMap.from_dense_mask` with room for all blocks: one shape, hence one compiled program."""
+    """`BlockMap.from_dense_mask` with room for all blocks: one shape, so one compiled program."""
 
     @functools.partial(jax.jit, static_argnames=("block_q", "block_k"))
     def build(mask, *, block_q, block_k):

@@ -242,7 +242,7 @@ def test_vmap(select, expected_selection, q_and_k, draw):
 
 @pytest.fixture
 def limit_scores(monkeypatch):
-    """Sets how many bytes of scores may exist, and forgets the programs compiled for other limits."""
+    """Sets how many bytes of scores may exist, and forgets programs compiled for other limits."""
 
     def limit(num_bytes):
         monkeypatch.setattr(api, "MAX_SCORE_BYTES", num_bytes)

@@ -238,7 +238,7 @@ def test_what_the_kernel_can_do_it_does(pretend_device, monkeypatch, capability,
 def lower_for_h100(pretend_h100, *sizes, transform=lambda f: f):
     """The program's text, and the warnings on the way to it."""
     jax.clear_caches()
-    b, p, n, h = sizes
+    _b, p, n, h = sizes
     x = jax.ShapeDtypeStruct(sizes, jnp.bfloat16)
     table, vector = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((p, h), (h,)))
     bias = jax.ShapeDtypeStruct((n * h,), jnp.bfloat16)

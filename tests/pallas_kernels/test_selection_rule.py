@@ -13,10 +13,10 @@ LARGEST = float(np.finfo(np.float32).max)
 
 @pytest.fixture(scope="module")
 def select_rows(select):
-    """`select_blocks` for given scores [heads, rows, kb]: which blocks it keeps, and what is covered.
+    """`select_blocks` for given scores [heads, rows, kb]: blocks that it keeps, what is covered.
 
-    Each row is a head of its own, with one query of (1, 0, ...) and keys of (score, 0, ...). All keys
-    of a block are the same, so that their maximum is one of them.
+    Each row is a head of its own, with one query of (1, 0, ...) and keys of (score, 0, ...). All
+    keys of a block are the same, so that their maximum is one of them.
     """
 
     def run(scores, num_kept, probability=None, *, tokens=None, sinks=0, capacity=None):

@@ -45,7 +45,7 @@ def test_against_points_found_one_by_one():
         full = [np.vstack([c, [0, 0, 0, 1]]).astype(np.float64) for c in given.camera_from_world[b]]
         first_from_camera = [full[0] @ np.linalg.inv(camera) for camera in full]
         points = np.zeros((3, HEIGHT, WIDTH, 3))
-        for s, y, x in zip(*np.nonzero(given.valid[b])):
+        for s, y, x in zip(*np.nonzero(given.valid[b]), strict=True):
             ray = np.linalg.inv(given.intrinsics[b, s].astype(float)) @ [x + 0.5, y + 0.5, 1]
             point = np.append(ray * given.depth[b, s, y, x], 1)
             points[s, y, x] = (first_from_camera[s] @ point)[:3]
@@ -54,7 +54,7 @@ def test_against_points_found_one_by_one():
         np.testing.assert_allclose(found.world_points[b], points / scale, atol=1e-5)
         np.testing.assert_allclose(found.depth[b], given.depth[b] / scale, rtol=1e-5)
         cameras, _ = geometry.camera_from_pose_encoding(found.pose_enc[b], (HEIGHT, WIDTH))
-        for camera, back in zip(cameras, first_from_camera):
+        for camera, back in zip(cameras, first_from_camera, strict=True):
             expected = np.linalg.inv(back)[:3]
             expected[:, 3] /= scale
             np.testing.assert_allclose(camera, expected, atol=2e-5)
