@@ -56,7 +56,8 @@ def check(folder: pathlib.Path, python: str, tests: list[str]) -> None:
     run("finding Python", [uv, "venv", "--python", python, environment], cwd=folder)
     install = [uv, "pip", "install", "--python", own, "--resolution", "lowest-direct"]
     run("installing the package", [*install, source], cwd=folder)
-    print(run("listing versions", [uv, "pip", "freeze", "--python", own], cwd=folder))
+    versions = run("listing versions", [uv, "pip", "freeze", "--python", own], cwd=folder)
+    print(*(line for line in versions.splitlines() if "==" in line))
     command = environment / binaries / "vggt-jax"
     run("vggt-jax doctor", [command, "doctor"], cwd=folder)
     sample = source / "vggt_jax" / "samples" / "cellar"

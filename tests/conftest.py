@@ -323,7 +323,7 @@ def draw_parameter(name, shape, rng):
 
 @pytest.fixture
 def pretend_device(monkeypatch):
-    """Makes the library believe in a device: `pretend_device(backend, compute_capability, kind)`."""
+    """Makes the library believe in a device: `pretend_device(backend, capability, kind)`."""
 
     def pretend(backend, compute_capability=None, kind="a device"):
         device = types.SimpleNamespace(device_kind=kind, core_count=132)

@@ -98,7 +98,12 @@ def test_intrinsics_come_from_a_file(tmp_path):
         calibration.read_intrinsics(path, ("1.png",))
     with pytest.raises(InputError, match="has no intrinsics of 5.png"):
         calibration.read_intrinsics(path, ("5.png",))
-    for text in ('{"frames": [{"name": "0.png"}]}', "[]", "text", '{"frames": [{"name": "a", "intrinsics_original": [1]}]}'):  # fmt: skip
+    for text in (
+        '{"frames": [{"name": "0.png"}]}',
+        "[]",
+        "text",
+        '{"frames": [{"name": "a", "intrinsics_original": [1]}]}',
+    ):
         path.write_text(text)
         with pytest.raises(InputError, match="must be JSON like cameras.json"):
             calibration.read_intrinsics(path, ("0.png",))

@@ -69,9 +69,8 @@ def test_what_is_stale_goes_with_what_replaces_it(tmp_path):
         (folder / "a").write_text("new")
     assert listing(out) == ["a", "mine"] and (out / "a").read_text() == "new"
     (out / "b").write_text("old")
-    with pytest.raises(KeyboardInterrupt):
-        with output_folder(out, overwrite=True, stale=("a", "b")) as folder:
-            raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt), output_folder(out, overwrite=True, stale=("a", "b")):
+        raise KeyboardInterrupt
     assert listing(out) == ["a", "b", "mine"]
 
 

@@ -1,4 +1,4 @@
-"""What only a GPU can show: kernels for dense attention, TF32 kept out of the parity mode, bfloat16 at work."""
+"""What only a GPU shows: kernels for dense attention, no TF32 in the parity mode, bfloat16."""
 
 import functools
 from pathlib import Path
@@ -98,17 +98,20 @@ def test_block_sparse_attention_of_a_batch_in_bfloat16(relative_error):
         jax.random.normal(jax.random.key(i), (b, s, special + patches, n, h)) for i in range(3)
     )
 
+    everything = vggt_jax.BlockSparse(min_tokens=0, sparse_ratio=0.0, implementation="triton")
+
     @jax.jit
+    @jax.vmap
     def attend(q, k, v):
-        return jax.vmap(
-            lambda q, k, v: sparse_attention(
-                q, k, v,
-                num_special=special,
-                setting=LayerSetting(0.0, None),
-                attention=vggt_jax.BlockSparse(min_tokens=0, sparse_ratio=0.0, implementation="triton"),
-                num_frames=jnp.int32(6),
-            )[0]
-        )(q, k, v)  # fmt: skip
+        return sparse_attention(
+            q,
+            k,
+            v,
+            num_special=special,
+            setting=LayerSetting(0.0, None),
+            attention=everything,
+            num_frames=jnp.int32(6),
+        )[0]
 
     def dense(q, k, v):
         scene = lambda x: x[:, :6].reshape(b, -1, n, h)
@@ -173,7 +176,7 @@ def test_cudnn_does_not_take_float32():
 
 @pytest.fixture(scope="module")
 def trunk_at_full_size():
-    """Tokens that the trunk of VGGT-1B keeps last of six frames, and its first ones, by attention and type."""
+    """Tokens of six frames that the trunk of VGGT-1B keeps last, and first ones, by settings."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(Path(__file__).parents[1] / "scripts")
         from random_model import random_model, released_config
@@ -194,8 +197,8 @@ def trunk_at_full_size():
 
 
 def test_keeping_everything_is_dense_at_full_size(trunk_at_full_size, relative_error, monkeypatch):
-    """`BlockSparse(sparse_ratio=0.0)` in bfloat16 is as near to dense attention as two implementations of dense
-    attention are to each other."""
+    """`BlockSparse(sparse_ratio=0.0)` in bfloat16 is as near to dense attention as two
+    implementations of dense attention are to each other."""
     # Linear layers are XLA's in all of them.
     monkeypatch.setattr(matmul, "MIN_ROUNDS", 10**9)
     dense, other, sparse = map(
@@ -214,8 +217,8 @@ def test_keeping_everything_is_dense_at_full_size(trunk_at_full_size, relative_e
 def test_kernels_are_as_good_as_plain_jax_at_full_size(
     trunk_at_full_size, relative_error, monkeypatch
 ):
-    """Attention that keeps everything, norms, RoPE and linear layers by kernels: in bfloat16 as near to float32
-    as all of it in plain JAX."""
+    """Attention that keeps everything, norms, RoPE and linear layers by kernels: in bfloat16 as
+    near to float32 as all of it in plain JAX."""
     monkeypatch.setattr(matmul, "MIN_ROUNDS", 0)  # Six frames are too few for it to be chosen.
     products, run_kernel = [], matmul._run_kernel
     counted = lambda *args: products.append(args[2].shape) or run_kernel(*args)

@@ -229,10 +229,13 @@ def test_what_did_not_fit_leaves_the_device(tmp_path, scenes, model, monkeypatch
         gc.enable()
     assert set(report.failed) == set(SIZES) and report.written == ()
     assert all("choose fewer frames" in reason for reason in report.failed.values())
-    # `attic` is tried again when the one before has left. Of the others, the one before is being fetched.
+    # `attic` is tried again when the one before has left. Of the others, the one before is being
+    # fetched.
     names = [name for name, _ in kept]
     assert names == ["hall", "attic", "attic", "yard", "shed", "barn"]
-    assert all(set(found) <= {before} - {"attic"} for found, before in zip(alive[1:], names))
+    assert all(
+        set(found) <= {before} - {"attic"} for found, before in zip(alive[1:], names, strict=True)
+    )
 
 
 def test_what_did_not_fit_beside_another_scene_runs_alone(tmp_path, scenes, model, monkeypatch):

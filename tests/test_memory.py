@@ -60,7 +60,8 @@ def test_estimate_grows_with_frames_and_tracks():
     # Without a kernel dense attention has scores in memory.
     wide = make(20, 0, dtype=jnp.float32)
     assert make(20, 0, SPARSE, dtype=jnp.float32).trunk < wide.trunk
-    # Where some layers are dense, or all are for want of tokens, it takes what dense attention takes.
+    # Where some layers are dense, or all are for want of tokens, it takes what dense attention
+    # takes.
     some = vggt_jax.BlockSparse(sparse_ratio=0.75, layers=(0,))
     assert make(20, 0, some, dtype=jnp.float32) == wide
     few_tokens = vggt_jax.BlockSparse(sparse_ratio=0.75, min_tokens=10**6)
@@ -80,7 +81,7 @@ def test_estimate_grows_with_frames_and_tracks():
     ],
 )
 def test_what_dense_attention_copies(pretend_device, monkeypatch, capability, attention, copies):
-    """Queries, keys and values without the padding of frames, where frames are padded for kernels."""
+    """Queries, keys, values without the padding of frames, where frames are padded for kernels."""
     pretend_device("gpu", capability)
     monkeypatch.setattr("pallas_kernels.mosaic_gpu_call.is_supported", lambda: True)
     # Of an MLP as narrow as this, attention is what takes most.

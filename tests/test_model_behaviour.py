@@ -166,8 +166,8 @@ def test_gradients_are_finite_reach_every_parameter_and_equal_differences(tiny):
         moved_images = images + distance * pixel_direction
         return float(loss(with_parameters(model, moved), moved_images)[0])
 
-    # Longer steps meet the kinks of the ReLUs, shorter ones the rounding of the loss, which is 1 to 3 % of each
-    # of these, by machine; the line that fits them best is much nearer.
+    # Longer steps meet the kinks of the ReLUs, shorter ones the rounding of the loss, which is 1 to
+    # 3 % of each of these, by machine; the line that fits them best is much nearer.
     steps = np.array([2e-4, 3e-4, 4e-4, 6e-4])
     rises = np.array([(at(step) - at(-step)) / 2 for step in steps])
     np.testing.assert_allclose(np.vdot(steps, rises) / np.vdot(steps, steps), slope, rtol=2e-2)

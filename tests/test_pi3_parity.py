@@ -2,8 +2,8 @@
 
 Errors are the norm of the difference over the norm of the golden. Float32 rounding alone puts the
 official code 2e-7 to 7e-7 from its own result in float64 (golden/README.md). Points carry the
-exponential of the depth, which turns an absolute error of its logarithm into a relative one, so that
-they get a wider limit.
+exponential of the depth, which turns an absolute error of its logarithm into a relative one, so
+that they get a wider limit.
 """
 
 import jax.numpy as jnp

@@ -28,7 +28,7 @@ def compare(found, expected):
     assert type(found.depth) is np.ndarray and found.depth.flags.writeable
     leaves, treedef = jax.tree.flatten(found)
     assert treedef == jax.tree.structure(expected)
-    for x, y in zip(leaves, jax.tree.leaves(expected)):
+    for x, y in zip(leaves, jax.tree.leaves(expected), strict=True):
         # Random models may have an infinite focal length, and may blow up the rounding of a pixel.
         is_finite = np.isfinite(y)
         np.testing.assert_array_equal(np.isfinite(x), is_finite)

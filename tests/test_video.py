@@ -1,4 +1,4 @@
-"""Videos: which frames are chosen, that they are the right ones and upright, and what is refused."""
+"""Videos: which frames are chosen, that they are right and upright, and what is refused."""
 
 import struct
 

@@ -84,8 +84,8 @@ def usable_pixels(
 
 
 def percentile_thresholds(
-    confidence: Float[np.ndarray, "m"], percentiles: float | Float[np.ndarray, "k"]
-) -> Float[np.ndarray, "k"] | np.floating:
+    confidence: Float[np.ndarray, " m"], percentiles: float | Float[np.ndarray, " k"]
+) -> Float[np.ndarray, " k"] | np.floating:
     """The confidences from which on points are kept when so many per cent are left out.
 
     They are values that occur: an interpolated one could by rounding exceed the largest.

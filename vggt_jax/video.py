@@ -197,7 +197,7 @@ def laplacian_variance(luma: UInt8[np.ndarray, "height width"]) -> float:
 
 def _survey(
     path: Path, *, sharpest: bool, progress: bool
-) -> tuple[Float[np.ndarray, "f"], Float[np.ndarray, "f"]]:
+) -> tuple[Float[np.ndarray, " f"], Float[np.ndarray, " f"]]:
     """The time in seconds of every frame, and how sharp it is (0 if nobody asks)."""
     import tqdm
 

@@ -36,7 +36,9 @@ def test_export_of_results(tmp_path, results, photographs, run, refused, capsys)
     assert run(*args, "--images", photographs, "--focal", 123) == 0
     document = json.loads((tmp_path / "nerf" / "transforms.json").read_text())
     assert len(document["frames"]) == 3 and "123" in json.dumps(document)
-    assert (tmp_path / "nerf" / "images" / "0.png").read_bytes() == (photographs / "0.png").read_bytes()  # fmt: skip
+    assert (tmp_path / "nerf" / "images" / "0.png").read_bytes() == (
+        photographs / "0.png"
+    ).read_bytes()
     assert "overwrite" in refused("export", results, "--format", "glb", "--out", glb, "--focal", 9)
 
 
@@ -197,7 +199,7 @@ def test_doctor(run, capsys, monkeypatch, tmp_path):
         "some-model",
     ):
         assert part in printed
-    rows = dict(re.findall(r"^ +(\S+) {2,}(.+)$", printed, re.M))
+    rows = dict(re.findall(r"^ +(\S+) {2,}(.+)$", printed, re.MULTILINE))
     assert rows["jax"] == __import__("jax").__version__
     assert rows["dense"].startswith(("xla", "cudnn", "mosaic_gpu"))
     assert rows["block-sparse"] in ("xla", "triton", "mosaic_gpu")
@@ -213,9 +215,8 @@ def test_bench(run, refused, capsys, monkeypatch, tiny):
     assert run(*args, "--frames", 1, 3, "--sparse-ratio", 0.5) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
     assert rows[0] == ["frames", "attention", "seconds", "frames/s", "compiling", "GiB"]
-    assert [row[:2] for row in rows[1:]] == [["1", "dense"], ["1", "sparse"]] + [
-        ["3", "dense"], ["3", "sparse"],
-    ]  # fmt: skip
+    cases = [f"{number} {kind}" for number in (1, 3) for kind in ("dense", "sparse")]
+    assert [" ".join(row[:2]) for row in rows[1:]] == cases
     assert all(float(row[-4]) > 0 and float(row[-3]) > 0 for row in rows[1:])
     for options, parts in [
         (["--frames", 0], "positive"),
@@ -232,7 +233,10 @@ def test_random_models_have_the_size_asked_for(architecture, monkeypatch):
     monkeypatch.setitem(bench._WIDTHS, "small", (32, 2))
     model = bench.random_model(architecture, "small", "bfloat16")
     kernel = (model.frame_blocks.attn.qkv.kernel, model.encoder.blocks.attn.qkv.kernel)
-    assert [x.shape for x in kernel] == [(24 if architecture == "vggt" else 18, 32, 96), (24, 32, 96)]  # fmt: skip
+    assert [x.shape for x in kernel] == [
+        (24 if architecture == "vggt" else 18, 32, 96),
+        (24, 32, 96),
+    ]
     assert kernel[0].dtype == "bfloat16" and np.isfinite(np.asarray(kernel[0], np.float32)).all()
 
 

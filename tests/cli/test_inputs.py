@@ -70,7 +70,10 @@ def test_a_video_is_exported_with_its_pictures(tmp_path, checkpoint, run, refuse
             with Image.open(out / "images" / name) as written:
                 np.testing.assert_array_equal(written, image)
     # Pictures that are in place stay, and have the names that they have.
-    assert run("export", results, *export, "--images", later / "images", "--out", later, "--overwrite") == 0  # fmt: skip
+    assert (
+        run("export", results, *export, "--images", later / "images", "--out", later, "--overwrite")
+        == 0
+    )
     assert in_scene(later) == named(later) == named(direct)
     # Without the video the names are those that pictures could have, and a note says so.
     assert run("export", results, *export, "--out", tmp_path / "bare") == 0

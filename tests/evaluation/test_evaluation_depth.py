@@ -1,5 +1,7 @@
 """Errors of depth: against plain loops over pixels, and by hand."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -22,10 +24,10 @@ def depths(seed):
 def expected_metrics(depth, truth, valid, alignment, per):
     """Of one scene, in float64, pixel by pixel."""
     frames = [
-        [(d, t) for d, t, v in zip(*(x[i].ravel() for x in (depth, truth, valid))) if v and t > 0]
-        for i in range(len(depth))
+        [(d, t) for d, t, v in zip(*(x.ravel() for x in frame), strict=True) if v and t > 0]
+        for frame in zip(depth, truth, valid, strict=True)
     ]
-    groups = frames if per == "frame" else [sum(frames, [])]
+    groups = frames if per == "frame" else [list(itertools.chain(*frames))]
     errors, ratios = [], []
     for group in groups:
         d, t = np.array(group, np.float64).T
@@ -35,8 +37,8 @@ def expected_metrics(depth, truth, valid, alignment, per):
             d = d * np.linalg.lstsq(d[:, None], t)[0][0]
         elif alignment == "scale_and_shift":
             d = np.polyval(np.polyfit(d, t, 1), d)
-        errors += [abs(a - b) / b for a, b in zip(d, t)]
-        ratios += [max(a / b, b / a) if a > 0 else np.inf for a, b in zip(d, t)]
+        errors += [abs(a - b) / b for a, b in zip(d, t, strict=True)]
+        ratios += [max(a / b, b / a) if a > 0 else np.inf for a, b in zip(d, t, strict=True)]
     shares = [np.mean(np.array(ratios) < 1.25**k) for k in (1, 2, 3)]
     return np.mean(errors), *shares, len(errors)
 

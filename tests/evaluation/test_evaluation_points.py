@@ -101,7 +101,7 @@ def test_metrics():
 
 
 def test_several_scenes_at_a_time():
-    points, truth = (np.stack(x) for x in zip(clouds(6, 53, 47), clouds(7, 53, 47)))
+    points, truth = (np.stack(x) for x in zip(clouds(6, 53, 47), clouds(7, 53, 47), strict=True))
     together = jax.vmap(point_metrics)(points, truth)
     one_by_one = jax.lax.map(lambda pair: point_metrics(*pair), (points, truth))
     for scene in range(2):

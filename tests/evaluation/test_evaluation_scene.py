@@ -60,7 +60,8 @@ def test_errors_are_found_where_they_are(truth):
     found = run(cameras, 1.5 * depth**1.1, points + 0.05 * noise, truth, max_points=1000)
     assert found["auc_30"] == perfect["auc_30"] and found["ate"] == perfect["ate"]
     assert found["abs_rel"] > 0.005 and found["normal_consistency"] < 0.9
-    # Noise of 0.05 / 0.3 per coordinate, in units of the truth, between samples of about this pitch.
+    # Noise of 0.05 / 0.3 per coordinate, in units of the truth, between samples of about this
+    # pitch.
     assert 0.02 < found["accuracy"] < 0.5 and 0 < found["f_score"] < 0.9
     turned = cameras.at[1, :, :3].set(cameras[1, :, :3] @ cameras[2, :, :3])
     found = run(turned, depth, points, truth, max_points=1000)

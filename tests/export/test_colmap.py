@@ -64,7 +64,8 @@ def test_cameras_and_tracks_come_back(tmp_path, make_room, mode, pixel_centre):
     assert len(points) > 1000
     sizes = np.array(room.sizes)[frames]
     assert (xy > 0).all() and (xy < sizes[:, ::-1]).all()
-    # A track starts at the centre of a pixel of the model, and its point is the model's point there.
+    # A track starts at the centre of a pixel of the model, and its point is the model's point
+    # there.
     predicted = np.asarray(room.recon.points_from_depth(), np.float64)
     distance = np.full(model.num_points3D(), np.inf)
     ids = {id_: k for k, id_ in enumerate(sorted(model.points3D))}
@@ -253,7 +254,7 @@ def test_tracks_of_the_head_are_adjusted_as_they_are(tmp_path, make_room):
 
 
 def misplaced(poses, truth):
-    """How far directions between cameras are from the truth, in degrees, the mean over all pairs."""
+    """How far directions between cameras are from the truth, in degrees, mean over all pairs."""
     angles = []
     for i, j in itertools.combinations(range(len(poses)), 2):
         directions = []
@@ -360,8 +361,8 @@ def test_frames_that_share_the_camera_get_its_focal_length(tmp_path, make_room):
     pose = images_in_order(model)[3].cam_from_world().matrix()
     np.testing.assert_allclose(pose, room.recon.camera_from_world[3], atol=1e-6)
     assert (
-        "1 frames share too few points with the others and have poses that were not adjusted: view 3.png; "
-        "the focal length is the shared camera's, adjusted on the others" in str(report)
+        "1 frames share too few points with the others and have poses that were not adjusted: "
+        "view 3.png; the focal length is the shared camera's, adjusted on the others" in str(report)
     )
 
 

@@ -260,7 +260,7 @@ def test_the_gradient_with_the_own_kernel(monkeypatch, kv_lengths):
 
 @pytest.mark.new_jax
 def test_the_own_kernel_in_the_simulator(monkeypatch, relative_error):
-    """As it runs on a Hopper GPU: scenes in one launch, all queries one block, keys that do not count."""
+    """As on a Hopper GPU: scenes in one launch, all queries one block, keys that do not count."""
     simulated = functools.partial(block_sparse_attention, interpret=True)
     monkeypatch.setattr(attention, "block_sparse_attention", simulated)
     q, k, v = (

@@ -34,7 +34,7 @@ def pooled(x, block):
 
 
 def oracle(q, k, v, frames, **rule):
-    """Token by token in float64, for the first frames; and what was kept [n qb kb] of the patches."""
+    """Token by token in float64, for the first frames; and what was kept [n qb kb] of patches."""
     q, k, v = (x[:frames].astype(np.float64) for x in (q, k, v))
     special = np.broadcast_to(np.arange(q.shape[1]) < SPECIAL, q.shape[:2]).reshape(-1)
     q, k, v = (x.reshape(-1, N, H) for x in (q, k, v))

@@ -93,8 +93,8 @@ def test_rounds(attend, rounds_of, draw, pairs_that_count, assert_right, name):
     assert_right(found, q, k, v, pairs)
 
 
-# By how much, in powers of two, a later key's weight exceeds the others'; and where that is too much
-# for the weights of the first tile of keys to stay the measure.
+# By how much, in powers of two, a later key's weight exceeds the others'; and where that is too
+# much for the weights of the first tile of keys to stay the measure.
 GROWTHS = {jnp.bfloat16: ([0, 100, 150, 1000], 127), jnp.float16: ([0, 8, 35, 1000], 16)}
 
 
@@ -106,7 +106,8 @@ def test_tiles_whose_scores_grow_are_done_again(
     from pallas_kernels.attention import mosaic_gpu, triton
 
     growths, limit = GROWTHS[dtype]
-    # Lanes of one stream a block have tiles of both kinds: two of them in the simulator, 132 on a GPU.
+    # Lanes of one stream a block have tiles of both kinds: two of them in the simulator, 132 on a
+    # GPU.
     config = MosaicGpuConfig(streams=1)
     n = 1 if kernel.is_simulated else 97
     t, kv, h, scale = 4 * 128, 131, 64, 0.25

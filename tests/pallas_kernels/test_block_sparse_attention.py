@@ -81,7 +81,8 @@ def test_value(attend, draw_case, pairs_that_count, assert_right, case, dtype):
     assert_right((out, lse), q, k, v, pairs)
 
 
-# One size for all tests of values that follow, so that one program of an implementation serves them.
+# One size for all tests of values that follow, so that one program of an implementation serves
+# them.
 
 
 @pytest.fixture(scope="module")

@@ -98,7 +98,8 @@ def test_mosaic_gpu_config_is_checked():
     assert hash(MosaicGpuConfig()) == hash(MosaicGpuConfig())
 
 
-# What JAX 0.11.2 said of these on an H100: "kernel exceeds available shared memory: smem_bytes=...".
+# What JAX 0.11.2 said of these on an H100: "kernel exceeds available shared memory:
+# smem_bytes=...".
 TOO_LARGE = [(2, 5, 64, 232_816), (1, 5, 128, 232_632)]
 
 

@@ -56,8 +56,8 @@ def run(attend, roomy_map, small):
 def assert_same(found, expected, limit):
     """Within a limit times the largest output, in float32.
 
-    Of a 16-bit type, weights and results are rounded by half an eps at most, which makes one eps, or
-    two where both are rounded.
+    Of a 16-bit type, weights and results are rounded by half an eps at most, which makes one eps,
+    or two where both are rounded.
     """
     (out, lse), (exact_out, exact_lse) = found, expected
     out_limit = limit

@@ -41,7 +41,8 @@ def oracle(x, kernel, bias, activation):
 def assert_right(found, arguments, activation, *, roundings=1):
     """Within the rounding of sums, so many times, and of the result; GELU is 1.13 steep at most.
 
-    With more than one rounding, the product and the bias are rounded, which are larger than their sum.
+    With more than one rounding, the product and the bias are rounded, which are larger than their
+    sum.
     """
     sums, expected = oracle(*arguments, None), oracle(*arguments, activation)
     if roundings > 1:
@@ -59,7 +60,8 @@ def assert_right(found, arguments, activation, *, roundings=1):
     [
         # Two thread blocks: three rounds of tiles and a tail of rows.
         ((300, 256, 512), "gelu", "bfloat16"),
-        # As many groups of steps as parts are written in, and a number of rows that 8 does not divide.
+        # As many groups of steps as parts are written in, and a number of rows that 8 does not
+        # divide.
         ((133, 1024, 256), "gelu", "float16"),
         # Groups of steps in which nothing is left to be written.
         ((256, 1280, 256), "gelu", "bfloat16"),

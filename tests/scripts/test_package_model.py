@@ -27,10 +27,17 @@ def package(monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_at_its_size_the_model_stays_the_same(package, tmp_path, tiny):
     trained = tiny(img_size=56, pixel_centre=0.5, enable_point=False, enable_track=False)
     export_model(trained, named_parameters(trained), tmp_path / "trained.safetensors")
-    package(tmp_path / "trained.safetensors", "--image-size", 28, "--out", tmp_path / "small.safetensors")  # fmt: skip
+    package(
+        tmp_path / "trained.safetensors",
+        "--image-size",
+        28,
+        "--out",
+        tmp_path / "small.safetensors",
+    )
     trained = vggt_jax.load_model(tmp_path / "trained.safetensors")
     small = vggt_jax.load_model(tmp_path / "small.safetensors")
     assert (small.config.img_size, small.config.pixel_centre) == (28, 0.5)

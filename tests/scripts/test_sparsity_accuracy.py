@@ -162,7 +162,13 @@ def folder(tmp_path):
             Image.fromarray(image).save(tmp_path / name / "images" / f"{i}.png")
             pose = np.c_[np.eye(3), [0.5 * i, 0, 0]]
             matrix = [[60, 0, 28], [0, 60, 50], [0, 0, 1]]
-            frames.append({"name": f"{i}.png", "camera_from_world": pose.tolist(), "intrinsics_original": matrix})  # fmt: skip
+            frames.append(
+                {
+                    "name": f"{i}.png",
+                    "camera_from_world": pose.tolist(),
+                    "intrinsics_original": matrix,
+                }
+            )
         (tmp_path / name / "cameras.json").write_text(json.dumps({"frames": frames}))
     (tmp_path / "arch" / "depth").mkdir()
     for i in range(5):
@@ -186,7 +192,9 @@ def test_scenes_of_a_folder(script, folder, tiny):
     for frame, number in enumerate((0, 2, 4)):
         np.testing.assert_allclose(truth.depth[frame, :, 20], rows + 1000 * number)
     assert not truth.valid[:, :, 7].any() and truth.valid[:, :, 8].all()
-    np.testing.assert_allclose(truth.intrinsics[0, :2], [[60, 0, 28], [0, 60 * scale, 50 * scale - top]])  # fmt: skip
+    np.testing.assert_allclose(
+        truth.intrinsics[0, :2], [[60, 0, 28], [0, 60 * scale, 50 * scale - top]]
+    )
     _, unknown = script.scenes.read_scene(
         folder / "bridge", model=model, num_frames=None, image_side=56
     )

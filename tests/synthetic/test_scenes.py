@@ -61,7 +61,9 @@ def test_points_seen_in_one_frame_lie_at_the_depth_of_another(scenes):
     track, visible = map(np.asarray, correspondences(batch, points))
     assert visible[:, 0].mean() > 0.99  # the frame that they come from
     rows, columns = np.divmod(np.flatnonzero(keep), width)
-    np.testing.assert_allclose(track[:, 0], np.broadcast_to(np.stack([columns, rows], -1), track[:, 0].shape), atol=2e-2)  # fmt: skip
+    np.testing.assert_allclose(
+        track[:, 0], np.broadcast_to(np.stack([columns, rows], -1), track[:, 0].shape), atol=2e-2
+    )
     _, depth = geometry.project_points(points[:, None], batch.camera_from_world, batch.intrinsics)
     nearest = np.rint(track).astype(int)
     inside = (nearest >= 0).all(-1) & (nearest < (width, height)).all(-1)

@@ -27,9 +27,8 @@ def hit(solids, origin, direction, limit=100.0):
 
 def test_distances_worked_by_hand():
     # A box of 2 x 4 x 6 at x = 10, a ball of radius 3 at y = 20, a cylinder of radius 2 at z = 30.
-    solids = make(
-        [[10, 0, 0], [0, 20, 0], [0, 0, 30]], [[1, 2, 3], [3, 3, 3], [2, 2, 5]], np.zeros((3, 3)), (1, 1, 1)
-    )  # fmt: skip
+    centres, halves = np.diag([10, 20, 30]), [[1, 2, 3], [3, 3, 3], [2, 2, 5]]
+    solids = make(centres, halves, np.zeros((3, 3)), (1, 1, 1))
     origin = [[0, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0], [9, 20, 30], [0, 0, 0]]
     direction = [[1, 0, 0], [0, 2, 0], [0, 0, 1], [-1, 0, 0], [-1, -1.5, 0], [10, 1, 2.9]]
     distance, solid = hit(solids, origin, direction)

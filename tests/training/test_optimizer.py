@@ -65,7 +65,7 @@ def test_muon_turns_matrices_of_blocks_and_leaves_the_rest_to_adamw():
             assert 1 < ratio.flat[0] < 2
             continue
         for layer, gradient in zip(direction, gradients[name], strict=True):
-            u, singular, v = np.linalg.svd(layer, full_matrices=False)
+            _u, singular, _v = np.linalg.svd(layer, full_matrices=False)
             # Orthogonal but for what five iterations leave, 0.7 to 1.2; about as large as AdamW's.
             assert singular.min() > 0.65 * 0.2 * 60**0.5 and singular.max() < 1.25 * 0.2 * 60**0.5
             u2, _, v2 = np.linalg.svd(gradient, full_matrices=False)

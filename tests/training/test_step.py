@@ -169,6 +169,6 @@ def test_two_devices_find_what_one_finds(monkeypatch):
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     folder = Path(__file__).parent
     code = TWO_DEVICES.format(tests=str(folder), root=str(folder.parents[1]))
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert run.stdout.startswith("same")

@@ -19,7 +19,8 @@ def encoding(position, degrees):
 def test_metrics_by_hand():
     places = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0.5]], float)
     true = np.stack([encoding(place, 0) for place in places])[None]
-    turned = np.stack([encoding(place, turn) for place, turn in zip(places, (0, 0, 9.5))])[None]
+    turns = zip(places, (0, 0, 9.5), strict=True)
+    turned = np.stack([encoding(place, turn) for place, turn in turns])[None]
     depth = np.array([1.0, 2, 4, 8, 5]).reshape(1, 1, 1, 5)
     predicted = np.array([2.0, 4, 8, 8, 77]).reshape(1, 1, 1, 5)
     valid = np.array([1, 1, 1, 1, 0], bool).reshape(1, 1, 1, 5)
@@ -38,7 +39,7 @@ def test_metrics_by_hand():
     # Pairs (0, 1): no error. (0, 2) and (1, 2): turned by 9.5 degrees; the directions of their
     # translations turn with the camera, by less. Below 10, 11, ..., 30 degrees: 21 of 30.
     assert found["auc30"] == pytest.approx((1 + 2 * 21 / 30) / 3, abs=1e-6)
-    # Median of the truth 3, of the prediction 6: scale 1/2, so that only the fourth is off, by half.
-    # The second scene has no valid pixel and does not count.
+    # Median of the truth 3, of the prediction 6: scale 1/2, so that only the fourth is off, by
+    # half. The second scene has no valid pixel and does not count.
     assert found["abs_rel"] == pytest.approx(0.125)
     assert scene_metrics(VGGTOutput(), targets) == {}

@@ -204,7 +204,7 @@ def test_a_click_on_a_camera_looks_through_it(page, shown):
     )
     before = np.array(page.client.camera.position)
     assert np.linalg.norm(before - camera.position) > 1
-    page.until(lambda: page.colour_at(camera.position + [0, 0, depth]) == "blue")
+    page.until(lambda: page.colour_at(camera.position + np.array([0.0, 0.0, depth])) == "blue")
     page.click_at(camera.position + np.array([0.0, 0.0, depth]))
     page.until(lambda: np.allclose(page.client.camera.position, camera.position, atol=1e-3))
     view = page.client.camera

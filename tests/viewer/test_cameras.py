@@ -70,7 +70,8 @@ def test_pictures_are_small_and_without_padding():
 def test_a_principal_point_aside_widens_the_picture():
     recon = scene([np.eye(3)], [[0, 0, 0]], intrinsics=((25, 0, 12), (0, 20, 10), (0, 0, 1)))
     (camera,) = viewer_cameras(recon)
-    # From 12 to the farther side are 18 pixels, so there are 18 on the other side too: 6 of them grey.
+    # From 12 to the farther side are 18 pixels, so there are 18 on the other side too: 6 of them
+    # grey.
     assert camera.picture.shape == (20, 36, 3)
     np.testing.assert_array_equal(camera.picture[:, 6:], recon.images[0])
     assert (camera.picture[:, :6] == 200).all()

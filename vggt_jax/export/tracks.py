@@ -34,8 +34,8 @@ class Tracks:
 
     points: Float64[np.ndarray, "m 3"]
     colors: UInt8[np.ndarray, "m 3"]
-    observed_point: Int[np.ndarray, "o"]
-    observed_frame: Int[np.ndarray, "o"]
+    observed_point: Int[np.ndarray, " o"]
+    observed_frame: Int[np.ndarray, " o"]
     pixels: Float64[np.ndarray, "o 2"]
 
 

@@ -49,8 +49,8 @@ class PointLayers:
     points: Float32[np.ndarray, "m 3"]
     colors: UInt8[np.ndarray, "m 3"]
     ends: Int[np.ndarray, "s layers"]
-    percentiles: Float[np.ndarray, "layers"]
-    thresholds: Float[np.ndarray, "layers"]
+    percentiles: Float[np.ndarray, " layers"]
+    thresholds: Float[np.ndarray, " layers"]
     candidates: int
 
     @property
@@ -68,7 +68,7 @@ class PointLayers:
         before = frame * self.ends.shape[1] + layer - 1
         return slice(int(self.ends.ravel()[before]) if before >= 0 else 0, end)
 
-    def shown(self, percentile: float, frames: Iterable[int]) -> Bool[np.ndarray, "m"]:
+    def shown(self, percentile: float, frames: Iterable[int]) -> Bool[np.ndarray, " m"]:
         """Which points a setting shows."""
         mask = np.zeros(len(self.points), bool)
         first = self.layer_of(percentile)
