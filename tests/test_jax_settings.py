@@ -249,11 +249,12 @@ def test_types_and_ranks_are_explicit(name, tiny, tiny_pi3, wide_arrays):
     with strict_types():
         jaxpr, out = jax.make_jaxpr(call, return_shape=True)(*args)
         assert jax.config.jax_enable_x64  # Code of others may have been run without.
-    if name != "metrics":  # JAX masks diagonals by integers of 64 bits there, 3 x 3 of them.
+    if name not in ("metrics", "training"):  # JAX masks diagonals of 3 x 3 there, in 64 bits.
         assert wide_arrays(jaxpr) == []
     assert not [x for x in jax.tree.leaves(out) if x.dtype in (jnp.float64, jnp.int64)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vggt_with_tracks", "pi3_sparse"])
 def test_without_jit(name, tiny, tiny_pi3):
     call, *args = CASES[name](tiny(), tiny_pi3())

@@ -228,7 +228,7 @@ def test_bench(run, refused, capsys, monkeypatch, tiny):
     assert "not even one fits" in refused(*args)
 
 
-@pytest.mark.parametrize("architecture", ["vggt", "pi3"])
+@pytest.mark.parametrize("architecture", [pytest.param("vggt", marks=pytest.mark.slow), "pi3"])
 def test_random_models_have_the_size_asked_for(architecture, monkeypatch):
     monkeypatch.setitem(bench._WIDTHS, "small", (32, 2))
     model = bench.random_model(architecture, "small", "bfloat16")
