@@ -49,19 +49,17 @@ class BlockMap:
         if kept.ndim < 3 or kept.dtype != bool:
             raise ValueError(f"mask must be bool [... n qb kb], not {kept.dtype} {kept.shape}")
         num_kv_blocks = kept.shape[-1]
-        xp, capacity = jnp, num_kv_blocks
-        if isinstance(kept, np.ndarray):
-            xp, capacity = np, max(1, int(kept.sum(-1).max(initial=0)))
+        dtype = index_dtype(num_kv_blocks)
         # A stable sort brings the kept blocks to the front and leaves them in order.
         if isinstance(kept, np.ndarray):
-            order = np.argsort(~kept, axis=-1, stable=True)
+            capacity = max(1, int(kept.sum(-1).max(initial=0)))
+            order = np.argsort(~kept, axis=-1, stable=True)[..., :capacity]
+            arrays = order.astype(dtype), kept.sum(-1, dtype=np.int32)
+            # Explicitly, since `jax.transfer_guard` can forbid other ways.
+            indices, counts = jax.device_put(arrays)
         else:
-            order = argsort(~kept)
-        order = order[..., :capacity]
-        indices = order.astype(index_dtype(num_kv_blocks))
-        counts = xp.sum(kept, axis=-1, dtype=np.int32)
-        if xp is np:  # Explicitly, since `jax.transfer_guard` can forbid other ways.
-            indices, counts = jax.device_put((indices, counts))
+            indices = argsort(~kept).astype(dtype)
+            counts = jnp.sum(kept, axis=-1, dtype=jnp.int32)
         return cls(
             indices=indices,
             counts=counts,
