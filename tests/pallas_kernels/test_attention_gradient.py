@@ -33,7 +33,8 @@ def gradient_of(attend):
     """The gradients for q, k, v: one program for all weights and lengths."""
 
     def loss(q, k, v, block_map, out_weights, lse_weights, kv_lengths):
-        out, lse = attend(q, k, v, block_map, kv_lengths=kv_lengths, return_lse=True)
+        options = {"kv_lengths": kv_lengths, "scale": 0.3, "return_lse": True}
+        out, lse = attend(q, k, v, block_map, **options)
         value = jnp.sum(out_weights * out.astype(jnp.float32))
         return value + jnp.sum(lse_weights * jnp.where(lse > -jnp.inf, lse, 0.0))
 
