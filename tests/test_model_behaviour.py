@@ -103,14 +103,15 @@ def test_a_patch_of_pixels_moves_everything_in_its_scene_only(predict, images, q
 
 
 # Rounding to 8 bits is off by 1.6e-3 in root mean square. A dozen roundings in a row add up to what
-# was seen, 6e-3 in tokens, 5e-3 in poses and points, 2e-3 in depth; the limits are twice that.
+# was seen, 6e-3 in tokens and depth, 5e-3 in poses and points; the limits are twice that. (Depth is
+# an exponential; with the weights that the toy had before, it was 2e-3.)
 # Tracks are left to float32: what they make of such errors says nothing.
 BFLOAT16_LIMITS = {
     "patch_tokens": 1e-2,
     "aggregated_0": 1.2e-2,
     "aggregated_4": 1.2e-2,
     "pose_enc": 1e-2,
-    "depth": 4e-3,
+    "depth": 1.2e-2,
     "depth_conf": 2e-3,
     "world_points": 1e-2,
     "world_points_conf": 2e-3,

@@ -209,7 +209,7 @@ def test_a_run_fitted_to_its_minutes(start, by_hand, monkeypatch):
 @pytest.fixture
 def restore_cache():
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: jax.config.read(name) for name in names}
+    before = {name: getattr(jax.config, name) for name in names}
     yield
     for name, value in before.items():
         jax.config.update(name, value)
@@ -219,7 +219,7 @@ def test_it_stops_in_time_and_fine_tunes(start, by_hand, tmp_path, monkeypatch, 
     monkeypatch.setattr(loop, "_SECONDS_TO_END", 0.0)
     cache = tmp_path / "programs"
     state, lines = start("short", steps=50, max_minutes=0.0, compilation_cache=cache)
-    assert jax.config.read("jax_compilation_cache_dir") == str(cache)
+    assert jax.config.jax_compilation_cache_dir == str(cache)
     assert state.step == 0 and "minutes are up" in "".join(lines)
     exported = tmp_path / "short" / "model.safetensors"
     state, _ = start("tuned", steps=1, config=None, init=str(exported), freeze=("encoder.",))
