@@ -30,6 +30,19 @@ def check_kv_lengths(kv_lengths, num_kv_blocks: int):
         raise ValueError(f"kv_lengths must be whole numbers, not {jnp.result_type(kv_lengths)}")
 
 
+def check_key_bias(key_bias, *, heads: int, keys: int):
+    """Raises ValueError unless it is float32 and has a number for each head and key."""
+    if key_bias is None:
+        return
+    if jnp.shape(key_bias) != (heads, keys):
+        raise ValueError(
+            f"key_bias must be [n kv], one number for each of {heads} heads and {keys} keys, not "
+            f"of shape {jnp.shape(key_bias)}"
+        )
+    if jnp.result_type(key_bias) != jnp.float32:
+        raise ValueError(f"key_bias must be float32, not {jnp.result_type(key_bias)}")
+
+
 def checked_scale(scale: float | None, head_dim: int) -> float:
     """The scale of the scores, by default `1 / sqrt(head_dim)`; ValueError unless it is positive."""
     scale = head_dim**-0.5 if scale is None else float(scale)

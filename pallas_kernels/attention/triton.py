@@ -29,14 +29,16 @@ _LOG2_E = math.log2(math.e)
 _MAX_FUSED = 2.0**24
 
 
-def attention(q, k, v, block_map, kv_tokens, scale, config: TritonConfig, *, interpret=False):
+def attention(
+    q, k, v, block_map, kv_tokens, scale, config: TritonConfig, *, key_bias=None, interpret=False
+):
     """The output [t n h] in q's type and the log-sum-exp [t n].
 
     `kv_tokens`: how many tokens of each key block count, or None where all blocks are whole.
     """
     t, n, _ = q.shape
-    lists = list_keys(block_map, kv_tokens, interpret=interpret)
-    launch = _Launch(q, k, v, lists, block_map, scale, config, interpret)
+    lists = list_keys(block_map, kv_tokens, key_bias, interpret=interpret)
+    launch = _Launch(q, k, v, lists, block_map, scale, key_bias, config, interpret)
     if q.dtype == jnp.float32:  # Its products dwarf what a faster softmax would save.
         out, lse = launch(
             functools.partial(launch.attend, any_scores=True), name="block_sparse_attention"
@@ -50,20 +52,19 @@ def attention(q, k, v, block_map, kv_tokens, scale, config: TritonConfig, *, int
         out_shape=[flags],
         name="block_sparse_attention",
     )
-    out, lse = redo(
-        q, k, v, lists, block_map, scale, failed, out, lse, config=config, interpret=interpret
-    )
+    options = {"key_bias": key_bias, "config": config, "interpret": interpret}
+    out, lse = redo(q, k, v, lists, block_map, scale, failed, out, lse, **options)
     return out, lse.T
 
 
-def redo(q, k, v, lists, block_map, scale, failed, out, lse, *, config, interpret):
+def redo(q, k, v, lists, block_map, scale, failed, out, lse, *, key_bias=None, config, interpret):
     """Computes those tiles again of which `failed` is positive, whatever their scores.
 
     Args:
         failed: of each tile of `config.tile_q` queries, heads after each other.
         out, lse: results so far [t n h] and [n t]; the others are kept.
     """
-    launch = _Launch(q, k, v, lists, block_map, scale, config, interpret)
+    launch = _Launch(q, k, v, lists, block_map, scale, key_bias, config, interpret)
 
     def attend(*refs):
         *inputs, failed_ref, _, _, out_ref, lse_ref = refs
@@ -93,7 +94,7 @@ _FLAG = pl.BlockSpec((1,), lambda i: (i,))
 class _Launch:
     """What all launches of the kernel for some arguments share: one program for a tile of queries."""
 
-    def __init__(self, q, k, v, lists, block_map, scale, config, interpret):
+    def __init__(self, q, k, v, lists, block_map, scale, key_bias, config, interpret):
         t, n, h = q.shape
         block_q, block_k = block_map.block_q, block_map.block_k
         tile_q = config.tile_q
@@ -108,11 +109,13 @@ class _Launch:
         keys = pl.BlockSpec((k.shape[0], None, h), lambda i: (0, i // tiles, 0))
         count = pl.BlockSpec((None, 1), row)
         capacity = lists.indices.shape[-1]
-        self.operands = [q, k, v, *lists.operands()]
-        self.in_specs = [
-            queries,
-            keys,
-            keys,
+        self.operands = [q, k, v]
+        self.in_specs = [queries, keys, keys]
+        if key_bias is not None:  # In units of unscaled scores.
+            self.operands.append(jnp.pad(key_bias / scale, ((0, 0), (0, missing))))
+            self.in_specs.append(pl.BlockSpec((None, k.shape[0]), lambda i: (i // tiles, 0)))
+        self.operands += lists.operands()
+        self.in_specs += [
             pl.BlockSpec((None, None, capacity), lambda i: (*row(i), 0)),
             count,
         ]
@@ -127,6 +130,7 @@ class _Launch:
             scale=scale,
             block_k=block_k,
             tile_k=config.tile_k,
+            has_bias=key_bias is not None,
             has_partial_blocks=lists.kv_tokens is not None,
             interpret=interpret,
         )
@@ -155,12 +159,13 @@ class _Launch:
 
 
 def _attend_tile(
-    program, q_ref, k_ref, v_ref, indices_ref, *refs, num_queries, scale, block_k, tile_k,
-    has_partial_blocks, any_scores, interpret,
+    program, q_ref, k_ref, v_ref, *refs, num_queries, scale, block_k, tile_k,
+    has_bias, has_partial_blocks, any_scores, interpret,
 ):  # fmt: skip
     """Program number `program`. Unless it is to work for `any_scores`, a flag tells if it failed."""
     refs = list(refs)
-    num_whole = refs.pop(0)[0]
+    bias_ref = refs.pop(0) if has_bias else None
+    indices_ref, num_whole = refs.pop(0), refs.pop(0)[0]
     num_listed, tokens_ref = num_whole, None
     if has_partial_blocks:
         num_listed, tokens_ref = refs.pop(0)[0], refs.pop(0)
@@ -195,21 +200,34 @@ def _attend_tile(
         precision = lax.Precision.HIGHEST if dtype == jnp.float32 else None
         return jnp.dot(a, b, preferred_element_type=jnp.float32, precision=precision)
 
-    def walk(q, exponents, reference, correction_exponent):
+    def walk(q, exponents, reference, correction_exponent, bias_factor):
         """Walks the list with the online softmax: the outputs, their weights' sums, the references.
 
         Weights are 2 to the power of `exponents(scores, references)`. A query's reference grows with
-        the maximum of its scores: it is `reference(maximum)`.
+        the maximum of its scores: it is `reference(maximum)`. A bias times `bias_factor` is one of the
+        scores, and `reference` of that one of the references.
         """
 
-        def accumulate(carry, scores, values, *, may_be_empty):
+        def accumulate(carry, scores, values, shared_biases, *, may_be_empty):
             out, total, ref = carry
-            maximum = functools.reduce(jnp.maximum, [jnp.max(s, axis=1) for s in scores])
-            new_ref = jnp.maximum(ref, reference(maximum))
+            maxima = [jnp.max(s, axis=1) for s in scores]
+            if shared_biases is None:
+                new_ref = jnp.maximum(ref, reference(functools.reduce(jnp.maximum, maxima)))
+            else:
+                # One bias for all keys of a piece costs nothing for each score.
+                shifts = [reference(bias * bias_factor) for bias in shared_biases]
+                maxima = [reference(x) + shift for x, shift in zip(maxima, shifts, strict=True)]
+                new_ref = functools.reduce(jnp.maximum, maxima, ref)
             # Before its first key that counts, a query's reference is -inf, and its weights are zero.
             finite_ref = jnp.where(new_ref == -jnp.inf, 0.0, new_ref) if may_be_empty else new_ref
             correction = _exp2(correction_exponent(ref, finite_ref), interpret)
-            weights = [_exp2(exponents(s, finite_ref[:, None]), interpret) for s in scores]
+            refs = [finite_ref] * len(scores)
+            if shared_biases is not None:
+                refs = [finite_ref - shift for shift in shifts]
+            weights = [
+                _exp2(exponents(s, r[:, None]), interpret)
+                for s, r in zip(scores, refs, strict=True)
+            ]
             sums = functools.reduce(jnp.add, [jnp.sum(w, axis=1) for w in weights])
             out = out * correction[:, None]
             for w, v in zip(weights, values, strict=True):
@@ -219,22 +237,25 @@ def _attend_tile(
         def whole_step(j, carry):
             spans = [keys_of(j * pieces_per_step + i) for i in range(pieces_per_step)]
             scores = [product(q, k_ref[span, :].T) for span in spans]
-            return accumulate(carry, scores, [v_ref[span, :] for span in spans], may_be_empty=False)
+            values = [v_ref[span, :] for span in spans]
+            biases = [bias_ref[span.start] for span in spans] if has_bias else None
+            return accumulate(carry, scores, values, biases, may_be_empty=False)
 
         def odd_step(i, carry):
             """One piece: first what the steps left of the whole blocks, then the partial blocks."""
             if not has_partial_blocks:
                 span = keys_of(i)
                 scores = product(q, k_ref[span, :].T)
-                return accumulate(carry, [scores], [v_ref[span, :]], may_be_empty=False)
+                return accumulate(carry, [scores], [v_ref[span, :]], None, may_be_empty=False)
             block, start = locate(i)
             tokens = tokens_ref[block]  # at least one
             # Keys that do not count are not read: the last one that does takes their place.
             rows = block * block_k + jnp.minimum(start + lane, tokens - 1)
-            scores = jnp.where(
-                (start + lane)[None] < tokens, product(q, k_ref[rows, :].T), -jnp.inf
-            )
-            return accumulate(carry, [scores], [v_ref[rows, :]], may_be_empty=True)
+            scores = product(q, k_ref[rows, :].T)
+            if has_bias:
+                scores += bias_ref[rows][None] * jnp.broadcast_to(bias_factor, (tile_q,))[:, None]
+            scores = jnp.where((start + lane)[None] < tokens, scores, -jnp.inf)
+            return accumulate(carry, [scores], [v_ref[rows, :]], None, may_be_empty=True)
 
         nothing = (
             jnp.zeros((tile_q, h), jnp.float32),
@@ -258,6 +279,7 @@ def _attend_tile(
             exponents=lambda scores, ref: (scores - ref) * factor[:, None],
             reference=lambda maximum: maximum,
             correction_exponent=lambda old, new: (old - new) * factor,
+            bias_factor=overflow.halve_bias(halvings),
         )
         ref = ref * factor
     else:
@@ -266,6 +288,7 @@ def _attend_tile(
             exponents=lambda scores, ref: _multiply_subtract(scores, factor, ref, interpret),
             reference=lambda maximum: maximum * factor,
             correction_exponent=lambda old, new: old - new,
+            bias_factor=1.0,
         )
         good = (jnp.abs(ref) < _MAX_FUSED) & (jnp.max(jnp.abs(out), axis=1) < jnp.inf)
         bad = exists & (num_listed > 0) & ~good

@@ -15,7 +15,7 @@ _MAX_GATHERED_BYTES = 32 * 2**20
 _KEYS_PER_STEP = 512
 
 
-def attention(q, k, v, block_map, kv_tokens, scale):
+def attention(q, k, v, block_map, kv_tokens, scale, *, key_bias=None):
     """The output [t n h] in q's type and the log-sum-exp [t n]; `kv_tokens` as `tokens_per_block`.
 
     Stripes of query blocks follow one another. Within a stripe the lists are walked some entries at a
@@ -28,12 +28,14 @@ def attention(q, k, v, block_map, kv_tokens, scale):
     k, v = (jnp.where(counts, x, 0) for x in (k, v))
     q = _in_blocks(q, block_map.num_q_blocks, block_q)  # [n, qb, block_q, h]
     k, v = (_in_blocks(x, block_map.num_kv_blocks, block_k) for x in (k, v))
+    if key_bias is not None:  # In units of unscaled scores, [n, kb, block_k].
+        key_bias = _in_blocks(key_bias.T / scale, block_map.num_kv_blocks, block_k)
 
     slots = min(block_map.capacity, max(1, _KEYS_PER_STEP // block_k))
     stripe = max(1, _MAX_GATHERED_BYTES // (4 * n * slots * block_k * h))
     stripe = min(stripe, block_map.num_q_blocks)
     # Steps are computed again for gradients, instead of keeping their weights.
-    step = jax.checkpoint(functools.partial(_attend_to_some, k, v, kv_tokens))
+    step = jax.checkpoint(functools.partial(_attend_to_some, k, v, kv_tokens, key_bias))
 
     @jax.checkpoint
     def attend(inputs):
@@ -41,6 +43,7 @@ def attention(q, k, v, block_map, kv_tokens, scale):
         halvings = overflow.halvings(queries)
         queries = overflow.halve(queries, halvings)
         factor = overflow.restore(halvings, scale)
+        bias_factor = overflow.halve_bias(halvings)
         live = jnp.arange(block_map.capacity) < counts[..., None]
         lists = jax.tree.map(lambda x: _in_steps(x, slots), (indices.astype(jnp.int32), live))
         rows = queries.shape[:-1]
@@ -50,7 +53,9 @@ def attention(q, k, v, block_map, kv_tokens, scale):
             jnp.zeros(rows, jnp.float32),
         )
         (out, top, total), _ = lax.scan(
-            lambda carry, some: (step(queries, factor, carry, some), None), start, lists
+            lambda carry, some: (step(queries, factor, bias_factor, carry, some), None),
+            start,
+            lists,
         )
         some = total > 0
         total = jnp.where(some, total, 1.0)
@@ -64,10 +69,10 @@ def attention(q, k, v, block_map, kv_tokens, scale):
     return out.astype(v.dtype), lse
 
 
-def _attend_to_some(k, v, kv_tokens, queries, factor, carry, some):
+def _attend_to_some(k, v, kv_tokens, key_bias, queries, factor, bias_factor, carry, some):
     """One step of the softmax over some listed blocks; indices and whether they are live: [n, r, g].
 
-    `factor` makes scaled scores of differences of scores.
+    `factor` makes scaled scores of differences of scores, `bias_factor` a bias as small as these scores.
     """
     out, top, total = carry
     indices, live = some
@@ -78,6 +83,8 @@ def _attend_to_some(k, v, kv_tokens, queries, factor, carry, some):
     scores = jnp.einsum(
         "nrqh,nrgkh->nrqgk", queries, keys, precision=highest, preferred_element_type=jnp.float32
     )
+    if key_bias is not None:
+        scores += bias_factor[..., None, None] * gather(key_bias, indices)[:, :, None]
     counts = jnp.arange(block_k) < jnp.where(live, kv_tokens[indices], 0)[..., None]
     scores = jnp.where(counts[:, :, None], scores, -jnp.inf)
 
@@ -97,8 +104,8 @@ def _attend_to_some(k, v, kv_tokens, queries, factor, carry, some):
 
 
 def _in_blocks(x, num_blocks, block):
-    """[t n h] -> [n blocks block h], padded with zeros."""
-    x = jnp.pad(x, ((0, num_blocks * block - x.shape[0]), (0, 0), (0, 0)))
+    """[t n ...] -> [n blocks block ...], padded with zeros."""
+    x = jnp.pad(x, ((0, num_blocks * block - x.shape[0]),) + ((0, 0),) * (x.ndim - 1))
     return jnp.moveaxis(x.reshape(num_blocks, block, *x.shape[1:]), 2, 0)
 
 
