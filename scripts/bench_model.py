@@ -51,7 +51,9 @@ def main():
     parser.add_argument("--size", type=int, nargs=2, default=[518, 518], help="height width")
     parser.add_argument("--sparse-ratio", type=float, nargs="+", metavar="RATIO",
                         help="also leave out these shares of the blocks")  # fmt: skip
-    parser.add_argument("--no-dense", action="store_true", help="only with blocks left out")
+    parser.add_argument("--num-keys", type=int, nargs="+", metavar="KEYS",
+                        help="also attend to samples of so many patches")  # fmt: skip
+    parser.add_argument("--no-dense", action="store_true", help="only what is not dense")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--profile", type=int, nargs="*", default=[], metavar="FRAMES",
                         help="numbers of frames of which to sum kernel times by kind")  # fmt: skip
@@ -62,15 +64,16 @@ def main():
         print(json.dumps(run_case(**json.loads(args.case))))
         return
     for part in args.parts:
-        ratios = [None]
-        if part in ("aggregator", "model", "infer", "first_call") and args.sparse_ratio:
-            ratios = args.sparse_ratio if args.no_dense else [None, *args.sparse_ratio]
-        for frames, ratio in itertools.product(args.frames or FRAMES[part], ratios):
+        attentions = [{}]
+        if part in ("aggregator", "model", "infer", "first_call"):
+            others = [{"sparse_ratio": ratio} for ratio in args.sparse_ratio or []]
+            others += [{"num_keys": number} for number in args.num_keys or []]
+            attentions = others if args.no_dense and others else [{}, *others]
+        for frames, attention in itertools.product(args.frames or FRAMES[part], attentions):
             case = {"part": part, "frames": frames, "size": args.size, "repeats": args.repeats}
             if part != "attention":
                 case["model"] = args.model
-            if ratio is not None:
-                case["sparse_ratio"] = ratio
+            case |= attention
             with tempfile.TemporaryDirectory() as cache:
                 env = {"JAX_COMPILATION_CACHE_DIR": cache}
                 if part == "first_call":
@@ -184,12 +187,20 @@ def time_series(call, repeats: int) -> float:
 
 
 def run_ours(
-    part, model, frames, size, repeats, profile=False, compile_only=False, sparse_ratio=None
+    part,
+    model,
+    frames,
+    size,
+    repeats,
+    profile=False,
+    compile_only=False,
+    sparse_ratio=None,
+    num_keys=None,
 ):
     import jax
 
     model, images = make_inputs(model, frames, size)
-    attention = attention_of(sparse_ratio)
+    attention = attention_of(sparse_ratio, num_keys)
     fn = {"aggregator": aggregate, "model": whole}[part]
     fn = jax.jit(functools.partial(fn, attention=attention))
     start = time.perf_counter()
@@ -206,6 +217,7 @@ def run_ours(
         "size": size,
         "dtype": "bfloat16",
         "sparse_ratio": sparse_ratio,
+        "num_keys": num_keys,
         "compile_s": round(compile_s, 1),
         **timing,
         "peak_gib": gib(jax.devices()[0].memory_stats()["peak_bytes_in_use"]),
@@ -219,7 +231,9 @@ def run_ours(
     return result
 
 
-def run_infer(part, model, frames, size, repeats, compile_only=False, sparse_ratio=None):
+def run_infer(
+    part, model, frames, size, repeats, compile_only=False, sparse_ratio=None, num_keys=None
+):
     """Seconds and peak of a scene from the host to the host."""
     import jax
     import numpy as np
@@ -229,7 +243,7 @@ def run_infer(part, model, frames, size, repeats, compile_only=False, sparse_rat
     model, images = make_inputs(model, frames, size)
     inputs = {"images": np.asarray(images[0])}
     del images
-    attention = attention_of(sparse_ratio)
+    attention = attention_of(sparse_ratio, num_keys)
     start = time.perf_counter()
     run = inference.runner(model, inputs, attention=attention, compiled=True)
     compile_s = time.perf_counter() - start
@@ -243,6 +257,7 @@ def run_infer(part, model, frames, size, repeats, compile_only=False, sparse_rat
         "size": size,
         "dtype": "bfloat16",
         "sparse_ratio": sparse_ratio,
+        "num_keys": num_keys,
         "streamed": streamed,
         "compile_s": round(compile_s, 1),
         **timing,
@@ -252,12 +267,14 @@ def run_infer(part, model, frames, size, repeats, compile_only=False, sparse_rat
     }
 
 
-def attention_of(sparse_ratio):
+def attention_of(sparse_ratio, num_keys):
     import vggt_jax
 
-    if sparse_ratio is None:
-        return vggt_jax.Dense()
-    return vggt_jax.BlockSparse(sparse_ratio=sparse_ratio)
+    if num_keys is not None:
+        return vggt_jax.Sampled(num_keys=num_keys)
+    if sparse_ratio is not None:
+        return vggt_jax.BlockSparse(sparse_ratio=sparse_ratio)
+    return vggt_jax.Dense()
 
 
 def estimate_gib(model, frames, size, attention, *, streamed=False):
@@ -267,13 +284,14 @@ def estimate_gib(model, frames, size, attention, *, streamed=False):
     return gib(check.needed.total)
 
 
-def run_first_call(part, model, frames, size, repeats, cache, sparse_ratio=None):
+def run_first_call(part, model, frames, size, repeats, cache, sparse_ratio=None, num_keys=None):
     """What a user waits for at the first call, compilation included; then once more."""
     import jax
 
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     model, images = make_inputs(model, frames, size)
-    fn = jax.jit(functools.partial(whole, attention=attention_of(sparse_ratio)))
+    attention = attention_of(sparse_ratio, num_keys)
+    fn = jax.jit(functools.partial(whole, attention=attention))
     times = []
     for _ in range(2):
         start = time.perf_counter()
@@ -284,6 +302,7 @@ def run_first_call(part, model, frames, size, repeats, cache, sparse_ratio=None)
         "frames": frames,
         "size": size,
         "sparse_ratio": sparse_ratio,
+        "num_keys": num_keys,
         "compile_cache": cache,
         "first_call_s": round(times[0], 2),
         "second_call_s": round(times[1], 3),

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vggt_jax.errors import InputError
-from vggt_jax.layers.sparse_attention import AttentionStats
+from vggt_jax.layers.scene_attention import AttentionStats
 from vggt_jax.outputs import Reconstruction
 from vggt_jax.preprocess import RESULTS, FrameTransform
 

@@ -37,7 +37,7 @@ def attention(
     `kv_tokens`: how many tokens of each key block count, or None where all blocks are whole.
     """
     t, n, _ = q.shape
-    lists = list_keys(block_map, kv_tokens, key_bias, interpret=interpret)
+    lists = list_keys(block_map, kv_tokens, interpret=interpret)
     launch = _Launch(q, k, v, lists, block_map, scale, key_bias, config, interpret)
     if q.dtype == jnp.float32:  # Its products dwarf what a faster softmax would save.
         out, lse = launch(
@@ -200,34 +200,30 @@ def _attend_tile(
         precision = lax.Precision.HIGHEST if dtype == jnp.float32 else None
         return jnp.dot(a, b, preferred_element_type=jnp.float32, precision=precision)
 
-    def walk(q, exponents, reference, correction_exponent, bias_factor):
+    def score(q, keys, bias_factor):
+        """Unscaled scores of some keys, by their indices, with their biases."""
+        scores = product(q, k_ref[keys, :].T)
+        if not has_bias:
+            return scores
+        biases = bias_ref[keys][None]
+        return scores + (biases if bias_factor is None else biases * bias_factor[:, None])
+
+    def walk(q, exponents, reference, correction_exponent, bias_factor=None):
         """Walks the list with the online softmax: the outputs, their weights' sums, the references.
 
         Weights are 2 to the power of `exponents(scores, references)`. A query's reference grows with
-        the maximum of its scores: it is `reference(maximum)`. A bias times `bias_factor` is one of the
-        scores, and `reference` of that one of the references.
+        the maximum of its scores: it is `reference(maximum)`. Biases times a query's `bias_factor`,
+        or as they are, are of the size of its scores.
         """
 
-        def accumulate(carry, scores, values, shared_biases, *, may_be_empty):
+        def accumulate(carry, scores, values, *, may_be_empty):
             out, total, ref = carry
-            maxima = [jnp.max(s, axis=1) for s in scores]
-            if shared_biases is None:
-                new_ref = jnp.maximum(ref, reference(functools.reduce(jnp.maximum, maxima)))
-            else:
-                # One bias for all keys of a piece costs nothing for each score.
-                shifts = [reference(bias * bias_factor) for bias in shared_biases]
-                maxima = [reference(x) + shift for x, shift in zip(maxima, shifts, strict=True)]
-                new_ref = functools.reduce(jnp.maximum, maxima, ref)
+            maximum = functools.reduce(jnp.maximum, [jnp.max(s, axis=1) for s in scores])
+            new_ref = jnp.maximum(ref, reference(maximum))
             # Before its first key that counts, a query's reference is -inf, and its weights are zero.
             finite_ref = jnp.where(new_ref == -jnp.inf, 0.0, new_ref) if may_be_empty else new_ref
             correction = _exp2(correction_exponent(ref, finite_ref), interpret)
-            refs = [finite_ref] * len(scores)
-            if shared_biases is not None:
-                refs = [finite_ref - shift for shift in shifts]
-            weights = [
-                _exp2(exponents(s, r[:, None]), interpret)
-                for s, r in zip(scores, refs, strict=True)
-            ]
+            weights = [_exp2(exponents(s, finite_ref[:, None]), interpret) for s in scores]
             sums = functools.reduce(jnp.add, [jnp.sum(w, axis=1) for w in weights])
             out = out * correction[:, None]
             for w, v in zip(weights, values, strict=True):
@@ -236,26 +232,22 @@ def _attend_tile(
 
         def whole_step(j, carry):
             spans = [keys_of(j * pieces_per_step + i) for i in range(pieces_per_step)]
-            scores = [product(q, k_ref[span, :].T) for span in spans]
+            scores = [score(q, span, bias_factor) for span in spans]
             values = [v_ref[span, :] for span in spans]
-            biases = [bias_ref[span.start] for span in spans] if has_bias else None
-            return accumulate(carry, scores, values, biases, may_be_empty=False)
+            return accumulate(carry, scores, values, may_be_empty=biases_may_hide)
 
         def odd_step(i, carry):
             """One piece: first what the steps left of the whole blocks, then the partial blocks."""
             if not has_partial_blocks:
                 span = keys_of(i)
-                scores = product(q, k_ref[span, :].T)
-                return accumulate(carry, [scores], [v_ref[span, :]], None, may_be_empty=False)
+                scores = score(q, span, bias_factor)
+                return accumulate(carry, [scores], [v_ref[span, :]], may_be_empty=biases_may_hide)
             block, start = locate(i)
             tokens = tokens_ref[block]  # at least one
             # Keys that do not count are not read: the last one that does takes their place.
             rows = block * block_k + jnp.minimum(start + lane, tokens - 1)
-            scores = product(q, k_ref[rows, :].T)
-            if has_bias:
-                scores += bias_ref[rows][None] * jnp.broadcast_to(bias_factor, (tile_q,))[:, None]
-            scores = jnp.where((start + lane)[None] < tokens, scores, -jnp.inf)
-            return accumulate(carry, [scores], [v_ref[rows, :]], None, may_be_empty=True)
+            scores = jnp.where((start + lane)[None] < tokens, score(q, rows, bias_factor), -jnp.inf)
+            return accumulate(carry, [scores], [v_ref[rows, :]], may_be_empty=True)
 
         nothing = (
             jnp.zeros((tile_q, h), jnp.float32),
@@ -270,6 +262,9 @@ def _attend_tile(
             num_steps * pieces_per_step, num_listed * pieces_per_block, odd_step, carry
         )
 
+    # Where all keys so far are left out by their biases, a tile fails, unless it is to work for any
+    # scores.
+    biases_may_hide = has_bias and any_scores
     factor = scale * _LOG2_E
     if any_scores:
         halvings = overflow.halvings(q)
@@ -279,7 +274,7 @@ def _attend_tile(
             exponents=lambda scores, ref: (scores - ref) * factor[:, None],
             reference=lambda maximum: maximum,
             correction_exponent=lambda old, new: (old - new) * factor,
-            bias_factor=overflow.halve_bias(halvings),
+            bias_factor=overflow.halve_bias(halvings) if has_bias else None,
         )
         ref = ref * factor
     else:
@@ -288,7 +283,6 @@ def _attend_tile(
             exponents=lambda scores, ref: _multiply_subtract(scores, factor, ref, interpret),
             reference=lambda maximum: maximum * factor,
             correction_exponent=lambda old, new: old - new,
-            bias_factor=1.0,
         )
         good = (jnp.abs(ref) < _MAX_FUSED) & (jnp.max(jnp.abs(out), axis=1) < jnp.inf)
         bad = exists & (num_listed > 0) & ~good

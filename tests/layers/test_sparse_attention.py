@@ -192,8 +192,8 @@ def test_settings_by_layer():
     attention = BlockSparse(sparse_ratio=[0.1, 0.2, 0.3], cdf_threshold=0.9, layers=[0, 2])
     assert hash(attention) == hash(BlockSparse(**vars(attention)))
     expected = [LayerSetting(0.1, 0.9), None, LayerSetting(0.3, 0.9)]
-    assert attention.of_layers(3) == expected
+    assert attention.settings_of_layers(3) == expected
     with pytest.raises(ValueError, match="sparse_ratio has 3 numbers, but there are 4 layers"):
-        attention.of_layers(4)
+        attention.settings_of_layers(4)
     with pytest.raises(ValueError, match=r"must be layers of the trunk, in \[0, 2\)"):
-        BlockSparse(sparse_ratio=0.5, layers=(2,)).of_layers(2)
+        BlockSparse(sparse_ratio=0.5, layers=(2,)).settings_of_layers(2)

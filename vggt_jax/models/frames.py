@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.chunking import map_chunks
 from vggt_jax.layers.precision import Precision
-from vggt_jax.layers.sparse_attention import BlockSparse
+from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.layers.vit import IMAGE_MEAN, IMAGE_STD, Color, VisionTransformer
 from vggt_jax.models.token_layout import TokenLayout
 from vggt_jax.models.trunk import TrunkOutput, frames_per_chunk
@@ -19,7 +19,7 @@ def encode_and_aggregate(
     model: nnx.Module,
     images: Float[Array, "b s height width 3"] | UInt8[Array, "b s height width 3"],
     *,
-    attention: Dense | BlockSparse,
+    attention: SceneAttention,
     num_frames: Int[Array, " b"] | None,
     compute_dtype: DTypeLike | None,
 ) -> TrunkOutput:
