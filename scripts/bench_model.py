@@ -53,6 +53,8 @@ def main():
                         help="also leave out these shares of the blocks")  # fmt: skip
     parser.add_argument("--num-keys", type=int, nargs="+", metavar="KEYS",
                         help="also attend to samples of so many patches")  # fmt: skip
+    parser.add_argument("--sample-special-queries", action="store_true",
+                        help="let special tokens see the samples alone")  # fmt: skip
     parser.add_argument("--no-dense", action="store_true", help="only what is not dense")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--profile", type=int, nargs="*", default=[], metavar="FRAMES",
@@ -67,13 +69,15 @@ def main():
         attentions = [{}]
         if part in ("aggregator", "model", "infer", "first_call"):
             others = [{"sparse_ratio": ratio} for ratio in args.sparse_ratio or []]
-            others += [{"num_keys": number} for number in args.num_keys or []]
+            special = {"sample_special_queries": True} if args.sample_special_queries else {}
+            others += [{"num_keys": number, **special} for number in args.num_keys or []]
             attentions = others if args.no_dense and others else [{}, *others]
         for frames, attention in itertools.product(args.frames or FRAMES[part], attentions):
             case = {"part": part, "frames": frames, "size": args.size, "repeats": args.repeats}
             if part != "attention":
                 case["model"] = args.model
-            case |= attention
+            if attention:
+                case["attention"] = attention
             with tempfile.TemporaryDirectory() as cache:
                 env = {"JAX_COMPILATION_CACHE_DIR": cache}
                 if part == "first_call":
@@ -194,13 +198,12 @@ def run_ours(
     repeats,
     profile=False,
     compile_only=False,
-    sparse_ratio=None,
-    num_keys=None,
+    attention=None,
 ):
     import jax
 
     model, images = make_inputs(model, frames, size)
-    attention = attention_of(sparse_ratio, num_keys)
+    settings, attention = attention or {}, attention_of(attention)
     fn = {"aggregator": aggregate, "model": whole}[part]
     fn = jax.jit(functools.partial(fn, attention=attention))
     start = time.perf_counter()
@@ -216,8 +219,8 @@ def run_ours(
         "frames": frames,
         "size": size,
         "dtype": "bfloat16",
-        "sparse_ratio": sparse_ratio,
-        "num_keys": num_keys,
+        "sparse_ratio": None,
+        **settings,
         "compile_s": round(compile_s, 1),
         **timing,
         "peak_gib": gib(jax.devices()[0].memory_stats()["peak_bytes_in_use"]),
@@ -231,9 +234,7 @@ def run_ours(
     return result
 
 
-def run_infer(
-    part, model, frames, size, repeats, compile_only=False, sparse_ratio=None, num_keys=None
-):
+def run_infer(part, model, frames, size, repeats, compile_only=False, attention=None):
     """Seconds and peak of a scene from the host to the host."""
     import jax
     import numpy as np
@@ -243,7 +244,7 @@ def run_infer(
     model, images = make_inputs(model, frames, size)
     inputs = {"images": np.asarray(images[0])}
     del images
-    attention = attention_of(sparse_ratio, num_keys)
+    settings, attention = attention or {}, attention_of(attention)
     start = time.perf_counter()
     run = inference.runner(model, inputs, attention=attention, compiled=True)
     compile_s = time.perf_counter() - start
@@ -256,8 +257,8 @@ def run_infer(
         "frames": frames,
         "size": size,
         "dtype": "bfloat16",
-        "sparse_ratio": sparse_ratio,
-        "num_keys": num_keys,
+        "sparse_ratio": None,
+        **settings,
         "streamed": streamed,
         "compile_s": round(compile_s, 1),
         **timing,
@@ -267,14 +268,14 @@ def run_infer(
     }
 
 
-def attention_of(sparse_ratio, num_keys):
+def attention_of(settings: dict | None):
+    """Dense, or by a sample or block-sparse as the settings have it."""
     import vggt_jax
 
-    if num_keys is not None:
-        return vggt_jax.Sampled(num_keys=num_keys)
-    if sparse_ratio is not None:
-        return vggt_jax.BlockSparse(sparse_ratio=sparse_ratio)
-    return vggt_jax.Dense()
+    if not settings:
+        return vggt_jax.Dense()
+    kind = vggt_jax.Sampled if "num_keys" in settings else vggt_jax.BlockSparse
+    return kind(**settings)
 
 
 def estimate_gib(model, frames, size, attention, *, streamed=False):
@@ -284,13 +285,13 @@ def estimate_gib(model, frames, size, attention, *, streamed=False):
     return gib(check.needed.total)
 
 
-def run_first_call(part, model, frames, size, repeats, cache, sparse_ratio=None, num_keys=None):
+def run_first_call(part, model, frames, size, repeats, cache, attention=None):
     """What a user waits for at the first call, compilation included; then once more."""
     import jax
 
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     model, images = make_inputs(model, frames, size)
-    attention = attention_of(sparse_ratio, num_keys)
+    settings, attention = attention or {}, attention_of(attention)
     fn = jax.jit(functools.partial(whole, attention=attention))
     times = []
     for _ in range(2):
@@ -301,8 +302,8 @@ def run_first_call(part, model, frames, size, repeats, cache, sparse_ratio=None,
         **describe_jax(),
         "frames": frames,
         "size": size,
-        "sparse_ratio": sparse_ratio,
-        "num_keys": num_keys,
+        "sparse_ratio": None,
+        **settings,
         "compile_cache": cache,
         "first_call_s": round(times[0], 2),
         "second_call_s": round(times[1], 3),

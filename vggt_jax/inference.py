@@ -115,8 +115,8 @@ def infer(
             small model that ships with the package, and is said once.
         query_points: [m 2] pixels `(x, y)` of the first frame (with `reference`: of that one), after
             resizing, to follow through all frames; `Frames.transforms` lead there from a photograph.
-        attention: how the tokens of all frames attend to each other: `Dense()`, or `Sampled(...)` or
-            `BlockSparse(...)` for many photographs; with few tokens it warns and is dense (their
+        attention: how the tokens of all frames attend to each other: `Dense()`, or `Sampled(...)`
+            or `BlockSparse(...)` for many photographs; with few tokens it warns and is dense (their
             `min_tokens`).
         mode, size: how photographs are resized, see `load_images`. None is the model's own: "crop" to
             112 for the small model and to 518 for VGGT-1B, "budget" of 255,000 pixels for π³, where

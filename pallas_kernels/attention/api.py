@@ -62,9 +62,9 @@ def block_sparse_attention(
         kv_lengths: how many leading keys count, or for each key block how many of its leading keys
             do; None for all. Keys and values that do not count have no influence, whatever they
             hold.
-        key_bias: what is added to the scaled scores of each head and key, float32: finite, or -inf to
-            leave a key out. The logarithm of a number makes a key count as often as that. It has a
-            gradient. Where lengths can say the same as -inf, they are faster.
+        key_bias: what is added to the scaled scores of each head and key, float32: finite, or -inf
+            to leave a key out. The logarithm of a number makes a key count as often as that. It has
+            a gradient. Where lengths can say the same as -inf, they are faster.
         scale: of the scores, a positive number known when tracing; `1 / sqrt(h)` by default.
         implementation: "mosaic_gpu" (a Pallas kernel for Hopper GPUs, with JAX from 0.11 on:
             bfloat16 and float16, head dims 64 and 128, query blocks of 128 or more, key blocks of
@@ -73,8 +73,9 @@ def block_sparse_attention(
             memory bounded), "reference" (the oracle, all scores in memory), or None for the first
             of them that can do this here. A name means that one or an error.
         config: settings of a kernel, whose implementation they imply; None for the tuned ones.
-        return_lse: also return the log-sum-exp of each query's scaled scores, biases included, float32;
-            `-inf` where it sees no key. Results over disjoint sets of keys can be merged with it.
+        return_lse: also return the log-sum-exp of each query's scaled scores, biases included,
+            float32; `-inf` where it sees no key. Results over disjoint sets of keys can be merged
+            with it.
         interpret: run the kernel in Pallas's interpreter, on any device, slowly; Triton's if none
             is named. That of "mosaic_gpu" simulates its threads, and raises if they race; it asks
             for the environment variable NPROC where there are few cores.

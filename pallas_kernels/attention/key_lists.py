@@ -1,4 +1,4 @@
-"""The lists of key blocks as kernels walk them: whole blocks first, then those that need care key by key."""
+"""Lists of key blocks as kernels walk them: whole blocks first, then those that need masks."""
 
 import dataclasses
 
@@ -17,8 +17,8 @@ class KeyLists:
     """Key blocks of each head and query block.
 
     Attributes:
-        indices: the listed blocks [n qb capacity], whole ones first: all their tokens count, with one
-            bias for all.
+        indices: the listed blocks [n qb capacity], whole ones first: all their tokens count, with
+            one bias for all.
         num_whole: how many of each list those are [n qb].
         num_listed: how many blocks of each list have tokens that count [n qb].
         kv_tokens: how many tokens of each key block count [kb]; None where all blocks are whole.
@@ -36,7 +36,12 @@ class KeyLists:
 
 
 def list_keys(block_map, kv_tokens, key_bias=None, *, interpret) -> KeyLists:
-    """The lists of a map, given how many tokens of each key block count (None for all), and biases [n kv]."""
+    """The lists of a map.
+
+    Args:
+        kv_tokens: how many tokens of each key block count; None for all.
+        key_bias: of each head and key [n kv], or None.
+    """
     indices, counts, block_k = block_map.indices, block_map.counts, block_map.block_k
     kinds = None
     if key_bias is not None:
@@ -64,10 +69,10 @@ def _kinds_of_blocks(key_bias, block_k):
 
 
 def _whole_blocks_first(indices, counts, kv_tokens, kinds, block_k, *, interpret):
-    """Reorders each row's list: whole blocks, then those of which some tokens count, or with mixed biases.
+    """Reorders each row's list: whole blocks, then those in part, and those of mixed biases.
 
-    Blocks of which no token counts are left out. A row is reordered in the registers of one program, which
-    has room for `config.MAX_CAPACITY` blocks.
+    Blocks of which no token counts are left out. A row is reordered in the registers of one
+    program, which has room for `config.MAX_CAPACITY` blocks.
     """
     n, num_rows, capacity = indices.shape
     kinds = () if kinds is None else (kinds,)

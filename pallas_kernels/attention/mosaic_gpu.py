@@ -154,7 +154,7 @@ def _over_scenes(run):
 
 
 def _run(q, k, v, order, *rest, num_tiles, has_bias, config, interpret, **options):
-    """The kernel on scenes: queries, keys, values [s t n h], tiles in the order of work, `KeyLists`, biases."""
+    """The kernel on scenes: q, k, v [s t n h], tiles in order of work, `KeyLists`, biases."""
     scenes, _, n, h = q.shape
     num_blocks = 2 if interpret else devices.multiprocessors()
     kernel = functools.partial(
@@ -347,7 +347,7 @@ def _kernel(
             plgpu.wgmma(scores, queries, k_smem.at[slot].transpose((1, 0)))
 
         def biases_in(slot, *, shared):
-            """Biases of the keys in a slot, as exponents of 2, or the one of all; None if there are none."""
+            """Biases of the keys in a slot, as exponents of 2, or the one of all; or None."""
             if not has_bias:
                 return None
             if shared:
@@ -356,8 +356,9 @@ def _kernel(
                 layout = plgpu.Layout.WGMMA.reduce(0)
                 bias = plgpu.load(bias_smem.at[slot], layout=layout, optimized=False)
             if weights_smem is not None:
-                # The simulator wants a fence between what threads read and what TMA then overwrites. On a GPU
-                # the barrier that says so is enough: numbers are in registers when it is arrived at.
+                # The simulator wants a fence between what threads read and what TMA then
+                # overwrites. On a GPU the barrier that says so is enough: numbers are in registers
+                # when it is arrived at.
                 plgpu.commit_smem()
             return bias
 

@@ -31,7 +31,7 @@ def halve(q: Float[Array, "*q h"], times: Float[Array, "*q"]) -> Float[Array, "*
 
 
 def halve_bias(times: Float[Array, "*q"]) -> Float[Array, "*q"]:
-    """The factor `2**-times` of what is added to scores; never zero, which would make NaN of -inf."""
+    """The factor `2**-times` of what is added to scores; never 0, which makes NaN of -inf."""
     return jnp.exp2(-jnp.minimum(times, 126.0))
 
 

@@ -72,7 +72,8 @@ def attention(q, k, v, block_map, kv_tokens, scale, *, key_bias=None):
 def _attend_to_some(k, v, kv_tokens, key_bias, queries, factor, bias_factor, carry, some):
     """One step of the softmax over some listed blocks; indices and whether they are live: [n, r, g].
 
-    `factor` makes scaled scores of differences of scores, `bias_factor` a bias as small as these scores.
+    `factor` makes scaled scores of differences of scores, `bias_factor` a bias as small as these
+    scores.
     """
     out, top, total = carry
     indices, live = some

@@ -57,9 +57,7 @@ def attend(q, k, v, layer, frames):
 
 def exact(arrays, patches, frames=S):
     """[frames p n h] in float64, where each sampled patch stands for as many as the others."""
-    q, k, v = (
-        np.asarray(x, np.float64)[:frames, :P].reshape(frames * P, N, H) for x in arrays
-    )
+    q, k, v = (np.asarray(x, np.float64)[:frames, :P].reshape(frames * P, N, H) for x in arrays)
     is_special = np.arange(frames * P) % P < SPECIAL
     out = np.zeros_like(q)
     for head in range(N):
@@ -105,9 +103,7 @@ def test_padded_frames_have_no_influence(arrays, relative_error, frames):
     spoilt = [x.at[frames:].set(1e3) for x in arrays]
     out, stats = attend(*spoilt, 2, jnp.int32(frames))
     assert relative_error(out[:frames, :P], exact(cut, patches, frames)) <= 1e-5
-    np.testing.assert_allclose(
-        stats.density, (frames * SPECIAL + number) / (frames * P), rtol=1e-6
-    )
+    np.testing.assert_allclose(stats.density, (frames * SPECIAL + number) / (frames * P), rtol=1e-6)
     if frames == 1:
         assert weight == 1
         assert sorted(patches[:, 0]) == list(range(PATCHES))
@@ -132,7 +128,9 @@ def test_gradient(arrays, relative_error):
     bias = np.zeros((N, S, P), np.float32)
     bias[:, :, SPECIAL:] = -np.inf
     for head in range(N):
-        bias[head, patches[:, head] // PATCHES, SPECIAL + patches[:, head] % PATCHES] = np.log(weight)
+        bias[head, patches[:, head] // PATCHES, SPECIAL + patches[:, head] % PATCHES] = np.log(
+            weight
+        )
 
     bias = jnp.asarray(bias).reshape(1, N, S * P)
 
@@ -149,6 +147,47 @@ def test_gradient(arrays, relative_error):
     found = gradient(lambda *qkv: attend(*qkv, 1, None)[0][:, :P])
     for value, expected in zip(found, gradient(plain), strict=True):
         assert relative_error(value, expected) <= 1e-5
+
+
+def test_special_queries_that_see_the_sample(arrays, relative_error):
+    """Then all queries see the same keys."""
+    attention = Sampled(num_keys=40, seed=3, sample_special_queries=True)
+    run = lambda *qkv: sampled_attention(
+        *qkv, num_special=SPECIAL, grid=(ROWS, COLUMNS), attention=attention, layer=5
+    )
+    out, stats = jax.jit(run)(*arrays)
+    # A special token with the query of a patch gets what that patch gets.
+    exact_out, _ = attend(*arrays, 5, None)
+    np.testing.assert_allclose(out[:, SPECIAL:P], exact_out[:, SPECIAL:P], rtol=1e-4, atol=1e-5)
+    q, k, v = arrays
+    moved = q.at[:, 0].set(q[:, SPECIAL])
+    found, _ = jax.jit(run)(moved, k, v)
+    np.testing.assert_allclose(found[:, 0], found[:, SPECIAL], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(stats.saved, 1 - (S * SPECIAL + 40) / (S * P), rtol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("frames", [None, 11])
+def test_kernels_at_the_size_of_vggt(relative_error, frames):
+    """In bfloat16 as near to float32 as plain JAX is."""
+    rng = np.random.default_rng(0)
+    qkv = [jnp.asarray(rng.normal(size=(13, 1376, 16, 64)), jnp.bfloat16) for _ in range(3)]
+
+    def run(implementation, *qkv):
+        attend = lambda *qkv: sampled_attention(
+            *qkv,
+            num_special=5,
+            grid=(37, 37),
+            attention=Sampled(num_keys=2000, implementation=implementation),
+            layer=1,
+            num_frames=None if frames is None else jnp.int32(frames),
+        )
+        return jax.jit(attend)(*qkv)[0][:frames, :1374].astype(jnp.float32)
+
+    expected = run("xla", *(x.astype(jnp.float32) for x in qkv))
+    plain = relative_error(run("xla", *qkv), expected)
+    for implementation in (None, "triton"):
+        assert relative_error(run(implementation, *qkv), expected) <= 1.2 * plain
 
 
 def test_samples_are_drawn_anew_for_each_layer_head_and_seed():
@@ -189,7 +228,9 @@ def test_samples_are_spread_evenly(num_keys):
         assert times.max() <= 2 * num_keys / 256 + 2
 
 
-@pytest.mark.parametrize(("s", "grid", "num_keys"), [(2000, (37, 37), 2**16), (1000, (37, 37), 10_240)])
+@pytest.mark.parametrize(
+    ("s", "grid", "num_keys"), [(2000, (37, 37), 2**16), (1000, (37, 37), 10_240)]
+)
 def test_large_scenes_stay_within_32_bits(s, grid, num_keys):
     patches, _, _ = drawn(Sampled(num_keys=num_keys), s=s, grid=grid, heads=1)
     frame = np.bincount(patches[:, 0] // (37 * 37), minlength=s)

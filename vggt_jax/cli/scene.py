@@ -158,8 +158,8 @@ class Scene:
     """Leave out points with a confidence not above this. Its scale is the model's: from 1 without bound for
     VGGT, where nothing is left out by default, and [0, 1] for Pi3, where it is 0.1."""
     num_keys: OptionalInt = None
-    """Attention over all photographs sees a sample of so many patches, which stands for all of them, and
-    all special tokens. 8192 suits fifty photographs and more. By default it sees everything."""
+    """Attention over all photographs sees a sample of so many patches, which stands for all of
+    them. 8192 suits fifty photographs and more. By default it sees everything."""
     sparse_ratio: OptionalFloat = None
     """Leave out this share of the blocks in attention over all photographs, in [0, 1]: 0.75 keeps a
     quarter and suits a hundred photographs and more. By default nothing is left out."""
@@ -399,8 +399,8 @@ def chosen_attention(
     is_sparse = sparse_ratio is not None or cdf_threshold is not None
     if num_keys is not None and is_sparse:
         raise InputError(
-            "--num-keys samples keys, --sparse-ratio and --cdf-threshold choose blocks; give one of "
-            "them"
+            "--num-keys samples keys, --sparse-ratio and --cdf-threshold choose blocks; give one "
+            "of them"
         )
     try:
         if num_keys is not None:

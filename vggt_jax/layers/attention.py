@@ -30,8 +30,8 @@ _MIN_KEYS_OF_OWN_KERNEL = 256
 _MIN_KEYS_TO_PAD = 4096
 _MAX_KEYS_OF_OWN_KERNEL = 64 * MAX_CAPACITY
 
-# With so many keys for each query the own kernels cut along the keys: too few tiles of queries would
-# leave most of a GPU idle.
+# With so many keys for each query the own kernels cut along the keys: too few tiles of queries
+# would leave most of a GPU idle.
 _KEYS_PER_QUERY_TO_CUT = 8
 
 # Scores of one chunk of queries in `xla`, in bytes.
@@ -109,8 +109,8 @@ def dense_attention(
 
     Args:
         kv_lengths: how many of the leading keys of each batch row count; None for all.
-        key_bias: what is added to the scaled scores of each head and key, float32: finite, or -inf to
-            leave a key out; see `pallas_kernels.block_sparse_attention`. cuDNN takes none.
+        key_bias: what is added to the scaled scores of each head and key, float32: finite, or -inf
+            to leave a key out; see `pallas_kernels.block_sparse_attention`. cuDNN takes none.
         precision: of float32 products; bfloat16 and float16 products accumulate in float32.
         implementation: see `Dense`.
 
@@ -169,8 +169,9 @@ def dense_obstacles(
     """Why implementations of `dense_attention` cannot be used on the default device.
 
     Returns:
-        By name, in the order in which they are preferred for many keys: the reason, or None where it
-        can be used. "xla" always can. "triton" is preferred to it for biased scores of 16-bit types.
+        By name, in the order in which they are preferred for many keys: the reason, or None where
+        it can be used. "xla" always can. "triton" is preferred to it for biased scores of 16-bit
+        types.
     """
     on_cudnn = (
         devices.is_ampere_or_later()
@@ -261,7 +262,7 @@ _biased.defvjp(_biased_forward, _biased_backward)
 
 
 def _plain(q, k, v, kv_lengths, key_bias, precision, *, wrap=lambda fn: fn):
-    """Plain JAX, in chunks of queries. With `jax.checkpoint` around them a gradient keeps no scores."""
+    """Plain JAX, in chunks of queries; with `jax.checkpoint` around them no scores are kept."""
     b, _, n, _ = q.shape
     bytes_per_query = 4 * b * n * k.shape[1]
     return map_chunks(

@@ -11,8 +11,8 @@ from pallas_kernels import BlockMap
 from pallas_kernels.block_map import index_dtype
 from pallas_kernels.blocks import count_blocks
 
-# Keys are cut into parts, until there are so many tiles of queries that all of a GPU is busy for two
-# rounds of them.
+# Keys are cut into parts, until there are so many tiles of queries that all of a GPU is busy for
+# two rounds of them.
 _ENOUGH_TILES = 512
 
 

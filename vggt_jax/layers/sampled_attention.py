@@ -21,8 +21,8 @@ _MOST_KEYS = 2**16
 # Keys come in whole tiles of the kernels, so that none needs a mask.
 _TILE = 64
 
-# The golden ratio less one, as a fraction of 2**32. Its multiples, without what is before the point, are
-# as evenly spread as any sequence, wherever it is cut.
+# The golden ratio less one, as a fraction of 2**32. Its multiples, without what is before the
+# point, are as evenly spread as any sequence, wherever it is cut.
 _GOLDEN = np.uint32(2654435769)
 
 
@@ -32,10 +32,11 @@ class Sampled(SceneAttention):
     """Patches attend to a fixed number of patches of the scene, and to all special tokens.
 
     The sampled keys are the same for all queries of a head, and differ by layer and head. They are
-    spread evenly over the frames and in each picture. Each stands for the patches around it that were
-    left out: its score is raised by the logarithm of how many there are for each in the sample, so that
-    the softmax estimates that over all patches. Special tokens (camera and registers) see and are seen
-    by everything, exactly. With as many keys as there are patches this is dense attention.
+    spread evenly over the frames and in each picture. Each stands for the patches around it that
+    were left out: its score is raised by the logarithm of how many there are for each in the
+    sample, so that the softmax estimates that over all patches. Special tokens (camera and
+    registers) see and are seen by everything, exactly. With as many keys as there are patches this
+    is dense attention.
 
     The error falls with the number of keys, whatever the number of frames, so the time of attention
     grows linearly with frames; docs/attention.md has the measurements.
@@ -44,13 +45,13 @@ class Sampled(SceneAttention):
         num_keys: how many patches are sampled for each layer and head, from 1 to 65,536.
         seed: of the draw. The same seed gives the same sample for all scenes of as many frames.
         min_tokens: scenes of fewer tokens run dense, and so do those of no more patches than
-            `num_keys` (`infer` counts their own frames, `model(...)` padded ones too); 0 leaves it to
-            the number of patches.
-        sample_special_queries: whether special tokens see what patches see, instead of everything. Their
-            exact attention grows with the square of the frames: of VGGT-1B, five tokens a frame, it
-            takes as long as that to 10,240 sampled keys where there are some 1,000 frames.
-        implementation: of attention: "mosaic_gpu", "triton" or "xla", as `Dense` names them, or None to
-            choose by device and type.
+            `num_keys` (`infer` counts their own frames, `model(...)` padded ones too); 0 leaves it
+            to the number of patches.
+        sample_special_queries: whether special tokens see what patches see, instead of everything.
+            Their exact attention grows with the square of the frames; of 1000 frames of 518x518 it
+            is 9 % of the time of VGGT-1B with 10,240 sampled keys.
+        implementation: of attention: "mosaic_gpu", "triton" or "xla", as `Dense` names them, or
+            None to choose by device and type.
     """
 
     num_keys: int = 8192
@@ -131,9 +132,9 @@ def draw_patches(
 ) -> tuple[Int[Array, "keys n"], Int[Array, ""], Float[Array, ""]]:
     """Which patches of a scene are sampled in a layer: a systematic sample for each head.
 
-    All patches of the frames that count form one line: frame after frame, each along a Hilbert curve
-    that starts somewhere else in each frame. The sample takes every so many of them, from an offset on.
-    Offset and starts differ by layer and head, drawn from the seed.
+    All patches of the frames that count form one line: frame after frame, each along a Hilbert
+    curve that starts somewhere else in each frame. The sample takes every so many of them, from an
+    offset on. Offset and starts differ by layer and head, drawn from the seed.
 
     Args:
         num_frames: frames of the scene, padded ones included.
@@ -141,9 +142,9 @@ def draw_patches(
         frames_that_count: how many leading ones do, None for all.
 
     Returns:
-        The sampled patches, counted from the first of the scene on, row by row; no patch stands twice
-        among those that count. Their number, no more than there are patches. And of how many patches
-        each is one.
+        The sampled patches, counted from the first of the scene on, row by row; no patch stands
+        twice among those that count. Their number, no more than there are patches. And of how many
+        patches each is one.
     """
     per_frame = grid[0] * grid[1]
     slots = min(attention.num_keys, num_frames * per_frame)
@@ -153,8 +154,8 @@ def draw_patches(
 
     key = jax.random.fold_in(jax.random.key(attention.seed), layer)
     offset, start = jax.random.bits(key, (2, num_heads), jnp.uint32)
-    # Sample i is at (i * patches + offset) // keys. Patches and offset are taken apart into multiples of
-    # `keys` and the rest, so that all products are within 32 bits.
+    # Sample i is at (i * patches + offset) // keys. Patches and offset are taken apart into
+    # multiples of `keys` and the rest, so that all products are within 32 bits.
     i = jnp.arange(slots, dtype=jnp.uint32)[:, None]
     keys, patches = num_keys.astype(jnp.uint32), num_patches.astype(jnp.uint32)
     offset = _share_of(offset, num_patches).astype(jnp.uint32)
@@ -170,7 +171,7 @@ def draw_patches(
 
 
 def _share_of(bits, number):
-    """Of bits that are uniform in [0, 2**32), as large a share of a whole number: in [0, number)."""
+    """Of bits uniform in [0, 2**32), as large a share of a whole number: in [0, number)."""
     share = (bits >> 8).astype(jnp.float32) * 2.0**-24
     return jnp.minimum((share * number).astype(jnp.int32), number - 1)
 
@@ -190,8 +191,8 @@ def sampled_attention(
     """Attention over all tokens of one scene, whose frames start with their special tokens.
 
     Args:
-        grid: rows and columns of patches that follow. Tokens beyond do not count, and their results mean
-            nothing.
+        grid: rows and columns of patches that follow. Tokens beyond do not count, and their results
+            mean nothing.
         layer: which layer of the trunk this is.
         num_frames: how many leading frames count, None for all.
         precision: of float32 products.
@@ -209,8 +210,8 @@ def sampled_attention(
         frames_that_count=num_frames,
     )
 
-    # The keys that queries of patches see: special tokens, sampled patches, and what is missing to whole
-    # tiles, which biases leave out.
+    # The keys that queries of patches see: special tokens, sampled patches, and what is missing to
+    # whole tiles, which biases leave out.
     flat = lambda x: x.reshape(s * width, n, h)
     of_special = np.arange(s)[:, None] * width + np.arange(num_special)
     of_special = np.broadcast_to(of_special.reshape(-1, 1), (s * num_special, n))
@@ -258,7 +259,7 @@ def sampled_attention(
 
 
 def _in_tiles(num_special, tokens, biases):
-    """Tokens [keys n] and biases with those of special tokens and of patches in whole tiles each."""
+    """Tokens [keys n] and biases, those of special tokens and of patches in whole tiles each."""
     parts = jnp.split(tokens, [num_special])
     missing = [(0, count_blocks(len(x), _TILE) * _TILE - len(x)) for x in parts]
     tokens = [jnp.pad(x, (pad, (0, 0))) for x, pad in zip(parts, missing, strict=True)]

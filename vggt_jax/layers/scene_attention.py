@@ -48,9 +48,9 @@ class AttentionStats:
 
 
 class SceneAttention(abc.ABC):
-    """How the tokens of all frames of a scene attend to each other: `Dense`, `Sampled`, `BlockSparse`.
+    """How the tokens of all frames of a scene attend to each other.
 
-    A frozen value, static under `jax.jit`. The trunk asks it for a value for each layer
+    `Dense`, `Sampled` or `BlockSparse`: a frozen value, static under `jax.jit`. The trunk asks it for a value for each layer
     (`of_layers`), has each attend, and never asks for its type.
     """
 
@@ -63,7 +63,7 @@ class SceneAttention(abc.ABC):
         """How few tokens attend to each other, those of a frame."""
 
     def why_dense(self, *, num_tokens: int, num_patches: int) -> str | None:
-        """Why a scene of so many tokens, of which so many are patches, runs dense; None if it does not."""
+        """Why a scene of so many tokens and patches among them runs dense; None if it does not."""
         del num_tokens, num_patches
 
     def decided(self) -> "SceneAttention":
@@ -95,8 +95,8 @@ class SceneAttention(abc.ABC):
 
         Args:
             num_special: how many leading tokens of a frame are special.
-            grid: rows and columns of patches that follow them, in `token_order`. Tokens beyond do not
-                count, and their results mean nothing.
+            grid: rows and columns of patches that follow them, in `token_order`. Tokens beyond do
+                not count, and their results mean nothing.
             layer: which layer of the trunk this is.
             num_frames: how many leading frames of each scene count, None for all.
         """

@@ -129,8 +129,8 @@ class BlockSparse(SceneAttention):
         if num_tokens >= self.min_tokens:
             return None
         return (
-            f"{num_tokens} tokens, fewer than min_tokens={self.min_tokens}: attention is dense, and "
-            "there are no attention_stats; min_tokens=0 makes it sparse"
+            f"{num_tokens} tokens, fewer than min_tokens={self.min_tokens}: attention is dense, "
+            "and there are no attention_stats; min_tokens=0 makes it sparse"
         )
 
     def decided(self) -> "BlockSparse":
