@@ -215,6 +215,7 @@ def restore_cache():
         jax.config.update(name, value)
 
 
+@pytest.mark.slow
 def test_it_stops_in_time_and_fine_tunes(start, by_hand, tmp_path, monkeypatch, restore_cache):
     monkeypatch.setattr(loop, "_SECONDS_TO_END", 0.0)
     cache = tmp_path / "programs"

@@ -106,6 +106,7 @@ def test_frozen_parameters_stay(make_recipe):
 # All of it
 
 
+@pytest.mark.slow
 def test_one_batch_is_learnt(cameras_config, first_model, make_recipe, render):
     model = first_model(cameras_config)
     always = lambda keys, frames, size: render(

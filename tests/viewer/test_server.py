@@ -65,6 +65,7 @@ class Wire:
                 return total
 
 
+@pytest.mark.slow
 def test_a_million_points_are_sent_once():
     # 100 frames of 100 x 100 pixels.
     with Viewer(scene(100, 100, 100), port=0, confidence_percentile=0) as shown:
