@@ -228,7 +228,7 @@ def sampled_attention(
     attend = functools.partial(
         dense_attention, precision=precision, implementation=attention.implementation
     )
-    everywhere = lambda bias: jnp.broadcast_to(bias, (1, n, len(bias)))
+    everywhere = lambda bias: jnp.broadcast_to(bias.astype(jnp.float32), (1, n, len(bias)))
     out = attend(flat(q)[None], gather(k)[None], gather(v)[None], key_bias=everywhere(biases))
     out = out.reshape(s, width, n, h)
     if num_special and not attention.sample_special_queries:

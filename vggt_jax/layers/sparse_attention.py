@@ -158,13 +158,15 @@ class BlockSparse(SceneAttention):
         scene = lambda q, k, v, frames: attend(q, k, v, num_frames=frames)
         return jax.vmap(scene)(q, k, v, num_frames)
 
-    def extra_bytes(self, *, num_frames, num_special, num_patches, num_heads, **sizes) -> int:
+    def extra_bytes(
+        self, *, num_frames, num_special, num_patches, num_heads, head_dim, itemsize
+    ) -> int:
         """The lists of kept blocks."""
-        del sizes
+        del head_dim, itemsize
         tokens = num_frames * (num_special + num_patches)
         rows, blocks = count_blocks(tokens, self.block_q), count_blocks(tokens, self.block_k)
         # A threshold may keep everything.
-        left_out = 0 if self.cdf_threshold is not None else self.sparse_ratio
+        left_out = 0 if self.cdf_threshold is not None else np.min(self.sparse_ratio)
         return num_heads * rows * int((1 - left_out) * blocks) * index_dtype(blocks).itemsize
 
 
