@@ -40,6 +40,19 @@ def on_device(numbers, *, beside: jax.Array):
     return numbers if isinstance(beside, Tracer) else jax.device_put(numbers)
 
 
+def check_key_bias(key_bias, *, heads: int, keys: int):
+    """Raises ValueError unless it is float32 and has a number for each head and key."""
+    if key_bias is None:
+        return
+    if jnp.shape(key_bias) != (heads, keys):
+        raise ValueError(
+            f"key_bias must be [n kv], one number for each of {heads} heads and {keys} keys, not "
+            f"of shape {jnp.shape(key_bias)}"
+        )
+    if jnp.result_type(key_bias) != jnp.float32:
+        raise ValueError(f"key_bias must be float32, not {jnp.result_type(key_bias)}")
+
+
 def checked_scale(scale: float | None, head_dim: int) -> float:
     """The scale of the scores, `1 / sqrt(head_dim)` by default; ValueError unless positive."""
     scale = float(head_dim**-0.5 if scale is None else scale)

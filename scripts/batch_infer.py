@@ -22,11 +22,13 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of results")
     parser.add_argument("--size", type=int, help="side in pixels to resize to, see vggt-jax infer")
     parser.add_argument("--mode", choices=["crop", "pad", "budget"])
+    parser.add_argument("--num-keys", type=int, help="patches to sample in attention over frames")
     parser.add_argument("--sparse-ratio", type=float, help="share of the blocks to leave out")
     parser.add_argument("--cdf-threshold", type=float, help="probability to keep")
     parser.add_argument("--pool-mode", choices=["avg", "max"])
     parser.add_argument("--token-order", choices=["raster", "hilbert", "tiles"])
-    parser.add_argument("--min-tokens", type=int, help="scenes of fewer tokens run dense")
+    parser.add_argument("--min-tokens", type=int, default=4096,
+                        help="scenes of fewer tokens run dense")  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=1, help="scenes in a batch")
     parser.add_argument("--readers", type=int, default=2, help="scenes read at a time")
     parser.add_argument("--writers", type=int, default=2, help="scenes written at a time")
@@ -35,12 +37,14 @@ def main():
     args = parser.parse_args()
 
     import vggt_jax
-    from vggt_jax.cli.scene import sparse_or_dense
+    from vggt_jax.cli.scene import chosen_attention
 
     settings = {name: getattr(args, name) for name in ("pool_mode", "token_order", "min_tokens")}
     settings = {name: value for name, value in settings.items() if value is not None}
     try:
-        attention = sparse_or_dense(args.sparse_ratio, args.cdf_threshold, **settings)
+        attention = chosen_attention(
+            args.num_keys, args.sparse_ratio, args.cdf_threshold, **settings
+        )
         report = vggt_jax.reconstruct_scenes(
             args.scenes,
             args.out,

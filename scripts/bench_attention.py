@@ -12,6 +12,8 @@ temporaries. Parts:
 - `sparse`: block_sparse_attention, each implementation, keeping some of the blocks by random lists
   that differ by head and query block; also lists of uneven lengths, and tokens that end inside a
   block.
+- `sample`: dense_attention to keys sampled for each head, their scores raised, keys and values
+  gathered first; the time of the gathers alone beside it.
 - `select`: select_blocks alone, on inputs whose blocks share components; and its memory with very
   many tokens.
 - `torch`: where PyTorch with CUDA can be imported: scaled_dot_product_attention by flash attention
@@ -25,6 +27,7 @@ import argparse
 import dataclasses
 import functools
 import json
+import math
 import pathlib
 import subprocess
 import sys
@@ -43,7 +46,7 @@ from attention_cases import (
     random_tokens,
 )
 
-PARTS = ("dense", "sparse", "select", "torch")
+PARTS = ("dense", "sparse", "sample", "select", "torch")
 # The extra cases: at this share of the blocks, and so many tokens less than whole blocks.
 EXTRA_KEEP = 0.25
 TAIL = 37
@@ -69,6 +72,8 @@ def main():
     parser.add_argument("--block-k", type=int, default=64)
     parser.add_argument("--keep", type=float, nargs="+", default=[1.0, 0.5, 0.25, 0.1],
                         help="shares of the blocks")  # fmt: skip
+    parser.add_argument("--num-keys", type=int, nargs="+", default=[5_120, 10_240],
+                        help="of a sample")  # fmt: skip
     parser.add_argument("--implementations", nargs="+", metavar="NAME",
                         help="of block_sparse_attention; by default the kernels that the device "
                         "has, or xla where it has none")  # fmt: skip
@@ -130,6 +135,8 @@ def run_child(options: argparse.Namespace):
         run_flash_attention_4(options)
     elif options.parts == ["select"]:
         run_select(options)
+    elif options.parts == ["sample"]:
+        run_sample(options)
     else:
         run_attention(options)
 
@@ -293,6 +300,87 @@ def memory_of(program) -> dict:
     analysis = program.memory_analysis()
     used = analysis.temp_size_in_bytes + analysis.output_size_in_bytes
     return {"beyond_inputs_gib": gib(used)}
+
+
+# --------------------------------------------------------------------------- sample
+
+
+def run_sample(options):
+    import jax
+    import jax.numpy as jnp
+
+    from vggt_jax.layers.attention import dense_attention, dense_obstacles
+
+    obstacles = dense_obstacles(head_dim=options.head_dim, dtype=options.dtype)
+    kernels = [name for name in ("mosaic_gpu", "triton") if obstacles[name] is None]
+    names = options.implementations or kernels or ["xla"]
+    heads = np.arange(options.heads)
+
+    def gather(x, tokens):
+        return x.at[tokens, heads].get(mode="promise_in_bounds")
+
+    def attend(name, has_bias):
+        def run(q, k, v, tokens, bias):
+            keys, values = gather(k, tokens)[None], gather(v, tokens)[None]
+            key_bias = bias[None] if has_bias else None
+            out = dense_attention(q[None], keys, values, key_bias=key_bias, implementation=name)
+            return out[0]
+
+        return run
+
+    for tokens in options.tokens:
+        q, k, v = (
+            jax.block_until_ready(jnp.asarray(x).astype(options.dtype))
+            for x in inputs_of(options, tokens)
+        )
+        for num_keys in options.num_keys:
+            rng = np.random.default_rng(0)
+            sample = [np.sort(rng.permutation(tokens)[:num_keys]) for _ in heads]
+            sample = jnp.asarray(np.stack(sample, axis=1), jnp.int32)
+            # A tenth of them are not raised, as special tokens.
+            raised = np.arange(num_keys) >= num_keys // 10 // 64 * 64
+            bias = np.where(raised, math.log(tokens / num_keys), 0.0) * np.ones((options.heads, 1))
+            args = (q, k, v, sample, jnp.asarray(bias, jnp.float32))
+            line = {"part": "sample", **describe_jax(), **shape_of(options, tokens)}
+            line["keys"] = num_keys
+            both = lambda q, k, v, tokens, bias: (gather(k, tokens), gather(v, tokens))
+            cases = [({"name": "gathers"}, both)]
+            for name in names:
+                cases += [
+                    ({"name": name, "bias": has_bias}, attend(name, has_bias))
+                    for has_bias in (False, True)
+                ]
+            compiled = compile_all([(run, args) for _, run in cases])
+            for (about, _), program in zip(cases, compiled, strict=True):
+                emit(line | about | run_sampled(program, args, about, options))
+
+
+def run_sampled(program, args, about, options) -> dict:
+    """Time and rate of one case, and the error of some queries of one head."""
+    import jax
+
+    if isinstance(program, Exception):
+        return {"error": explain(program)}
+    out = jax.block_until_ready(program(*args))
+    timing = measure_jax(program, args, options.repeats)
+    if about["name"] == "gathers":
+        return timing
+    q, k, v, sample, bias = args
+    operations = 4 * q.size * sample.shape[0]
+    head, rows = options.heads // 2, slice(0, 256)
+    to_numpy = lambda x: np.asarray(x[:, head]).astype(np.float64)
+    scores = to_numpy(q[rows]) @ to_numpy(k)[sample[:, head]].T / math.sqrt(options.head_dim)
+    scores += np.asarray(bias[head]) * about["bias"]
+    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+    exact = weights @ to_numpy(v)[sample[:, head]] / weights.sum(axis=1, keepdims=True)
+    error = np.linalg.norm(to_numpy(out[rows]) - exact) / np.linalg.norm(exact)
+    return {
+        **timing,
+        "tflops": round(operations / timing["ms"] / 1e9, 1),
+        **memory_of(program),
+        "relative_error": float(f"{error:.3g}"),
+        "same_bits_twice": bool((out == program(*args)).all()),
+    }
 
 
 # --------------------------------------------------------------------------- selection

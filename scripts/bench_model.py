@@ -52,7 +52,11 @@ def main():
     parser.add_argument("--size", type=int, nargs=2, default=[518, 518], help="height width")
     parser.add_argument("--sparse-ratio", type=float, nargs="+", metavar="RATIO",
                         help="also leave out these shares of the blocks")  # fmt: skip
-    parser.add_argument("--no-dense", action="store_true", help="only with blocks left out")
+    parser.add_argument("--num-keys", type=int, nargs="+", metavar="KEYS",
+                        help="also attend to samples of so many patches")  # fmt: skip
+    parser.add_argument("--sample-special-queries", action="store_true",
+                        help="let special tokens see the samples alone")  # fmt: skip
+    parser.add_argument("--no-dense", action="store_true", help="only what is not dense")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--profile", type=int, nargs="*", default=[], metavar="FRAMES",
                         help="numbers of frames of which to sum kernel times by kind")  # fmt: skip
@@ -63,15 +67,18 @@ def main():
         print(json.dumps(run_case(**json.loads(args.case))))
         return
     for part in args.parts:
-        ratios = [None]
-        if part in ("aggregator", "model", "infer", "first_call") and args.sparse_ratio:
-            ratios = args.sparse_ratio if args.no_dense else [None, *args.sparse_ratio]
-        for frames, ratio in itertools.product(args.frames or FRAMES[part], ratios):
+        attentions = [{}]
+        if part in ("aggregator", "model", "infer", "first_call"):
+            others = [{"sparse_ratio": ratio} for ratio in args.sparse_ratio or []]
+            special = {"sample_special_queries": True} if args.sample_special_queries else {}
+            others += [{"num_keys": number, **special} for number in args.num_keys or []]
+            attentions = others if args.no_dense and others else [{}, *others]
+        for frames, attention in itertools.product(args.frames or FRAMES[part], attentions):
             case = {"part": part, "frames": frames, "size": args.size, "repeats": args.repeats}
             if part != "attention":
                 case["model"] = args.model
-            if ratio is not None:
-                case["sparse_ratio"] = ratio
+            if attention:
+                case["attention"] = attention
             with tempfile.TemporaryDirectory() as cache:
                 env = {"JAX_COMPILATION_CACHE_DIR": cache}
                 if part == "first_call":
@@ -188,12 +195,19 @@ def time_series(call, repeats: int) -> float:
 
 
 def run_ours(
-    part, model, frames, size, repeats, profile=False, compile_only=False, sparse_ratio=None
+    part,
+    model,
+    frames,
+    size,
+    repeats,
+    profile=False,
+    compile_only=False,
+    attention=None,
 ):
     import jax
 
     model, images = make_inputs(model, frames, size)
-    attention = attention_of(sparse_ratio)
+    settings, attention = attention or {}, attention_of(attention)
     fn = {"aggregator": aggregate, "model": whole}[part]
     fn = jax.jit(functools.partial(fn, attention=attention))
     start = time.perf_counter()
@@ -209,7 +223,8 @@ def run_ours(
         "frames": frames,
         "size": size,
         "dtype": "bfloat16",
-        "sparse_ratio": sparse_ratio,
+        "sparse_ratio": None,
+        **settings,
         "compile_s": round(compile_s, 1),
         **timing,
         "peak_gib": gib(jax.devices()[0].memory_stats()["peak_bytes_in_use"]),
@@ -223,7 +238,7 @@ def run_ours(
     return result
 
 
-def run_infer(part, model, frames, size, repeats, compile_only=False, sparse_ratio=None):
+def run_infer(part, model, frames, size, repeats, compile_only=False, attention=None):
     """Seconds and peak of a scene from the host to the host."""
     import jax
     import numpy as np
@@ -233,7 +248,7 @@ def run_infer(part, model, frames, size, repeats, compile_only=False, sparse_rat
     model, images = make_inputs(model, frames, size)
     inputs = {"images": np.asarray(images[0])}
     del images
-    attention = attention_of(sparse_ratio)
+    settings, attention = attention or {}, attention_of(attention)
     start = time.perf_counter()
     run = inference.runner(model, inputs, attention=attention, compiled=True)
     compile_s = time.perf_counter() - start
@@ -246,7 +261,8 @@ def run_infer(part, model, frames, size, repeats, compile_only=False, sparse_rat
         "frames": frames,
         "size": size,
         "dtype": "bfloat16",
-        "sparse_ratio": sparse_ratio,
+        "sparse_ratio": None,
+        **settings,
         "streamed": streamed,
         "compile_s": round(compile_s, 1),
         **timing,
@@ -256,12 +272,14 @@ def run_infer(part, model, frames, size, repeats, compile_only=False, sparse_rat
     }
 
 
-def attention_of(sparse_ratio):
+def attention_of(settings: dict | None):
+    """Dense, or by a sample or block-sparse as the settings have it."""
     import vggt_jax
 
-    if sparse_ratio is None:
+    if not settings:
         return vggt_jax.Dense()
-    return vggt_jax.BlockSparse(sparse_ratio=sparse_ratio)
+    kind = vggt_jax.Sampled if "num_keys" in settings else vggt_jax.BlockSparse
+    return kind(**settings)
 
 
 def estimate_gib(model, frames, size, attention, *, streamed=False):
@@ -271,13 +289,14 @@ def estimate_gib(model, frames, size, attention, *, streamed=False):
     return gib(check.needed.total)
 
 
-def run_first_call(part, model, frames, size, repeats, cache, sparse_ratio=None):
+def run_first_call(part, model, frames, size, repeats, cache, attention=None):
     """What a user waits for at the first call, compilation included; then once more."""
     import jax
 
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     model, images = make_inputs(model, frames, size)
-    fn = jax.jit(functools.partial(whole, attention=attention_of(sparse_ratio)))
+    settings, attention = attention or {}, attention_of(attention)
+    fn = jax.jit(functools.partial(whole, attention=attention))
     times = []
     for _ in range(2):
         start = time.perf_counter()
@@ -287,7 +306,8 @@ def run_first_call(part, model, frames, size, repeats, cache, sparse_ratio=None)
         **describe_jax(),
         "frames": frames,
         "size": size,
-        "sparse_ratio": sparse_ratio,
+        "sparse_ratio": None,
+        **settings,
         "compile_cache": cache,
         "first_call_s": round(times[0], 2),
         "second_call_s": round(times[1], 3),

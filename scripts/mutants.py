@@ -34,7 +34,7 @@ PROGRAMS = Path(".pytest_cache", "programs")  # where tests/conftest.py keeps wh
 ALLOWED = {"quick": 0.1, "full": 0.0}  # share of the mutants that a tier may leave unnoticed
 OLDEST_JAX = (0, 11)  # older ones skip the tests of the Mosaic GPU kernels
 SECONDS = 3600  # of one mutant's tests; pytest's own limit ends a test that hangs much earlier
-PASSED, NOTHING_TO_RUN = 0, 5  # pytest's exit statuses
+PASSED, NOT_STARTED, NOTHING_TO_RUN = 0, 4, 5  # pytest's exit statuses
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,8 @@ def run_tests(root: Path, tests: Sequence[str], tier: str) -> tuple[int, str, st
     environment = dict(os.environ)
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # so that it is the copy's own
     # A file that changes twice in a second could pass for the one whose bytecode is there.
-    environment |= {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
+    paths = [str(root), *filter(None, [environment.get("PYTHONPATH")])]
+    environment |= {"PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
         run = subprocess.run(
             command,
@@ -109,6 +110,10 @@ def run_tests(root: Path, tests: Sequence[str], tier: str) -> tuple[int, str, st
         )
     except subprocess.TimeoutExpired:
         return 1, f"ran longer than {SECONDS} s", ""
+    if (
+        run.returncode == NOT_STARTED
+    ):  # Says nothing of the mutant, such as that a package is missing.
+        sys.exit(f"{run.stdout[-5000:]}\npytest did not start")
     failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", run.stdout, re.MULTILINE)
     first = failed[1] if failed else f"pytest ended with {run.returncode}"
     return run.returncode, first, run.stdout

@@ -51,7 +51,7 @@ def tables(lines: list[dict]) -> str:
 def latest(lines: list[dict]) -> list[dict]:
     """The last line of each case that was measured or failed."""
     what = ("part", "name", "tokens", "keep", "lists", "pool_mode", "dtype", "head_dim", "heads")
-    what += ("block_q", "block_k")
+    what += ("block_q", "block_k", "keys", "bias")
     lines = [line for line in lines if "ms" in line or "error" in line]
     cases = {tuple(str(line.get(key)) for key in what): line for line in lines}
     return list(cases.values())

@@ -22,9 +22,18 @@ def main():
         for line in map(json.loads, path.read_text().splitlines()):
             if line.get("model", "vggt") != args.model:
                 continue
-            cases[line["part"], line["frames"], line.get("sparse_ratio")] = line
+            cases[line["part"], line["frames"], kept(line)] = line
     print(table(cases))
     plot(cases, args.results[-1].with_suffix(".png"))
+
+
+def kept(line: dict) -> str | None:
+    """What attention left out or sampled; None where it was dense."""
+    if line.get("num_keys") is not None:
+        special = ", special too" if line.get("sample_special_queries") else ""
+        return f"{line['num_keys']:,} keys{special}"
+    ratio = line.get("sparse_ratio")
+    return None if ratio is None else f"{ratio:.0%} left out"
 
 
 def memory(line: dict) -> float:
@@ -40,17 +49,16 @@ def memory(line: dict) -> float:
 
 def table(cases: dict) -> str:
     rows = [
-        "| | frames | left out | ms | spread | GiB | official ms | official GiB | faster |",
+        "| | frames | attention | ms | spread | GiB | official ms | official GiB | faster |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for (part, frames, ratio), line in cases.items():
+    for (part, frames, attention), line in cases.items():
         if part not in ("aggregator", "model"):
             continue
-        left_out = "" if ratio is None else f"{ratio:.0%}"
         cells = [
             part,
             frames,
-            left_out,
+            attention or "dense",
             f"{line['ms']:.0f}",
             f"{line['spread_ms']:.0f}",
             memory(line),
@@ -74,13 +82,11 @@ def plot(cases: dict, path: pathlib.Path):
 
     figure, (time_axes, memory_axes) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     series = {}
-    for (part, frames, ratio), line in sorted(cases.items(), key=lambda case: case[0][1]):
+    for (part, frames, attention), line in sorted(cases.items(), key=lambda case: case[0][1]):
         if part in ("official", "aggregator"):
-            series.setdefault((part, ratio), []).append((frames, line))
-    for (part, ratio), lines in sorted(series.items(), key=lambda item: item[0][1] or 0):
-        label = "official PyTorch" if part == "official" else "vggt-jax, dense"
-        if ratio is not None:
-            label = f"vggt-jax, keeping {1 - ratio:.0%}"
+            series.setdefault((part, attention), []).append((frames, line))
+    for (part, attention), lines in sorted(series.items(), key=lambda item: item[0][1] or ""):
+        label = "official PyTorch" if part == "official" else f"vggt-jax, {attention or 'dense'}"
         frames = [count for count, _ in lines]
         used = [line["peak_gib"] if part == "official" else memory(line) for _, line in lines]
         time_axes.loglog(frames, [line["ms"] / 1e3 for _, line in lines], "o-", label=label)

@@ -8,7 +8,8 @@ and "max" (how blocks are pooled), "hilbert" (avg, with patches along a Hilbert 
 many blocks as have a share of the probability; the threshold is fitted, so that about the same
 share is dropped), and "random", the floor: as many blocks as "avg" keeps, drawn by lot, once for
 each of --random-seeds. Blocks are dropped among the patches; special tokens always see and are seen
-by everything.
+by everything. With --num-keys also "sample": attention to so many patches, drawn evenly, each of
+which stands for those left out around it.
 
 Scenes are those of the synthetic world (--split, --num-scenes, --seed) or, with --scenes, of
 
@@ -53,8 +54,9 @@ class Setting:
 
     rule: str
     dropped: float
-    attention: vggt_jax.Dense | vggt_jax.BlockSparse
+    attention: vggt_jax.Dense | vggt_jax.Sampled | vggt_jax.BlockSparse
     seed: int | None = None
+    num_keys: int | None = None
     threshold: float | None = None
 
     @property
@@ -107,7 +109,8 @@ def main():
         default=[0.25, 0.5, 0.75, 0.9],
         help="shares of the blocks",
     )
-    parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES))
+    parser.add_argument("--rules", nargs="*", choices=RULES, default=list(RULES))
+    parser.add_argument("--num-keys", type=int, nargs="+", default=[], help="sizes of samples")
     parser.add_argument("--random-seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument(
         "--layers", type=int, nargs="+", help="sparse layers of the trunk; all without it"
@@ -243,6 +246,18 @@ def settings_of(args, model, images) -> list[Setting]:
                 ]
             else:
                 settings.append(new(attention=of_rule[rule]))
+    layout = model.layout(images)
+    patches = images.shape[1] * layout.rows * layout.columns
+    for num_keys in args.num_keys:
+        if num_keys >= patches:
+            raise vggt_jax.InputError(
+                f"--num-keys {num_keys}: a scene has {patches} patches; choose fewer"
+            )
+        sampled = vggt_jax.Sampled(num_keys=num_keys, min_tokens=0)
+        dropped = round(1 - num_keys / patches, 4)
+        settings.append(
+            Setting(rule="sample", dropped=dropped, attention=sampled, num_keys=num_keys)
+        )
     return settings
 
 
@@ -330,7 +345,7 @@ def summarise(setting: Setting, batches: list[dict], dense: list[dict]) -> dict:
     """A line of the results: means over scenes, what they gain on dense attention in the same
     scenes, the standard errors of both, means by layer."""
     line = {"rule": setting.rule, "dropped": setting.dropped}
-    for name in ("seed", "threshold"):
+    for name in ("seed", "threshold", "num_keys"):
         if (value := getattr(setting, name)) is not None:
             line[name] = value
     metrics, errors, differences, failed = {}, {}, {}, 0
@@ -370,12 +385,13 @@ def number(x: float) -> float | None:
 # The report
 
 COLUMNS = {
-    "auc_30": "AUC@30", "auc_5": "AUC@5", "rra_5": "RRA@5", "rta_5": "RTA@5", "ate": "ATE",
+    "auc_30": "AUC@30", "auc_5": "AUC@5", "auc_3": "AUC@3", "rra_5": "RRA@5", "rta_5": "RTA@5",
+    "ate": "ATE",
     "rpe_translation": "RPE t", "rpe_rotation": "RPE r", "abs_rel": "AbsRel", "delta1": "δ<1.25",
     "accuracy": "acc.", "completeness": "comp.", "chamfer": "chamfer", "f_score": "F",
     "normal_consistency": "normals",
 }  # fmt: skip
-COLOURS = {"avg": "C0", "max": "C1", "hilbert": "C2", "cdf": "C3", "random": "0.5"}
+COLOURS = {"avg": "C0", "max": "C1", "hilbert": "C2", "cdf": "C3", "random": "0.5", "sample": "C4"}
 
 
 def report(out: pathlib.Path):
@@ -419,6 +435,8 @@ def tables(about: dict, lines: list[dict]) -> str:
             rule += f" ({line['seed']})"
         if "threshold" in line:
             rule += f" ({line['threshold']:g})"
+        if "num_keys" in line:
+            rule += f" ({line['num_keys']})"
         cells = [rule, "" if rule in ("dense", "everything") else f"{line['dropped']:.0%}"]
         shares = ("density", "covered", "saved", "entropy")
         cells += [cell(line.get(name), ".3f") for name in shares]

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import os
 import types
+from importlib.metadata import version
 from pathlib import Path
 
 import jaxtyping
@@ -19,6 +20,11 @@ PROGRAMS = Path(__file__).parents[1] / ".pytest_cache" / "programs"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(PROGRAMS))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+# Programs of the CPU compile in two thirds of the time without XLA's newer way to emit fused loops, where
+# there is a choice.
+if "XLA_FLAGS" not in os.environ and tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
+    os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"
 
 # Every call of these modules is checked against its annotations, shapes included. This comes before
 # they are imported. (`vggt_jax.config` and `pallas_kernels.block_map` stay out: beartype needs

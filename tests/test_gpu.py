@@ -14,7 +14,7 @@ from pallas_kernels import devices, mosaic_gpu_call, norm_rope
 from pallas_kernels.matmul import api as matmul
 from vggt_jax.layers import attention
 from vggt_jax.layers.rope import rope_tables
-from vggt_jax.layers.sparse_attention import LayerSetting, sparse_attention
+from vggt_jax.layers.sparse_attention import sparse_attention
 from vggt_jax.loading import with_dtype
 
 pytestmark = pytest.mark.gpu
@@ -108,7 +108,8 @@ def test_block_sparse_attention_of_a_batch_in_bfloat16(relative_error):
             k,
             v,
             num_special=special,
-            setting=LayerSetting(0.0, None),
+            sparse_ratio=0.0,
+            cdf_threshold=None,
             attention=everything,
             num_frames=jnp.int32(6),
         )[0]

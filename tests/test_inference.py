@@ -192,6 +192,7 @@ def test_channels_first_is_told_what_it_is(tiny):
         vggt_jax.infer(np.zeros((2, 3, 28, 28), np.uint8), model=tiny())
 
 
+@pytest.mark.slow
 def test_padding_does_not_make_attention_sparse(tiny):
     model, images = (
         tiny(enable_depth=False, enable_point=False, enable_track=False),

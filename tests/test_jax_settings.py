@@ -19,7 +19,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 import vggt_jax
-from vggt_jax import BlockSparse, evaluation, geometry, many_scenes, streaming, synthetic
+from vggt_jax import BlockSparse, Sampled, evaluation, geometry, many_scenes, streaming, synthetic
 from vggt_jax.inference import reconstruct
 from vggt_jax.loading import abstract_model
 from vggt_jax.outputs import Reconstruction
@@ -40,6 +40,8 @@ BLOCKS = {"block_q": 16, "block_k": 8, "min_tokens": 0}
 SPARSE = BlockSparse(sparse_ratio=0.5, cdf_threshold=0.7, token_order="hilbert", **BLOCKS)
 PARTLY = BlockSparse(sparse_ratio=0.5, pool_mode="max", layers=(1,), **BLOCKS)
 RANDOM = BlockSparse(sparse_ratio=0.5, random_seed=3, **BLOCKS)
+SAMPLED = Sampled(num_keys=11, min_tokens=0)
+OTHERS = (SPARSE, PARTLY, RANDOM, SAMPLED)
 
 
 @contextlib.contextmanager
@@ -87,7 +89,7 @@ def vggt_with_tracks(vggt, pi3):
 @case
 def vggt_sparse(vggt, pi3):
     def call(model, images, num_frames):
-        return [model(images, num_frames=num_frames, attention=a) for a in (SPARSE, PARTLY, RANDOM)]
+        return [model(images, num_frames=num_frames, attention=a) for a in OTHERS]
 
     return call, vggt, IMAGES, NUM_FRAMES
 
@@ -243,7 +245,10 @@ def training(vggt, pi3):
     return call, key(), abstract_model(config)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if name == "training" else name for name in CASES],
+)
 def test_types_and_ranks_are_explicit(name, tiny, tiny_pi3, wide_arrays):
     call, *args = CASES[name](tiny(), tiny_pi3())
     with strict_types():
@@ -274,6 +279,7 @@ def assert_same(found, expected):
         np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vggt", "pi3"])
 def test_same_values(name, tiny, tiny_pi3):
     """Bit by bit: in 64-bit mode nothing of a model is float64, and nothing is NaN on the way."""
@@ -385,6 +391,7 @@ def test_many_scenes_move_arrays_explicitly(tiny_pi3, tmp_path, monkeypatch):
     np.testing.assert_allclose(found.depth, scenes["b"].mean(-1), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_command_with_everything_set(tmp_path):
     """As people set it: by the environment, before JAX starts."""
     settings = {

@@ -52,6 +52,7 @@ def test_conversion_and_loading_agree_on_what_becomes_bfloat16(toy_checkpoint):
     }
 
 
+@pytest.mark.slow
 def test_bfloat16_storage_changes_nothing_under_bfloat16_products(tiny):
     images = np.random.default_rng(1).random((3, 42, 56, 3), np.float32)
     run = jax.jit(lambda model: vggt_jax.reconstruct(model, images, compute_dtype=jnp.bfloat16))
@@ -129,7 +130,7 @@ def test_values_that_are_not_finite_are_refused(tmp_path, tiny):
     assert "camera_token" in str(error.value) and "frame_blocks.ls1" in str(error.value)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float16", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_half_precision_checkpoints_run(tiny, dtype):
     model = tiny()
     params = loading.named_parameters(model)

@@ -85,6 +85,7 @@ def test_padded_frames_change_nothing(run, relative_error):
     assert relative_error(run_padded(run, RULE, num_frames=5)[0], exact.pose_enc) > 1e-3
 
 
+@pytest.mark.slow
 def test_random_blocks_are_as_many_and_cover_less(run, relative_error):
     (rule, of_rule), (drawn, of_drawn) = run_padded(run, RULE), run_padded(run, DRAWN)
     assert relative_error(drawn, rule) > 1e-4

@@ -43,7 +43,7 @@ def run_elsewhere(folder, tmp_path):
     )
 
 
-@pytest.mark.parametrize("kind", ["vggt", "pi3"])
+@pytest.mark.parametrize("kind", ["vggt", pytest.param("pi3", marks=pytest.mark.slow)])
 def test_a_program_runs_without_the_project(tmp_path, tiny, tiny_pi3, kind, relative_error):
     model = {"vggt": tiny, "pi3": tiny_pi3}[kind]()
     folder = tmp_path / "program"
@@ -71,6 +71,7 @@ def test_a_program_runs_without_the_project(tmp_path, tiny, tiny_pi3, kind, rela
     assert run_elsewhere(folder, tmp_path).returncode != 0
 
 
+@pytest.mark.slow
 def test_bfloat16_kernels_are_stored_as_float32(tmp_path, tiny):
     model = vggt_jax.loading.with_dtype(tiny(enable_point=False), "bfloat16")
     export_stablehlo(

@@ -12,7 +12,8 @@ from vggt_jax.export import export_reconstruction as export_reconstruction
 from vggt_jax.inference import infer as infer
 from vggt_jax.inference import reconstruct as reconstruct
 from vggt_jax.layers.attention import Dense as Dense
-from vggt_jax.layers.sparse_attention import AttentionStats as AttentionStats
+from vggt_jax.layers.sampled_attention import Sampled as Sampled
+from vggt_jax.layers.scene_attention import AttentionStats as AttentionStats
 from vggt_jax.layers.sparse_attention import BlockSparse as BlockSparse
 from vggt_jax.loading import load_model as load_model
 from vggt_jax.loading import save_model as save_model

@@ -20,7 +20,7 @@ from vggt_jax.calibration import checked_intrinsics, frame_index, with_intrinsic
 from vggt_jax.errors import InputError
 from vggt_jax.host import with_numpy
 from vggt_jax.layers.attention import Dense
-from vggt_jax.layers.sparse_attention import BlockSparse, within_frames
+from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.loading import Model, load_model
 from vggt_jax.masks import Background, background_mask, load_masks, with_mask
 from vggt_jax.models.pi3 import Pi3
@@ -36,7 +36,7 @@ def reconstruct(
     images: Float[Array, "*b s height width 3"] | UInt8[Array, "*b s height width 3"],
     *,
     query_points: Float[Array, "*b m 2"] | None = None,
-    attention: Dense | BlockSparse = Dense(),
+    attention: SceneAttention = Dense(),
     num_frames: Int[Array, "*b"] | None = None,
     compute_dtype: DTypeLike | None = None,
 ) -> Reconstruction:
@@ -92,7 +92,7 @@ def infer(
     *,
     model: Model | str | os.PathLike | None = None,
     query_points: ArrayLike | None = None,
-    attention: Dense | BlockSparse = Dense(),
+    attention: SceneAttention = Dense(),
     mode: Mode | None = None,
     size: int | tuple[int, int] | None = None,
     fps: float | None = None,
@@ -116,9 +116,9 @@ def infer(
         query_points: [m 2] pixels `(x, y)` of the first frame (with `reference`: of that one),
             after resizing, to follow through all frames; `Frames.transforms` lead there from a
             photograph.
-        attention: how the tokens of all frames attend to each other: `Dense()`, or
-            `BlockSparse(...)` for many photographs; with few tokens it warns and is dense
-            (`BlockSparse.min_tokens`).
+        attention: how the tokens of all frames attend to each other: `Dense()`, or `Sampled(...)`
+            or `BlockSparse(...)` for many photographs; with few tokens it warns and is dense (their
+            `min_tokens`).
         mode, size: how photographs are resized, see `load_images`. None is the model's own: "crop"
             to 112 for the small model and to 518 for VGGT-1B, "budget" of 255,000 pixels for π³,
             where photographs of different shapes ask for an explicit mode.
@@ -170,51 +170,47 @@ def infer(
 
 
 def attention_for(
-    attention: Dense | BlockSparse,
+    attention: SceneAttention,
     model: Model,
     frames: Frames,
     *,
     say: Callable[[str], None] = warnings.warn,
-) -> Dense | BlockSparse:
-    """The attention that a scene really gets: dense, where it has fewer tokens than `min_tokens`.
+) -> SceneAttention:
+    """The attention that a scene really gets: dense where it is too small for another.
 
     Decided before frames are padded, so that padding changes no result.
 
     Args:
-        say: takes the message that a scene runs dense although sparse attention was asked for.
+        say: takes the message that a scene runs dense although another attention was asked for.
 
     Raises:
         InputError: the model has other layers than `attention` speaks of.
     """
-    if not isinstance(attention, BlockSparse):
-        return attention
     check_layers(attention, model)
     num_frames, height, width, _ = frames.images.shape
     config = model.config
     special = config.num_special_tokens
     layout = TokenLayout.for_images(height, width, config.patch_size, special)
-    tokens = num_frames * layout.tokens_per_frame
-    if tokens < attention.min_tokens:
-        say(
-            f"{num_frames} frames have {tokens} tokens, fewer than "
-            f"min_tokens={attention.min_tokens}: attention is dense, and there are no "
-            "attention_stats; min_tokens=0 makes it sparse"
-        )
-        return within_frames(attention)
-    return dataclasses.replace(attention, min_tokens=0)
+    why_dense = attention.why_dense(
+        num_tokens=num_frames * layout.tokens_per_frame,
+        num_patches=num_frames * layout.rows * layout.columns,
+    )
+    if why_dense is not None:
+        say(f"{num_frames} frames have {why_dense}")
+        return attention.within_frames
+    return attention.decided()
 
 
-def check_layers(attention: Dense | BlockSparse, model: Model) -> None:
+def check_layers(attention: SceneAttention, model: Model) -> None:
     """Checks that a model has the layers that `attention` speaks of.
 
     Raises:
         InputError: it has others.
     """
-    if isinstance(attention, BlockSparse):
-        try:
-            attention.of_layers(model.global_blocks.norm1.scale.shape[0])
-        except ValueError as error:
-            raise InputError(str(error)) from error
+    try:
+        attention.of_layers(model.global_blocks.norm1.scale.shape[0])
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def model_of(source: Model | str | os.PathLike | None) -> Model:
@@ -290,7 +286,7 @@ def compile_reconstruct(
     model: Model,
     inputs: dict[str, Any],
     *,
-    attention: Dense | BlockSparse = Dense(),
+    attention: SceneAttention = Dense(),
     compute_dtype: DTypeLike | None = None,
 ) -> jax.stages.Compiled:
     """`reconstruct`, compiled for these `model_inputs`; call it as `compiled(model, **inputs)`."""
@@ -303,7 +299,7 @@ def runner(
     model: Model,
     inputs: dict[str, Any],
     *,
-    attention: Dense | BlockSparse = Dense(),
+    attention: SceneAttention = Dense(),
     compute_dtype: DTypeLike | None = None,
     compiled: bool = False,
 ) -> Callable[..., Reconstruction]:

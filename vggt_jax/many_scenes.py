@@ -23,7 +23,7 @@ from vggt_jax import export, inference
 from vggt_jax.errors import InputError
 from vggt_jax.export.files import remove_unfinished, replacing
 from vggt_jax.layers.attention import Dense
-from vggt_jax.layers.sparse_attention import BlockSparse
+from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.loading import Model
 from vggt_jax.memory import check_memory, free_memory, is_out_of_memory
 from vggt_jax.outputs import Reconstruction
@@ -60,7 +60,7 @@ def reconstruct_scenes(
     out: str | os.PathLike,
     *,
     model: Model | str | os.PathLike | None = None,
-    attention: Dense | BlockSparse = Dense(),
+    attention: SceneAttention = Dense(),
     mode: Mode | None = None,
     size: int | tuple[int, int] | None = None,
     compute_dtype: DTypeLike | None = None,
@@ -119,7 +119,7 @@ def reconstruct_scenes(
     # What is free now, before programs run.
     free = free_memory(model) if memory_check else None
 
-    def attention_of(frames: Frames) -> Dense | BlockSparse:
+    def attention_of(frames: Frames) -> SceneAttention:
         used = inference.attention_for(attention, model, frames)
         if free is not None:
             _check_memory(model, frames, attention=used, compute_dtype=compute_dtype, free=free)
@@ -184,7 +184,7 @@ def _run_if_it_fits(*arguments: Any) -> Reconstruction | None:
 def _run(
     model: Model,
     batch: list[tuple[str, Frames]],
-    attention: Dense | BlockSparse,
+    attention: SceneAttention,
     batch_size: int,
     compute_dtype: DTypeLike | None,
 ) -> Reconstruction:
@@ -296,7 +296,7 @@ def _read_ahead(
 
 def _batches(
     loaded: Iterable[tuple[str, Future]], batch_size: int, attention_of, fail
-) -> Iterator[tuple[Dense | BlockSparse, list[tuple[str, Frames]]]]:
+) -> Iterator[tuple[SceneAttention, list[tuple[str, Frames]]]]:
     """Scenes that fit one program, `batch_size` at a time, with their attention; then the rest."""
     groups = collections.defaultdict(list)
     for name, future in loaded:

@@ -10,13 +10,11 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
-from pallas_kernels.block_map import index_dtype
-from pallas_kernels.blocks import count_blocks
 from vggt_jax.config import Pi3Config, VGGTConfig
 from vggt_jax.heads import dpt
-from vggt_jax.layers.attention import MAX_SCORE_BYTES, Dense, padded_tokens
+from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.precision import Precision
-from vggt_jax.layers.sparse_attention import BlockSparse, within_frames
+from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.loading import Model
 from vggt_jax.models import trunk
 from vggt_jax.models.token_layout import TokenLayout
@@ -75,7 +73,7 @@ def estimate_memory(
     num_query_points: int = 0,
     image_bytes: int = 1,
     compute_dtype: DTypeLike | None = None,
-    attention: Dense | BlockSparse = Dense(),
+    attention: SceneAttention = Dense(),
     streamed: bool = False,
 ) -> MemoryEstimate:
     """Estimates the peak of a forward pass from the arrays that are alive together.
@@ -106,7 +104,7 @@ def _trunk(
     layout: TokenLayout,
     num_frames: int,
     precision: Precision,
-    attention: Dense | BlockSparse,
+    attention: SceneAttention,
     *,
     dim: int,
     depth: int,
@@ -117,53 +115,39 @@ def _trunk(
     wide = precision.compute_dtype.itemsize
     tokens = num_frames * layout.tokens_per_frame
     stream = 4 * tokens * dim
-    sparse = attention if isinstance(attention, BlockSparse) else None
-    if sparse and (tokens < sparse.min_tokens or None in sparse.of_layers(depth)):
-        sparse = None
+    patches = layout.rows * layout.columns
+    if attention.why_dense(num_tokens=tokens, num_patches=num_frames * patches):
+        attention = attention.within_frames
+    extra = max(
+        value.extra_bytes(
+            num_frames=num_frames,
+            num_special=layout.num_special,
+            num_patches=patches,
+            num_heads=num_heads,
+            head_dim=dim // num_heads,
+            itemsize=wide,
+        )
+        for value in set(attention.of_layers(depth))
+    )
     if wide == 2:
         # Normalised tokens; queries, keys and values, each turned before the next; and one more,
         # which the compiler needs less or more by how it lays out the others.
         before_attention = (1 + 3 + 1) * wide * tokens * dim
-        # Queries, keys, values; the results of attention; and the former once more without the
-        # padding of frames, where dense attention has to leave it out.
-        pads = sparse is None and _pads_frames(layout, attention, dim // num_heads, precision)
-        during_attention = (3 + 1 + 3 * pads) * wide * tokens * dim
+        # Queries, keys, values; the results of attention; and what attention needs besides.
+        during_attention = (3 + 1) * wide * tokens * dim + extra
     else:
         # Normalised tokens; queries, keys and values; queries and keys once more, normalised and
         # turned.
         before_attention = (1 + 3 + 2) * wide * tokens * dim
         # Queries, keys, values; the results of attention as computed and in the order of the
         # tokens.
-        during_attention = (3 + 2) * wide * tokens * dim
-        if sparse is None:
-            during_attention += 2 * min(4 * num_heads * tokens**2, MAX_SCORE_BYTES)
-    if sparse is not None:
-        during_attention += num_heads * _bytes_of_lists(tokens, sparse)
+        during_attention = (3 + 2) * wide * tokens * dim + extra
     chunk_tokens = _frames_of_chunk(layout, num_frames) * layout.tokens_per_frame
     after_attention = wide * dim * (tokens + 2 * mlp_ratio * chunk_tokens)
     return {
         "kept_tokens": wide * len(trunk.kept_layers(taps, depth)) * tokens * 2 * dim,
         "trunk": int(stream + max(before_attention, during_attention, after_attention)),
     }
-
-
-def _pads_frames(layout, attention, head_dim: int, precision: Precision) -> bool:
-    """Whether the tokens of a frame are padded for kernels."""
-    dense = within_frames(attention)
-    padded = padded_tokens(
-        layout.tokens_per_frame, dense, head_dim=head_dim, dtype=precision.compute_dtype
-    )
-    return padded != layout.tokens_per_frame
-
-
-def _bytes_of_lists(tokens: int, attention: BlockSparse) -> int:
-    """The lists of kept blocks of one head."""
-    rows, blocks = count_blocks(tokens, attention.block_q), count_blocks(tokens, attention.block_k)
-    # A threshold may keep everything.
-    left_out = 0
-    if attention.cdf_threshold is None and attention.sparse_ratio is not None:
-        left_out = np.min(attention.sparse_ratio)
-    return rows * int((1 - left_out) * blocks) * index_dtype(blocks).itemsize
 
 
 def _frames_of_chunk(layout: TokenLayout, num_frames: int) -> int:
@@ -274,7 +258,7 @@ def check_memory(
     *,
     num_query_points: int = 0,
     compute_dtype: DTypeLike | None = None,
-    attention: Dense | BlockSparse = Dense(),
+    attention: SceneAttention = Dense(),
     streamed: bool = False,
     free: int | None = None,
 ) -> MemoryCheck:

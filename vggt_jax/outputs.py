@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 
 from vggt_jax import geometry
 from vggt_jax.host import with_numpy
-from vggt_jax.layers.sparse_attention import AttentionStats
+from vggt_jax.layers.scene_attention import AttentionStats
 from vggt_jax.preprocess import FrameTransform
 
 # JAX's in pure functions, NumPy's in what `infer` returns and files hold.
@@ -34,7 +34,7 @@ class VGGTOutput:
         depth_conf, world_points_conf: confidence, `1 + exp(x)`, above 1 and not bounded.
         track: pixels `(x, y)` of the query points in every frame.
         vis, conf: visibility and confidence of each track, in [0, 1].
-        attention_stats: what block-sparse attention did in each layer; None where it was dense.
+        attention_stats: what attention did in each layer; None where it was dense.
     """
 
     pose_enc: Float[Array, "b s 9"] | None = None
@@ -77,7 +77,7 @@ class Pi3Output:
         local_points: where it lies in the coordinates of its own camera; z, the depth, is positive.
         conf: confidence in the points before the sigmoid.
         camera_poses: world_from_camera.
-        attention_stats: what block-sparse attention did in each layer; None where it was dense.
+        attention_stats: what attention did in each layer; None where it was dense.
     """
 
     points: Float[Array, "b s height width 3"]
@@ -129,7 +129,7 @@ class Reconstruction:
             for the alternative.
         tracks: pixels `(x, y)` of the query points in every frame; may leave the image.
         track_visibility, track_confidence: in [0, 1].
-        attention_stats: what block-sparse attention did in each layer; None where it was dense.
+        attention_stats: what attention did in each layer; None where it was dense.
         confidence_kind: "one_plus_exp" (VGGT): above 1 and not bounded, so that thresholds are best
             percentiles; "sigmoid" (π³): in [0, 1], where the official code keeps what is above 0.1.
         pixel_centre: where the ray of the first pixel meets the image that `intrinsics` describe:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vggt_jax.errors import InputError
-from vggt_jax.layers.sparse_attention import AttentionStats
+from vggt_jax.layers.scene_attention import AttentionStats
 from vggt_jax.outputs import Reconstruction
 from vggt_jax.preprocess import RESULTS, FrameTransform
 

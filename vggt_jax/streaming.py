@@ -12,7 +12,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from vggt_jax.layers.attention import Dense
-from vggt_jax.layers.sparse_attention import BlockSparse
+from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.loading import Model
 from vggt_jax.models.frames import encode_and_aggregate
 from vggt_jax.models.pi3 import Pi3
@@ -56,7 +56,7 @@ class Stream:
         model: Model,
         inputs: dict[str, Any],
         *,
-        attention: Dense | BlockSparse = Dense(),
+        attention: SceneAttention = Dense(),
         compute_dtype: DTypeLike | None = None,
         compiled: bool = False,
         frames_in_piece: int | None = None,

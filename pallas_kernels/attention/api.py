@@ -12,6 +12,7 @@ from pallas_kernels.arguments import (
     DTYPES,
     check_implementation,
     check_interpret,
+    check_key_bias,
     check_kv_lengths,
     checked_scale,
     on_device,
@@ -45,6 +46,7 @@ def block_sparse_attention(
     block_map: BlockMap,
     *,
     kv_lengths: int | Int[Array, "..."] | None = None,
+    key_bias: Float[Array, "n kv"] | None = None,
     scale: float | None = None,
     implementation: Implementation | None = None,
     config: MosaicGpuConfig | TritonConfig | None = None,
@@ -59,6 +61,7 @@ def block_sparse_attention(
     block_map: BlockMap,
     *,
     kv_lengths: int | Int[Array, "..."] | None = None,
+    key_bias: Float[Array, "n kv"] | None = None,
     scale: float | None = None,
     implementation: Implementation | None = None,
     config: MosaicGpuConfig | TritonConfig | None = None,
@@ -72,6 +75,7 @@ def block_sparse_attention(
     block_map: BlockMap,
     *,
     kv_lengths: int | Int[Array, "..."] | None = None,
+    key_bias: Float[Array, "n kv"] | None = None,
     scale: float | None = None,
     implementation: Implementation | None = None,
     config: MosaicGpuConfig | TritonConfig | None = None,
@@ -92,6 +96,9 @@ def block_sparse_attention(
         kv_lengths: how many leading keys count, or for each key block how many of its leading keys
             do; None for all. Keys and values that do not count have no influence, whatever they
             hold.
+        key_bias: what is added to the scaled scores of each head and key, float32: finite, or -inf
+            to leave a key out. The logarithm of a number makes a key count as often as that. It has
+            a gradient. Where lengths can say the same as -inf, they are faster.
         scale: of the scores, a positive number known when tracing; `1 / sqrt(h)` by default.
         implementation: "mosaic_gpu" (a Pallas kernel for Hopper GPUs, with JAX from 0.11 on:
             bfloat16 and float16, head dims 64 and 128, query blocks of 128 or more, key blocks of
@@ -100,8 +107,9 @@ def block_sparse_attention(
             memory bounded), "reference" (the oracle, all scores in memory), or None for the first
             of them that can do this here. A name means that one or an error.
         config: settings of a kernel, whose implementation they imply; None for the tuned ones.
-        return_lse: also return the log-sum-exp of each query's scaled scores, float32; `-inf` where
-            it sees no key. Results over disjoint sets of keys can be merged with it.
+        return_lse: also return the log-sum-exp of each query's scaled scores, biases included,
+            float32; `-inf` where it sees no key. Results over disjoint sets of keys can be merged
+            with it.
         interpret: run the kernel in Pallas's interpreter, on any device, slowly; Triton's if none
             is named. That of "mosaic_gpu" simulates its threads, and raises if they race; it asks
             for the environment variable NPROC where there are few cores.
@@ -115,6 +123,7 @@ def block_sparse_attention(
     if implementation is None and interpret:
         implementation = "triton"
     _check_arguments(q, k, v, block_map, kv_lengths, implementation, config, interpret)
+    check_key_bias(key_bias, heads=q.shape[1], keys=k.shape[0])
     scale = checked_scale(scale, q.shape[-1])
     implementation = _choose_implementation(implementation, q, block_map, interpret)
     if config is None and implementation in _KERNELS:
@@ -127,6 +136,7 @@ def block_sparse_attention(
         v,
         block_map,
         on_device(kv_lengths, beside=q),
+        key_bias,
         scale=scale,
         implementation=implementation,
         config=config,
@@ -159,34 +169,35 @@ class _Blocks(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("scale", "implementation", "config", "interpret"))
 @jax.named_scope("block_sparse_attention")
-def _attend(q, k, v, block_map, kv_lengths, *, scale, implementation, config, interpret):
+def _attend(q, k, v, block_map, kv_lengths, key_bias, *, scale, implementation, config, interpret):
     kv_tokens = tokens_per_block(kv_lengths, k.shape[0], block_map.block_k)
     if implementation == "reference":
         from pallas_kernels.attention import reference
 
-        out, lse = reference.attention(q, k, v, block_map, kv_tokens, scale)
+        out, lse = reference.attention(q, k, v, block_map, kv_tokens, scale, key_bias=key_bias)
         return out.astype(q.dtype), lse
     if implementation == "xla":
         from pallas_kernels.attention import xla
 
-        return xla.attention(q, k, v, block_map, kv_tokens, scale)
+        return xla.attention(q, k, v, block_map, kv_tokens, scale, key_bias=key_bias)
 
     all_whole = kv_lengths is None and k.shape[0] % block_map.block_k == 0
-    return _run_kernel(scale, config, interpret, all_whole, q, k, v, block_map, kv_tokens)
+    arrays = (q, k, v, block_map, kv_tokens, key_bias)
+    return _run_kernel(scale, config, interpret, all_whole, *arrays)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
-def _run_kernel(scale, config, interpret, all_whole, q, k, v, block_map, kv_tokens):
+def _run_kernel(scale, config, interpret, all_whole, q, k, v, block_map, kv_tokens, key_bias):
     """The kernel whose config this is."""
     kv_tokens = None if all_whole else kv_tokens
     arrays = (q, k, v, block_map, kv_tokens)
     if isinstance(config, MosaicGpuConfig):
         from pallas_kernels.attention import mosaic_gpu
 
-        return mosaic_gpu.attention(*arrays, scale, config, interpret=interpret)
+        return mosaic_gpu.attention(*arrays, scale, config, key_bias=key_bias, interpret=interpret)
     from pallas_kernels.attention import triton
 
-    return triton.attention(*arrays, scale, config, interpret=interpret)
+    return triton.attention(*arrays, scale, config, key_bias=key_bias, interpret=interpret)
 
 
 def _forward(*args):
@@ -196,10 +207,14 @@ def _forward(*args):
 def _backward(scale, config, interpret, all_whole, saved, cotangents):
     from pallas_kernels.attention import xla
 
-    q, k, v, block_map, kv_tokens = saved
-    compute = lambda q, k, v: xla.attention(q, k, v, block_map, kv_tokens, scale)
-    _, pull_back = jax.vjp(compute, q, k, v)
-    return *pull_back(cotangents), None, None
+    q, k, v, block_map, kv_tokens, key_bias = saved
+
+    def attention(q, k, v, key_bias):
+        return xla.attention(q, k, v, block_map, kv_tokens, scale, key_bias=key_bias)
+
+    _, pull_back = jax.vjp(attention, q, k, v, key_bias)
+    *of_qkv, of_bias = pull_back(cotangents)
+    return *of_qkv, None, None, of_bias
 
 
 _run_kernel.defvjp(_forward, _backward)

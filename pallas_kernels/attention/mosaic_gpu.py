@@ -69,13 +69,24 @@ _PRODUCER_REGISTERS = 24
 _MAX_REFERENCE = 2.0**24
 
 
-def attention(q, k, v, block_map, kv_tokens, scale, config: MosaicGpuConfig, *, interpret=False):
+def attention(
+    q,
+    k,
+    v,
+    block_map,
+    kv_tokens,
+    scale,
+    config: MosaicGpuConfig,
+    *,
+    key_bias=None,
+    interpret=False,
+):
     """The output [t n h] in q's type and the log-sum-exp [t n].
 
     `kv_tokens`: how many tokens of each key block count, or None where all blocks are whole.
     """
     t, n, h = q.shape
-    lists = list_keys(block_map, kv_tokens, interpret=interpret)
+    lists = list_keys(block_map, kv_tokens, key_bias, interpret=interpret)
     # An array is at least as large as a tile that is copied, and 8 rows divide it.
     # What a tile has beyond the end of its array is read as zero, and not written.
     padded_q, padded_k, padded_v = (
@@ -90,12 +101,18 @@ def attention(q, k, v, block_map, kv_tokens, scale, config: MosaicGpuConfig, *, 
             factor=scale * _LOG2_E,
             block_q=block_map.block_q,
             block_k=block_map.block_k,
+            has_bias=key_bias is not None,
             config=config,
             interpret=interpret,
         )
     )
     operands = [padded_q, padded_k, padded_v, _work_order(lists, block_map, tiles)]
-    out, lse = run(*(x[None] for x in [*operands, *lists.operands()]))
+    operands += lists.operands()
+    if key_bias is not None:
+        # In whole tiles, and as exponents of 2.
+        missing = count_blocks(len(k), TILE_K) * TILE_K - len(k)
+        operands.append(jnp.pad(_LOG2_E * key_bias, ((0, 0), (0, missing))))
+    out, lse = run(*(x[None] for x in operands))
     out, lse = out[0], lse[0]
     failed = jnp.isnan(lse).reshape(n * tiles, TILE_Q).any(axis=1).astype(jnp.int32)
     out, lse = triton.redo(
@@ -108,6 +125,7 @@ def attention(q, k, v, block_map, kv_tokens, scale, config: MosaicGpuConfig, *, 
         failed,
         out[:t],
         lse[:, :t],
+        key_bias=key_bias,
         config=dataclasses.replace(
             choose_triton_config(q.dtype, h, block_map.block_q, block_map.block_k), tile_q=TILE_Q
         ),
@@ -136,14 +154,15 @@ def _over_scenes(run):
     return folded
 
 
-def _run(q, k, v, order, *lists, num_tiles, config, interpret, **options):
-    """The kernel on scenes: queries, keys, values [s t n h], tiles in order of work, `KeyLists`."""
+def _run(q, k, v, order, *rest, num_tiles, has_bias, config, interpret, **options):
+    """The kernel on scenes: q, k, v [s t n h], tiles in order of work, `KeyLists`, biases."""
     scenes, _, n, h = q.shape
     num_blocks = 2 if interpret else devices.multiprocessors()
     kernel = functools.partial(
         _kernel,
         num_tiles=num_tiles,
         num_lanes=num_blocks * config.streams,
+        has_bias=has_bias,
         config=config,
         **options,
     )
@@ -151,35 +170,37 @@ def _run(q, k, v, order, *lists, num_tiles, config, interpret, **options):
         lambda *refs, **scratch: kernel(*refs, **scratch),
         num_blocks=num_blocks,
         num_warpgroups=config.streams * _CONSUMERS + 1,
-        scratch=_scratch(q.dtype, h, config, interpret),
+        scratch=_scratch(q.dtype, h, has_bias, config, interpret),
         out_type=[
             jax.ShapeDtypeStruct(q.shape, q.dtype),
             jax.ShapeDtypeStruct((scenes, n, num_tiles * TILE_Q), jnp.float32),
         ],
         interpret=interpret,
         name="block_sparse_attention",
-    )(q, k, v, order, *lists)
+    )(q, k, v, order, *rest)
 
 
-def _scratch(dtype, h, config, interpret):
+def _scratch(dtype, h, has_bias, config, interpret):
     """Shared memory and barriers of a block."""
 
     tiles = lambda number, rows, columns=h: smem_tiles(number, rows, columns, dtype)
     consumers = config.streams * _CONSUMERS
     slots = config.streams * config.stages
-    filled = functools.partial(plgpu.Barrier, num_arrivals=1)
     by_consumers = functools.partial(plgpu.Barrier, num_arrivals=_CONSUMERS)
     # The simulator multiplies what is in shared memory only.
     simulated = {"weights_smem": tiles(consumers, _ROWS, TILE_K)} if interpret else {}
-    return simulated | {
+    biases = {"bias_smem": plgpu.SMEM((slots, TILE_K), jnp.float32)} if has_bias else {}
+    return {
+        **simulated,
+        **biases,
         "q_smem": tiles(consumers, _ROWS),
         "k_smem": tiles(slots, TILE_K),
         "v_smem": tiles(slots, TILE_K),
         "out_smem": tiles(consumers, _ROWS),
         "lse_smem": plgpu.SMEM((consumers, _ROWS), jnp.float32),
         "q_full": plgpu.Barrier(num_arrivals=_CONSUMERS, num_barriers=config.streams),
-        "k_full": filled(num_barriers=slots),
-        "v_full": filled(num_barriers=slots),
+        "k_full": plgpu.Barrier(num_arrivals=1 + has_bias, num_barriers=slots),
+        "v_full": plgpu.Barrier(num_arrivals=1, num_barriers=slots),
         "q_free": by_consumers(num_barriers=config.streams),
         "k_free": by_consumers(num_barriers=slots),
         "v_free": by_consumers(num_barriers=slots),
@@ -206,12 +227,14 @@ def _work_order(lists, block_map, tiles):
 
 def _kernel(
     q_ref, k_ref, v_ref, order_ref, indices_ref, num_whole_ref, *refs,
-    num_tiles, num_lanes, factor, block_q, block_k, config,
+    num_tiles, num_lanes, factor, block_q, block_k, has_bias, config,
     q_smem, k_smem, v_smem, out_smem, lse_smem,
     q_full, k_full, v_full, q_free, k_free, v_free, cleaned, weights_smem=None,
+    bias_smem=None,
 ):  # fmt: skip
     """A block of threads. Its streams, and those of all others, are the `num_lanes` lanes."""
     *partial_refs, out_ref, lse_ref = refs
+    bias_ref = partial_refs.pop() if has_bias else None
     num_listed_ref, tokens_ref = partial_refs or (num_whole_ref, None)
     has_partial_blocks = tokens_ref is not None
     streams, stages = config.streams, config.stages
@@ -291,6 +314,10 @@ def _kernel(
                         plgpu.barrier_wait(free.at[slot])
 
                     plgpu.copy_gmem_to_smem(ref.at[scene, rows, head], smem.at[slot], full.at[slot])
+                    if bias_ref is not None and bias_smem is not None and ref is k_ref:
+                        plgpu.copy_gmem_to_smem(
+                            bias_ref.at[scene, head, rows], bias_smem.at[slot], full.at[slot]
+                        )
                 return following
 
             lax.fori_loop(0, steps, step, first)
@@ -322,8 +349,24 @@ def _kernel(
         def score(scores, slot):
             plgpu.wgmma(scores, queries, k_smem.at[slot].transpose((1, 0)))
 
+        def biases_in(slot, *, shared):
+            """Biases of the keys in a slot, as exponents of 2, or the one of all; or None."""
+            if bias_smem is None:
+                return None
+            if shared:
+                bias = bias_smem[slot, 0]
+            else:
+                layout = plgpu.Layout.WGMMA.reduce(0)
+                bias = plgpu.load(bias_smem.at[slot], layout=layout, optimized=False)
+            if weights_smem is not None:
+                # The simulator wants a fence between what threads read and what TMA then
+                # overwrites. On a GPU the barrier that says so is enough: numbers are in registers
+                # when it is arrived at.
+                plgpu.commit_smem()
+            return bias
+
         def score_alone(slot):
-            """Scores of the keys in a slot, waited for."""
+            """Scores of the keys in a slot, waited for, and their biases."""
             plgpu.barrier_wait(k_full.at[slot])
 
             def run(scores):
@@ -331,12 +374,17 @@ def _kernel(
                 return scores[...]
 
             scores = pl.run_scoped(run, accumulator((_ROWS, TILE_K)))
+            biases = biases_in(slot, shared=False)
             plgpu.barrier_arrive(k_free.at[slot])
-            return scores
+            if biases is not None:
+                biases = lax.broadcast_in_dim(biases, scores.shape, [1])
+            return scores, biases
 
-        def weigh(scores, reference, sums):
+        def weigh(scores, reference, sums, biases=None):
             """Weights in `dtype`, and `sums` with them added."""
-            weights = jnp.exp2(scores * factor - across(reference, scores.shape))
+            subtract = across(reference, scores.shape)
+            subtract = subtract if biases is None else subtract - biases
+            weights = jnp.exp2(scores * factor - subtract)
             for column in range(0, TILE_K, _SUMS):
                 sums = sums + weights[:, column : column + _SUMS]
             return weights.astype(dtype), sums
@@ -384,11 +432,13 @@ def _kernel(
 
             plgpu.barrier_wait(q_full.at[stream])
             first_count = keys_that_count(scene, head, row, int32(0))
-            scores = leave_out(score_alone(slot(int32(0))), first_count)
-            highest = scores.max(axis=1) * factor
+            scores, biases = score_alone(slot(int32(0)))
+            scores = leave_out(scores, first_count)
+            biased = scores if biases is None else scores + biases * (1 / factor)
+            highest = biased.max(axis=1) * factor
             reference = jnp.where(highest == -jnp.inf, 0.0, highest)
             no_sums = plgpu.layout_cast(jnp.zeros((_ROWS, _SUMS), jnp.float32), plgpu.Layout.WGMMA)
-            weights, sums = weigh(scores, reference, no_sums)
+            weights, sums = weigh(scores, reference, no_sums, biases)
 
             def accumulate(out):
                 """Adds weighted values to `out`; returns it and the sums of weights."""
@@ -397,6 +447,7 @@ def _kernel(
                     weights, sums = carry
                     now, before = slot(i), slot(i - 1)
                     plgpu.barrier_wait(k_full.at[now])
+                    bias = biases_in(now, shared=True)
 
                     def run(scores):
                         score(scores, now)
@@ -411,7 +462,8 @@ def _kernel(
                     # weights until the product that reads them is done.
                     scores = lax.optimization_barrier(scores)
                     plgpu.barrier_arrive(k_free.at[now])
-                    new_weights, sums = weigh(scores, reference, sums)
+                    shifted = reference if bias is None else reference - bias
+                    new_weights, sums = weigh(scores, shifted, sums)
                     new_weights, sums = lax.optimization_barrier((new_weights, sums))
                     plgpu.wgmma_wait(0)
                     new_weights, _ = lax.optimization_barrier((new_weights, weights))
@@ -424,8 +476,9 @@ def _kernel(
                     plgpu.barrier_arrive(v_free.at[slot])
 
                 def partial_step(i, sums):
-                    scores = leave_out(score_alone(slot(i)), keys_that_count(scene, head, row, i))
-                    weights, sums = weigh(scores, reference, sums)
+                    scores, biases = score_alone(slot(i))
+                    scores = leave_out(scores, keys_that_count(scene, head, row, i))
+                    weights, sums = weigh(scores, reference, sums, biases)
                     plgpu.barrier_wait(v_full.at[slot(i)])
                     clean_values(slot(i), keys_that_count(scene, head, row, i))
                     take_values(slot(i), weights)

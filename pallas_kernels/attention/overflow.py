@@ -30,6 +30,11 @@ def halve(q: Float[Array, "*q h"], times: Float[Array, "*q"]) -> Float[Array, "*
     return (smaller * jnp.exp2(first - times)[..., None]).astype(q.dtype)
 
 
+def halve_bias(times: Float[Array, "*q"]) -> Float[Array, "*q"]:
+    """The factor `2**-times` of what is added to scores; never 0, which makes NaN of -inf."""
+    return jnp.exp2(-jnp.minimum(times, 126.0))
+
+
 def restore(times: Float[Array, "*q"], scale: float) -> Float[Array, "*q"]:
     """The factor that makes scaled scores of differences: `scale * 2**times`.
 

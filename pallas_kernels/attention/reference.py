@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from pallas_kernels.blocks import tokens_that_count
 
 
-def attention(q, k, v, block_map, kv_tokens, scale):
+def attention(q, k, v, block_map, kv_tokens, scale, *, key_bias=None):
     """q [t n h], k and v [kv n h]: the output [t n h] and the log-sum-exp of the scores [t n]."""
     q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
     counts = tokens_that_count(kv_tokens, k.shape[0], block_map.block_k)
@@ -18,6 +18,9 @@ def attention(q, k, v, block_map, kv_tokens, scale):
 
     highest = jax.lax.Precision.HIGHEST
     scores = scale * jnp.einsum("tnh,snh->nts", q, k, precision=highest)
+    if key_bias is not None:
+        scores += key_bias[:, None]
+        mask &= key_bias[:, None] > -jnp.inf
     scores = jnp.where(mask, scores, -jnp.inf)
     lse = jax.nn.logsumexp(scores, axis=-1)
     # Queries that keep nothing have no probabilities: their output is zero.

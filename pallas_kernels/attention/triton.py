@@ -29,13 +29,15 @@ _LOG2_E = math.log2(math.e)
 _MAX_FUSED = 2.0**24
 
 
-def attention(q, k, v, block_map, kv_tokens, scale, config: TritonConfig, *, interpret=False):
+def attention(
+    q, k, v, block_map, kv_tokens, scale, config: TritonConfig, *, key_bias=None, interpret=False
+):
     """The output [t n h] in q's type and the log-sum-exp [t n].
 
     `kv_tokens`: how many tokens of each key block count, or None where all blocks are whole.
     """
     lists = list_keys(block_map, kv_tokens, interpret=interpret)
-    launch = _Launch(q, k, v, lists, block_map, scale, config, interpret)
+    launch = _Launch(q, k, v, lists, block_map, scale, key_bias, config, interpret)
     if q.dtype == jnp.float32:  # Its products dwarf what a faster softmax would save.
         out, lse = launch(
             functools.partial(launch.attend, any_scores=True), name="block_sparse_attention"
@@ -49,20 +51,19 @@ def attention(q, k, v, block_map, kv_tokens, scale, config: TritonConfig, *, int
         out_shape=[flags],
         name="block_sparse_attention",
     )
-    out, lse = redo(
-        q, k, v, lists, block_map, scale, failed, out, lse, config=config, interpret=interpret
-    )
+    options = {"key_bias": key_bias, "config": config, "interpret": interpret}
+    out, lse = redo(q, k, v, lists, block_map, scale, failed, out, lse, **options)
     return out, lse.T
 
 
-def redo(q, k, v, lists, block_map, scale, failed, out, lse, *, config, interpret):
+def redo(q, k, v, lists, block_map, scale, failed, out, lse, *, key_bias=None, config, interpret):
     """Computes those tiles again of which `failed` is positive, whatever their scores.
 
     Args:
         failed: of each tile of `config.tile_q` queries, heads after each other.
         out, lse: results so far [t n h] and [n t]; the others are kept.
     """
-    launch = _Launch(q, k, v, lists, block_map, scale, config, interpret)
+    launch = _Launch(q, k, v, lists, block_map, scale, key_bias, config, interpret)
 
     def attend(*refs):
         *inputs, failed_ref, _, _, out_ref, lse_ref = refs
@@ -92,7 +93,7 @@ _FLAG = pl.BlockSpec((1,), lambda i: (i,))
 class _Launch:
     """What launches of the kernel for some arguments share: one program for a tile of queries."""
 
-    def __init__(self, q, k, v, lists, block_map, scale, config, interpret):
+    def __init__(self, q, k, v, lists, block_map, scale, key_bias, config, interpret):
         t, n, h = q.shape
         block_q, block_k = block_map.block_q, block_map.block_k
         tile_q = config.tile_q
@@ -107,11 +108,13 @@ class _Launch:
         keys = pl.BlockSpec((k.shape[0], None, h), lambda i: (0, i // tiles, 0))
         count = pl.BlockSpec((None, 1), row)
         capacity = lists.indices.shape[-1]
-        self.operands = [q, k, v, *lists.operands()]
-        self.in_specs = [
-            queries,
-            keys,
-            keys,
+        self.operands = [q, k, v]
+        self.in_specs = [queries, keys, keys]
+        if key_bias is not None:  # In units of unscaled scores.
+            self.operands.append(jnp.pad(key_bias / scale, ((0, 0), (0, missing))))
+            self.in_specs.append(pl.BlockSpec((None, k.shape[0]), lambda i: (i // tiles, 0)))
+        self.operands += lists.operands()
+        self.in_specs += [
             pl.BlockSpec((None, None, capacity), lambda i: (*row(i), 0)),
             count,
         ]
@@ -126,6 +129,7 @@ class _Launch:
             scale=scale,
             block_k=block_k,
             tile_k=config.tile_k,
+            has_bias=key_bias is not None,
             has_partial_blocks=lists.kv_tokens is not None,
             interpret=interpret,
         )
@@ -154,12 +158,13 @@ class _Launch:
 
 
 def _attend_tile(
-    program, q_ref, k_ref, v_ref, indices_ref, *refs, num_queries, scale, block_k, tile_k,
-    has_partial_blocks, any_scores, interpret,
+    program, q_ref, k_ref, v_ref, *refs, num_queries, scale, block_k, tile_k,
+    has_bias, has_partial_blocks, any_scores, interpret,
 ):  # fmt: skip
     """Program number `program`. Unless it is to work for `any_scores`, a flag tells failure."""
     refs = list(refs)
-    num_whole = refs.pop(0)[0]
+    bias_ref = refs.pop(0) if has_bias else None
+    indices_ref, num_whole = refs.pop(0), refs.pop(0)[0]
     num_listed, tokens_ref = num_whole, None
     if has_partial_blocks:
         num_listed, tokens_ref = refs.pop(0)[0], refs.pop(0)
@@ -195,11 +200,20 @@ def _attend_tile(
         precision = lax.Precision.HIGHEST if dtype == jnp.float32 else None
         return jnp.dot(a, b, preferred_element_type=jnp.float32, precision=precision)
 
-    def walk(q, exponents, reference, correction_exponent):
+    def score(q, keys, bias_factor):
+        """Unscaled scores of some keys, by their indices, with their biases."""
+        scores = product(q, k_ref[keys, :].T)
+        if bias_ref is None:
+            return scores
+        biases = bias_ref[keys][None]
+        return scores + (biases if bias_factor is None else biases * bias_factor[:, None])
+
+    def walk(q, exponents, reference, correction_exponent, bias_factor=None):
         """Walks the list with the online softmax: the outputs, their weights' sums, the references.
 
         Weights are 2 to the power of `exponents(scores, references)`. A query's reference grows
-        with the maximum of its scores: it is `reference(maximum)`.
+        with the maximum of its scores: it is `reference(maximum)`. Biases times a query's
+        `bias_factor`, or as they are, are of the size of its scores.
         """
 
         def accumulate(carry, scores, values, *, may_be_empty):
@@ -219,22 +233,21 @@ def _attend_tile(
 
         def whole_step(j, carry):
             spans = [keys_of(j * pieces_per_step + i) for i in range(pieces_per_step)]
-            scores = [product(q, k_ref[span, :].T) for span in spans]
-            return accumulate(carry, scores, [v_ref[span, :] for span in spans], may_be_empty=False)
+            scores = [score(q, span, bias_factor) for span in spans]
+            values = [v_ref[span, :] for span in spans]
+            return accumulate(carry, scores, values, may_be_empty=biases_may_hide)
 
         def odd_step(i, carry):
             """One piece: first what the steps left of the whole blocks, then the partial blocks."""
             if tokens_ref is None:
                 span = keys_of(i)
-                scores = product(q, k_ref[span, :].T)
-                return accumulate(carry, [scores], [v_ref[span, :]], may_be_empty=False)
+                scores = score(q, span, bias_factor)
+                return accumulate(carry, [scores], [v_ref[span, :]], may_be_empty=biases_may_hide)
             block, start = locate(i)
             tokens = tokens_ref[block]  # at least one
             # Keys that do not count are not read: the last one that does takes their place.
             rows = block * block_k + jnp.minimum(start + lane, tokens - 1)
-            scores = jnp.where(
-                (start + lane)[None] < tokens, product(q, k_ref[rows, :].T), -jnp.inf
-            )
+            scores = jnp.where((start + lane)[None] < tokens, score(q, rows, bias_factor), -jnp.inf)
             return accumulate(carry, [scores], [v_ref[rows, :]], may_be_empty=True)
 
         nothing = (
@@ -250,6 +263,9 @@ def _attend_tile(
             num_steps * pieces_per_step, num_listed * pieces_per_block, odd_step, carry
         )
 
+    # Where all keys so far are left out by their biases, a tile fails, unless it is to work for any
+    # scores.
+    biases_may_hide = has_bias and any_scores
     factor = scale * _LOG2_E
     if any_scores:
         halvings = overflow.halvings(q)
@@ -259,6 +275,7 @@ def _attend_tile(
             exponents=lambda scores, ref: (scores - ref) * factor[:, None],
             reference=lambda maximum: maximum,
             correction_exponent=lambda old, new: (old - new) * factor,
+            bias_factor=overflow.halve_bias(halvings) if has_bias else None,
         )
         ref = ref * factor
     else:

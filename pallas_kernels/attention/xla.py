@@ -23,6 +23,7 @@ def attention(
     kv_tokens,
     scale,
     *,
+    key_bias=None,
     keys_per_step=_KEYS_PER_STEP,
     max_gathered_bytes=_MAX_GATHERED_BYTES,
 ):
@@ -39,12 +40,14 @@ def attention(
     k, v = (jnp.where(counts, x, 0) for x in (k, v))
     q = _in_blocks(q, block_map.num_q_blocks, block_q)  # [n, qb, block_q, h]
     k, v = (_in_blocks(x, block_map.num_kv_blocks, block_k) for x in (k, v))
+    if key_bias is not None:  # In units of unscaled scores, [n, kb, block_k].
+        key_bias = _in_blocks(key_bias.T / scale, block_map.num_kv_blocks, block_k)
 
     slots = min(block_map.capacity, max(1, keys_per_step // block_k))
     stripe = max(1, max_gathered_bytes // (4 * n * slots * block_k * h))
     stripe = min(stripe, block_map.num_q_blocks)
     # Steps are computed again for gradients, instead of keeping their weights.
-    step = jax.checkpoint(functools.partial(_attend_to_some, k, v, kv_tokens))
+    step = jax.checkpoint(functools.partial(_attend_to_some, k, v, kv_tokens, key_bias))
 
     @jax.checkpoint
     def attend(inputs):
@@ -52,6 +55,7 @@ def attention(
         halvings = overflow.halvings(queries)
         queries = overflow.halve(queries, halvings)
         factor = overflow.restore(halvings, scale)
+        bias_factor = overflow.halve_bias(halvings)
         live = leading(counts, block_map.capacity)
         lists = jax.tree.map(lambda x: _in_steps(x, slots), (indices.astype(jnp.int32), live))
         rows = queries.shape[:-1]
@@ -61,7 +65,9 @@ def attention(
             jnp.zeros(rows, jnp.float32),
         )
         (out, top, total), _ = lax.scan(
-            lambda carry, some: (step(queries, factor, carry, some), None), start, lists
+            lambda carry, some: (step(queries, factor, bias_factor, carry, some), None),
+            start,
+            lists,
         )
         some = total > 0
         total = jnp.where(some, total, 1.0)
@@ -75,10 +81,11 @@ def attention(
     return out.astype(v.dtype), lse
 
 
-def _attend_to_some(k, v, kv_tokens, queries, factor, carry, some):
+def _attend_to_some(k, v, kv_tokens, key_bias, queries, factor, bias_factor, carry, some):
     """One step of the softmax over listed blocks; indices and whether they are live: [n, r, g].
 
-    `factor` makes scaled scores of differences of scores.
+    `factor` makes scaled scores of differences of scores, `bias_factor` a bias as small as these
+    scores.
     """
     out, top, total = carry
     indices, live = some
@@ -89,6 +96,8 @@ def _attend_to_some(k, v, kv_tokens, queries, factor, carry, some):
     scores = jnp.einsum(
         "nrqh,nrgkh->nrqgk", queries, keys, precision=highest, preferred_element_type=jnp.float32
     )
+    if key_bias is not None:
+        scores += bias_factor[..., None, None] * gather(key_bias, indices)[:, :, None]
     counts = leading(jnp.where(live, kv_tokens[indices], 0), block_k)
     scores = jnp.where(counts[:, :, None], scores, -jnp.inf)
 
@@ -108,8 +117,8 @@ def _attend_to_some(k, v, kv_tokens, queries, factor, carry, some):
 
 
 def _in_blocks(x, num_blocks, block):
-    """[t n h] -> [n blocks block h], padded with zeros."""
-    x = jnp.pad(x, ((0, num_blocks * block - x.shape[0]), (0, 0), (0, 0)))
+    """[t n ...] -> [n blocks block ...], padded with zeros."""
+    x = jnp.pad(x, ((0, num_blocks * block - x.shape[0]),) + ((0, 0),) * (x.ndim - 1))
     return jnp.moveaxis(x.reshape(num_blocks, block, *x.shape[1:]), 2, 0)
 
 

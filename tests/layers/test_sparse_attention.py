@@ -10,9 +10,9 @@ from scipy.special import softmax
 from scipy.stats import entropy
 
 from pallas_kernels.selection.reference import select_by_sorting
-from vggt_jax import BlockSparse
-from vggt_jax.layers import sparse_attention as module
-from vggt_jax.layers.sparse_attention import LayerSetting, sparse_attention
+from vggt_jax import BlockSparse, Dense
+from vggt_jax.layers import few_queries
+from vggt_jax.layers.sparse_attention import sparse_attention
 
 RNG = np.random.default_rng(0)
 S, SPECIAL, PATCHES, N, H = 5, 3, 29, 2, 16
@@ -22,7 +22,7 @@ BLOCK_Q, BLOCK_K = 32, 16
 @pytest.fixture(autouse=True)
 def few_parts(monkeypatch):
     """Special tokens see eleven blocks of keys in four parts, of which the last one is shorter."""
-    monkeypatch.setattr(module, "_ENOUGH_TILES", 8)
+    monkeypatch.setattr(few_queries, "_ENOUGH_TILES", 8)
 
 
 def scene():
@@ -58,7 +58,8 @@ def run(qkv, ratio, threshold, frames=None, layer=0, seed=None):
     return sparse_attention(
         *qkv,
         num_special=SPECIAL,
-        setting=LayerSetting(ratio, threshold),
+        sparse_ratio=ratio,
+        cdf_threshold=threshold,
         attention=BlockSparse(sparse_ratio=0.5, block_q=BLOCK_Q, block_k=BLOCK_K, random_seed=seed),
         layer=layer,
         num_frames=frames,
@@ -198,8 +199,8 @@ def test_settings_check_themselves(settings, message):
 def test_settings_by_layer():
     attention = BlockSparse(sparse_ratio=[0.1, 0.2, 0.3], cdf_threshold=0.9, layers=[0, 2])
     assert hash(attention) == hash(BlockSparse(**vars(attention)))
-    expected = [LayerSetting(0.1, 0.9), None, LayerSetting(0.3, 0.9)]
-    assert attention.of_layers(3) == expected
+    first, third = (BlockSparse(sparse_ratio=ratio, cdf_threshold=0.9) for ratio in (0.1, 0.3))
+    assert attention.of_layers(3) == [first, Dense(), third]
     with pytest.raises(ValueError, match="sparse_ratio has 3 numbers, but there are 4 layers"):
         attention.of_layers(4)
     with pytest.raises(ValueError, match=r"must be layers of the trunk, in \[0, 2\)"):

@@ -45,6 +45,7 @@ def attention(q, k, v, kv_lengths, mask, **options):
     return [
         attend(q, k, v, selected, return_lse=True),
         attend(q, k, v, given, kv_lengths=kv_lengths),
+        attend(q, k, v, given, kv_lengths=kv_lengths, key_bias=k[:, :, 0].T.astype(jnp.float32)),
         attend(q, k, v, full, kv_lengths=KV - 5),
         of_two(jnp.stack([q, 2 * q]), jnp.stack([kv_lengths, kv_lengths - 7])),
         [given.density(), given.keeps_same_blocks(full)],
@@ -69,8 +70,10 @@ def selection(q, k, length, ratio, key, **options):
 
 def gradients(q, k, v, mask, **options):
     block_map = BlockMap.from_dense_mask(mask, **BLOCKS)
-    attend = lambda *qkv: block_sparse_attention(*qkv, block_map, **options)
-    return jax.vjp(attend, q, k, v)[1](q)
+    attend = lambda q, k, v, bias: block_sparse_attention(
+        q, k, v, block_map, key_bias=bias, **options
+    )
+    return jax.vjp(attend, q, k, v, jnp.zeros((N, KV), jnp.float32))[1](q)
 
 
 def rope(x, cos, sin, bias, scale, offset, **options):

@@ -1,11 +1,12 @@
 """`vggt-jax bench`."""
 
 import dataclasses
+import functools
 import statistics
 import time
 from typing import Any, Literal
 
-from vggt_jax.cli.scene import ComputeType, OptionalFloat, sparse_or_dense
+from vggt_jax.cli.scene import ComputeType, OptionalFloat, OptionalInt, chosen_attention
 from vggt_jax.errors import InputError
 
 # Width and heads of the vision transformers of these names; VGGT-1B and Pi3 are large.
@@ -14,12 +15,12 @@ _WIDTHS = {"small": (384, 6), "base": (768, 12), "large": (1024, 16)}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Time a model with random weights on this machine, dense and sparse.
+    """Time a model with random weights on this machine, with dense attention and others.
 
     Prints a line for each number of frames: seconds of a reconstruction (median of the repeats, the
     compilation before them apart) and memory as compiled.
 
-        vggt-jax bench --frames 10 50 --sparse-ratio 0.75
+        vggt-jax bench --frames 10 50 --num-keys 8192 --sparse-ratio 0.75
     """
 
     architecture: Literal["vggt", "pi3"] = "vggt"
@@ -30,6 +31,8 @@ class Bench:
     """Numbers of frames."""
     size: tuple[int, int] = (518, 518)
     """Height and width of a frame, multiples of 14."""
+    num_keys: OptionalInt = None
+    """Also time attention to a sample of so many patches."""
     sparse_ratio: OptionalFloat = None
     """Also time block-sparse attention that leaves out this share of the blocks, in [0, 1]."""
     compute_dtype: ComputeType = None
@@ -46,11 +49,12 @@ class Bench:
             )
         if any(side < 14 or side % 14 for side in self.size):
             raise InputError(f"--size {self.size} must be multiples of 14, such as 518 518")
-        attentions = {"dense": sparse_or_dense(None, None)}
+        choose = functools.partial(chosen_attention, min_tokens=0)
+        attentions = {"dense": choose(None, None, None)}
+        if self.num_keys is not None:
+            attentions[f"{self.num_keys} keys"] = choose(self.num_keys, None, None)
         if self.sparse_ratio is not None:
-            attentions[f"sparse {self.sparse_ratio:g}"] = sparse_or_dense(
-                self.sparse_ratio, None, min_tokens=0
-            )
+            attentions[f"sparse {self.sparse_ratio:g}"] = choose(None, self.sparse_ratio, None)
         self._run(attentions)
 
     def _run(self, attentions: dict[str, Any]) -> None:

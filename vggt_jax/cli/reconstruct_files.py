@@ -81,11 +81,13 @@ def reconstruct_files(
     height, width = frames.images.shape[1:3]
     print(f"{len(frames.images)} frames of {width}x{height}, {num_points:,} points -> {out}")
     if (stats := result.attention_stats) is not None:
-        print(
-            f"attention kept {stats.density.mean():.1%} of the blocks with "
-            f"{stats.covered.mean():.1%} of the pooled probability, and saved "
-            f"{stats.saved.mean():.1%} of the arithmetic"
-        )
+        kept = f"saw {stats.density.mean():.1%} of the keys"
+        if not np.isnan(stats.covered).any():  # Of a sample it is not measured.
+            kept = (
+                f"kept {stats.density.mean():.1%} of the blocks with {stats.covered.mean():.1%} of "
+                "the pooled probability"
+            )
+        print(f"attention {kept}, and saved {stats.saved.mean():.1%} of the arithmetic")
     print(steps)
 
 

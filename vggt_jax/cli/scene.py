@@ -13,6 +13,8 @@ import tyro
 from vggt_jax import calibration, weights
 from vggt_jax.errors import InputError
 from vggt_jax.layers.attention import Dense
+from vggt_jax.layers.sampled_attention import Sampled
+from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.layers.sparse_attention import BlockSparse
 from vggt_jax.masks import Background
 from vggt_jax.outputs import Reconstruction
@@ -157,6 +159,9 @@ class Scene:
     min_confidence: OptionalFloat = None
     """Leave out points with a confidence not above this. Its scale is the model's: from 1 without
     bound for VGGT, where nothing is left out by default, and [0, 1] for Pi3, where it is 0.1."""
+    num_keys: OptionalInt = None
+    """Attention over all photographs sees a sample of so many patches, which stands for all of
+    them. 8192 suits fifty photographs and more. By default it sees everything."""
     sparse_ratio: OptionalFloat = None
     """Leave out this share of the blocks in attention over all photographs, in [0, 1]: 0.75 keeps a
     quarter and suits a hundred photographs and more. By default nothing is left out."""
@@ -214,13 +219,14 @@ class Scene:
             raise InputError("no images given; name a folder, a video or image files")
         return paths
 
-    def attention(self) -> Dense | BlockSparse:
+    def attention(self) -> SceneAttention:
         """The attention that was asked for.
 
         Raises:
-            InputError: a share lies outside [0, 1].
+            InputError: a number cannot be, or two ways were asked for.
         """
-        return sparse_or_dense(
+        return chosen_attention(
+            self.num_keys,
             self.sparse_ratio,
             self.cdf_threshold,
             pool_mode=self.pool_mode,
@@ -370,25 +376,38 @@ class Scene:
         return [name for name in names or fields if getattr(self, name) != fields[name]]
 
 
-def sparse_or_dense(
+def chosen_attention(
+    num_keys: int | None,
     sparse_ratio: float | None,
     cdf_threshold: float | None,
+    *,
+    min_tokens: int,
     **settings: Any,
-) -> Dense | BlockSparse:
-    """Block-sparse attention if a share is given, else dense.
+) -> SceneAttention:
+    """Attention by a sample if a number of keys is given, block-sparse if a share is, else dense.
 
     Args:
-        settings: of `BlockSparse`.
+        min_tokens: scenes of fewer tokens run dense.
+        settings: others of `BlockSparse`.
 
     Raises:
-        InputError: a share lies outside [0, 1], or a setting cannot be.
+        InputError: a number cannot be, or two ways are asked for.
     """
-    if sparse_ratio is None and cdf_threshold is None:
-        return Dense()
+    is_sparse = sparse_ratio is not None or cdf_threshold is not None
+    if num_keys is not None and is_sparse:
+        raise InputError(
+            "--num-keys samples keys, --sparse-ratio and --cdf-threshold choose blocks; give one "
+            "of them"
+        )
     try:
+        if num_keys is not None:
+            return Sampled(num_keys=num_keys, min_tokens=min_tokens)
+        if not is_sparse:
+            return Dense()
         return BlockSparse(
             sparse_ratio=sparse_ratio,
             cdf_threshold=cdf_threshold,
+            min_tokens=min_tokens,
             **settings,
         )
     except ValueError as error:

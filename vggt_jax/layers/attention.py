@@ -1,7 +1,9 @@
 """Dense attention: the function with its implementations, and the layer around it."""
 
 import dataclasses
-from typing import Literal, NamedTuple, get_args
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +18,13 @@ from pallas_kernels.blocks import leading, next_power_of_2
 from pallas_kernels.mosaic_gpu_call import align
 from pallas_kernels.rope import apply_rope
 from vggt_jax.layers.chunking import map_chunks
+from vggt_jax.layers.few_queries import attend_to_everything
 from vggt_jax.layers.linear import Linear, apply_linear
 from vggt_jax.layers.norm import LayerNorm
 from vggt_jax.layers.precision import Precision
+from vggt_jax.layers.scene_attention import AttentionStats, SceneAttention
 
-Implementation = Literal["mosaic_gpu", "cudnn", "xla"]
+Implementation = Literal["mosaic_gpu", "cudnn", "xla", "triton"]
 
 # When the project's own kernel is faster than cuDNN's on an H100 (docs/performance.md). It pads
 # numbers of tokens that are not aligned, by a copy that only pays for many keys; `padded_tokens`
@@ -29,19 +33,23 @@ _MIN_KEYS_OF_OWN_KERNEL = 256
 _MIN_KEYS_TO_PAD = 4096
 _MAX_KEYS_OF_OWN_KERNEL = 64 * MAX_CAPACITY
 
+# With so many keys for each query the own kernels cut along the keys: too few tiles of queries
+# would leave most of a GPU idle.
+_KEYS_PER_QUERY_TO_CUT = 8
+
 # Scores of one chunk of queries in `xla`, in bytes.
 MAX_SCORE_BYTES = 256 * 2**20
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Dense:
+class Dense(SceneAttention):
     """Every token attends to every token.
 
     `implementation`: "mosaic_gpu" (the kernel of `pallas_kernels` for Hopper GPUs, with every block
-    kept), "cudnn" (NVIDIA GPUs from Ampere on), both for bfloat16 and float16; "xla" (any device,
-    bounded memory), or None to choose by device, type and number of keys. A name means that one or
-    an error.
+    kept), "triton" (the same for NVIDIA GPUs from Ampere on), "cudnn" (NVIDIA GPUs from Ampere on,
+    for bfloat16 and float16), "xla" (any device, bounded memory), or None to choose by device, type
+    and number of keys. A name means that one or an error.
     """
 
     implementation: Implementation | None = None
@@ -56,6 +64,39 @@ class Dense:
         """The implementation of what is around it in a block: plain XLA where attention is."""
         return "xla" if self.implementation == "xla" else None
 
+    @property
+    def within_frames(self) -> "Dense":
+        return self
+
+    def attend(
+        self, q, k, v, *, num_special, grid, layer, num_frames, precision: Precision
+    ) -> tuple[Float[Array, "b s p n h"], AttentionStats]:
+        del layer
+        b, s, padded, n, h = q.shape
+        p = num_special + grid[0] * grid[1]
+        scene = lambda x: x[:, :, :p].reshape(b, s * p, n, h)
+        attended = dense_attention(
+            scene(q),
+            scene(k),
+            scene(v),
+            kv_lengths=None if num_frames is None else num_frames * p,
+            precision=precision.matmul,
+            implementation=self.implementation,
+        )
+        attended = attended.reshape(b, s, p, n, h)
+        attended = jnp.pad(attended, ((0, 0), (0, 0), (0, padded - p), (0, 0), (0, 0)))
+        return attended, AttentionStats.of_dense(b, n)
+
+    def extra_bytes(
+        self, *, num_frames, num_special, num_patches, num_heads, head_dim, itemsize
+    ) -> int:
+        """Scores in plain JAX; with a kernel, tokens without the padding of frames."""
+        p = num_special + num_patches
+        if itemsize == 4:
+            return 2 * min(4 * num_heads * (num_frames * p) ** 2, MAX_SCORE_BYTES)
+        padded = padded_tokens(p, self, head_dim=head_dim, dtype=jnp.bfloat16)
+        return 3 * (padded != p) * itemsize * num_frames * p * num_heads * head_dim
+
 
 def dense_attention(
     q: Float[Array, "b t n h"],
@@ -63,6 +104,7 @@ def dense_attention(
     v: Float[Array, "b kv n h"],
     *,
     kv_lengths: Int[Array, " b"] | None = None,
+    key_bias: Float[Array, "b n kv"] | None = None,
     precision: jax.lax.Precision = jax.lax.Precision.HIGHEST,
     implementation: Implementation | None = None,
     max_score_bytes: int | None = None,
@@ -71,6 +113,8 @@ def dense_attention(
 
     Args:
         kv_lengths: how many of the leading keys of each batch row count; None for all.
+        key_bias: what is added to the scaled scores of each head and key, float32: finite, or -inf
+            to leave a key out; see `pallas_kernels.block_sparse_attention`. cuDNN takes none.
         precision: of float32 products; bfloat16 and float16 products accumulate in float32.
         implementation: see `Dense`.
         max_score_bytes: how many bytes of scores exist at a time in "xla".
@@ -79,32 +123,33 @@ def dense_attention(
         NotImplementedError: the implementation named cannot run these arrays on this device.
     """
     obstacles = dense_obstacles(head_dim=q.shape[-1], dtype=q.dtype)
+    if key_bias is not None:
+        obstacles["cudnn"] = "cuDNN takes no bias for each key"
     if implementation is None:
-        t, kv = q.shape[1], k.shape[1]
-        is_aligned = align(t) == t and align(kv) == kv
-        fewest = _MIN_KEYS_OF_OWN_KERNEL if is_aligned else _MIN_KEYS_TO_PAD
-        own_pays = fewest <= kv <= _MAX_KEYS_OF_OWN_KERNEL
-        implementation = next(
-            name
-            for name, why in obstacles.items()
-            if why is None and (name != "mosaic_gpu" or own_pays)
-        )
+        implementation = _choose(obstacles, q, k, has_bias=key_bias is not None)
     elif obstacle := obstacles[implementation]:
         raise NotImplementedError(f"{implementation}: {obstacle}; use implementation='xla' or None")
-    if implementation == "mosaic_gpu":
-        return _mosaic_gpu(q, k, v, kv_lengths)
     if implementation == "cudnn":
         return _cudnn(q, k, v, kv_lengths)
-    b, _, n, _ = q.shape
-    if max_score_bytes is None:
-        max_score_bytes = MAX_SCORE_BYTES
-    bytes_per_query = 4 * b * n * k.shape[1]
-    return map_chunks(
-        lambda queries: _attend(queries, k, v, kv_lengths, precision),
-        q,
-        axis=1,
-        max_chunk=max_score_bytes // bytes_per_query,
-    )
+    if implementation == "xla":
+        return _plain(q, k, v, kv_lengths, key_bias, precision, max_score_bytes)
+    if implementation == "mosaic_gpu" and key_bias is None:
+        return _mosaic_gpu(q, k, v, kv_lengths)
+    return _biased(implementation, q, k, v, kv_lengths, key_bias)
+
+
+def _choose(obstacles, q, k, *, has_bias: bool) -> Implementation:
+    """The fastest implementation that can do this."""
+    t, kv = q.shape[1], k.shape[1]
+    is_aligned = align(t) == t and align(kv) == kv
+    fewest = _MIN_KEYS_OF_OWN_KERNEL if is_aligned else _MIN_KEYS_TO_PAD
+    pays: dict[Implementation, bool] = {
+        "mosaic_gpu": fewest <= kv <= _MAX_KEYS_OF_OWN_KERNEL,
+        "cudnn": True,
+        "triton": has_bias and q.dtype != jnp.float32,
+        "xla": True,
+    }
+    return next(name for name, here in pays.items() if here and obstacles[name] is None)
 
 
 def padded_tokens(
@@ -131,7 +176,8 @@ def dense_obstacles(
 
     Returns:
         By name, in the order in which they are preferred for many keys: the reason, or None where
-        it can be used. "xla" always can.
+        it can be used. "xla" always can. "triton" is preferred to it for biased scores of 16-bit
+        types.
     """
     on_cudnn = (
         devices.is_ampere_or_later()
@@ -144,10 +190,12 @@ def dense_obstacles(
         f"multiple of 8 up to 128, not {jax.default_backend()=}, {jnp.dtype(dtype).name}, "
         f"{head_dim=}"
     )
+    own = attention_obstacles(head_dim=head_dim, dtype=dtype)
     return {
-        "mosaic_gpu": attention_obstacles(head_dim=head_dim, dtype=dtype)["mosaic_gpu"],
+        "mosaic_gpu": own["mosaic_gpu"],
         "cudnn": None if on_cudnn else why_not_cudnn,
         "xla": None,
+        "triton": own["triton"],
     }
 
 
@@ -160,17 +208,27 @@ def _cudnn(q, k, v, kv_lengths):
 @jax.custom_vjp
 def _mosaic_gpu(q, k, v, kv_lengths):
     """Block-sparse attention that keeps every block; under differentiation, cuDNN's."""
-    # All queries are one block, so that there is one list of keys for each head.
-    block_map = BlockMap.full(
-        q.shape[2], q.shape[1], k.shape[1], block_q=max(128, next_power_of_2(q.shape[1]))
-    )
+    return _keep_every_block("mosaic_gpu", q, k, v, kv_lengths, None)
 
-    def scene(q, k, v, kv_length):
-        return block_sparse_attention(
-            q, k, v, block_map, kv_lengths=kv_length, implementation="mosaic_gpu"
+
+def _keep_every_block(implementation, q, k, v, kv_lengths, key_bias):
+    """The kernels of block-sparse attention."""
+
+    def scene(q, k, v, kv_length, key_bias):
+        attend: Callable[..., Any] = functools.partial(
+            block_sparse_attention,
+            kv_lengths=kv_length,
+            key_bias=key_bias,
+            implementation=implementation,
         )
+        (t, n, _), kv = q.shape, k.shape[0]
+        if kv >= _KEYS_PER_QUERY_TO_CUT * t:
+            return attend_to_everything(q, k, v, attend, block_q=128, block_k=64)
+        # All queries are one block, so that there is one list of keys for each head.
+        block_map = BlockMap.full(n, t, kv, block_q=max(128, next_power_of_2(t)))
+        return attend(q, k, v, block_map)
 
-    return jax.vmap(scene)(q, k, v, kv_lengths)
+    return jax.vmap(scene)(q, k, v, kv_lengths, key_bias)
 
 
 def _mosaic_gpu_forward(q, k, v, kv_lengths):
@@ -185,11 +243,52 @@ def _mosaic_gpu_backward(pull_back, gradient):
 _mosaic_gpu.defvjp(_mosaic_gpu_forward, _mosaic_gpu_backward)
 
 
-def _attend(q, k, v, kv_lengths, precision):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _biased(implementation, q, k, v, kv_lengths, key_bias):
+    """A kernel whose gradient is that of plain JAX, because cuDNN takes no bias for each key."""
+    return _keep_every_block(implementation, q, k, v, kv_lengths, key_bias)
+
+
+def _biased_forward(implementation, *arrays):
+    return _biased(implementation, *arrays), arrays
+
+
+def _biased_backward(implementation, arrays, gradient):
+    del implementation
+    q, k, v, kv_lengths, key_bias = arrays
+
+    def plain(q, k, v, key_bias):
+        highest = jax.lax.Precision.HIGHEST
+        return _plain(q, k, v, kv_lengths, key_bias, highest, wrap=jax.checkpoint)
+
+    of_q, of_k, of_v, of_bias = jax.vjp(plain, q, k, v, key_bias)[1](gradient)
+    return of_q, of_k, of_v, None, of_bias
+
+
+_biased.defvjp(_biased_forward, _biased_backward)
+
+
+def _plain(q, k, v, kv_lengths, key_bias, precision, max_score_bytes=None, *, wrap=lambda fn: fn):
+    """Plain JAX, in chunks of queries; with `jax.checkpoint` around them no scores are kept."""
+    b, _, n, _ = q.shape
+    if max_score_bytes is None:
+        max_score_bytes = MAX_SCORE_BYTES
+    bytes_per_query = 4 * b * n * k.shape[1]
+    return map_chunks(
+        wrap(lambda queries: _attend(queries, k, v, kv_lengths, precision, key_bias)),
+        q,
+        axis=1,
+        max_chunk=max_score_bytes // bytes_per_query,
+    )
+
+
+def _attend(q, k, v, kv_lengths, precision, key_bias=None):
     scores = jnp.einsum(
         "btnh,bknh->bntk", q, k, precision=precision, preferred_element_type=jnp.float32
     )
     scores *= q.shape[-1] ** -0.5
+    if key_bias is not None:
+        scores += key_bias[:, :, None]
     if kv_lengths is not None:
         valid = leading(kv_lengths, k.shape[1])
         scores = jnp.where(valid[:, None, None, :], scores, -jnp.inf)

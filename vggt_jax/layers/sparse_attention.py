@@ -9,21 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels import BlockMap, block_sparse_attention, select_blocks
+from pallas_kernels import block_sparse_attention, select_blocks
 from pallas_kernels.block_map import index_dtype
 from pallas_kernels.blocks import count_blocks
 from pallas_kernels.mosaic_gpu_call import align
 from vggt_jax.layers.attention import Dense
+from vggt_jax.layers.few_queries import attend_to_everything
+from vggt_jax.layers.precision import Precision
+from vggt_jax.layers.scene_attention import AttentionStats, SceneAttention
 from vggt_jax.layers.token_order import TokenOrder
-
-# Special tokens are few and see everything. Their keys are cut into parts, until there are so many
-# tiles of queries that all of a GPU is busy for two rounds of them.
-_ENOUGH_TILES = 512
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BlockSparse:
+class BlockSparse(SceneAttention):
     """Blocks of patches attend to the blocks that matter most to them, and to all special tokens.
 
     The method of "Faster VGGT with Block-Sparse Global Attention" (arXiv 2509.07120), without its
@@ -99,8 +98,8 @@ class BlockSparse:
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
 
-    def of_layers(self, depth: int) -> list["LayerSetting | None"]:
-        """What each layer of a trunk keeps; None where it is dense.
+    def of_layers(self, depth: int) -> list[SceneAttention]:
+        """This value with the numbers of each layer, or dense attention.
 
         Raises:
             ValueError: numbers by layer, or layers, that do not fit the trunk.
@@ -117,52 +116,59 @@ class BlockSparse:
         layers = range(depth) if self.layers is None else self.layers
         if not all(0 <= layer < depth for layer in layers):
             raise ValueError(f"{self.layers=} must be layers of the trunk, in [0, {depth})")
-        settings = map(LayerSetting, by_layer("sparse_ratio"), by_layer("cdf_threshold"))
-        return [setting if i in layers else None for i, setting in enumerate(settings)]
+        numbers = zip(by_layer("sparse_ratio"), by_layer("cdf_threshold"), strict=True)
+        sparse = [
+            dataclasses.replace(self, sparse_ratio=ratio, cdf_threshold=threshold, layers=None)
+            for ratio, threshold in numbers
+        ]
+        return [value if i in layers else self.within_frames for i, value in enumerate(sparse)]
 
+    @property
+    def within_frames(self) -> Dense:
+        """Dense attention, in plain XLA if that is asked for."""
+        return Dense(implementation="xla" if self.implementation == "xla" else None)
 
-def within_frames(attention: Dense | BlockSparse) -> Dense:
-    """How few tokens attend to each other, those of a frame: densely, in plain XLA if asked for."""
-    if isinstance(attention, Dense):
-        return attention
-    return Dense(implementation="xla" if attention.implementation == "xla" else None)
+    def why_dense(self, *, num_tokens: int, num_patches: int) -> str | None:
+        """Whether there are fewer tokens than `min_tokens`."""
+        del num_patches
+        if num_tokens >= self.min_tokens:
+            return None
+        return (
+            f"{num_tokens} tokens, fewer than min_tokens={self.min_tokens}: attention is dense, "
+            "and there are no attention_stats; min_tokens=0 makes it sparse"
+        )
 
+    def decided(self) -> "BlockSparse":
+        return dataclasses.replace(self, min_tokens=0)
 
-@dataclasses.dataclass(frozen=True)
-class LayerSetting:
-    """What one layer keeps; see `BlockSparse`."""
+    def attend(self, q, k, v, *, num_special, grid, layer, num_frames, precision: Precision):
+        del precision  # Products of float32 have the highest.
+        if isinstance(self.sparse_ratio, tuple) or isinstance(self.cdf_threshold, tuple):
+            raise ValueError("numbers by layer: of_layers(depth) has the value of each layer")
+        attend = functools.partial(
+            sparse_attention,
+            num_special=num_special,
+            num_tokens=num_special + grid[0] * grid[1],
+            sparse_ratio=self.sparse_ratio,
+            cdf_threshold=self.cdf_threshold,
+            attention=self,
+            layer=layer,
+        )
+        scene = lambda q, k, v, frames: attend(q, k, v, num_frames=frames)
+        return jax.vmap(scene)(q, k, v, num_frames)
 
-    sparse_ratio: float | None
-    cdf_threshold: float | None
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AttentionStats:
-    """What block-sparse attention did: data like any output, by scene, layer of the trunk and head.
-
-    Attributes:
-        density: the share of the pairs of blocks that was kept, special keys included; the sparsity
-            that the paper reports is 1 minus its mean.
-        covered: the pooled probability of the kept blocks among the patches, the mean over the
-            blocks of queries.
-        saved: the share of the arithmetic of dense attention that was not done. Less than
-            1 - density, for special queries and for blocks that are not full.
-        entropy: of the pooled probability, of which `covered` is a part: the mean over the blocks
-            of queries, as a share of the highest possible, in [0, 1]. 0 where each looks at one
-            block alone, 1 where all blocks matter alike. Not measured, NaN, in dense layers.
-    """
-
-    density: Float[Array | np.ndarray, "*layers n"]
-    covered: Float[Array | np.ndarray, "*layers n"]
-    saved: Float[Array | np.ndarray, "*layers n"]
-    entropy: Float[Array | np.ndarray, "*layers n"]
-
-    @classmethod
-    def of_dense(cls, *shape: int):
-        """What dense attention would report."""
-        full = lambda value: jnp.full(shape, value, jnp.float32)
-        return cls(density=full(1.0), covered=full(1.0), saved=full(0.0), entropy=full(np.nan))
+    def extra_bytes(
+        self, *, num_frames, num_special, num_patches, num_heads, head_dim, itemsize
+    ) -> int:
+        """The lists of kept blocks."""
+        del head_dim, itemsize
+        tokens = num_frames * (num_special + num_patches)
+        rows, blocks = count_blocks(tokens, self.block_q), count_blocks(tokens, self.block_k)
+        # A threshold may keep everything.
+        left_out = 0
+        if self.cdf_threshold is None and self.sparse_ratio is not None:
+            left_out = np.min(self.sparse_ratio)
+        return num_heads * rows * int((1 - left_out) * blocks) * index_dtype(blocks).itemsize
 
 
 def sparse_attention(
@@ -171,7 +177,8 @@ def sparse_attention(
     v: Float[Array, "s p n h"],
     *,
     num_special: int,
-    setting: LayerSetting,
+    sparse_ratio: float | Float[Array, ""] | None,
+    cdf_threshold: float | Float[Array, ""] | None,
     attention: BlockSparse,
     layer: int | Int[Array, ""] = 0,
     num_frames: Int[Array, ""] | None = None,
@@ -185,6 +192,7 @@ def sparse_attention(
     count.
 
     Args:
+        sparse_ratio, cdf_threshold: in place of those of `attention`, which has all other settings.
         layer: which layer of the trunk this is, for random blocks to differ.
         num_frames: how many leading frames count, None for all.
         num_tokens: how many leading tokens of each frame count, None for all. The results of others
@@ -229,8 +237,8 @@ def sparse_attention(
     selection = select_blocks(
         patch_queries,
         k,
-        sparse_ratio=setting.sparse_ratio,
-        cdf_threshold=setting.cdf_threshold,
+        sparse_ratio=sparse_ratio,
+        cdf_threshold=cdf_threshold,
         pool_mode=attention.pool_mode,
         block_q=attention.block_q,
         block_k=block_k,
@@ -248,7 +256,8 @@ def sparse_attention(
     out = out[: s * num_patches].reshape(s, num_patches, n, h)
     out = jnp.pad(out, ((0, 0), (num_special, padded - p), (0, 0), (0, 0)))
     if num_special:
-        of_special = _attend_to_everything(special_queries, k, v, attend, attention)
+        blocks = {"block_q": attention.block_q, "block_k": attention.block_k}
+        of_special = attend_to_everything(special_queries, k, v, attend, **blocks)
         # A copy with room for a few tokens, which are then written there, is three times as fast on
         # a GPU as joining both by `jnp.concatenate`, which XLA would make of it without the
         # barrier.
@@ -272,35 +281,3 @@ def sparse_attention(
         entropy=jnp.sum(selection.entropy, axis=-1) / num_live / highest,
     )
     return out, stats
-
-
-def _attend_to_everything(q, k, v, attend, attention):
-    """Attention of a few queries to all keys: in parts of these, merged by their log-sum-exps."""
-    t, n, _ = q.shape
-    blocks = {"block_q": attention.block_q, "block_k": attention.block_k}
-    rows = count_blocks(t, attention.block_q)
-    num_blocks = count_blocks(k.shape[0], attention.block_k)
-    num_parts = min(num_blocks, count_blocks(_ENOUGH_TILES, n * rows))
-    size = count_blocks(num_blocks, num_parts)
-    # The queries once for each part, each time in whole blocks of their own.
-    padded = jnp.pad(q, ((0, rows * attention.block_q - t), (0, 0), (0, 0)))
-    starts = np.repeat(np.arange(num_parts) * size, rows)
-    block_map = BlockMap(
-        indices=jnp.broadcast_to(
-            jnp.asarray(starts[:, None] + np.arange(size), index_dtype(num_blocks)),
-            (n, starts.size, size),
-        ),
-        counts=jnp.broadcast_to(
-            jnp.asarray(np.clip(num_blocks - starts, 0, size), jnp.int32), (n, starts.size)
-        ),
-        num_kv_blocks=num_blocks,
-        **blocks,
-    )
-    out, lse = attend(jnp.tile(padded, (num_parts, 1, 1)), k, v, block_map, return_lse=True)
-    out, lse = (x.reshape(num_parts, -1, *x.shape[1:])[:, :t] for x in (out, lse))
-    # A part in which no key counts has a log-sum-exp of -inf, and thereby no weight.
-    top = jax.lax.stop_gradient(jnp.max(lse, axis=0))  # It cancels.
-    weights = jnp.exp(lse - jnp.where(top == -jnp.inf, 0.0, top)[None])
-    total = jnp.maximum(jnp.sum(weights, axis=0), jnp.finfo(jnp.float32).tiny)
-    merged = jnp.sum(weights[..., None] * out.astype(jnp.float32), axis=0) / total[..., None]
-    return merged.astype(q.dtype)

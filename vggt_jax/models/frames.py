@@ -11,7 +11,7 @@ from pallas_kernels.blocks import leading
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.chunking import map_chunks
 from vggt_jax.layers.precision import Precision
-from vggt_jax.layers.sparse_attention import BlockSparse
+from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.layers.vit import IMAGE_MEAN, IMAGE_STD, Color, VisionTransformer
 from vggt_jax.models.token_layout import TokenLayout
 from vggt_jax.models.trunk import TrunkOutput, frames_per_chunk
@@ -29,7 +29,7 @@ class Encoder(Protocol):
         self,
         images: Array,
         *,
-        attention: Dense | BlockSparse,
+        attention: SceneAttention,
         compute_dtype: DTypeLike | None,
     ) -> Array:
         """Tokens of the patches of every frame."""
@@ -40,7 +40,7 @@ class Encoder(Protocol):
         patch_tokens: Array,
         layout: TokenLayout,
         *,
-        attention: Dense | BlockSparse,
+        attention: SceneAttention,
         num_frames: Array | None,
         compute_dtype: DTypeLike | None,
     ) -> TrunkOutput:
@@ -52,7 +52,7 @@ def encode_and_aggregate(
     model: Encoder,
     images: Float[Array, "b s height width 3"] | UInt8[Array, "b s height width 3"],
     *,
-    attention: Dense | BlockSparse,
+    attention: SceneAttention,
     num_frames: Int[Array, " b"] | None,
     compute_dtype: DTypeLike | None,
 ) -> TrunkOutput:

@@ -18,7 +18,7 @@ from vggt_jax.layers.attention import Dense, Rope
 from vggt_jax.layers.chunking import map_chunks
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.rope import rope_tables
-from vggt_jax.layers.sparse_attention import BlockSparse, within_frames
+from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.layers.vit import IMAGE_MEAN, IMAGE_STD, VisionTransformer
 from vggt_jax.models.frames import encode_and_aggregate, encode_frames, layout_of_images
 from vggt_jax.models.token_layout import TokenLayout
@@ -108,7 +108,7 @@ class Pi3(nnx.Module):
         images: Float[Array, "b s height width 3"] | UInt8[Array, "b s height width 3"],
         *,
         query_points: Float[Array, "b m 2"] | None = None,
-        attention: Dense | BlockSparse = Dense(),
+        attention: SceneAttention = Dense(),
         num_frames: Int[Array, " b"] | None = None,
         compute_dtype: DTypeLike | None = None,
     ) -> Pi3Output:
@@ -117,9 +117,9 @@ class Pi3(nnx.Module):
         Args:
             images: RGB, float in [0, 1] or uint8; sides are multiples of the patch size.
             query_points: must be None, since π³ tracks no points.
-            attention: how the tokens of all frames attend to each other: `Dense()` or
-                `BlockSparse(...)`. Layer `i` of the latter is block `2 i + 1` of the official
-                decoder.
+            attention: how the tokens of all frames attend to each other: `Dense()`,
+                `Sampled(...)` or `BlockSparse(...)`. Layer `i` of the latter is block `2 i + 1` of
+                the official decoder.
             num_frames: how many leading frames of each scene count, from 1; the others are
                 padding, which changes no output of the valid frames. None: all.
             compute_dtype: of matrix products. `float32` runs at the highest precision; `bfloat16`
@@ -157,7 +157,7 @@ class Pi3(nnx.Module):
         self,
         images: Float[Array, "b s height width 3"] | UInt8[Array, "b s height width 3"],
         *,
-        attention: Dense | BlockSparse = Dense(),
+        attention: SceneAttention = Dense(),
         compute_dtype: DTypeLike | None = None,
     ) -> Float[Array, "b s p c"]:
         """Encodes every frame by itself: normalised tokens of its patches, float32."""
@@ -165,7 +165,7 @@ class Pi3(nnx.Module):
             self.encoder,
             images,
             self.layout(images),
-            dense=within_frames(attention),
+            dense=attention.within_frames,
             precision=Precision.from_compute_dtype(compute_dtype),
             mean=self.image_mean[...],
             std=self.image_std[...],
@@ -176,7 +176,7 @@ class Pi3(nnx.Module):
         patch_tokens: Float[Array, "b s p c"],
         layout: TokenLayout,
         *,
-        attention: Dense | BlockSparse = Dense(),
+        attention: SceneAttention = Dense(),
         num_frames: Int[Array, " b"] | None = None,
         taps: tuple[int, ...] = (),
         compute_dtype: DTypeLike | None = None,
@@ -204,7 +204,7 @@ class Pi3(nnx.Module):
         trunk: TrunkOutput,
         layout: TokenLayout,
         *,
-        attention: Dense | BlockSparse = Dense(),
+        attention: SceneAttention = Dense(),
         compute_dtype: DTypeLike | None = None,
     ) -> Pi3Output:
         """Runs the heads; the arguments are those of the call."""
@@ -220,12 +220,12 @@ class Pi3(nnx.Module):
         trunk: TrunkOutput,
         layout: TokenLayout,
         *,
-        attention: Dense | BlockSparse = Dense(),
+        attention: SceneAttention = Dense(),
         compute_dtype: DTypeLike | None = None,
     ) -> dict[str, Any]:
         """The outputs of the heads, which look at every frame by itself: cameras and maps."""
         precision = Precision.from_compute_dtype(compute_dtype)
-        dense, heads = within_frames(attention), precision.heads
+        dense, heads = attention.within_frames, precision.heads
         head_dim = self.config.head_dim // self.config.head_num_heads
         rope = Rope(*rope_tables(layout.positions(), head_dim))
 

@@ -10,17 +10,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from vggt_jax.layers.attention import Dense, Rope, dense_attention
+from vggt_jax.layers.attention import Rope
 from vggt_jax.layers.block import Block, stack_modules
 from vggt_jax.layers.chunking import update_chunks
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.rope import rope_tables
-from vggt_jax.layers.sparse_attention import (
-    AttentionStats,
-    BlockSparse,
-    sparse_attention,
-    within_frames,
-)
+from vggt_jax.layers.scene_attention import AttentionStats, SceneAttention
 from vggt_jax.models.token_layout import TokenLayout
 
 # What runs frame by frame is cut into chunks of so many tokens at most: 100 frames of 518x518,
@@ -81,8 +76,7 @@ class TrunkOutput:
             read a few frames of it at a time and nothing is to copy it whole.
         layers: the layers kept, ascending; the last one always among them.
         first_tokens: the first token of every frame after the last layer, float32.
-        attention_stats: of block-sparse attention; None if that was not asked for, or too few
-            tokens.
+        attention_stats: of attention that is not dense; None if all of it is.
     """
 
     kept: Float[Array, "b s l p c2"]
@@ -107,7 +101,7 @@ def run_trunk(
     *,
     layout: TokenLayout,
     taps: Collection[int],
-    attention: Dense | BlockSparse,
+    attention: SceneAttention,
     num_frames: Int[Array, " b"] | None,
     precision: Precision,
     recompute: bool = False,
@@ -128,65 +122,40 @@ def run_trunk(
         min_tokens_to_branch: from how many tokens on a layer that is not kept is not written.
     """
     b, s, p, c = tokens.shape
-    num_heads = frame_blocks.attn.num_heads
     depth = frame_blocks.norm1.scale.shape[0]
     if taps and not 0 <= min(taps) <= max(taps) < depth:
         raise ValueError(f"{taps=} must be layers of the trunk, in [0, {depth})")
-    sparse, dense = None, within_frames(attention)
-    if isinstance(attention, BlockSparse) and s * p >= attention.min_tokens:
-        sparse = attention
-    settings = [None] * depth if sparse is None else sparse.of_layers(depth)
+    dense = attention.within_frames
+    grid = (layout.rows, layout.columns)
+    if attention.why_dense(num_tokens=s * p, num_patches=s * grid[0] * grid[1]):
+        attention = dense
+    settings = attention.of_layers(depth)
     # The patches of a frame change places here, and change back wherever they are kept.
-    order = np.arange(p) if sparse is None else layout.order(sparse.token_order)
-    order = order.astype(np.int32)
+    order = layout.order(attention.token_order).astype(np.int32)
     moved = not np.array_equal(order, np.arange(p))
     tokens = tokens[:, :, order] if moved else tokens
-    rope = Rope(*rope_tables(layout.positions()[order], c // num_heads))
+    rope = Rope(*rope_tables(layout.positions()[order], c // frame_blocks.attn.num_heads))
     tokens, rope = frame_blocks.pad_tokens(tokens, rope, dense, precision)
-    padded = tokens.shape[2]
-    kv_lengths = None if num_frames is None else num_frames * p
     chunk = frames_per_chunk(b, s, p, tokens_per_chunk)
 
     def frame_layer(block: Block, x):
         run = lambda x: block.within_frames(x, rope, dense, precision, num_valid=p)
         return update_chunks(run, x, axis=1, max_chunk=chunk)
 
-    def attend_densely(q, k, v, layer):
-        del layer
-        scene = lambda y: y[:, :, :p].reshape(b, s * p, *y.shape[3:])
-        attended = dense_attention(
-            scene(q),
-            scene(k),
-            scene(v),
-            kv_lengths=kv_lengths,
-            precision=precision.matmul,
-            implementation=dense.implementation,
-        )
-        attended = attended.reshape(b, s, p, *q.shape[3:])
-        attended = jnp.pad(attended, ((0, 0), (0, 0), (0, padded - p), (0, 0), (0, 0)))
-        return attended, AttentionStats.of_dense(b, num_heads)
-
-    def attend_sparsely(attention: BlockSparse, setting):
-        attend = functools.partial(
-            sparse_attention,
-            num_special=layout.num_special,
-            num_tokens=p,
-            setting=setting,
-            attention=attention,
-        )
-
-        def scenes(q, k, v, layer):
-            scene = lambda q, k, v, frames: attend(q, k, v, layer=layer, num_frames=frames)
-            return jax.vmap(scene)(q, k, v, num_frames)
-
-        return scenes
-
-    # One branch for each setting that some layer has.
+    # One branch for each value that some layer has.
     distinct = list(dict.fromkeys(settings))
-    branches = [
-        attend_densely if sparse is None or setting is None else attend_sparsely(sparse, setting)
-        for setting in distinct
-    ]
+
+    def branch_of(setting: SceneAttention):
+        attend = functools.partial(
+            setting.attend,
+            num_special=layout.num_special,
+            grid=grid,
+            num_frames=num_frames,
+            precision=precision,
+        )
+        return lambda q, k, v, layer: attend(q, k, v, layer=layer)
+
+    branches = [branch_of(setting) for setting in distinct]
 
     def global_layer(block: Block, x, branch, index):
         q, k, v = block.before(x, rope, precision, implementation=dense.around)
@@ -254,5 +223,5 @@ def run_trunk(
         kept=kept,
         layers=layers,
         first_tokens=firsts[-1],
-        attention_stats=None if sparse is None else by_scene,
+        attention_stats=None if attention is dense else by_scene,
     )

@@ -16,7 +16,7 @@ from vggt_jax.heads.dpt import DPT, activate
 from vggt_jax.heads.track import Tracker, TrackHead
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.precision import Precision
-from vggt_jax.layers.sparse_attention import BlockSparse, within_frames
+from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.layers.vit import VisionTransformer
 from vggt_jax.models.frames import encode_and_aggregate, encode_frames, layout_of_images
 from vggt_jax.models.token_layout import TokenLayout
@@ -118,7 +118,7 @@ class VGGT(nnx.Module):
         images: Float[Array, "b s height width 3"] | UInt8[Array, "b s height width 3"],
         *,
         query_points: Float[Array, "b m 2"] | None = None,
-        attention: Dense | BlockSparse = Dense(),
+        attention: SceneAttention = Dense(),
         num_frames: Int[Array, " b"] | None = None,
         compute_dtype: DTypeLike | None = None,
     ) -> VGGTOutput:
@@ -128,8 +128,8 @@ class VGGT(nnx.Module):
             images: RGB, float in [0, 1] or uint8; sides are multiples of the patch size. The first
                 frame's camera is the world.
             query_points: pixels `(x, y)` of the first frame to follow through all frames.
-            attention: how the tokens of all frames attend to each other: `Dense()` or
-                `BlockSparse(...)`.
+            attention: how the tokens of all frames attend to each other: `Dense()`,
+                `Sampled(...)` or `BlockSparse(...)`.
             num_frames: how many leading frames of each scene count, from 1; the others are
                 padding, which changes no output of the valid frames. None: all.
             compute_dtype: of matrix products. `float32` runs at the highest precision; `bfloat16`
@@ -177,7 +177,7 @@ class VGGT(nnx.Module):
         self,
         images: Float[Array, "b s height width 3"] | UInt8[Array, "b s height width 3"],
         *,
-        attention: Dense | BlockSparse = Dense(),
+        attention: SceneAttention = Dense(),
         compute_dtype: DTypeLike | None = None,
     ) -> Float[Array, "b s p c"]:
         """Encodes every frame by itself: normalised tokens of its patches, float32."""
@@ -185,7 +185,7 @@ class VGGT(nnx.Module):
             self.encoder,
             images,
             self.layout(images),
-            dense=within_frames(attention),
+            dense=attention.within_frames,
             precision=Precision.from_compute_dtype(compute_dtype),
         )
 
@@ -194,7 +194,7 @@ class VGGT(nnx.Module):
         patch_tokens: Float[Array, "b s p c"],
         layout: TokenLayout,
         *,
-        attention: Dense | BlockSparse = Dense(),
+        attention: SceneAttention = Dense(),
         num_frames: Int[Array, " b"] | None = None,
         taps: tuple[int, ...] | None = None,
         compute_dtype: DTypeLike | None = None,

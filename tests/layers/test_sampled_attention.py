@@ -1,0 +1,263 @@
+"""Attention by a sample of the patches: what is drawn, and what it stands for."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vggt_jax import Sampled
+from vggt_jax.layers.attention import dense_attention
+from vggt_jax.layers.sampled_attention import draw_patches, sampled_attention
+from vggt_jax.layers.token_order import patch_order
+
+S, SPECIAL, ROWS, COLUMNS, N, H = 7, 3, 5, 6, 2, 8
+PATCHES = ROWS * COLUMNS
+P = SPECIAL + PATCHES
+
+draw = jax.jit(
+    draw_patches,
+    static_argnames=("attention", "num_heads", "num_frames", "grid"),
+)
+
+
+def drawn(attention, layer=0, frames=None, *, s=S, grid=(ROWS, COLUMNS), heads=N):
+    """Patches [keys n], their number, and of how many each is one."""
+    found = draw(
+        attention,
+        num_heads=heads,
+        num_frames=s,
+        grid=grid,
+        layer=layer,
+        frames_that_count=frames,
+    )
+    return tuple(map(np.asarray, found))
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    """q, k, v [s p n h], whose last tokens of a frame do not count."""
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.normal(size=(S, P + 2, N, H)), jnp.float32) for _ in range(3)]
+
+
+@jax.jit
+def attend(q, k, v, layer, frames):
+    attention = Sampled(num_keys=40, seed=3, min_tokens=0)
+    return sampled_attention(
+        q,
+        k,
+        v,
+        num_special=SPECIAL,
+        grid=(ROWS, COLUMNS),
+        attention=attention,
+        layer=layer,
+        num_frames=frames,
+    )
+
+
+def exact(arrays, patches, frames=S):
+    """[frames p n h] in float64, where each sampled patch stands for as many as the others."""
+    q, k, v = (np.asarray(x, np.float64)[:frames, :P].reshape(frames * P, N, H) for x in arrays)
+    is_special = np.arange(frames * P) % P < SPECIAL
+    out = np.zeros_like(q)
+    for head in range(N):
+        sampled = patches[:, head] // PATCHES * P + SPECIAL + patches[:, head] % PATCHES
+        weights = np.where(is_special, 1.0, 0.0)
+        weights[sampled] = frames * PATCHES / len(sampled)
+        scores = np.exp(q[:, head] @ k[:, head].T / H**0.5)
+        scores = np.where(is_special[:, None], scores, scores * weights)
+        out[:, head] = scores / scores.sum(1, keepdims=True) @ v[:, head]
+    return out.reshape(frames, P, N, H)
+
+
+def test_each_sampled_patch_stands_for_as_many_as_were_left_out(arrays, relative_error):
+    patches, number, weight = drawn(Sampled(num_keys=40, seed=3), layer=5)
+    assert number == 40
+    assert weight == S * PATCHES / 40
+    out, stats = attend(*arrays, 5, None)
+    assert relative_error(out[:, :P], exact(arrays, patches)) <= 1e-5
+    seen = (S * SPECIAL + 40) / (S * P)
+    np.testing.assert_allclose(stats.density, seen, rtol=1e-6)
+    np.testing.assert_allclose(stats.saved, 1 - (PATCHES * seen + SPECIAL) / P, rtol=1e-6)
+    assert np.isnan(stats.covered).all() and np.isnan(stats.entropy).all()
+
+
+def test_all_patches_are_dense_attention(arrays, relative_error):
+    attention = Sampled(num_keys=S * PATCHES)
+    grid = {"num_special": SPECIAL, "grid": (ROWS, COLUMNS)}
+    out, stats = jax.jit(lambda *qkv: sampled_attention(*qkv, attention=attention, **grid))(*arrays)
+    q, k, v = (x[:, :P].reshape(1, S * P, N, H) for x in arrays)
+    dense = dense_attention(q, k, v).reshape(S, P, N, H)
+    assert relative_error(out[:, :P], dense) <= 1e-6
+    np.testing.assert_allclose(stats.density, 1)
+    np.testing.assert_allclose(stats.saved, 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("frames", [3, 1])
+def test_padded_frames_have_no_influence(arrays, relative_error, frames):
+    """They are never sampled. One frame has fewer patches than are asked for: then all are."""
+    patches, number, weight = drawn(Sampled(num_keys=40, seed=3), 2, jnp.int32(frames))
+    assert number == min(40, frames * PATCHES)
+    patches = patches[:number]
+    cut = [x[:frames] for x in arrays]
+    spoilt = [x.at[frames:].set(1e3) for x in arrays]
+    out, stats = attend(*spoilt, 2, jnp.int32(frames))
+    assert relative_error(out[:frames, :P], exact(cut, patches, frames)) <= 1e-5
+    np.testing.assert_allclose(stats.density, (frames * SPECIAL + number) / (frames * P), rtol=1e-6)
+    if frames == 1:
+        assert weight == 1
+        assert sorted(patches[:, 0]) == list(range(PATCHES))
+    # The same is drawn without padding.
+    unpadded, _, _ = drawn(Sampled(num_keys=40, seed=3), 2, s=frames)
+    np.testing.assert_array_equal(unpadded, patches)
+
+
+def test_a_batch_is_what_its_scenes_are(arrays, relative_error):
+    batch = [jnp.stack([x, 2 * x]) for x in arrays]
+    frames = jnp.array([S, 4])
+    found, _ = jax.vmap(attend, in_axes=(0, 0, 0, None, 0))(*batch, 1, frames)
+    for i, own in enumerate(frames):
+        alone, _ = attend(*(x[i] for x in batch), 1, own)
+        assert relative_error(found[i][:own, :P], alone[:own, :P]) <= 1e-6
+
+
+def test_gradient(arrays, relative_error):
+    """That of the same attention, written down with a bias for every key."""
+    patches, _, weight = drawn(Sampled(num_keys=40, seed=3), layer=1)
+    weights = jnp.asarray(np.random.default_rng(4).normal(size=(S, P, N, H)), jnp.float32)
+    bias = np.zeros((N, S, P), np.float32)
+    bias[:, :, SPECIAL:] = -np.inf
+    for head in range(N):
+        bias[head, patches[:, head] // PATCHES, SPECIAL + patches[:, head] % PATCHES] = np.log(
+            weight
+        )
+
+    bias = jnp.asarray(bias).reshape(1, N, S * P)
+
+    def plain(q, k, v):
+        q, k, v = (x[:, :P].reshape(1, S * P, N, H) for x in (q, k, v))
+        of_patches = dense_attention(q, k, v, key_bias=bias)
+        of_special = dense_attention(q, k, v)
+        is_special = (np.arange(S * P) % P < SPECIAL)[:, None, None]
+        return jnp.where(is_special, of_special, of_patches).reshape(S, P, N, H)
+
+    gradient = lambda run: jax.jit(
+        jax.grad(lambda *qkv: jnp.sum(weights * run(*qkv)), argnums=(0, 1, 2))
+    )(*arrays)
+    found = gradient(lambda *qkv: attend(*qkv, 1, None)[0][:, :P])
+    for value, expected in zip(found, gradient(plain), strict=True):
+        assert relative_error(value, expected) <= 1e-5
+
+
+def test_special_queries_that_see_the_sample(arrays, relative_error):
+    """Then all queries see the same keys."""
+    attention = Sampled(num_keys=40, seed=3, sample_special_queries=True)
+    run = lambda *qkv: sampled_attention(
+        *qkv, num_special=SPECIAL, grid=(ROWS, COLUMNS), attention=attention, layer=5
+    )
+    out, stats = jax.jit(run)(*arrays)
+    # A special token with the query of a patch gets what that patch gets.
+    exact_out, _ = attend(*arrays, 5, None)
+    np.testing.assert_allclose(out[:, SPECIAL:P], exact_out[:, SPECIAL:P], rtol=1e-4, atol=1e-5)
+    q, k, v = arrays
+    moved = q.at[:, 0].set(q[:, SPECIAL])
+    found, _ = jax.jit(run)(moved, k, v)
+    np.testing.assert_allclose(found[:, 0], found[:, SPECIAL], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(stats.saved, 1 - (S * SPECIAL + 40) / (S * P), rtol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("frames", [None, 11])
+def test_kernels_at_the_size_of_vggt(relative_error, frames):
+    """In bfloat16 as near to float32 as plain JAX is."""
+    rng = np.random.default_rng(0)
+    qkv = [jnp.asarray(rng.normal(size=(13, 1376, 16, 64)), jnp.bfloat16) for _ in range(3)]
+
+    def run(implementation, *qkv):
+        attend = lambda *qkv: sampled_attention(
+            *qkv,
+            num_special=5,
+            grid=(37, 37),
+            attention=Sampled(num_keys=2000, implementation=implementation),
+            layer=1,
+            num_frames=None if frames is None else jnp.int32(frames),
+        )
+        return jax.jit(attend)(*qkv)[0][:frames, :1374].astype(jnp.float32)
+
+    expected = run("xla", *(x.astype(jnp.float32) for x in qkv))
+    plain = relative_error(run("xla", *qkv), expected)
+    for implementation in (None, "triton"):
+        assert relative_error(run(implementation, *qkv), expected) <= 1.2 * plain
+
+
+def test_samples_are_drawn_anew_for_each_layer_head_and_seed():
+    first = drawn(Sampled(num_keys=40))[0]
+    np.testing.assert_array_equal(first, drawn(Sampled(num_keys=40))[0])
+    assert len(np.unique(first, axis=0)) == 40
+    others = [drawn(Sampled(num_keys=40), 1)[0], drawn(Sampled(num_keys=40, seed=1))[0]]
+    for other in [*others, first[:, ::-1]]:
+        shared = np.intersect1d(first[:, 0], other[:, 0])
+        assert len(shared) < 20  # 7.6 of 40 by chance
+
+
+@pytest.mark.parametrize("num_keys", [2048, 1000, 5000])
+def test_samples_are_spread_evenly(num_keys):
+    """Over frames, over the picture of each, and over the pictures of all together."""
+    s, grid = 32, (16, 16)
+    patches, number, _ = drawn(Sampled(num_keys=num_keys), s=s, grid=grid, heads=3)
+    assert number == num_keys
+    per_frame = num_keys / s
+    for head in range(3):
+        frame, patch = np.divmod(patches[:, head], 256)
+        assert len(np.unique(patches[:, head])) == num_keys
+        assert np.abs(np.bincount(frame, minlength=s) - per_frame).max() < 1
+        # Along the curve, from one to the next: one stride, but where it closes.
+        place = np.argsort(patch_order("hilbert", *grid))
+        for i in range(s):
+            along = np.sort(place[patch[frame == i]])
+            steps = np.diff(along)
+            stride = 256 / per_frame
+            inside = (np.floor(stride) <= steps) & (steps <= np.ceil(stride))
+            assert np.count_nonzero(~inside) <= 1
+        # Quarters of the picture, within what one stride at each end can change.
+        y, x = np.divmod(patch, 16)
+        quarters = np.bincount(2 * (y // 8) + x // 8, minlength=4)
+        assert np.abs(quarters / num_keys - 0.25).max() < 0.03
+        # Frames show different patches: none is drawn far more often than others.
+        times = np.bincount(patch, minlength=256)
+        assert times.max() <= 2 * num_keys / 256 + 2
+
+
+@pytest.mark.parametrize(
+    ("s", "grid", "num_keys"), [(2000, (37, 37), 2**16), (1000, (37, 37), 10_240)]
+)
+def test_large_scenes_stay_within_32_bits(s, grid, num_keys):
+    patches, _, _ = drawn(Sampled(num_keys=num_keys), s=s, grid=grid, heads=1)
+    frame = np.bincount(patches[:, 0] // (37 * 37), minlength=s)
+    assert len(np.unique(patches)) == num_keys
+    assert frame.min() >= np.floor(num_keys / s) and frame.max() <= np.ceil(num_keys / s)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_keys": 0}, r"num_keys=0 must be in \[1, 65536\]"),
+        ({"num_keys": 2**16 + 1}, r"num_keys=65537 must be in \[1, 65536\]"),
+        ({"num_keys": 0.5}, "num_keys=0.5 must be a whole number"),
+        ({"seed": -1}, r"seed=-1 must be in \[0, 4294967295\]"),
+        ({"min_tokens": -1}, "min_tokens=-1 must be at least 0"),
+        ({"implementation": "cudnn"}, "implementation='cudnn' is unknown"),
+    ],
+)
+def test_settings_that_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Sampled(**settings)
+
+
+def test_settings_are_a_value():
+    assert Sampled(num_keys=np.int64(7)) == Sampled(num_keys=7)
+    assert hash(Sampled(num_keys=np.int64(7))) == hash(Sampled(num_keys=7))
+    few = {"num_tokens": 4095, "num_patches": 4000}
+    assert "fewer than min_tokens=4096" in Sampled(num_keys=100).why_dense(**few)
+    assert Sampled(num_keys=100).decided().why_dense(**few) is None
+    assert "no more than num_keys=4000" in Sampled(num_keys=4000).decided().why_dense(**few)

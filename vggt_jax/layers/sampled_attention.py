@@ -1,0 +1,271 @@
+"""Attention over all frames by a sample of the patches that stands for all of them."""
+
+import dataclasses
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.blocks import count_blocks, leading
+from vggt_jax.layers.attention import MAX_SCORE_BYTES, Dense, dense_attention
+from vggt_jax.layers.precision import Precision
+from vggt_jax.layers.scene_attention import AttentionStats, SceneAttention
+from vggt_jax.layers.token_order import patch_order
+
+# Products of places in the sample must be within 32 bits.
+_MOST_KEYS = 2**16
+
+# Keys come in whole tiles of the kernels, so that none needs a mask.
+_TILE = 64
+
+# The golden ratio less one, as a fraction of 2**32. Its multiples, without what is before the
+# point, are as evenly spread as any sequence, wherever it is cut.
+_GOLDEN = np.uint32(2654435769)
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampled(SceneAttention):
+    """Patches attend to a fixed number of patches of the scene, and to all special tokens.
+
+    The sampled keys are the same for all queries of a head, and differ by layer and head. They are
+    spread evenly over the frames and in each picture. Each stands for the patches around it that
+    were left out: its score is raised by the logarithm of how many there are for each in the
+    sample, so that the softmax estimates that over all patches. Special tokens (camera and
+    registers) see and are seen by everything, exactly. With as many keys as there are patches this
+    is dense attention.
+
+    The error falls with the number of keys, whatever the number of frames, so the time of attention
+    grows linearly with frames; docs/attention.md has the measurements.
+
+    Attributes:
+        num_keys: how many patches are sampled for each layer and head, from 1 to 65,536.
+        seed: of the draw. The same seed gives the same sample for all scenes of as many frames.
+        min_tokens: scenes of fewer tokens run dense, and so do those of no more patches than
+            `num_keys` (`infer` counts their own frames, `model(...)` padded ones too); 0 leaves it
+            to the number of patches.
+        sample_special_queries: whether special tokens see what patches see, instead of everything.
+            Their exact attention grows with the square of the frames; of 1000 frames of 518x518 it
+            is 9 % of the time of VGGT-1B with 10,240 sampled keys.
+        implementation: of attention: "mosaic_gpu", "triton" or "xla", as `Dense` names them, or
+            None to choose by device and type.
+    """
+
+    num_keys: int = 8192
+    seed: int = 0
+    min_tokens: int = 4096
+    sample_special_queries: bool = False
+    implementation: Literal["mosaic_gpu", "triton", "xla"] | None = None
+
+    def __post_init__(self):
+        for name, least, most in (
+            ("num_keys", 1, _MOST_KEYS),
+            ("seed", 0, 2**32 - 1),
+            ("min_tokens", 0, None),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int | np.integer) or isinstance(value, bool):
+                raise ValueError(f"{name}={value!r} must be a whole number")
+            if value < least or (most is not None and value > most):
+                limits = f"at least {least}" if most is None else f"in [{least}, {most}]"
+                raise ValueError(f"{name}={value} must be {limits}")
+            object.__setattr__(self, name, int(value))
+        if self.implementation not in (None, "mosaic_gpu", "triton", "xla"):
+            raise ValueError(
+                f"implementation={self.implementation!r} is unknown; use 'mosaic_gpu', 'triton', "
+                "'xla' or None"
+            )
+
+    @property
+    def within_frames(self) -> Dense:
+        """Dense attention, in plain XLA if that is asked for."""
+        return Dense(implementation="xla" if self.implementation == "xla" else None)
+
+    def why_dense(self, *, num_tokens: int, num_patches: int) -> str | None:
+        """Whether there are fewer tokens than `min_tokens`, or no more patches than `num_keys`."""
+        if num_patches <= self.num_keys:
+            found = f"{num_patches} patches, no more than num_keys={self.num_keys}"
+        elif num_tokens < self.min_tokens:
+            found = f"{num_tokens} tokens, fewer than min_tokens={self.min_tokens}"
+        else:
+            return None
+        return f"{found}: attention is dense, and there are no attention_stats"
+
+    def decided(self) -> "Sampled":
+        return dataclasses.replace(self, min_tokens=0)
+
+    def attend(self, q, k, v, *, num_special, grid, layer, num_frames, precision: Precision):
+        attend = functools.partial(
+            sampled_attention,
+            num_special=num_special,
+            grid=grid,
+            attention=self,
+            layer=layer,
+            precision=precision.matmul,
+        )
+        scene = lambda q, k, v, frames: attend(q, k, v, num_frames=frames)
+        return jax.vmap(scene)(q, k, v, num_frames)
+
+    def extra_bytes(
+        self, *, num_frames, num_special, num_patches, num_heads, head_dim, itemsize
+    ) -> int:
+        """Sampled keys and values, and in plain JAX scores of some queries."""
+        num_keys = num_frames * num_special + min(self.num_keys, num_frames * num_patches)
+        gathered = 2 * num_keys * num_heads * head_dim * itemsize
+        if itemsize == 2:
+            return gathered
+        tokens = num_frames * (num_special + num_patches)
+        return gathered + 2 * min(4 * num_heads * tokens * num_keys, MAX_SCORE_BYTES)
+
+
+def draw_patches(
+    attention: Sampled,
+    *,
+    num_heads: int,
+    num_frames: int,
+    grid: tuple[int, int],
+    layer: int | Int[Array, ""] = 0,
+    frames_that_count: int | Int[Array, ""] | None = None,
+) -> tuple[Int[Array, "keys n"], Int[Array, ""], Float[Array, ""]]:
+    """Which patches of a scene are sampled in a layer: a systematic sample for each head.
+
+    All patches of the frames that count form one line: frame after frame, each along a Hilbert
+    curve that starts somewhere else in each frame. The sample takes every so many of them, from an
+    offset on. Offset and starts differ by layer and head, drawn from the seed.
+
+    Args:
+        num_frames: frames of the scene, padded ones included.
+        grid: rows and columns of patches in a frame.
+        frames_that_count: how many leading ones do, None for all.
+
+    Returns:
+        The sampled patches, counted from the first of the scene on, row by row; no patch stands
+        twice among those that count. Their number, no more than there are patches. And of how many
+        patches each is one.
+    """
+    per_frame = grid[0] * grid[1]
+    slots = min(attention.num_keys, num_frames * per_frame)
+    frames = num_frames if frames_that_count is None else frames_that_count
+    num_patches = jnp.int32(frames) * per_frame
+    num_keys = jnp.clip(num_patches, 1, slots)
+
+    key = jax.random.fold_in(jax.random.key(attention.seed), layer)
+    offset, start = jax.random.bits(key, (2, num_heads), jnp.uint32)
+    # Sample i is at (i * patches + offset) // keys. Patches and offset are taken apart into
+    # multiples of `keys` and the rest, so that all products are within 32 bits.
+    i = jnp.arange(slots, dtype=jnp.uint32)[:, None]
+    keys, patches = num_keys.astype(jnp.uint32), num_patches.astype(jnp.uint32)
+    offset = _share_of(offset, num_patches).astype(jnp.uint32)
+    place = i * (patches // keys) + (offset // keys)[None]
+    place += (i * (patches % keys) + (offset % keys)[None]) // keys
+    place = jnp.clip(place.astype(jnp.int32), 0, num_frames * per_frame - 1)
+
+    frame, step = jnp.divmod(place, per_frame)
+    start = start[None] + frame.astype(jnp.uint32) * _GOLDEN
+    along = (step + _share_of(start, per_frame)) % per_frame
+    patch = frame * per_frame + jnp.asarray(patch_order("hilbert", *grid), jnp.int32)[along]
+    weight = num_patches.astype(jnp.float32) / num_keys.astype(jnp.float32)
+    return patch, num_keys, weight
+
+
+def _share_of(bits, number):
+    """Of bits uniform in [0, 2**32), as large a share of a whole number: in [0, number)."""
+    share = (bits >> 8).astype(jnp.float32) * 2.0**-24
+    return jnp.minimum((share * jnp.float32(number)).astype(jnp.int32), number - 1)
+
+
+def sampled_attention(
+    q: Float[Array, "s p n h"],
+    k: Float[Array, "s p n h"],
+    v: Float[Array, "s p n h"],
+    *,
+    num_special: int,
+    grid: tuple[int, int],
+    attention: Sampled,
+    layer: int | Int[Array, ""] = 0,
+    num_frames: Int[Array, ""] | None = None,
+    precision: jax.lax.Precision = jax.lax.Precision.HIGHEST,
+) -> tuple[Float[Array, "s p n h"], AttentionStats]:
+    """Attention over all tokens of one scene, whose frames start with their special tokens.
+
+    Args:
+        grid: rows and columns of patches that follow. Tokens beyond do not count, and their results
+            mean nothing.
+        layer: which layer of the trunk this is.
+        num_frames: how many leading frames count, None for all.
+        precision: of float32 products.
+    """
+    s, width, n, h = q.shape
+    num_patches = grid[0] * grid[1]
+    p = num_special + num_patches
+    frames = jnp.int32(s) if num_frames is None else num_frames
+    patches, num_sampled, weight = draw_patches(
+        attention,
+        num_heads=n,
+        num_frames=s,
+        grid=grid,
+        layer=layer,
+        frames_that_count=num_frames,
+    )
+
+    # The keys that queries of patches see: special tokens, sampled patches, and what is missing to
+    # whole tiles, which biases leave out.
+    flat = lambda x: x.reshape(s * width, n, h)
+    of_special = np.arange(s)[:, None] * width + np.arange(num_special)
+    of_special = np.broadcast_to(of_special.reshape(-1, 1), (s * num_special, n))
+    of_patches = patches // num_patches * width + num_special + patches % num_patches
+    tokens = jnp.concatenate([jnp.asarray(of_special, jnp.int32), of_patches])
+    hidden = np.float32(-np.inf)
+    biases = [
+        jnp.where(leading(frames * num_special, s * num_special), np.float32(0), hidden),
+        jnp.where(leading(num_sampled, len(patches)), jnp.log(weight), hidden),
+    ]
+    # The weights have tiles of their own: one bias for all keys of a tile costs kernels nothing.
+    tokens, biases = _in_tiles(s * num_special, tokens, biases)
+    heads = np.arange(n, dtype=np.int32)[None]
+    gather = lambda x: flat(x).at[tokens, heads].get(mode="promise_in_bounds")
+    attend = functools.partial(
+        dense_attention, precision=precision, implementation=attention.implementation
+    )
+    everywhere = lambda bias: jnp.broadcast_to(bias[None, None], (1, n, len(bias)))
+    out = attend(flat(q)[None], gather(k)[None], gather(v)[None], key_bias=everywhere(biases))
+    out = out.reshape(s, width, n, h)
+    if num_special and not attention.sample_special_queries:
+        # Their queries see everything but padding.
+        counts = leading(frames, s)[:, None] & (np.arange(width) < p)[None]
+        bias = jnp.where(counts, np.float32(0), hidden).reshape(-1)
+        hides = num_frames is not None or width > p
+        queries = q[:, :num_special].reshape(1, s * num_special, n, h)
+        key_bias = everywhere(bias) if hides else None
+        special = attend(queries, flat(k)[None], flat(v)[None], key_bias=key_bias)
+        # Written into what is there; see `sparse_attention`.
+        out = jax.lax.optimization_barrier(out)
+        special = special.reshape(s, num_special, n, h)
+        out = jax.lax.dynamic_update_slice(out, special, (np.int32(0),) * 4)
+
+    of_frames = jnp.maximum(jnp.float32(frames), 1.0)
+    seen = (of_frames * num_special + num_sampled.astype(jnp.float32)) / (of_frames * p)
+    exact = 0 if attention.sample_special_queries else num_special
+    done = ((p - exact) * seen + exact) / p
+    of_heads = lambda value: jnp.broadcast_to(jnp.asarray(value, jnp.float32), (n,))
+    stats = AttentionStats(
+        density=of_heads(seen),
+        covered=of_heads(jnp.nan),
+        saved=of_heads(1 - done),
+        entropy=of_heads(jnp.nan),
+    )
+    return out, stats
+
+
+def _in_tiles(num_special, tokens, biases):
+    """Tokens [keys n] and biases, those of special tokens and of patches in whole tiles each."""
+    parts = jnp.split(tokens, [num_special])
+    missing = [(0, count_blocks(len(x), _TILE) * _TILE - len(x)) for x in parts]
+    tokens = [jnp.pad(x, (pad, (0, 0))) for x, pad in zip(parts, missing, strict=True)]
+    biases = [
+        jnp.pad(x, pad, constant_values=-jnp.inf) for x, pad in zip(biases, missing, strict=True)
+    ]
+    return jnp.concatenate(tokens), jnp.concatenate(biases)

@@ -1,0 +1,121 @@
+"""What all ways share in which the tokens of all frames of a scene attend to each other."""
+
+import abc
+import dataclasses
+from typing import TYPE_CHECKING, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from vggt_jax.layers.precision import Precision
+from vggt_jax.layers.token_order import TokenOrder
+
+if TYPE_CHECKING:
+    from vggt_jax.layers.attention import Dense
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttentionStats:
+    """What attention that is not dense did: data like any output, by scene, layer and head.
+
+    Attributes:
+        density: the share of the keys that queries of patches saw, special keys included. Of
+            block-sparse attention, the share of the pairs of blocks that was kept; the sparsity
+            that the paper reports is 1 minus its mean.
+        covered: of block-sparse attention, the pooled probability of the kept blocks among the
+            patches, the mean over the blocks of queries. Not measured, NaN, where keys are sampled.
+        saved: the share of the arithmetic of dense attention that was not done. Less than
+            1 - density, for special queries and for blocks that are not full.
+        entropy: of the pooled probability, of which `covered` is a part: the mean over the blocks
+            of queries, as a share of the highest possible, in [0, 1]. 0 where each looks at one
+            block alone, 1 where all blocks matter alike. Not measured, NaN, in dense layers and
+            where keys are sampled.
+    """
+
+    density: Float[Array | np.ndarray, "*layers n"]
+    covered: Float[Array | np.ndarray, "*layers n"]
+    saved: Float[Array | np.ndarray, "*layers n"]
+    entropy: Float[Array | np.ndarray, "*layers n"]
+
+    @classmethod
+    def of_dense(cls, *shape: int) -> Self:
+        """What dense attention would report."""
+        full = lambda value: jnp.full(shape, value, jnp.float32)
+        return cls(density=full(1.0), covered=full(1.0), saved=full(0.0), entropy=full(np.nan))
+
+
+class SceneAttention(abc.ABC):
+    """How the tokens of all frames of a scene attend to each other.
+
+    `Dense`, `Sampled` or `BlockSparse`: a frozen value, static under `jax.jit`. The trunk asks it
+    for the value of each layer (`of_layers`) and has each attend; it never asks for its type.
+    """
+
+    token_order: TokenOrder = "raster"
+    """How the patches of a frame follow one another in the trunk."""
+
+    @property
+    @abc.abstractmethod
+    def within_frames(self) -> "Dense":
+        """How few tokens attend to each other, those of a frame."""
+
+    def why_dense(self, *, num_tokens: int, num_patches: int) -> str | None:
+        """Why a scene of so many tokens and patches among them runs dense; None if it does not."""
+        del num_tokens, num_patches
+
+    def decided(self) -> "SceneAttention":
+        """The value for a scene of which `why_dense` is known to be None, however it is padded."""
+        return self
+
+    def of_layers(self, depth: int) -> "list[SceneAttention]":
+        """The value of each layer of a trunk.
+
+        Raises:
+            ValueError: the trunk has other layers than this value speaks of.
+        """
+        return [self] * depth
+
+    @abc.abstractmethod
+    def attend(
+        self,
+        q: Float[Array, "b s p n h"],
+        k: Float[Array, "b s p n h"],
+        v: Float[Array, "b s p n h"],
+        *,
+        num_special: int,
+        grid: tuple[int, int],
+        layer: Int[Array, ""],
+        num_frames: Int[Array, " b"] | None,
+        precision: Precision,
+    ) -> tuple[Float[Array, "b s p n h"], AttentionStats]:
+        """Attention over all frames in one layer, for a value that is the same in all layers.
+
+        Args:
+            num_special: how many leading tokens of a frame are special.
+            grid: rows and columns of patches that follow them, in `token_order`. Tokens beyond do
+                not count, and their results mean nothing.
+            layer: which layer of the trunk this is.
+            num_frames: how many leading frames of each scene count, None for all.
+        """
+
+    def extra_bytes(
+        self,
+        *,
+        num_frames: int,
+        num_special: int,
+        num_patches: int,
+        num_heads: int,
+        head_dim: int,
+        itemsize: int,
+    ) -> int:
+        """What attention needs in memory beside queries, keys, values and results, in one layer.
+
+        Args:
+            num_special, num_patches: of a frame.
+            itemsize: of queries, keys and values.
+        """
+        del num_frames, num_special, num_patches, num_heads, head_dim, itemsize
+        return 0
