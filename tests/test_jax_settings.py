@@ -245,9 +245,12 @@ def training(vggt, pi3):
     return call, key(), abstract_model(config)
 
 
+SLOW_TO_TRACE = ("training", "new_models")
+
+
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.slow) if name == "training" else name for name in CASES],
+    [pytest.param(x, marks=pytest.mark.slow) if x in SLOW_TO_TRACE else x for x in CASES],
 )
 def test_types_and_ranks_are_explicit(name, tiny, tiny_pi3, wide_arrays):
     call, *args = CASES[name](tiny(), tiny_pi3())
