@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import Mesh
+from jax_settings import strict_types
 
 import vggt_jax
 from vggt_jax import BlockSparse, Sampled, evaluation, geometry, many_scenes, streaming, synthetic
@@ -42,17 +43,6 @@ PARTLY = BlockSparse(sparse_ratio=0.5, pool_mode="max", layers=(1,), **BLOCKS)
 RANDOM = BlockSparse(sparse_ratio=0.5, random_seed=3, **BLOCKS)
 SAMPLED = Sampled(num_keys=11, min_tokens=0)
 OTHERS = (SPARSE, PARTLY, RANDOM, SAMPLED)
-
-
-@contextlib.contextmanager
-def strict_types():
-    """Three settings at once: what they allow, each of them does."""
-    with (
-        jax.enable_x64(True),
-        jax.numpy_dtype_promotion("strict"),
-        jax.numpy_rank_promotion("raise"),
-    ):
-        yield
 
 
 def array(*shape, dtype=np.float32):

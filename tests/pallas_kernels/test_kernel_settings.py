@@ -4,13 +4,13 @@ Index arithmetic stays in 32 bits whatever JAX's default integers are, constants
 they meet, and shapes are broadcast in so many words.
 """
 
-import contextlib
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax_settings import strict_types
 
 from pallas_kernels import (
     BlockMap,
@@ -23,16 +23,6 @@ from pallas_kernels import (
 
 BLOCKS = {"block_q": 32, "block_k": 16}
 T, KV, N, H = 67, 83, 2, 32
-
-
-@contextlib.contextmanager
-def strict_types():
-    with (
-        jax.enable_x64(True),
-        jax.numpy_dtype_promotion("strict"),
-        jax.numpy_rank_promotion("raise"),
-    ):
-        yield
 
 
 def attention(q, k, v, kv_lengths, mask, **options):

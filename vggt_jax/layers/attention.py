@@ -1,5 +1,6 @@
 """Dense attention: the function with its implementations, and the layer around it."""
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -93,9 +94,59 @@ class Dense(SceneAttention):
         """Scores in plain JAX; with a kernel, tokens without the padding of frames."""
         p = num_special + num_patches
         if itemsize == 4:
-            return 2 * min(4 * num_heads * (num_frames * p) ** 2, MAX_SCORE_BYTES)
+            return bytes_of_scores(num_heads, num_frames * p, num_frames * p)
         padded = padded_tokens(p, self, head_dim=head_dim, dtype=jnp.bfloat16)
         return 3 * (padded != p) * itemsize * num_frames * p * num_heads * head_dim
+
+
+def bytes_of_scores(num_heads: int, num_queries: int, num_keys: int) -> int:
+    """What scores and their weights take in plain JAX, in chunks of the queries of one scene."""
+    return 2 * min(4 * num_heads * num_queries * num_keys, MAX_SCORE_BYTES)
+
+
+class NotDense(SceneAttention):
+    """What `Sampled` and `BlockSparse` share: few tokens are dense, and scenes are independent."""
+
+    min_tokens: int
+    implementation: Literal["mosaic_gpu", "triton", "xla"] | None
+
+    @property
+    def within_frames(self) -> Dense:
+        """Dense attention, in plain XLA if that is asked for."""
+        return Dense(implementation="xla" if self.implementation == "xla" else None)
+
+    def decided(self) -> "NotDense":
+        return dataclasses.replace(self, min_tokens=0)  # pyright: ignore[reportArgumentType]
+
+    def attend(self, q, k, v, *, num_special, grid, layer, num_frames, precision: Precision):
+        def scene(q, k, v, num_frames):
+            return self.attend_scene(
+                q,
+                k,
+                v,
+                num_special=num_special,
+                grid=grid,
+                layer=layer,
+                num_frames=num_frames,
+                precision=precision,
+            )
+
+        return jax.vmap(scene)(q, k, v, num_frames)
+
+    @abc.abstractmethod
+    def attend_scene(
+        self,
+        q: Float[Array, "s p n h"],
+        k: Float[Array, "s p n h"],
+        v: Float[Array, "s p n h"],
+        *,
+        num_special: int,
+        grid: tuple[int, int],
+        layer: Int[Array, ""],
+        num_frames: Int[Array, ""] | None,
+        precision: Precision,
+    ) -> tuple[Float[Array, "s p n h"], AttentionStats]:
+        """`attend` for one scene."""
 
 
 def dense_attention(

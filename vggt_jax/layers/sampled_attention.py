@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.blocks import count_blocks, leading
-from vggt_jax.layers.attention import MAX_SCORE_BYTES, Dense, dense_attention
+from vggt_jax.layers.attention import NotDense, bytes_of_scores, dense_attention
 from vggt_jax.layers.precision import Precision
-from vggt_jax.layers.scene_attention import AttentionStats, SceneAttention
+from vggt_jax.layers.scene_attention import AttentionStats
 from vggt_jax.layers.token_order import patch_order
 
 # Products of places in the sample must be within 32 bits.
@@ -28,7 +28,7 @@ _GOLDEN = np.uint32(2654435769)
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sampled(SceneAttention):
+class Sampled(NotDense):
     """Patches attend to a fixed number of patches of the scene, and to all special tokens.
 
     The sampled keys are the same for all queries of a head, and differ by layer and head. They are
@@ -79,11 +79,6 @@ class Sampled(SceneAttention):
                 "'xla' or None"
             )
 
-    @property
-    def within_frames(self) -> Dense:
-        """Dense attention, in plain XLA if that is asked for."""
-        return Dense(implementation="xla" if self.implementation == "xla" else None)
-
     def why_dense(self, *, num_tokens: int, num_patches: int) -> str | None:
         """Whether there are fewer tokens than `min_tokens`, or no more patches than `num_keys`."""
         if num_patches <= self.num_keys:
@@ -94,20 +89,18 @@ class Sampled(SceneAttention):
             return None
         return f"{found}: attention is dense, and there are no attention_stats"
 
-    def decided(self) -> "Sampled":
-        return dataclasses.replace(self, min_tokens=0)
-
-    def attend(self, q, k, v, *, num_special, grid, layer, num_frames, precision: Precision):
-        attend = functools.partial(
-            sampled_attention,
+    def attend_scene(self, q, k, v, *, num_special, grid, layer, num_frames, precision: Precision):
+        return sampled_attention(
+            q,
+            k,
+            v,
             num_special=num_special,
             grid=grid,
             attention=self,
             layer=layer,
+            num_frames=num_frames,
             precision=precision.matmul,
         )
-        scene = lambda q, k, v, frames: attend(q, k, v, num_frames=frames)
-        return jax.vmap(scene)(q, k, v, num_frames)
 
     def extra_bytes(
         self, *, num_frames, num_special, num_patches, num_heads, head_dim, itemsize
@@ -118,7 +111,7 @@ class Sampled(SceneAttention):
         if itemsize == 2:
             return gathered
         tokens = num_frames * (num_special + num_patches)
-        return gathered + 2 * min(4 * num_heads * tokens * num_keys, MAX_SCORE_BYTES)
+        return gathered + bytes_of_scores(num_heads, tokens, num_keys)
 
 
 def draw_patches(

@@ -13,7 +13,7 @@ from pallas_kernels import block_sparse_attention, select_blocks
 from pallas_kernels.block_map import index_dtype
 from pallas_kernels.blocks import count_blocks
 from pallas_kernels.mosaic_gpu_call import align
-from vggt_jax.layers.attention import Dense
+from vggt_jax.layers.attention import NotDense
 from vggt_jax.layers.few_queries import attend_to_everything
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.scene_attention import AttentionStats, SceneAttention
@@ -22,7 +22,7 @@ from vggt_jax.layers.token_order import TokenOrder
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BlockSparse(SceneAttention):
+class BlockSparse(NotDense):
     """Blocks of patches attend to the blocks that matter most to them, and to all special tokens.
 
     The method of "Faster VGGT with Block-Sparse Global Attention" (arXiv 2509.07120), without its
@@ -123,11 +123,6 @@ class BlockSparse(SceneAttention):
         ]
         return [value if i in layers else self.within_frames for i, value in enumerate(sparse)]
 
-    @property
-    def within_frames(self) -> Dense:
-        """Dense attention, in plain XLA if that is asked for."""
-        return Dense(implementation="xla" if self.implementation == "xla" else None)
-
     def why_dense(self, *, num_tokens: int, num_patches: int) -> str | None:
         """Whether there are fewer tokens than `min_tokens`."""
         del num_patches
@@ -138,24 +133,22 @@ class BlockSparse(SceneAttention):
             "and there are no attention_stats; min_tokens=0 makes it sparse"
         )
 
-    def decided(self) -> "BlockSparse":
-        return dataclasses.replace(self, min_tokens=0)
-
-    def attend(self, q, k, v, *, num_special, grid, layer, num_frames, precision: Precision):
+    def attend_scene(self, q, k, v, *, num_special, grid, layer, num_frames, precision: Precision):
         del precision  # Products of float32 have the highest.
         if isinstance(self.sparse_ratio, tuple) or isinstance(self.cdf_threshold, tuple):
             raise ValueError("numbers by layer: of_layers(depth) has the value of each layer")
-        attend = functools.partial(
-            sparse_attention,
+        return sparse_attention(
+            q,
+            k,
+            v,
             num_special=num_special,
             num_tokens=num_special + grid[0] * grid[1],
             sparse_ratio=self.sparse_ratio,
             cdf_threshold=self.cdf_threshold,
             attention=self,
             layer=layer,
+            num_frames=num_frames,
         )
-        scene = lambda q, k, v, frames: attend(q, k, v, num_frames=frames)
-        return jax.vmap(scene)(q, k, v, num_frames)
 
     def extra_bytes(
         self, *, num_frames, num_special, num_patches, num_heads, head_dim, itemsize
