@@ -128,7 +128,7 @@ def make_inputs(model: str, frames: int, size: list[int]):
     import jax.numpy as jnp
     from random_model import random_model, released_config
 
-    from vggt_jax.loading import with_dtype
+    from vggt_jax.models.loading import with_dtype
 
     model = with_dtype(random_model(released_config(model)), jnp.bfloat16)
     images = jax.random.randint(jax.random.key(1), (1, frames, *size, 3), 0, 256, jnp.uint8)
@@ -243,7 +243,8 @@ def run_infer(part, model, frames, size, repeats, compile_only=False, attention=
     import jax
     import numpy as np
 
-    from vggt_jax import inference, streaming
+    from vggt_jax.pipeline import one_scene as inference
+    from vggt_jax.pipeline import streaming
 
     model, images = make_inputs(model, frames, size)
     inputs = {"images": np.asarray(images[0])}
@@ -283,7 +284,7 @@ def attention_of(settings: dict | None):
 
 
 def estimate_gib(model, frames, size, attention, *, streamed=False):
-    from vggt_jax.memory import check_memory
+    from vggt_jax.pipeline.memory import check_memory
 
     check = check_memory(model, (frames, *size, 3), attention=attention, streamed=streamed)
     return gib(check.needed.total)

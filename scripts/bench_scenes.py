@@ -29,9 +29,11 @@ from PIL import Image
 from random_model import random_model, released_config
 
 import vggt_jax
-from vggt_jax import export, inference, many_scenes
-from vggt_jax.loading import with_dtype
-from vggt_jax.preprocess import Frames
+from vggt_jax import export
+from vggt_jax.images.loading import Frames
+from vggt_jax.models.loading import with_dtype
+from vggt_jax.pipeline import many_scenes
+from vggt_jax.pipeline import one_scene as inference
 
 _PHOTOGRAPHS = 8  # distinct ones; the scenes have links to them
 

@@ -14,8 +14,8 @@ from jaxtyping import Array
 
 from vggt_jax.errors import InputError
 from vggt_jax.evaluation import SceneTruth
-from vggt_jax.inference import read_frames
-from vggt_jax.preprocess import find_images
+from vggt_jax.images.loading import find_images
+from vggt_jax.pipeline.one_scene import read_frames
 
 FOLDER_LAYOUT = """\
 a folder of scenes, each of them

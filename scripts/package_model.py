@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 import vggt_jax
 from vggt_jax.layers.vit import resize_position_table
-from vggt_jax.loading import abstract_model, named_parameters
+from vggt_jax.models.loading import abstract_model, named_parameters
 from vggt_jax.training.loop import export_model
 from vggt_jax.weights import small_model_path
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 import vggt_jax
 from vggt_jax.layers.vit import IMAGE_MEAN, IMAGE_STD
-from vggt_jax.loading import abstract_model
+from vggt_jax.models.loading import abstract_model
 
 _NOISE = 2**22  # numbers drawn; larger parameters repeat them
 _CONFIGS = {"vggt": vggt_jax.VGGTConfig, "pi3": vggt_jax.Pi3Config}

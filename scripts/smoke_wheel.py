@@ -83,7 +83,7 @@ CONVERTED = """
     import numpy as np
     import safetensors.numpy
     import vggt_jax
-    from vggt_jax.loading import named_parameters
+    from vggt_jax.models.loading import named_parameters
 
     found = named_parameters(vggt_jax.load_model("converted"))["encoder.patch_embed.kernel"]
     official = safetensors.numpy.load_file("official.safetensors")

@@ -39,7 +39,7 @@ import vggt_jax
 from vggt_jax import weights
 from vggt_jax.checkpoints.errors import CheckpointError
 from vggt_jax.evaluation import scene_metrics
-from vggt_jax.outputs import Pi3Output
+from vggt_jax.scene.reconstruction import Pi3Output
 
 RULES = ("avg", "max", "hilbert", "cdf", "random")
 _FRAMES = 48

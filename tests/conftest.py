@@ -35,7 +35,11 @@ CHECKED_MODULES = [
     *(f"pallas_kernels.{name}" for name in KERNELS),
     "vggt_jax.geometry",
     "vggt_jax.heads",
-    "vggt_jax.models",
+    "vggt_jax.models.pi3",
+    "vggt_jax.models.vggt",
+    "vggt_jax.trunk.alternation",
+    "vggt_jax.trunk.frames",
+    "vggt_jax.trunk.token_layout",
     *(f"vggt_jax.layers.{name}" for name in LAYERS),
 ]
 jaxtyping.install_import_hook(CHECKED_MODULES, "beartype.beartype")
@@ -50,7 +54,7 @@ from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 from pallas_kernels import devices, mosaic_gpu_call  # noqa: E402
 from vggt_jax import VGGT, Pi3, Pi3Config, VGGTConfig, geometry, load_model  # noqa: E402
-from vggt_jax.loading import named_parameters, with_parameters  # noqa: E402
+from vggt_jax.models.loading import named_parameters, with_parameters  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 import vggt_jax
-from vggt_jax import InputError, Reconstruction, calibration, geometry
+from vggt_jax import InputError, Reconstruction, geometry
 from vggt_jax.export import write_cameras
-from vggt_jax.preprocess import load_images
+from vggt_jax.images.loading import load_images
+from vggt_jax.scene import calibration
 
 RNG = np.random.default_rng(11)
 S, HEIGHT, WIDTH = 3, 28, 42
@@ -137,7 +138,7 @@ def test_cameras_that_come_back_keep_their_points(tmp_path, scene, pixel_centre)
 
 
 def test_bad_intrinsics_are_refused_before_the_work(tiny, monkeypatch):
-    monkeypatch.setattr(vggt_jax.inference, "_reconstruct", None)  # Nothing to call.
+    monkeypatch.setattr(vggt_jax.pipeline.one_scene, "_reconstruct", None)  # Nothing to call.
     images = np.zeros((2, 28, 28, 3), np.uint8)
     with pytest.raises(InputError, match=r"must be \[3 3\], or \[2 3 3\]"):
         vggt_jax.infer(images, model=tiny(), intrinsics=np.eye(4))
@@ -198,7 +199,7 @@ def test_scale_to_a_depth(scene):
 
 def test_lengths_that_give_no_scale(scene):
     distance, depth = calibration.scale_to_distance, calibration.scale_to_depth
-    masked = vggt_jax.masks.with_mask(scene, np.zeros((S, HEIGHT, WIDTH), bool))
+    masked = vggt_jax.with_mask(scene, np.zeros((S, HEIGHT, WIDTH), bool))
     without = lambda *names: dataclasses.replace(scene, **dict.fromkeys(names))
     ends = ((0, 1, 1), (1, 2, 2))
     for call, what in [

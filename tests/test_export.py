@@ -19,8 +19,8 @@ from vggt_jax.export import (
     write_point_cloud,
     write_predictions,
 )
-from vggt_jax.export.files import file_stems, output_folder, replacing
-from vggt_jax.preprocess import FrameTransform
+from vggt_jax.files import file_stems, output_folder, replacing
+from vggt_jax.images.loading import FrameTransform
 
 S, HEIGHT, WIDTH = 2, 5, 7
 

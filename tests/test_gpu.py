@@ -14,8 +14,8 @@ from pallas_kernels import devices, mosaic_gpu_call, norm_rope
 from pallas_kernels.matmul import api as matmul
 from vggt_jax.layers import attention
 from vggt_jax.layers.rope import rope_tables
-from vggt_jax.layers.sparse_attention import sparse_attention
-from vggt_jax.loading import with_dtype
+from vggt_jax.models.loading import with_dtype
+from vggt_jax.trunk.attention.block_sparse import sparse_attention
 
 pytestmark = pytest.mark.gpu
 

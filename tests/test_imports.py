@@ -19,34 +19,12 @@ ALLOWED = {
         "torch",
     },
 }  # fmt: skip
-# What lies above a folder of vggt_jax, and is not for it to import.
-ABOVE = {
-    "checkpoints": (
-        "config",
-        "layers",
-        "heads",
-        "models",
-        "loading",
-        "inference",
-        "outputs",
-        "export",
-        "cli",
-    ),
-    "layers": ("heads", "models", "loading", "inference", "outputs", "export", "cli"),
-    "heads": ("models.vggt", "loading", "inference", "outputs", "export", "cli"),
-    "models": ("loading", "inference", "export", "cli"),
-    "evaluation": (
-        "models",
-        "heads",
-        "layers",
-        "loading",
-        "inference",
-        "outputs",
-        "export",
-        "cli",
-    ),
-    "export": ("models", "heads", "loading", "inference", "cli"),
-}
+# The parts of vggt_jax from the bottom up: each imports only parts that stand before it.
+ORDER = (
+    "errors", "host", "files", "geometry", "checkpoints", "config", "weights", "layers", "images", "trunk",
+    "heads", "scene", "models", "synthetic", "evaluation", "export", "pipeline", "training",
+    "viewer", "cli",
+)  # fmt: skip
 
 
 def imported(path, *, at_import_only=False):
@@ -75,7 +53,7 @@ def files(package):
 
 def test_there_is_something_to_check():
     assert len(files("vggt_jax")) > 20 and len(files("vggt_jax/checkpoints")) > 10
-    assert "vggt_jax.layers.block" in imported(ROOT / "vggt_jax" / "models" / "trunk.py")
+    assert "vggt_jax.layers.block" in imported(ROOT / "vggt_jax" / "trunk" / "alternation.py")
     assert "torch" in packages(ROOT / "vggt_jax" / "checkpoints" / "sources.py")
 
 
@@ -98,13 +76,19 @@ def test_pytorch_is_imported_only_where_a_pt_file_is_read():
         assert "torch" not in packages(path, at_import_only=reads_pt), path
 
 
-@pytest.mark.parametrize("folder", ABOVE)
-def test_layers_of_the_model_point_one_way(folder):
-    for path in files(f"vggt_jax/{folder}"):
-        for name in imported(path):
-            for above in ABOVE[folder]:
-                is_above = f"{name}.".startswith(f"vggt_jax.{above}.")
-                assert not is_above, f"{path} imports {name}"
+@pytest.mark.parametrize("part", ORDER)
+def test_parts_of_the_package_import_only_what_lies_below(part):
+    below = {"vggt_jax", *(f"vggt_jax.{name}" for name in ORDER[: ORDER.index(part) + 1])}
+    single_file = ROOT / "vggt_jax" / f"{part}.py"
+    for path in [single_file] if single_file.exists() else files(f"vggt_jax/{part}"):
+        ours = {name for name in imported(path) if name.partition(".")[0] == "vggt_jax"}
+        above = {name for name in ours if ".".join(name.split(".")[:2]) not in below}
+        assert not above, f"{path} imports {above}"
+
+
+def test_every_part_of_the_package_has_its_place():
+    found = {path.relative_to(ROOT / "vggt_jax").parts[0] for path in files("vggt_jax")}
+    assert {name.removesuffix(".py") for name in found} - {"__init__"} == set(ORDER)
 
 
 IMPORT_EVERYTHING = """

@@ -8,7 +8,8 @@ import toys
 from PIL import Image
 
 import vggt_jax
-from vggt_jax import BlockSparse, InputError, geometry, inference
+from vggt_jax import BlockSparse, InputError, geometry
+from vggt_jax.pipeline import one_scene as inference
 
 RNG = np.random.default_rng(3)
 

@@ -20,10 +20,11 @@ from jax.sharding import Mesh
 from jax_settings import strict_types
 
 import vggt_jax
-from vggt_jax import BlockSparse, Sampled, evaluation, geometry, many_scenes, streaming, synthetic
-from vggt_jax.inference import reconstruct
-from vggt_jax.loading import abstract_model
-from vggt_jax.outputs import Reconstruction
+from vggt_jax import BlockSparse, Sampled, evaluation, geometry, synthetic
+from vggt_jax.models.loading import abstract_model
+from vggt_jax.pipeline import many_scenes, streaming
+from vggt_jax.pipeline.one_scene import reconstruct
+from vggt_jax.scene.reconstruction import Reconstruction
 from vggt_jax.training.initialization import initial_model
 from vggt_jax.training.loop import synthetic as rendered
 from vggt_jax.training.losses import LossWeights
@@ -317,7 +318,7 @@ def test_around_a_model(recon, tmp_path):
     """Host code that has JAX compute with a reconstruction in NumPy arrays."""
 
     def compute(folder):
-        known = vggt_jax.inference.with_known(
+        known = vggt_jax.pipeline.one_scene.with_known(
             recon, intrinsics=INTRINSIC, mask=recon.depth < 1.505, mask_edges=True
         )
         cameras = viewer_cameras(recon)

@@ -9,7 +9,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import vggt_jax
-from vggt_jax import CheckpointError, checkpoints, loading
+from vggt_jax import CheckpointError, checkpoints
+from vggt_jax.models import loading
 
 
 def test_saved_model_is_loaded_again_as_it_was(tmp_path, tiny):

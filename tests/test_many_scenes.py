@@ -19,12 +19,10 @@ from vggt_jax import (
     BlockSparse,
     Dense,
     InputError,
-    inference,
     load_images,
-    many_scenes,
-    memory,
-    streaming,
 )
+from vggt_jax.pipeline import many_scenes, memory, streaming
+from vggt_jax.pipeline import one_scene as inference
 
 SIZES = {"hall": 3, "attic": 5, "yard": 4, "shed": 5, "barn": 2}
 

@@ -5,9 +5,10 @@ import pytest
 from PIL import Image
 
 import vggt_jax
-from vggt_jax import InputError, masks
+from vggt_jax import InputError, with_mask
 from vggt_jax.export import select_points
-from vggt_jax.preprocess import FrameTransform, load_images
+from vggt_jax.images import masks
+from vggt_jax.images.loading import FrameTransform, load_images
 
 RNG = np.random.default_rng(7)
 SIZES = [(61, 83), (97, 53), (48, 48)]  # (height, width): landscape, portrait and square
@@ -125,7 +126,7 @@ def test_masked_pixels_have_no_points_and_no_confidence(tiny):
             points, masked.depth_confidence, images, confidence_percentile=0.0
         )
         assert len(chosen) == mask.sum()
-    twice = masks.with_mask(masked, ~mask)
+    twice = with_mask(masked, ~mask)
     assert not twice.mask.any() and plain.mask is None
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 import vggt_jax
-from vggt_jax import memory
+from vggt_jax.pipeline import memory
 
 SPARSE = vggt_jax.BlockSparse(sparse_ratio=0.75, min_tokens=0)
 

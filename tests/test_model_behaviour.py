@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vggt_jax.loading import named_parameters, with_parameters
+from vggt_jax.models.loading import named_parameters, with_parameters
 
 PATCH, ROWS, COLUMNS, POINTS = 14, 2, 3, 4
 TRACKER = ("track", "vis", "conf")

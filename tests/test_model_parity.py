@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import toys
 
-from vggt_jax.heads import dpt, track, update_former
+from vggt_jax.heads import dpt
 from vggt_jax.layers import attention, chunking
-from vggt_jax.models import trunk
+from vggt_jax.models.vggt.heads import track, update_former
+from vggt_jax.trunk import alternation as trunk
 
 CASES = [
     ("vggt_toy", "n1_56x84"),

@@ -1,11 +1,11 @@
-"""vggt_jax.orientation: up and ahead from how cameras were held."""
+"""vggt_jax.scene.orientation: up and ahead from how cameras were held."""
 
 import math
 
 import numpy as np
 import pytest
 
-from vggt_jax.orientation import level_forward, up_direction
+from vggt_jax.scene.orientation import level_forward, up_direction
 
 
 def rotation(axis, degrees):

@@ -13,7 +13,7 @@ import toys
 
 from vggt_jax import BlockSparse
 from vggt_jax.layers import attention, chunking
-from vggt_jax.models import trunk
+from vggt_jax.trunk import alternation as trunk
 
 CASES = [
     ("pi3_toy", "n1_56x84"),

@@ -1,4 +1,4 @@
-"""vggt_jax.preprocess against the official loader, and on everything that people feed it.
+"""vggt_jax.images.loading against the official loader, and on everything that people feed it.
 
 golden/preprocess.npz holds every fifth pixel, [s 3 h w] uint8, of what the official
 `load_and_preprocess_images` makes of golden/images, and the full shapes.
@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from vggt_jax.errors import InputError
-from vggt_jax.preprocess import FrameTransform, find_images, load_images
+from vggt_jax.images.loading import FrameTransform, find_images, load_images
 
 GOLDEN = Path(__file__).parent / "golden"
 KITCHEN = [GOLDEN / "images/kitchen/00.jpg", GOLDEN / "images/kitchen/01.jpg"]

@@ -8,10 +8,11 @@ import pytest
 from PIL import Image
 
 import vggt_jax
-from vggt_jax import InputError, Reconstruction, inference
+from vggt_jax import InputError, Reconstruction
 from vggt_jax.export import write_predictions
-from vggt_jax.layers.sparse_attention import AttentionStats
-from vggt_jax.preprocess import load_images
+from vggt_jax.images.loading import load_images
+from vggt_jax.pipeline import one_scene as inference
+from vggt_jax.trunk.attention.block_sparse import AttentionStats
 
 SIZES = [(61, 83), (97, 53), (47, 47)]  # (height, width): landscape, portrait and square
 

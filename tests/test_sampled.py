@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 import vggt_jax
-from vggt_jax import Dense, InputError, Sampled, inference, memory
+from vggt_jax import Dense, InputError, Sampled
 from vggt_jax.cli import bench
 from vggt_jax.cli.scene import chosen_attention
-from vggt_jax.streaming import Stream
+from vggt_jax.pipeline import memory
+from vggt_jax.pipeline import one_scene as inference
+from vggt_jax.pipeline.streaming import Stream
 
 # 24 patches of 28 x 42 pixels in four frames.
 SAMPLED = Sampled(num_keys=16, min_tokens=0)

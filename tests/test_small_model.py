@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 import vggt_jax
-from vggt_jax import inference, weights
+from vggt_jax import weights
 from vggt_jax.evaluation import auc_at, pair_errors
+from vggt_jax.pipeline import one_scene as inference
 
 SAMPLE = pathlib.Path(vggt_jax.__file__).parent / "samples" / "cellar"
 

@@ -10,7 +10,7 @@ import pytest
 
 import vggt_jax
 from vggt_jax import InputError
-from vggt_jax.stablehlo import export_stablehlo
+from vggt_jax.pipeline.stablehlo import export_stablehlo
 
 # What docs/stablehlo.md shows, where importing any of the project's own packages or Flax fails.
 ELSEWHERE = """
@@ -73,7 +73,7 @@ def test_a_program_runs_without_the_project(tmp_path, tiny, tiny_pi3, kind, rela
 
 @pytest.mark.slow
 def test_bfloat16_kernels_are_stored_as_float32(tmp_path, tiny):
-    model = vggt_jax.loading.with_dtype(tiny(enable_point=False), "bfloat16")
+    model = vggt_jax.models.loading.with_dtype(tiny(enable_point=False), "bfloat16")
     export_stablehlo(
         model, tmp_path / "out", num_frames=1, size=(28, 28), platforms=["cpu"],
         compute_dtype="bfloat16",

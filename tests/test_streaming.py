@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import vggt_jax
-from vggt_jax import memory, streaming
-from vggt_jax.inference import bucket
+from vggt_jax.pipeline import memory, streaming
+from vggt_jax.pipeline.one_scene import bucket
 
 SPARSE = vggt_jax.BlockSparse(sparse_ratio=0.5, block_q=16, block_k=8, min_tokens=0)
 
@@ -47,10 +47,13 @@ def test_pieces_are_the_whole(tiny, tiny_pi3, name, changes):
     model = {"vggt": tiny, "pi3": tiny_pi3}[name](**changes)
     inputs = {"images": photographs(5), "num_frames": np.int32(4)}
     stream = streaming.Stream.of(model, inputs, compiled=True, frames_in_piece=2)
-    news = []
-    found = stream(model, **inputs, done=news.append)
-    assert news == [2, 4]
-    compare(found, cut(jax.jit(vggt_jax.reconstruct)(model, **inputs), 4))
+    at_once = jax.jit(vggt_jax.reconstruct)
+    # The last piece of five begins early enough to be whole.
+    for num_frames, pieces in ((4, [2, 4]), (5, [2, 4, 5])):
+        inputs["num_frames"], news = np.int32(num_frames), []
+        found = stream(model, **inputs, done=news.append)
+        assert news == pieces
+        compare(found, cut(at_once(model, **inputs), num_frames))
 
 
 def cut(recon, num_frames):

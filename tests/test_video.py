@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 import vggt_jax
-from vggt_jax import InputError, video
-from vggt_jax.preprocess import load_images
+from vggt_jax import InputError
+from vggt_jax.images import video
+from vggt_jax.images.loading import load_images
 
 HEIGHT, WIDTH, RATE = 70, 112, 12
 

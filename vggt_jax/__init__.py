@@ -1,35 +1,35 @@
 """VGGT and π³ in JAX: photographs in; cameras, depth, point maps and tracks out."""
 
-from vggt_jax.calibration import scale_to_depth as scale_to_depth
-from vggt_jax.calibration import scale_to_distance as scale_to_distance
-from vggt_jax.calibration import with_intrinsics as with_intrinsics
 from vggt_jax.checkpoints.errors import CheckpointError as CheckpointError
 from vggt_jax.config import Pi3Config as Pi3Config
 from vggt_jax.config import VGGTConfig as VGGTConfig
 from vggt_jax.errors import InputError as InputError
 from vggt_jax.export import ExportReport as ExportReport
 from vggt_jax.export import export_reconstruction as export_reconstruction
-from vggt_jax.inference import infer as infer
-from vggt_jax.inference import reconstruct as reconstruct
+from vggt_jax.images.loading import Frames as Frames
+from vggt_jax.images.loading import load_images as load_images
+from vggt_jax.images.video import choose_frames as choose_frames
 from vggt_jax.layers.attention import Dense as Dense
-from vggt_jax.layers.sampled_attention import Sampled as Sampled
 from vggt_jax.layers.scene_attention import AttentionStats as AttentionStats
-from vggt_jax.layers.sparse_attention import BlockSparse as BlockSparse
-from vggt_jax.loading import load_model as load_model
-from vggt_jax.loading import save_model as save_model
-from vggt_jax.many_scenes import ScenesReport as ScenesReport
-from vggt_jax.many_scenes import reconstruct_scenes as reconstruct_scenes
-from vggt_jax.masks import with_mask as with_mask
-from vggt_jax.models.pi3 import Pi3 as Pi3
-from vggt_jax.models.vggt import VGGT as VGGT
-from vggt_jax.outputs import Pi3Output as Pi3Output
-from vggt_jax.outputs import Reconstruction as Reconstruction
-from vggt_jax.outputs import VGGTOutput as VGGTOutput
-from vggt_jax.preprocess import Frames as Frames
-from vggt_jax.preprocess import load_images as load_images
-from vggt_jax.results import load_reconstruction as load_reconstruction
-from vggt_jax.stablehlo import export_stablehlo as export_stablehlo
-from vggt_jax.video import choose_frames as choose_frames
+from vggt_jax.models.loading import load_model as load_model
+from vggt_jax.models.loading import save_model as save_model
+from vggt_jax.models.pi3.model import Pi3 as Pi3
+from vggt_jax.models.vggt.model import VGGT as VGGT
+from vggt_jax.pipeline.many_scenes import ScenesReport as ScenesReport
+from vggt_jax.pipeline.many_scenes import reconstruct_scenes as reconstruct_scenes
+from vggt_jax.pipeline.one_scene import infer as infer
+from vggt_jax.pipeline.one_scene import reconstruct as reconstruct
+from vggt_jax.pipeline.stablehlo import export_stablehlo as export_stablehlo
+from vggt_jax.scene.calibration import scale_to_depth as scale_to_depth
+from vggt_jax.scene.calibration import scale_to_distance as scale_to_distance
+from vggt_jax.scene.calibration import with_intrinsics as with_intrinsics
+from vggt_jax.scene.masking import with_mask as with_mask
+from vggt_jax.scene.reconstruction import Pi3Output as Pi3Output
+from vggt_jax.scene.reconstruction import Reconstruction as Reconstruction
+from vggt_jax.scene.reconstruction import VGGTOutput as VGGTOutput
+from vggt_jax.scene.results import load_reconstruction as load_reconstruction
+from vggt_jax.trunk.attention.block_sparse import BlockSparse as BlockSparse
+from vggt_jax.trunk.attention.sampled import Sampled as Sampled
 from vggt_jax.viewer import view as view
 
 __version__ = "0.1.0"

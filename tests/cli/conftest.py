@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 import vggt_jax
-from vggt_jax import cli, inference
+from vggt_jax import cli
+from vggt_jax.pipeline import one_scene as inference
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,10 @@ import pytest
 import trimesh
 from PIL import Image
 
-from vggt_jax import cli, memory
+from vggt_jax import cli
 from vggt_jax.cli import bench
 from vggt_jax.cli.scene import SPELLINGS, in_our_spelling
+from vggt_jax.pipeline import memory
 
 
 @pytest.fixture
@@ -133,7 +134,7 @@ def test_what_does_not_fit_the_photographs_shows_before_they_are_reconstructed(
     def compile_reconstruct(*_, **__):
         pytest.fail("photographs were reconstructed before the options were checked")
 
-    monkeypatch.setattr("vggt_jax.inference.compile_reconstruct", compile_reconstruct)
+    monkeypatch.setattr("vggt_jax.pipeline.one_scene.compile_reconstruct", compile_reconstruct)
     cameras = tmp_path / "cameras.json"
     matrix = [[None, 0, 3], [0, 9, 3], [0, 0, 1]]
     frames = [{"name": f"{i}.png", "intrinsics_original": matrix} for i in range(3)]

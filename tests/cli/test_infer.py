@@ -9,7 +9,8 @@ import trimesh
 from PIL import Image
 
 import vggt_jax
-from vggt_jax import loading, memory, streaming
+from vggt_jax.models import loading
+from vggt_jax.pipeline import memory, streaming
 
 
 def test_infer_writes_everything(tmp_path, photographs, checkpoint, capsys, run):
@@ -241,7 +242,7 @@ def test_points_from_a_head_that_is_missing(tmp_path, photographs, toy_checkpoin
 def test_lengths_of_what_a_model_does_not_predict(
     tmp_path, photographs, tiny, refused, monkeypatch, change, options, what
 ):
-    monkeypatch.setattr("vggt_jax.inference.compile_reconstruct", None)  # Nothing to call.
+    monkeypatch.setattr("vggt_jax.pipeline.one_scene.compile_reconstruct", None)  # Nothing to call.
     vggt_jax.save_model(tiny(**change), tmp_path / "model")
     args = ["infer", photographs, "--model", tmp_path / "model", "--out", tmp_path / "out"]
     assert what in refused(*args, *options)

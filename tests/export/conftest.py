@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vggt_jax.outputs import Reconstruction
-from vggt_jax.preprocess import Frames, FrameTransform, load_images
+from vggt_jax.images.loading import Frames, FrameTransform, load_images
+from vggt_jax.scene.reconstruction import Reconstruction
 
 # (height, width) of the photographs: landscape, portrait, square, and landscape once more.
 SIZES = ((90, 141), (151, 97), (113, 113), (90, 141))

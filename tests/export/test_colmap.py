@@ -11,7 +11,7 @@ from vggt_jax import InputError, export_reconstruction
 from vggt_jax.export.matching import matched_tracks
 from vggt_jax.export.scene import scene_cameras
 from vggt_jax.export.tracks import tracks_from_depth
-from vggt_jax.masks import with_mask
+from vggt_jax.scene.masking import with_mask
 
 pycolmap = pytest.importorskip("pycolmap")
 MODES = ["crop", "pad", "identity"]

@@ -10,13 +10,13 @@ import pytest
 import trimesh
 from PIL import Image
 
-from vggt_jax import InputError, export_reconstruction
-from vggt_jax.export import files, reconstruction
-from vggt_jax.export.files import output_folder
+from vggt_jax import InputError, export_reconstruction, files
+from vggt_jax.export import reconstruction
 from vggt_jax.export.images import check_photographs, find_photographs, write_photographs
 from vggt_jax.export.scene import scene_cameras, scene_points
-from vggt_jax.outputs import Reconstruction
-from vggt_jax.preprocess import load_images
+from vggt_jax.files import output_folder
+from vggt_jax.images.loading import load_images
+from vggt_jax.scene.reconstruction import Reconstruction
 
 FOLDERS = ["colmap", "nerfstudio"]
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vggt_jax.heads.camera import CameraHead
 from vggt_jax.layers.precision import Precision
+from vggt_jax.models.vggt.heads.camera import CameraHead
 
 FLOAT32 = Precision.from_compute_dtype(jnp.float32)
 DIM = 16

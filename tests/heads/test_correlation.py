@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vggt_jax.heads.correlation import (
+from vggt_jax.models.vggt.heads.correlation import (
     build_pyramid,
     grid_position,
     lerp,

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vggt_jax.heads.track import Tracker, _flow_embedding, _position_embedding
 from vggt_jax.layers.precision import Precision
+from vggt_jax.models.vggt.heads.track import Tracker, _flow_embedding, _position_embedding
 
 FLOAT32 = Precision.from_compute_dtype(jnp.float32)
 B, S, M, HEIGHT, WIDTH, FEATURES = 2, 4, 3, 9, 11, 8

@@ -6,8 +6,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vggt_jax.heads.update_former import CrossBlock, MultiHeadAttention, SelfBlock, UpdateFormer
 from vggt_jax.layers.precision import Precision
+from vggt_jax.models.vggt.heads.update_former import (
+    CrossBlock,
+    MultiHeadAttention,
+    SelfBlock,
+    UpdateFormer,
+)
 
 FLOAT32 = Precision.from_compute_dtype(jnp.float32)
 DIM, HEADS = 12, 3

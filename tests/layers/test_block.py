@@ -12,7 +12,7 @@ from vggt_jax.layers.block import Block, stack_modules
 from vggt_jax.layers.linear import Linear
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.rope import rope_tables
-from vggt_jax.loading import named_parameters
+from vggt_jax.models.loading import named_parameters
 
 FLOAT32 = Precision.from_compute_dtype(jnp.float32)
 DIM, HEADS = 12, 3

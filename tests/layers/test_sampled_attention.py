@@ -7,8 +7,8 @@ import pytest
 
 from vggt_jax import Sampled
 from vggt_jax.layers.attention import dense_attention
-from vggt_jax.layers.sampled_attention import draw_patches, sampled_attention
 from vggt_jax.layers.token_order import patch_order
+from vggt_jax.trunk.attention.sampled import draw_patches, sampled_attention
 
 S, SPECIAL, ROWS, COLUMNS, N, H = 7, 3, 5, 6, 2, 8
 PATCHES = ROWS * COLUMNS

@@ -12,7 +12,7 @@ from scipy.stats import entropy
 from pallas_kernels.selection.reference import select_by_sorting
 from vggt_jax import BlockSparse, Dense
 from vggt_jax.layers import few_queries
-from vggt_jax.layers.sparse_attention import sparse_attention
+from vggt_jax.trunk.attention.block_sparse import sparse_attention
 
 RNG = np.random.default_rng(0)
 S, SPECIAL, PATCHES, N, H = 5, 3, 29, 2, 16

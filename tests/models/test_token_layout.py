@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vggt_jax.models.token_layout import TokenLayout
+from vggt_jax.trunk.token_layout import TokenLayout
 
 
 def test_patches_follow_the_special_tokens_row_by_row():

@@ -12,9 +12,9 @@ from vggt_jax import BlockSparse, Dense, VGGTConfig
 from vggt_jax.layers import block
 from vggt_jax.layers.attention import dense_attention
 from vggt_jax.layers.precision import Precision
-from vggt_jax.loading import abstract_model
-from vggt_jax.models import trunk
-from vggt_jax.models.token_layout import TokenLayout
+from vggt_jax.models.loading import abstract_model
+from vggt_jax.trunk import alternation as trunk
+from vggt_jax.trunk.token_layout import TokenLayout
 
 B, S, ROWS, COLUMNS, SPECIAL, DIM, DEPTH = 2, 3, 2, 3, 3, 16, 3
 LAYOUT = TokenLayout(num_special=SPECIAL, rows=ROWS, columns=COLUMNS)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import vggt_jax
-from vggt_jax.loading import named_parameters
+from vggt_jax.models.loading import named_parameters
 from vggt_jax.training.loop import export_model
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vggt_jax.loading import named_parameters
+from vggt_jax.models.loading import named_parameters
 from vggt_jax.training.initialization import initial_model, small_config
 from vggt_jax.training.loop import export_model
 from vggt_jax.training.predict import predict

@@ -17,7 +17,7 @@ import pytest
 
 import vggt_jax.training.loop as loop
 from vggt_jax.errors import InputError
-from vggt_jax.loading import load_model, named_parameters
+from vggt_jax.models.loading import load_model, named_parameters
 from vggt_jax.training.losses import LossWeights
 from vggt_jax.training.optimizer import OptimizerSettings
 from vggt_jax.training.predict import Execution

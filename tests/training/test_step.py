@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vggt_jax.loading import named_parameters
-from vggt_jax.models.vggt import VGGT
+from vggt_jax.models.loading import named_parameters
+from vggt_jax.models.vggt.model import VGGT
 from vggt_jax.training.normalization import Targets
 from vggt_jax.training.predict import predict
 from vggt_jax.training.state import initial_state

@@ -61,8 +61,8 @@ class Bench:
         import jax
         import numpy as np
 
-        from vggt_jax import memory
         from vggt_jax.cli.reconstruct_files import check_memory
+        from vggt_jax.pipeline import memory
 
         model = random_model(self.architecture, self.width, self.compute_dtype)
         weights = memory.gib(memory.weight_bytes(model))
@@ -95,7 +95,8 @@ class Bench:
     def _time(self, model: Any, images: Any, attention: Any) -> tuple[float, float, str]:
         import jax
 
-        from vggt_jax import inference, memory
+        from vggt_jax.pipeline import memory
+        from vggt_jax.pipeline import one_scene as inference
 
         inputs = {"images": images}
         start = time.perf_counter()
@@ -130,7 +131,12 @@ def random_model(
 
     from vggt_jax.config import Pi3Config, VGGTConfig
     from vggt_jax.layers.precision import Precision
-    from vggt_jax.loading import abstract_model, named_parameters, with_dtype, with_parameters
+    from vggt_jax.models.loading import (
+        abstract_model,
+        named_parameters,
+        with_dtype,
+        with_parameters,
+    )
 
     dim, heads = _WIDTHS[width]
     if architecture == "vggt":

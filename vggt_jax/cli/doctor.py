@@ -51,8 +51,8 @@ def device() -> Iterator[tuple[str, str]]:
     """The devices of JAX, and what follows from the first."""
     import jax
 
-    from vggt_jax import memory
     from vggt_jax.layers.precision import Precision
+    from vggt_jax.pipeline import memory
 
     for device in jax.devices():
         yield f"{device.platform}:{device.id}", device.device_kind
@@ -96,7 +96,7 @@ def models() -> Iterator[tuple[str, str]]:
     from huggingface_hub import constants
 
     from vggt_jax import weights
-    from vggt_jax.loading import cache_folder
+    from vggt_jax.models.loading import cache_folder
 
     folder = cache_folder()
     chosen = "from VGGT_JAX_CACHE" if os.environ.get("VGGT_JAX_CACHE") else "see VGGT_JAX_CACHE"

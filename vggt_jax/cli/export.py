@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from vggt_jax.cli.scene import Flag, OptionalFloat, OptionalInt, OptionalPath, Scene
 from vggt_jax.errors import InputError
-from vggt_jax.preprocess import Frames
+from vggt_jax.images.loading import Frames
 
 if TYPE_CHECKING:
     from vggt_jax.export import ExportOptions
@@ -100,7 +100,7 @@ class Export(Scene):
 
     def _photographs(self) -> Path | tuple[Path, ...] | None:
         """What to put beside the scene, where that is of use."""
-        from vggt_jax.video import is_video
+        from vggt_jax.images.video import is_video
 
         is_result = self.results() is not None
         if self.images is not None:

@@ -13,24 +13,26 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from vggt_jax import export, inference, memory, weights
+from vggt_jax import export, weights
 from vggt_jax.cli.scene import Scene
-from vggt_jax.confidence import (
+from vggt_jax.errors import InputError
+from vggt_jax.files import output_folder
+from vggt_jax.images.loading import EXTENSIONS, OVERVIEW, RESULTS, Frames, find_images
+from vggt_jax.layers.precision import Precision
+from vggt_jax.models.loading import Model, cache_folder, load_model
+from vggt_jax.models.vggt.model import VGGT
+from vggt_jax.pipeline import memory
+from vggt_jax.pipeline import one_scene as inference
+from vggt_jax.pipeline.streaming import is_streamed
+from vggt_jax.scene.confidence import (
     allowed_pixels,
     confidence_limits,
     confidence_of,
     points_of,
     usable_pixels,
 )
-from vggt_jax.errors import InputError
-from vggt_jax.export.files import output_folder
-from vggt_jax.layers.precision import Precision
-from vggt_jax.loading import Model, cache_folder, load_model
-from vggt_jax.models.vggt import VGGT
-from vggt_jax.outputs import Reconstruction
-from vggt_jax.preprocess import EXTENSIONS, OVERVIEW, RESULTS, Frames, find_images
-from vggt_jax.results import load_reconstruction
-from vggt_jax.streaming import is_streamed
+from vggt_jax.scene.reconstruction import Reconstruction
+from vggt_jax.scene.results import load_reconstruction
 
 # What a run may write.
 _RESULTS = (

@@ -10,15 +10,16 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
-from vggt_jax import calibration, weights
+from vggt_jax import weights
 from vggt_jax.errors import InputError
+from vggt_jax.images.loading import RESULTS, Frames, Mode, find_images
+from vggt_jax.images.masks import Background
 from vggt_jax.layers.attention import Dense
-from vggt_jax.layers.sampled_attention import Sampled
 from vggt_jax.layers.scene_attention import SceneAttention
-from vggt_jax.layers.sparse_attention import BlockSparse
-from vggt_jax.masks import Background
-from vggt_jax.outputs import Reconstruction
-from vggt_jax.preprocess import RESULTS, Frames, Mode, find_images
+from vggt_jax.scene import calibration
+from vggt_jax.scene.reconstruction import Reconstruction
+from vggt_jax.trunk.attention.block_sparse import BlockSparse
+from vggt_jax.trunk.attention.sampled import Sampled
 
 # Options that may be left out, without a word on that in the help.
 OptionalText = Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")]

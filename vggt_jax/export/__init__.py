@@ -7,7 +7,6 @@ interrupted run leaves no half of a file. What cannot be written raises `InputEr
 """
 
 from vggt_jax.export.cameras import write_cameras as write_cameras
-from vggt_jax.export.npz import write_predictions as write_predictions
 from vggt_jax.export.options import ExportOptions as ExportOptions
 from vggt_jax.export.pictures import overview_width as overview_width
 from vggt_jax.export.pictures import write_depth_pictures as write_depth_pictures
@@ -22,3 +21,4 @@ from vggt_jax.export.scene import scene_points as scene_points
 from vggt_jax.export.scene_pictures import write_scene_pictures as write_scene_pictures
 from vggt_jax.export.top_view import draw_top_view as draw_top_view
 from vggt_jax.export.track_pictures import write_track_pictures as write_track_pictures
+from vggt_jax.scene.npz import write_predictions as write_predictions

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from vggt_jax.export.files import replacing
-from vggt_jax.preprocess import FrameTransform
+from vggt_jax.files import replacing
+from vggt_jax.images.loading import FrameTransform
 
 CONVENTIONS = {
     "axes": "OpenCV: x right, y down, z forward",

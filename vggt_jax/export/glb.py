@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from vggt_jax.errors import InputError
-from vggt_jax.export.files import file_stems, replacing
 from vggt_jax.export.scene import Cameras
+from vggt_jax.files import file_stems, replacing
 
 # glTF's axes (y up, z towards the viewer) from OpenCV's (y down, z away), for world and cameras
 # alike.

@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from vggt_jax.errors import InputError
-from vggt_jax.export.files import replacing
 from vggt_jax.export.scene import Cameras
-from vggt_jax.preprocess import EXTENSIONS, reading
-from vggt_jax.video import decoded_frames, indices_of_names
+from vggt_jax.files import replacing
+from vggt_jax.images.loading import EXTENSIONS, reading
+from vggt_jax.images.video import decoded_frames, indices_of_names
 
 _ORIENTATION = 0x0112  # The EXIF tag.
 _JPEG_QUALITY = 95

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from vggt_jax.export.files import replacing
 from vggt_jax.export.ply import write_point_cloud
 from vggt_jax.export.scene import Cameras
+from vggt_jax.files import replacing
 
 # The axes of nerfstudio's cameras (OpenGL: y up, looking along -z) from OpenCV's.
 _OPENCV_FROM_OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])

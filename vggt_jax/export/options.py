@@ -9,14 +9,14 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from vggt_jax.confidence import PointSource, confidence_limits
 from vggt_jax.errors import InputError
 from vggt_jax.export.colmap import CameraModel, check_one_size, import_pycolmap
-from vggt_jax.export.files import check_file, check_output_folder
 from vggt_jax.export.images import check_images, find_photographs
 from vggt_jax.export.nerfstudio import POINTS, TRANSFORMS
 from vggt_jax.export.scene import checked_names
-from vggt_jax.preprocess import Frames
+from vggt_jax.files import check_file, check_output_folder
+from vggt_jax.images.loading import Frames
+from vggt_jax.scene.confidence import PointSource, confidence_limits
 
 ExportFormat = Literal["ply", "glb", "colmap", "nerfstudio"]
 Images = str | os.PathLike | Sequence[str | os.PathLike]

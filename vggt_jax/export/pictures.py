@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
-from vggt_jax.export.files import file_stems, replacing
+from vggt_jax.files import file_stems, replacing
 
 # Reversed turbo: near is red and far is blue. Of matplotlib's maps it separates the most depths.
 _DEPTH_COLORS = "turbo_r"

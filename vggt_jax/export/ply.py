@@ -5,9 +5,9 @@ import os
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
 
-from vggt_jax.confidence import percentile_thresholds
 from vggt_jax.errors import InputError
-from vggt_jax.export.files import replacing
+from vggt_jax.files import replacing
+from vggt_jax.scene.confidence import percentile_thresholds
 
 
 def select_points(

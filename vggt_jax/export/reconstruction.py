@@ -10,7 +10,6 @@ from typing import Literal
 import jax
 import numpy as np
 
-from vggt_jax.confidence import allowed_pixels, confidence_of, percentile_thresholds
 from vggt_jax.errors import InputError
 from vggt_jax.export.colmap import (
     MORE_TRACKS,
@@ -20,7 +19,6 @@ from vggt_jax.export.colmap import (
     colmap_cameras,
     write_colmap,
 )
-from vggt_jax.export.files import output_folder
 from vggt_jax.export.glb import write_glb
 from vggt_jax.export.images import (
     check_photographs,
@@ -42,8 +40,10 @@ from vggt_jax.export.scene import (
     scene_points,
 )
 from vggt_jax.export.tracks import Tracks, tracks_from_depth, tracks_from_head
-from vggt_jax.outputs import Reconstruction
-from vggt_jax.preprocess import FrameTransform
+from vggt_jax.files import output_folder
+from vggt_jax.images.loading import FrameTransform
+from vggt_jax.scene.confidence import allowed_pixels, confidence_of, percentile_thresholds
+from vggt_jax.scene.reconstruction import Reconstruction
 
 _MAX_CLOUD_POINTS = 2_000_000
 _MAX_TRACKS = 100_000  # Default of the official demo_colmap.py, as a start for splatting plenty.

@@ -7,7 +7,10 @@ from pathlib import PurePosixPath
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, UInt8
 
-from vggt_jax.confidence import (
+from vggt_jax.errors import InputError
+from vggt_jax.export.ply import select_points
+from vggt_jax.images.loading import FrameTransform
+from vggt_jax.scene.confidence import (
     PointSource,
     chosen_source,
     confidence_limits,
@@ -15,10 +18,7 @@ from vggt_jax.confidence import (
     points_of,
     usable_pixels,
 )
-from vggt_jax.errors import InputError
-from vggt_jax.export.ply import select_points
-from vggt_jax.outputs import Reconstruction
-from vggt_jax.preprocess import FrameTransform
+from vggt_jax.scene.reconstruction import Reconstruction
 
 _LARGEST_DEVIATION = 1e-3  # Of a rotation from an orthogonal matrix: float32 stays far below.
 
@@ -120,7 +120,7 @@ def confident_pixels(
     confidence_percentile: float | None = None,
     min_confidence: float | None = None,
 ) -> tuple[Bool[np.ndarray, "s height width"], float]:
-    """The rule of `confidence.py` for exports, which always leave out the edges that a model marks.
+    """The rule of `scene/confidence.py` for exports, which leave out the edges that a model marks.
 
     Args:
       recon: the scene.

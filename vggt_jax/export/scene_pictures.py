@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool
 
-from vggt_jax.confidence import confidence_limits, confidence_of, points_of, usable_pixels
 from vggt_jax.export.pictures import overview_width, write_depth_pictures, write_overview
 from vggt_jax.export.ply import select_points
 from vggt_jax.export.top_view import draw_top_view
 from vggt_jax.export.track_pictures import write_track_pictures
-from vggt_jax.outputs import Reconstruction
+from vggt_jax.scene.confidence import confidence_limits, confidence_of, points_of, usable_pixels
+from vggt_jax.scene.reconstruction import Reconstruction
 
 _TOP_VIEW_POINTS = 1_000_000  # More than the picture has pixels.
 _OVERVIEW_MARGINS = 16  # Pixels to the left and right of what it shows.

@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from vggt_jax.orientation import level_forward, up_direction
+from vggt_jax.scene.orientation import level_forward, up_direction
 
 _WHITE = 255
 _FIRST_COLOR, _COLOR = (225, 110, 20), (40, 90, 180)  # The first camera, and the others.

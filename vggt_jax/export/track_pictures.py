@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw
 
-from vggt_jax.export.files import file_stems
 from vggt_jax.export.pictures import as_bytes, write_png
+from vggt_jax.files import file_stems
 
 _VISIBLE = 0.5  # From this visibility on a dot is full, and a ring below.
 _FINER = 4  # Dots are drawn so many times as large, and shrunk.

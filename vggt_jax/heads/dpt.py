@@ -13,8 +13,8 @@ from vggt_jax.layers.linear import Conv, Linear, Upsample
 from vggt_jax.layers.norm import LayerNorm
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.resize import resize_bilinear
-from vggt_jax.models.token_layout import TokenLayout
-from vggt_jax.models.trunk import TrunkOutput
+from vggt_jax.trunk.alternation import TrunkOutput
+from vggt_jax.trunk.token_layout import TokenLayout
 
 _OUTPUT_HIDDEN = 32  # official file: vggt/heads/dpt_head.py, head_features_2
 _POSITION_RATIO = 0.1  # official file: vggt/heads/dpt_head.py, _apply_pos_embed

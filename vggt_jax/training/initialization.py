@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Array
 
 from vggt_jax.config import VGGTConfig
-from vggt_jax.loading import abstract_model, named_parameters
-from vggt_jax.models.vggt import VGGT
+from vggt_jax.models.loading import abstract_model, named_parameters
+from vggt_jax.models.vggt.model import VGGT
 
 _SPECIAL_STD = 0.5  # of camera and register tokens; patch tokens have a deviation of 1
 _POSITION_AMPLITUDE = 0.5

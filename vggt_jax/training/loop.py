@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vggt_jax.config import VGGTConfig
 from vggt_jax.errors import InputError
-from vggt_jax.loading import (
+from vggt_jax.models.loading import (
     Model,
     SomeModel,
     abstract_model,
@@ -25,7 +25,7 @@ from vggt_jax.loading import (
     named_parameters,
     save_model,
 )
-from vggt_jax.models.vggt import VGGT
+from vggt_jax.models.vggt.model import VGGT
 from vggt_jax.synthetic.families import Split
 from vggt_jax.training.checkpoints import Checkpoints
 from vggt_jax.training.initialization import initial_model, small_config

@@ -11,8 +11,8 @@ from jaxtyping import Array, Float, Int
 from vggt_jax.errors import InputError
 from vggt_jax.heads.dpt import activate
 from vggt_jax.layers.precision import Precision
-from vggt_jax.models.vggt import VGGT
-from vggt_jax.outputs import VGGTOutput
+from vggt_jax.models.vggt.model import VGGT
+from vggt_jax.scene.reconstruction import VGGTOutput
 
 Part = Literal["encoder", "trunk", "heads"]
 PARTS = ("encoder", "trunk", "heads")

@@ -8,7 +8,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Int
 
-from vggt_jax.loading import SomeModel, named_parameters
+from vggt_jax.models.loading import SomeModel, named_parameters
 from vggt_jax.training.optimizer import for_optax
 
 

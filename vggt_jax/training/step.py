@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
-from vggt_jax.models.vggt import VGGT
+from vggt_jax.models.vggt.model import VGGT
 from vggt_jax.training.losses import LossWeights, losses
 from vggt_jax.training.normalization import SceneTruth, normalize_scenes
 from vggt_jax.training.optimizer import (

@@ -9,8 +9,8 @@ from PIL import Image
 
 from vggt_jax import geometry
 from vggt_jax.host import with_numpy
-from vggt_jax.orientation import level_forward, up_direction
-from vggt_jax.outputs import Reconstruction
+from vggt_jax.scene.orientation import level_forward, up_direction
+from vggt_jax.scene.reconstruction import Reconstruction
 
 _GREY = 200  # Of what a widened picture has no pixels for.
 

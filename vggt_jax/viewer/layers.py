@@ -12,7 +12,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, UInt8
 
 from vggt_jax import geometry
-from vggt_jax.confidence import (
+from vggt_jax.errors import InputError
+from vggt_jax.host import with_numpy
+from vggt_jax.scene.confidence import (
     PointSource,
     confidence_limits,
     confidence_of,
@@ -21,9 +23,7 @@ from vggt_jax.confidence import (
     points_of,
     usable_pixels,
 )
-from vggt_jax.errors import InputError
-from vggt_jax.host import with_numpy
-from vggt_jax.outputs import Reconstruction
+from vggt_jax.scene.reconstruction import Reconstruction
 
 # Steps of the slider in percent. Each divides 100 and 25, the share that is left out unless told.
 STEPS = (1.0, 2.5, 5.0, 12.5, 25.0)

@@ -12,9 +12,9 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from vggt_jax.confidence import PointSource, confidence_limits, confidence_of, point_sources
 from vggt_jax.errors import InputError
-from vggt_jax.outputs import Reconstruction
+from vggt_jax.scene.confidence import PointSource, confidence_limits, confidence_of, point_sources
+from vggt_jax.scene.reconstruction import Reconstruction
 from vggt_jax.viewer.cameras import ViewerCamera, overview, viewer_cameras
 from vggt_jax.viewer.layers import PointLayers, cut_points
 

@@ -1,10 +1,9 @@
-"""Which pixels of a scene may be used: masks beside photographs, and background by its colour.
+"""Which pixels of photographs may be used: masks beside them, and background by its colour.
 
-White means use and black leave out, as in COLMAP. The model sees photographs as they are: a mask
-takes points and confidence away from what it predicted.
+White means use and black leave out, as in COLMAP. The model sees photographs as they are:
+`scene.masking` takes points and confidence away from what it predicted.
 """
 
-import dataclasses
 import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -15,8 +14,7 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageOps
 
 from vggt_jax.errors import InputError
-from vggt_jax.outputs import Reconstruction
-from vggt_jax.preprocess import EXTENSIONS, Frames, FrameTransform, reading
+from vggt_jax.images.loading import EXTENSIONS, Frames, FrameTransform, reading
 
 Background = Literal["white", "black", "sky"]
 
@@ -25,40 +23,6 @@ Background = Literal["white", "black", "sky"]
 _WHITE_ABOVE = 240
 _BLACK_BELOW = 16
 _HALF_GREY = 128
-
-
-def with_mask(recon: Reconstruction, mask: Bool[np.ndarray, "s height width"]) -> Reconstruction:
-    """Takes points and confidence away from pixels that shall not be used.
-
-    Args:
-        recon: a scene in NumPy arrays, without scene axis.
-        mask: True where a pixel may be used.
-
-    Returns:
-        The scene with `mask` (and what `recon` had masked already), confidence 0 where it is False,
-        and NaN there for `world_points` and `points_from_depth`. Depth stays.
-
-    Raises:
-        ValueError: the mask has another shape than the frames.
-    """
-    if mask.shape != recon.images.shape[:-1] or mask.dtype != bool:
-        raise ValueError(f"{mask.shape=} and {mask.dtype=} must be {recon.images.shape[:-1]}, bool")
-    if recon.mask is not None:
-        mask = mask & recon.mask
-
-    def cut(array, fill):
-        if array is None:
-            return None
-        mask_of_array = mask if array.ndim == mask.ndim else mask[..., None]
-        return np.where(mask_of_array, array, np.asarray(fill, array.dtype))
-
-    return dataclasses.replace(
-        recon,
-        mask=mask,
-        depth_confidence=cut(recon.depth_confidence, 0),
-        world_points=cut(recon.world_points, np.nan),
-        world_points_confidence=cut(recon.world_points_confidence, 0),
-    )
 
 
 def background_mask(

@@ -20,8 +20,8 @@ from vggt_jax.checkpoints import native
 from vggt_jax.checkpoints.errors import CheckpointError
 from vggt_jax.checkpoints.sources import find_checkpoint
 from vggt_jax.config import Pi3Config, VGGTConfig
-from vggt_jax.models.pi3 import Pi3
-from vggt_jax.models.vggt import VGGT
+from vggt_jax.models.pi3.model import Pi3
+from vggt_jax.models.vggt.model import VGGT
 
 Model = VGGT | Pi3
 SomeModel = TypeVar("SomeModel", bound=nnx.Module)

@@ -26,11 +26,11 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from vggt_jax import inference
 from vggt_jax.errors import InputError
-from vggt_jax.export.files import output_folder
+from vggt_jax.files import output_folder
 from vggt_jax.layers.attention import Dense
-from vggt_jax.loading import Model, named_parameters
+from vggt_jax.models.loading import Model, named_parameters
+from vggt_jax.pipeline import one_scene as inference
 
 Platform = Literal["cpu", "cuda"]
 PROGRAM, WEIGHTS, SIGNATURE = "program.stablehlo", "weights.npz", "signature.json"

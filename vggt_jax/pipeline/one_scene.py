@@ -16,19 +16,20 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 
 from vggt_jax import geometry, weights
-from vggt_jax.calibration import checked_intrinsics, frame_index, with_intrinsics
 from vggt_jax.errors import InputError
 from vggt_jax.host import with_numpy
+from vggt_jax.images.loading import PIXEL_BUDGET, Frames, Mode, load_images
+from vggt_jax.images.masks import Background, background_mask, load_masks
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.scene_attention import SceneAttention
-from vggt_jax.loading import Model, load_model
-from vggt_jax.masks import Background, background_mask, load_masks, with_mask
-from vggt_jax.models.pi3 import Pi3
-from vggt_jax.models.token_layout import TokenLayout
-from vggt_jax.outputs import Pi3Output, Reconstruction
-from vggt_jax.preprocess import PIXEL_BUDGET, Frames, Mode, load_images
-from vggt_jax.results import transform_arrays
-from vggt_jax.streaming import Stream, is_streamed
+from vggt_jax.models.loading import Model, load_model
+from vggt_jax.models.pi3.model import Pi3
+from vggt_jax.pipeline.streaming import Stream, is_streamed
+from vggt_jax.scene.calibration import checked_intrinsics, frame_index, with_intrinsics
+from vggt_jax.scene.masking import with_mask
+from vggt_jax.scene.reconstruction import Pi3Output, Reconstruction
+from vggt_jax.scene.results import transform_arrays
+from vggt_jax.trunk.token_layout import TokenLayout
 
 
 def reconstruct(

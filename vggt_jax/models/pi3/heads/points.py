@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from vggt_jax.layers.linear import Linear
 from vggt_jax.layers.precision import Precision
-from vggt_jax.models.token_layout import TokenLayout
+from vggt_jax.trunk.token_layout import TokenLayout
 
 
 class PixelHead(nnx.Module):

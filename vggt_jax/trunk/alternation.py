@@ -16,7 +16,7 @@ from vggt_jax.layers.chunking import update_chunks
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.rope import rope_tables
 from vggt_jax.layers.scene_attention import AttentionStats, SceneAttention
-from vggt_jax.models.token_layout import TokenLayout
+from vggt_jax.trunk.token_layout import TokenLayout
 
 # What runs frame by frame is cut into chunks of so many tokens at most: 100 frames of 518x518,
 # whose widest temporary, the MLP's hidden layer, is 1.05 GiB for VGGT-1B in bfloat16. Cutting costs

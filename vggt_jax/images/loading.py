@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float32, Float64, UInt8
 from PIL import Image, ImageOps
 
 from vggt_jax.errors import InputError
-from vggt_jax.video import VideoFrames, check_is_not_in_list, choose_frames, is_video
+from vggt_jax.images.video import VideoFrames, check_is_not_in_list, choose_frames, is_video
 
 EXTENSIONS = (".avif", ".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 DEFAULT_SIZE = 518  # The resolution that VGGT and Pi3 were trained at: 37 patches of 14.

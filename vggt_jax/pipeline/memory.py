@@ -15,10 +15,10 @@ from vggt_jax.heads import dpt
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.scene_attention import SceneAttention
-from vggt_jax.loading import Model
-from vggt_jax.models import trunk
-from vggt_jax.models.token_layout import TokenLayout
-from vggt_jax.streaming import FRAMES_ON_DEVICE
+from vggt_jax.models.loading import Model
+from vggt_jax.pipeline.streaming import FRAMES_ON_DEVICE
+from vggt_jax.trunk import alternation as trunk
+from vggt_jax.trunk.token_layout import TokenLayout
 
 # The share of a GPU's memory that programs can use: their temporaries are one piece, and so are the
 # tokens kept. On an H100, 1,700 frames that took 94.9 % of it ran, and 1,750, which would have
@@ -78,8 +78,8 @@ def estimate_memory(
 ) -> MemoryEstimate:
     """Estimates the peak of a forward pass from the arrays that are alive together.
 
-    The terms mirror `models/trunk.py` and `heads/`; docs/performance.md sets the estimate beside
-    measured peaks.
+    The terms mirror `trunk/alternation.py` and the heads; docs/performance.md sets the estimate
+    beside measured peaks.
 
     Args:
         weights: bytes of the parameters.

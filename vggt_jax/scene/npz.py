@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from vggt_jax.export.files import replacing
+from vggt_jax.files import replacing
 
 
 def write_predictions(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32
 
 from vggt_jax.errors import InputError
-from vggt_jax.outputs import AnyArray, Reconstruction
-from vggt_jax.preprocess import Frames
+from vggt_jax.images.loading import Frames
+from vggt_jax.scene.reconstruction import AnyArray, Reconstruction
 
 PointSource = Literal["depth", "head"]
 # Which points make a cloud: the most confident three quarters (official file: vggt/demo_viser.py),

@@ -13,8 +13,8 @@ from vggt_jax.layers.chunking import map_chunks
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.layers.vit import IMAGE_MEAN, IMAGE_STD, Color, VisionTransformer
-from vggt_jax.models.token_layout import TokenLayout
-from vggt_jax.models.trunk import TrunkOutput, frames_per_chunk
+from vggt_jax.trunk.alternation import TrunkOutput, frames_per_chunk
+from vggt_jax.trunk.token_layout import TokenLayout
 
 
 @runtime_checkable

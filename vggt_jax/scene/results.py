@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from vggt_jax.errors import InputError
+from vggt_jax.images.loading import RESULTS, FrameTransform
 from vggt_jax.layers.scene_attention import AttentionStats
-from vggt_jax.outputs import Reconstruction
-from vggt_jax.preprocess import RESULTS, FrameTransform
+from vggt_jax.scene.reconstruction import Reconstruction
 
 _ARRAYS = (
     "images camera_from_world intrinsics depth depth_confidence depth_edges mask world_points "

@@ -9,19 +9,19 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 
-from vggt_jax.confidence import PointSource
 from vggt_jax.config import VGGTConfig
-from vggt_jax.heads.camera import CameraHead
 from vggt_jax.heads.dpt import DPT, activate
-from vggt_jax.heads.track import Tracker, TrackHead
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.layers.vit import VisionTransformer
-from vggt_jax.models.frames import encode_and_aggregate, encode_frames, layout_of_images
-from vggt_jax.models.token_layout import TokenLayout
-from vggt_jax.models.trunk import TrunkOutput, kept_layers, make_trunk_blocks, run_trunk
-from vggt_jax.outputs import VGGTOutput
+from vggt_jax.models.vggt.heads.camera import CameraHead
+from vggt_jax.models.vggt.heads.track import Tracker, TrackHead
+from vggt_jax.scene.confidence import PointSource
+from vggt_jax.scene.reconstruction import VGGTOutput
+from vggt_jax.trunk.alternation import TrunkOutput, kept_layers, make_trunk_blocks, run_trunk
+from vggt_jax.trunk.frames import encode_and_aggregate, encode_frames, layout_of_images
+from vggt_jax.trunk.token_layout import TokenLayout
 
 
 class VGGT(nnx.Module):

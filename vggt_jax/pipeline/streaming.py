@@ -13,12 +13,12 @@ from jax.typing import DTypeLike
 
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.scene_attention import SceneAttention
-from vggt_jax.loading import Model
-from vggt_jax.models.frames import encode_and_aggregate
-from vggt_jax.models.pi3 import Pi3
-from vggt_jax.models.token_layout import TokenLayout
-from vggt_jax.models.trunk import TrunkOutput
-from vggt_jax.outputs import Pi3Output, Reconstruction, VGGTOutput
+from vggt_jax.models.loading import Model
+from vggt_jax.models.pi3.model import Pi3
+from vggt_jax.scene.reconstruction import Pi3Output, Reconstruction, VGGTOutput
+from vggt_jax.trunk.alternation import TrunkOutput
+from vggt_jax.trunk.frames import encode_and_aggregate
+from vggt_jax.trunk.token_layout import TokenLayout
 
 FRAMES_IN_PIECE = 16
 

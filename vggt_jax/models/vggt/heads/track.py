@@ -9,7 +9,13 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.matmul import gelu
-from vggt_jax.heads.correlation import (
+from vggt_jax.heads.dpt import DPT
+from vggt_jax.layers.chunking import map_chunks
+from vggt_jax.layers.linear import Linear
+from vggt_jax.layers.mlp import Mlp
+from vggt_jax.layers.norm import LayerNorm
+from vggt_jax.layers.precision import Precision
+from vggt_jax.models.vggt.heads.correlation import (
     build_pyramid,
     lerp,
     rounded,
@@ -17,15 +23,9 @@ from vggt_jax.heads.correlation import (
     sample_correlation,
     sample_features,
 )
-from vggt_jax.heads.dpt import DPT
-from vggt_jax.heads.update_former import UpdateFormer
-from vggt_jax.layers.chunking import map_chunks
-from vggt_jax.layers.linear import Linear
-from vggt_jax.layers.mlp import Mlp
-from vggt_jax.layers.norm import LayerNorm
-from vggt_jax.layers.precision import Precision
-from vggt_jax.models.token_layout import TokenLayout
-from vggt_jax.models.trunk import TrunkOutput
+from vggt_jax.models.vggt.heads.update_former import UpdateFormer
+from vggt_jax.trunk.alternation import TrunkOutput
+from vggt_jax.trunk.token_layout import TokenLayout
 
 # Official files: vggt/heads/track_head.py (stride), track_modules/base_track_predictor.py
 # (max_scale), track_modules/utils.py (the other two).

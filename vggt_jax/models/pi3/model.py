@@ -9,27 +9,27 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 
 from vggt_jax import geometry
-from vggt_jax.confidence import PointSource
 from vggt_jax.config import Pi3Config
 from vggt_jax.heads.frame_decoder import FrameDecoder
-from vggt_jax.heads.points import PixelHead, points_from_raw
-from vggt_jax.heads.pose import PoseHead
 from vggt_jax.layers.attention import Dense, Rope
 from vggt_jax.layers.chunking import map_chunks
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.rope import rope_tables
 from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.layers.vit import IMAGE_MEAN, IMAGE_STD, VisionTransformer
-from vggt_jax.models.frames import encode_and_aggregate, encode_frames, layout_of_images
-from vggt_jax.models.token_layout import TokenLayout
-from vggt_jax.models.trunk import (
+from vggt_jax.models.pi3.heads.points import PixelHead, points_from_raw
+from vggt_jax.models.pi3.heads.pose import PoseHead
+from vggt_jax.scene.confidence import PointSource
+from vggt_jax.scene.reconstruction import Pi3Output
+from vggt_jax.trunk.alternation import (
     TrunkOutput,
     frames_per_chunk,
     kept_layers,
     make_trunk_blocks,
     run_trunk,
 )
-from vggt_jax.outputs import Pi3Output
+from vggt_jax.trunk.frames import encode_and_aggregate, encode_frames, layout_of_images
+from vggt_jax.trunk.token_layout import TokenLayout
 
 
 class Pi3(nnx.Module):

@@ -19,16 +19,17 @@ import numpy as np
 import tqdm
 from jax.typing import DTypeLike
 
-from vggt_jax import export, inference
+from vggt_jax import export
 from vggt_jax.errors import InputError
-from vggt_jax.export.files import remove_unfinished, replacing
+from vggt_jax.files import remove_unfinished, replacing
+from vggt_jax.images.loading import Frames, Mode, find_images
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.scene_attention import SceneAttention
-from vggt_jax.loading import Model
-from vggt_jax.memory import check_memory, free_memory, is_out_of_memory
-from vggt_jax.outputs import Reconstruction
-from vggt_jax.preprocess import Frames, Mode, find_images
-from vggt_jax.streaming import is_streamed
+from vggt_jax.models.loading import Model
+from vggt_jax.pipeline import one_scene as inference
+from vggt_jax.pipeline.memory import check_memory, free_memory, is_out_of_memory
+from vggt_jax.pipeline.streaming import is_streamed
+from vggt_jax.scene.reconstruction import Reconstruction
 
 _RESULT = "predictions.npz"
 _SETTINGS = "settings.json"

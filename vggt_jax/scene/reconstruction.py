@@ -11,8 +11,8 @@ from jaxtyping import Array, Bool, Float, UInt8
 
 from vggt_jax import geometry
 from vggt_jax.host import with_numpy
+from vggt_jax.images.loading import FrameTransform
 from vggt_jax.layers.scene_attention import AttentionStats
-from vggt_jax.preprocess import FrameTransform
 
 # JAX's in pure functions, NumPy's in what `infer` returns and files hold.
 AnyArray: TypeAlias = Array | np.ndarray
@@ -122,7 +122,7 @@ class Reconstruction:
         depth_edges: pixels at a jump of depth, whose points float between surfaces: neighbours
             differ by more than 3 %. Users of π³ leave them out; None for other models (see
             `geometry.depth_edges`).
-        mask: True where a pixel may be used, False where it was masked (see `masks.with_mask`): its
+        mask: True where a pixel may be used, False where it was masked (see `with_mask`): its
             confidence is 0 and its points are NaN. None where nobody gave masks.
         world_points: where each pixel's point lies, as a head of its own predicts it (VGGT), or as
             predicted in camera coordinates and moved by the camera (π³); see `points_from_depth`

@@ -1,0 +1,1 @@
+"""Photographs, videos and masks on their way to a model."""

@@ -1,0 +1,1 @@
+"""From photographs to files: one scene, or many."""

@@ -1,0 +1,1 @@
+"""What every model has in its middle: attention that alternates between frames and scene."""

@@ -1,0 +1,1 @@
+"""Ways of attending over all frames: one file each."""
