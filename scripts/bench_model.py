@@ -43,10 +43,12 @@ FRAMES = {
 
 
 def main():
+    from vggt_jax.models.registry import families
+
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", choices=["vggt", "pi3"], default="vggt")
+    parser.add_argument("--model", choices=families(), default="vggt")
     parser.add_argument("--parts", nargs="+", choices=FRAMES, default=list(FRAMES)[:-1])
     parser.add_argument("--frames", type=int, nargs="+", help="instead of each part's own")
     parser.add_argument("--size", type=int, nargs=2, default=[518, 518], help="height width")

@@ -32,6 +32,7 @@ import vggt_jax
 from vggt_jax import export
 from vggt_jax.images.loading import Frames
 from vggt_jax.models.loading import with_dtype
+from vggt_jax.models.registry import families
 from vggt_jax.pipeline import many_scenes
 from vggt_jax.pipeline import one_scene as inference
 
@@ -42,7 +43,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", choices=["vggt", "pi3"], default="vggt")
+    parser.add_argument("--model", choices=families(), default="vggt")
     parser.add_argument("--config", help="JSON configuration instead of the released one")
     parser.add_argument("--scenes", type=int, default=32, help="how many")
     parser.add_argument(

@@ -11,22 +11,21 @@ import jax.numpy as jnp
 
 import vggt_jax
 from vggt_jax.layers.vit import IMAGE_MEAN, IMAGE_STD
+from vggt_jax.models.base import ModelConfig, SceneModel
 from vggt_jax.models.loading import abstract_model
+from vggt_jax.models.registry import families
 
 _NOISE = 2**22  # numbers drawn; larger parameters repeat them
-_CONFIGS = {"vggt": vggt_jax.VGGTConfig, "pi3": vggt_jax.Pi3Config}
 
 
-def released_config(model: str) -> vggt_jax.VGGTConfig | vggt_jax.Pi3Config:
+def released_config(model: str) -> ModelConfig:
     """The configuration of the released model of this name."""
-    return _CONFIGS[model]()
+    return families()[model].config.from_dict({})
 
 
-def random_model(
-    config: vggt_jax.VGGTConfig | vggt_jax.Pi3Config, *, seed: int = 0
-) -> vggt_jax.VGGT | vggt_jax.Pi3:
-    """Like `VGGT(config, rngs=...)` or `Pi3(config, rngs=...)`, without the minute of compilation
-    that so many generators take."""
+def random_model(config: ModelConfig, *, seed: int = 0) -> SceneModel:
+    """Like `VGGT(config, rngs=...)` and its like, without the minute of compilation that so many
+    generators take."""
     noise = 0.02 * jax.random.normal(jax.random.key(seed), (_NOISE,))
 
     colors = {"image_mean": IMAGE_MEAN, "image_std": IMAGE_STD}
@@ -47,7 +46,7 @@ def random_model(
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("destination", help="folder to make, or FILE.safetensors")
-    parser.add_argument("--model", choices=_CONFIGS, default="vggt")
+    parser.add_argument("--model", choices=families(), default="vggt")
     parser.add_argument("--config", help="JSON configuration; the released size without it")
     args = parser.parse_args()
     config = released_config(args.model)

@@ -39,7 +39,6 @@ import vggt_jax
 from vggt_jax import weights
 from vggt_jax.checkpoints.errors import CheckpointError
 from vggt_jax.evaluation import scene_metrics
-from vggt_jax.scene.reconstruction import Pi3Output
 
 RULES = ("avg", "max", "hilbert", "cdf", "random")
 _FRAMES = 48
@@ -303,10 +302,9 @@ def encode(model, images, *, compute_dtype):
 
 @functools.partial(jax.jit, static_argnames=("attention", "compute_dtype", "taps"))
 def aggregate(model, images, tokens, *, attention, compute_dtype, taps=None):
-    options = {} if taps is None else {"taps": taps}
     layout = model.layout(images)
     return model.aggregate(
-        tokens, layout, attention=attention, compute_dtype=compute_dtype, **options
+        tokens, layout, attention=attention, taps=taps, compute_dtype=compute_dtype
     )
 
 
@@ -314,8 +312,7 @@ def aggregate(model, images, tokens, *, attention, compute_dtype, taps=None):
 def compare(model, images, trunk, truth, *, compute_dtype, max_points):
     """Metrics by name, one number for each scene."""
     output = model.decode(trunk, model.layout(images), compute_dtype=compute_dtype)
-    is_pi3 = isinstance(output, Pi3Output)
-    fields = output.scene() if is_pi3 else output.scene(images.shape[2:4])
+    fields = model.scene_fields(vars(output), images.shape[2:4])
     recon = vggt_jax.Reconstruction(images=images, pixel_centre=model.pixel_centre, **fields)
     points = None
     if model.point_sources:

@@ -20,8 +20,8 @@ from vggt_jax import (
     geometry,
 )
 from vggt_jax.models import loading
+from vggt_jax.models.pi3.outputs import Pi3Output
 from vggt_jax.pipeline import memory
-from vggt_jax.scene.reconstruction import Pi3Output
 
 SPARSE = BlockSparse(min_tokens=0, sparse_ratio=0.5, block_q=16, block_k=8)
 
@@ -77,9 +77,9 @@ def test_points_from_depth_are_those_of_a_pinhole_camera():
         camera_poses=poses,
     )
 
-    class Model:
-        pixel_centre = vggt_jax.Pi3.pixel_centre
-        confidence_kind = vggt_jax.Pi3.confidence_kind
+    class Model(vggt_jax.Pi3):
+        def __init__(self):
+            pass
 
         def __call__(self, images, **options):
             return output

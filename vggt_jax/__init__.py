@@ -14,7 +14,9 @@ from vggt_jax.layers.scene_attention import AttentionStats as AttentionStats
 from vggt_jax.models.loading import load_model as load_model
 from vggt_jax.models.loading import save_model as save_model
 from vggt_jax.models.pi3.model import Pi3 as Pi3
+from vggt_jax.models.pi3.outputs import Pi3Output as Pi3Output
 from vggt_jax.models.vggt.model import VGGT as VGGT
+from vggt_jax.models.vggt.outputs import VGGTOutput as VGGTOutput
 from vggt_jax.pipeline.many_scenes import ScenesReport as ScenesReport
 from vggt_jax.pipeline.many_scenes import reconstruct_scenes as reconstruct_scenes
 from vggt_jax.pipeline.one_scene import infer as infer
@@ -24,9 +26,7 @@ from vggt_jax.scene.calibration import scale_to_depth as scale_to_depth
 from vggt_jax.scene.calibration import scale_to_distance as scale_to_distance
 from vggt_jax.scene.calibration import with_intrinsics as with_intrinsics
 from vggt_jax.scene.masking import with_mask as with_mask
-from vggt_jax.scene.reconstruction import Pi3Output as Pi3Output
 from vggt_jax.scene.reconstruction import Reconstruction as Reconstruction
-from vggt_jax.scene.reconstruction import VGGTOutput as VGGTOutput
 from vggt_jax.scene.results import load_reconstruction as load_reconstruction
 from vggt_jax.trunk.attention.block_sparse import BlockSparse as BlockSparse
 from vggt_jax.trunk.attention.sampled import Sampled as Sampled

@@ -101,6 +101,16 @@ class VGGTConfig(_Fields, rules=vggt_config):
         """The released VGGT-1B: 1,256,537,516 parameters (official file: vggt/models/vggt.py)."""
         return cls()
 
+    @classmethod
+    def of_width(cls, dim: int, num_heads: int) -> Self:
+        """As released, but with transformers of another number of channels and of heads."""
+        return cls(
+            embed_dim=dim,
+            num_heads=num_heads,
+            vit_num_heads=num_heads,
+            camera_num_heads=num_heads,
+        )
+
     @property
     def num_special_tokens(self) -> int:
         """Camera and register tokens of a frame, which come before its patch tokens."""
@@ -146,6 +156,16 @@ class Pi3Config(_Fields, rules=pi3_config):
     def pi3(cls) -> Self:
         """The released π³: 958,696,738 parameters (official file: pi3/models/pi3.py)."""
         return cls()
+
+    @classmethod
+    def of_width(cls, dim: int, num_heads: int) -> Self:
+        """As released, but with transformers of another number of channels and of heads."""
+        return cls(
+            encoder_dim=dim,
+            encoder_num_heads=num_heads,
+            decoder_dim=dim,
+            decoder_num_heads=num_heads,
+        )
 
     @property
     def num_special_tokens(self) -> int:

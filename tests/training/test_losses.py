@@ -7,7 +7,7 @@ import pytest
 
 from vggt_jax.evaluation import pair_errors
 from vggt_jax.geometry import camera_from_pose_encoding
-from vggt_jax.scene.reconstruction import VGGTOutput
+from vggt_jax.models.vggt.outputs import VGGTOutput
 from vggt_jax.training.losses import LossWeights, camera_losses, losses, map_losses, pair_losses
 from vggt_jax.training.normalization import Targets
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vggt_jax.scene.reconstruction import VGGTOutput
+from vggt_jax.models.vggt.outputs import VGGTOutput
 from vggt_jax.training.normalization import Targets
 from vggt_jax.training.validation import scene_metrics
 

@@ -4,10 +4,18 @@ import dataclasses
 import functools
 import statistics
 import time
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
 
 from vggt_jax.cli.scene import ComputeType, OptionalFloat, OptionalInt, chosen_attention
 from vggt_jax.errors import InputError
+from vggt_jax.models.registry import families
+
+if TYPE_CHECKING:
+    Architecture = str
+else:
+    Architecture = tyro.extras.literal_type_from_choices(families())
 
 # Width and heads of the vision transformers of these names; VGGT-1B and Pi3 are large.
 _WIDTHS = {"small": (384, 6), "base": (768, 12), "large": (1024, 16)}
@@ -23,7 +31,7 @@ class Bench:
         vggt-jax bench --frames 10 50 --num-keys 8192 --sparse-ratio 0.75
     """
 
-    architecture: Literal["vggt", "pi3"] = "vggt"
+    architecture: Architecture = "vggt"
     """Which model."""
     width: Literal["small", "base", "large"] = "large"
     """Of its transformers: 384, 768 or 1024 channels, the last as released."""
@@ -121,7 +129,7 @@ class Bench:
 
 
 def random_model(
-    architecture: Literal["vggt", "pi3"],
+    architecture: str,
     width: Literal["small", "base", "large"],
     compute_dtype: Literal["float32", "bfloat16"] | None,
 ) -> Any:
@@ -129,7 +137,6 @@ def random_model(
     import jax.numpy as jnp
     import numpy as np
 
-    from vggt_jax.config import Pi3Config, VGGTConfig
     from vggt_jax.layers.precision import Precision
     from vggt_jax.models.loading import (
         abstract_model,
@@ -138,16 +145,7 @@ def random_model(
         with_parameters,
     )
 
-    dim, heads = _WIDTHS[width]
-    if architecture == "vggt":
-        config = VGGTConfig(
-            embed_dim=dim, num_heads=heads, vit_num_heads=heads, camera_num_heads=heads
-        )
-    else:
-        config = Pi3Config(
-            encoder_dim=dim, encoder_num_heads=heads, decoder_dim=dim, decoder_num_heads=heads
-        )
-    model = abstract_model(config)
+    model = abstract_model(families()[architecture].config.of_width(*_WIDTHS[width]))
     # A few numbers, repeated: drawing a billion would take longer than what is timed.
     noise = 0.02 * np.random.default_rng(0).normal(size=2**20).astype(np.float32)
 

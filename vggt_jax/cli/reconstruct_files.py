@@ -20,7 +20,6 @@ from vggt_jax.files import output_folder
 from vggt_jax.images.loading import EXTENSIONS, OVERVIEW, RESULTS, Frames, find_images
 from vggt_jax.layers.precision import Precision
 from vggt_jax.models.loading import Model, cache_folder, load_model
-from vggt_jax.models.vggt.model import VGGT
 from vggt_jax.pipeline import memory
 from vggt_jax.pipeline import one_scene as inference
 from vggt_jax.pipeline.streaming import is_streamed
@@ -244,11 +243,8 @@ def _source_of_points(
 
 def _check_heads(network: Model, scene: Scene) -> None:
     """Checks that a model predicts what a known length is compared with."""
-    for option, head, what in (
-        ("known_distance", "camera_head", "cameras"),
-        ("known_depth", "depth_head", "depth"),
-    ):
-        if scene.changed(option) and isinstance(network, VGGT) and getattr(network, head) is None:
+    for option, what in (("known_distance", "cameras"), ("known_depth", "depth")):
+        if scene.changed(option) and what not in network.predicts:
             name = f"--{option.replace('_', '-')}"
             raise InputError(f"{scene.model_name}: predicts no {what} for {name}; leave it out")
 

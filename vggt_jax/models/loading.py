@@ -7,7 +7,7 @@ import os
 import pathlib
 import warnings
 from collections.abc import Callable
-from typing import TypeVar, overload
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,36 +19,22 @@ from vggt_jax import checkpoints, weights
 from vggt_jax.checkpoints import native
 from vggt_jax.checkpoints.errors import CheckpointError
 from vggt_jax.checkpoints.sources import find_checkpoint
-from vggt_jax.config import Pi3Config, VGGTConfig
-from vggt_jax.models.pi3.model import Pi3
-from vggt_jax.models.vggt.model import VGGT
+from vggt_jax.models.base import ModelConfig, SceneModel
+from vggt_jax.models.registry import families, family_of
 
-Model = VGGT | Pi3
-SomeModel = TypeVar("SomeModel", bound=nnx.Module)
-
-# Modules whose matrix products run in the compute type, bfloat16 on a GPU; heads run in float32.
-_COMPUTE_TYPE_MODULES = (
-    "encoder.",
-    "frame_blocks.",
-    "global_blocks.",
-    "point_decoder.",
-    "conf_decoder.",
-    "camera_decoder.",
-)
+Model = SceneModel
+SomeModel = TypeVar("SomeModel", bound=nnx.Module | SceneModel)
 
 # Smaller official files are converted anew each time, which takes less than a second.
 _CACHE_FROM_BYTES = 256 * 2**20
-
-# By the names in our checkpoints.
-_MODELS = {"vggt": (VGGT, VGGTConfig), "pi3": (Pi3, Pi3Config)}
 
 
 def load_model(
     source: str | os.PathLike | None = None,
     *,
     dtype: DTypeLike | None = None,
-    config: VGGTConfig | Pi3Config | str | os.PathLike | None = None,
-) -> Model:
+    config: ModelConfig | str | os.PathLike | None = None,
+) -> SceneModel:
     """Loads a model onto the default device.
 
     Args:
@@ -74,33 +60,31 @@ def load_model(
         params, document = checkpoints.read(source)
         name, fields = document["model"], document["config"]
     else:
-        known = isinstance(config, VGGTConfig | Pi3Config)
-        params, name, fields = _load_official(source, config.to_dict() if known else config)
-    if name not in _MODELS:
-        raise CheckpointError(f"{source}: model {name!r} is unknown; known are {sorted(_MODELS)}")
-    _, config_class = _MODELS[name]
-    model = abstract_model(config_class.from_dict(fields))
+        is_object = not isinstance(config, str | os.PathLike | None)
+        params, name, fields = _load_official(source, config.to_dict() if is_object else config)
+    known = families()
+    if name not in known:
+        raise CheckpointError(f"{source}: model {name!r} is unknown; known are {sorted(known)}")
+    model = abstract_model(known[name].config.from_dict(fields))
     model = with_parameters(model, params, source=str(source))
     return model if dtype is None else with_dtype(model, dtype)
 
 
-@overload
-def abstract_model(config: VGGTConfig) -> VGGT: ...
-@overload
-def abstract_model(config: Pi3Config) -> Pi3: ...
-def abstract_model(config: VGGTConfig | Pi3Config) -> Model:
+def abstract_model(config: ModelConfig) -> SceneModel:
     """The model of a configuration, with shapes and types in place of parameters."""
     return jax.eval_shape(_constructor(config))
 
 
 @functools.cache
-def _constructor(config: VGGTConfig | Pi3Config) -> Callable[[], Model]:
+def _constructor(config: ModelConfig) -> Callable[[], SceneModel]:
     """One function a configuration, which JAX traces once and no more: that takes half a second."""
-    (kind,) = [kind for kind, of_config in _MODELS.values() if isinstance(config, of_config)]
-    return lambda: kind(config, rngs=nnx.Rngs(0))
+    build = family_of(config).model
+    return lambda: build(config, rngs=nnx.Rngs(0))
 
 
-def save_model(model: Model, destination: str | os.PathLike, *, overwrite: bool = False) -> None:
+def save_model(
+    model: SceneModel, destination: str | os.PathLike, *, overwrite: bool = False
+) -> None:
     """Writes a model as a checkpoint of ours, whole or not at all.
 
     Args:
@@ -111,12 +95,11 @@ def save_model(model: Model, destination: str | os.PathLike, *, overwrite: bool 
         vggt_jax.CheckpointError: the destination cannot be written, or exists.
     """
     params = jax.device_get(named_parameters(model))
-    (name,) = [name for name, (kind, _) in _MODELS.items() if isinstance(model, kind)]
-    document = {"model": name, "config": model.config.to_dict()}
+    document = {"model": model.traits.name, "config": model.config.to_dict()}
     checkpoints.write(destination, params, document, overwrite=overwrite)
 
 
-def named_parameters(model: nnx.Module) -> dict[str, jax.Array]:
+def named_parameters(model: nnx.Module | SceneModel) -> dict[str, jax.Array]:
     """The parameters of a model by their dotted names, as checkpoints hold them."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(model)
     return {_name(path): leaf for path, leaf in leaves}
@@ -153,9 +136,11 @@ def with_parameters(
         summary = f"{source}: {len(broken)} parameters hold NaN or infinite values; copy it again"
         raise CheckpointError("\n  ".join([summary, *broken]))
 
+    in_compute_type = _in_compute_type(model)
+
     def put(path, _):
         name = _name(path)
-        narrow = _runs_in_compute_type(name) and params[name].dtype == jnp.bfloat16
+        narrow = in_compute_type(name) and params[name].dtype == jnp.bfloat16
         dtype = jnp.bfloat16 if narrow else jnp.float32
         x = params[name]
         if isinstance(x, jax.Array):
@@ -178,8 +163,10 @@ def with_dtype(model: SomeModel, dtype: DTypeLike) -> SomeModel:
     if dtype not in (jnp.float32, jnp.bfloat16):
         raise ValueError(f"dtype={dtype.name} is not supported (float32, bfloat16)")
 
+    in_compute_type = _in_compute_type(model)
+
     def cast(path, leaf):
-        return leaf.astype(dtype) if _runs_in_compute_type(_name(path)) else leaf
+        return leaf.astype(dtype) if in_compute_type(_name(path)) else leaf
 
     return jax.tree_util.tree_map_with_path(cast, model)
 
@@ -227,8 +214,12 @@ def _load_official(source, config) -> tuple[dict[str, np.ndarray], str, dict]:
     return params, report.model, config
 
 
-def _runs_in_compute_type(name: str) -> bool:
-    return name.startswith(_COMPUTE_TYPE_MODULES) and name.endswith(".kernel")
+def _in_compute_type(model: Any) -> Callable[[str], bool]:
+    """Whether a parameter of this name is a kernel whose products run in the compute type: none of
+    a module that is no model, such as a head by itself."""
+    traits = getattr(model, "traits", None)
+    modules = () if traits is None else traits.compute_type_modules
+    return lambda name: name.startswith(modules) and name.endswith(".kernel")
 
 
 def _name(path: tuple) -> str:

@@ -1,23 +1,21 @@
 """How much memory a reconstruction takes, before it starts."""
 
 import dataclasses
-import functools
 import os
 import pathlib
-from collections.abc import Callable
 
 import jax
 import numpy as np
 from jax.typing import DTypeLike
 
-from vggt_jax.config import Pi3Config, VGGTConfig
-from vggt_jax.heads import dpt
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.scene_attention import SceneAttention
+from vggt_jax.models.base import ModelConfig
 from vggt_jax.models.loading import Model
+from vggt_jax.models.registry import family_of
 from vggt_jax.pipeline.streaming import FRAMES_ON_DEVICE
-from vggt_jax.trunk import alternation as trunk
+from vggt_jax.trunk.memory import ForwardPass
 from vggt_jax.trunk.token_layout import TokenLayout
 
 # The share of a GPU's memory that programs can use: their temporaries are one piece, and so are the
@@ -64,7 +62,7 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    config: VGGTConfig | Pi3Config,
+    config: ModelConfig,
     *,
     weights: int,
     num_frames: int,
@@ -78,8 +76,8 @@ def estimate_memory(
 ) -> MemoryEstimate:
     """Estimates the peak of a forward pass from the arrays that are alive together.
 
-    The terms mirror `trunk/alternation.py` and the heads; docs/performance.md sets the estimate
-    beside measured peaks.
+    The terms are `trunk/memory.py`'s and those of the model's folder; docs/performance.md sets the
+    estimate beside measured peaks.
 
     Args:
         weights: bytes of the parameters.
@@ -87,135 +85,19 @@ def estimate_memory(
         compute_dtype, attention: as for `reconstruct`.
         streamed: whether maps leave the device in pieces (`streaming.is_streamed`).
     """
-    layout = TokenLayout.for_images(height, width, config.patch_size, config.num_special_tokens)
-    precision = Precision.from_compute_dtype(compute_dtype)
-    pixels = height * width
-    trunk_of = functools.partial(_trunk, layout, num_frames, precision, attention)
-    if isinstance(config, Pi3Config):
-        parts = _parts_of_pi3(config, layout, num_frames, pixels, precision, trunk_of)
-    else:
-        parts = _parts_of_vggt(config, num_frames, pixels, num_query_points, trunk_of)
+    forward = ForwardPass(
+        layout=TokenLayout.for_images(height, width, config.patch_size, config.num_special_tokens),
+        num_frames=num_frames,
+        pixels=height * width,
+        num_query_points=num_query_points,
+        precision=Precision.from_compute_dtype(compute_dtype),
+        attention=attention,
+    )
+    parts = family_of(config).memory(config, forward)
     if streamed:
         parts["outputs"] = parts["outputs"] * min(num_frames, FRAMES_ON_DEVICE) // num_frames
-    return MemoryEstimate(weights=weights, images=image_bytes * 3 * num_frames * pixels, **parts)
-
-
-def _trunk(
-    layout: TokenLayout,
-    num_frames: int,
-    precision: Precision,
-    attention: SceneAttention,
-    *,
-    dim: int,
-    depth: int,
-    num_heads: int,
-    mlp_ratio: float,
-    taps: tuple[int, ...],
-) -> dict[str, int]:
-    wide = precision.compute_dtype.itemsize
-    tokens = num_frames * layout.tokens_per_frame
-    stream = 4 * tokens * dim
-    patches = layout.rows * layout.columns
-    if attention.why_dense(num_tokens=tokens, num_patches=num_frames * patches):
-        attention = attention.within_frames
-    extra = max(
-        value.extra_bytes(
-            num_frames=num_frames,
-            num_special=layout.num_special,
-            num_patches=patches,
-            num_heads=num_heads,
-            head_dim=dim // num_heads,
-            itemsize=wide,
-        )
-        for value in set(attention.of_layers(depth))
-    )
-    if wide == 2:
-        # Normalised tokens; queries, keys and values, each turned before the next; and one more,
-        # which the compiler needs less or more by how it lays out the others.
-        before_attention = (1 + 3 + 1) * wide * tokens * dim
-        # Queries, keys, values; the results of attention; and what attention needs besides.
-        during_attention = (3 + 1) * wide * tokens * dim + extra
-    else:
-        # Normalised tokens; queries, keys and values; queries and keys once more, normalised and
-        # turned.
-        before_attention = (1 + 3 + 2) * wide * tokens * dim
-        # Queries, keys, values; the results of attention as computed and in the order of the
-        # tokens.
-        during_attention = (3 + 2) * wide * tokens * dim + extra
-    chunk_tokens = _frames_of_chunk(layout, num_frames) * layout.tokens_per_frame
-    after_attention = wide * dim * (tokens + 2 * mlp_ratio * chunk_tokens)
-    return {
-        "kept_tokens": wide * len(trunk.kept_layers(taps, depth)) * tokens * 2 * dim,
-        "trunk": int(stream + max(before_attention, during_attention, after_attention)),
-    }
-
-
-def _frames_of_chunk(layout: TokenLayout, num_frames: int) -> int:
-    return trunk.frames_per_chunk(1, num_frames, layout.tokens_per_frame)
-
-
-def _parts_of_vggt(
-    config: VGGTConfig,
-    num_frames: int,
-    pixels: int,
-    num_query_points: int,
-    trunk_of: Callable[..., dict[str, int]],
-) -> dict[str, int]:
-    heads = tracks = 0
-    if config.enable_depth or config.enable_point:
-        decoded = min(num_frames, max(1, dpt.PIXELS_PER_CHUNK // pixels)) * pixels
-        heads = int(3.5 * 4 * decoded * config.dpt_features / 2)
-    if num_query_points:
-        features = 4 * num_frames * (pixels // 4) * config.track_features
-        hidden = 4 * num_frames * config.track_hidden_size
-        tracks = int(2.34 * features) + 6 * hidden * (
-            num_query_points + config.track_num_virtual_tracks
-        )
-    values = 2 * config.enable_depth + 4 * config.enable_point
-    return {
-        "outputs": 4 * values * num_frames * pixels,
-        "heads": heads,
-        "tracks": tracks,
-        **trunk_of(
-            dim=config.embed_dim,
-            depth=config.depth,
-            num_heads=config.num_heads,
-            mlp_ratio=config.mlp_ratio,
-            taps=config.dpt_layers,
-        ),
-    }
-
-
-def _parts_of_pi3(
-    config: Pi3Config,
-    layout: TokenLayout,
-    num_frames: int,
-    pixels: int,
-    precision: Precision,
-    trunk_of: Callable[..., dict[str, int]],
-) -> dict[str, int]:
-    wide = precision.compute_dtype.itemsize
-    frames = _frames_of_chunk(layout, num_frames)
-    tokens = frames * layout.tokens_per_frame
-    dim = config.head_dim
-    # The stream twice and the tokens kept; beside them queries, keys and values with the result, or
-    # the hidden layer twice, or the raw pixels before and after they are put in order.
-    decoder = 2 * 4 * tokens * dim + 2 * wide * tokens * config.decoder_dim
-    inner = wide * tokens * dim * max(3 + 3 + 1, 2 * config.mlp_ratio)
-    raw = 2 * 4 * 3 * frames * pixels
-    return {
-        # Points in two coordinate systems, and the confidence.
-        "outputs": 4 * (3 + 3 + 1) * num_frames * pixels,
-        "heads": int(decoder + max(inner, raw)),
-        "tracks": 0,
-        **trunk_of(
-            dim=config.decoder_dim,
-            depth=config.decoder_depth // 2,
-            num_heads=config.decoder_num_heads,
-            mlp_ratio=config.mlp_ratio,
-            taps=(),
-        ),
-    }
+    images = image_bytes * 3 * num_frames * forward.pixels
+    return MemoryEstimate(weights=weights, images=images, **parts)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -23,11 +23,10 @@ from vggt_jax.images.masks import Background, background_mask, load_masks
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.models.loading import Model, load_model
-from vggt_jax.models.pi3.model import Pi3
 from vggt_jax.pipeline.streaming import Stream, is_streamed
 from vggt_jax.scene.calibration import checked_intrinsics, frame_index, with_intrinsics
 from vggt_jax.scene.masking import with_mask
-from vggt_jax.scene.reconstruction import Pi3Output, Reconstruction
+from vggt_jax.scene.reconstruction import Reconstruction
 from vggt_jax.scene.results import transform_arrays
 from vggt_jax.trunk.token_layout import TokenLayout
 
@@ -70,16 +69,13 @@ def reconstruct(
         num_frames=None if num_frames is None else add_scene(num_frames),
         compute_dtype=compute_dtype,
     )
-    if isinstance(output, Pi3Output):
-        fields = output.scene()
-    else:
-        height, width = images.shape[-3:-1]
-        fields = output.scene((height, width))
+    height, width = images.shape[-3:-1]
+    fields = model.scene_fields(vars(output), (height, width))
     if one_scene:
         fields = jax.tree.map(lambda x: x[0], fields)
     return Reconstruction(
         images=images,
-        confidence_kind=model.confidence_kind,
+        confidence_kind=model.traits.confidence_kind,
         pixel_centre=model.pixel_centre,
         **fields,
     )
@@ -209,7 +205,7 @@ def check_layers(attention: SceneAttention, model: Model) -> None:
         InputError: it has others.
     """
     try:
-        attention.of_layers(model.global_blocks.norm1.scale.shape[0])
+        attention.of_layers(model.num_layers)
     except ValueError as error:
         raise InputError(str(error)) from error
 
@@ -239,7 +235,7 @@ def read_frames(
 ) -> Frames:
     """The first step of `infer`: frames in the sizes of this model."""
     config = model.config
-    own_mode = "budget" if isinstance(model, Pi3) else "crop"
+    own_mode = model.traits.resize_mode
     if size is None and not hasattr(images, "ndim"):  # One array keeps the size that it has.
         size = config.img_size
         if (mode or own_mode) == "budget" and size**2 > PIXEL_BUDGET:
@@ -335,10 +331,10 @@ def reference_index(reference: int | str, frames: Frames, model: Model) -> int:
         InputError: there is no such frame, or the model has no reference frame.
     """
     index = frame_index(frames.names, len(frames.images), reference)
-    if index != 0 and isinstance(model, Pi3):
+    if index != 0 and not model.traits.has_reference_frame:
         raise InputError(
-            f"{reference=}: π³ has no reference frame, and its result does not depend on the "
-            "order; leave it out"
+            f"{reference=}: {model.traits.title} has no reference frame, and its result does not "
+            "depend on the order; leave it out"
         )
     return index
 
@@ -471,9 +467,9 @@ def check_tracking(model: Model, size: tuple[int, int]) -> None:
     Raises:
         InputError: the model has no track head, or the frames are too small for it.
     """
-    if isinstance(model, Pi3) or model.track_head is None:
+    smallest = model.smallest_tracked_side
+    if smallest is None:
         raise InputError("this model has no track head; leave out the query points")
-    smallest = model.track_head.tracker.smallest_image_side
     if min(size) < smallest:
         height, width = size
         raise InputError(

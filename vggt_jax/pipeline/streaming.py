@@ -14,8 +14,7 @@ from jax.typing import DTypeLike
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.models.loading import Model
-from vggt_jax.models.pi3.model import Pi3
-from vggt_jax.scene.reconstruction import Pi3Output, Reconstruction, VGGTOutput
+from vggt_jax.scene.reconstruction import Reconstruction
 from vggt_jax.trunk.alternation import TrunkOutput
 from vggt_jax.trunk.frames import encode_and_aggregate
 from vggt_jax.trunk.token_layout import TokenLayout
@@ -130,7 +129,7 @@ class Stream:
         return Reconstruction(
             images=images[:total],
             attention_stats=jax.tree.map(np.array, stats),
-            confidence_kind=model.confidence_kind,
+            confidence_kind=model.traits.confidence_kind,
             pixel_centre=model.pixel_centre,
             **on_host,
         )
@@ -149,17 +148,15 @@ def _run_scene(model, images, query_points=None, num_frames=None, *, attention, 
         num_frames=num_frames,
         compute_dtype=compute_dtype,
     )
-    if isinstance(model, Pi3):
-        fields = model.decode_scene(trunk)
-    else:
-        decoded = model.decode_scene(
-            trunk,
-            model.layout(images),
-            query_points=query_points,
-            num_frames=num_frames,
-            compute_dtype=compute_dtype,
-        )
-        fields = VGGTOutput(**decoded).scene(images.shape[2:4])
+    decoded = model.decode_scene(
+        trunk,
+        model.layout(images),
+        query_points=query_points,
+        attention=attention,
+        num_frames=num_frames,
+        compute_dtype=compute_dtype,
+    )
+    fields = model.scene_fields(decoded, images.shape[2:4])
     return trunk.kept, trunk.first_tokens, _of_one_scene(fields)
 
 
@@ -172,15 +169,8 @@ def _run_frames(model, kept, first_tokens, start, *, size, num, attention, compu
     layout = TokenLayout.for_images(
         height, width, model.config.patch_size, model.config.num_special_tokens
     )
-    if isinstance(model, Pi3):
-        decoded = model.decode_frames(
-            trunk, layout, attention=attention, compute_dtype=compute_dtype
-        )
-        fields = Pi3Output(**decoded).scene()
-    else:
-        decoded = model.decode_frames(trunk, layout, compute_dtype=compute_dtype)
-        fields = VGGTOutput(**decoded).scene(size)
-    return _of_one_scene(fields)
+    decoded = model.decode_frames(trunk, layout, attention=attention, compute_dtype=compute_dtype)
+    return _of_one_scene(model.scene_fields(decoded, size))
 
 
 def _of_one_scene(fields: dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""What models and reconstructions return."""
+"""What is known of a scene: the same for every model."""
 
 import dataclasses
 import functools
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -16,90 +16,6 @@ from vggt_jax.layers.scene_attention import AttentionStats
 
 # JAX's in pure functions, NumPy's in what `infer` returns and files hold.
 AnyArray: TypeAlias = Array | np.ndarray
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class VGGTOutput:
-    """Predictions of VGGT under their official names, channels last.
-
-    A head that the model does not have, or tracks that were not asked for, are None.
-
-    Attributes:
-        pose_enc: translation (3, camera from world), quaternion (4, x y z w, not normalised) and
-            vertical and horizontal field of view (2, radians) of every frame.
-        pose_enc_list: `pose_enc` after each iteration of the camera head; the last is `pose_enc`.
-        depth: distance along the viewing axis, positive, up to the scene's scale.
-        world_points: where each pixel's point lies, in the coordinates of the first camera.
-        depth_conf, world_points_conf: confidence, `1 + exp(x)`, above 1 and not bounded.
-        track: pixels `(x, y)` of the query points in every frame.
-        vis, conf: visibility and confidence of each track, in [0, 1].
-        attention_stats: what attention did in each layer; None where it was dense.
-    """
-
-    pose_enc: Float[Array, "b s 9"] | None = None
-    pose_enc_list: Float[Array, "i b s 9"] | None = None
-    depth: Float[Array, "b s height width 1"] | None = None
-    depth_conf: Float[Array, "b s height width"] | None = None
-    world_points: Float[Array, "b s height width 3"] | None = None
-    world_points_conf: Float[Array, "b s height width"] | None = None
-    track: Float[Array, "b s m 2"] | None = None
-    vis: Float[Array, "b s m"] | None = None
-    conf: Float[Array, "b s m"] | None = None
-    attention_stats: AttentionStats | None = None
-
-    def scene(self, image_size: tuple[int, int]) -> dict[str, Any]:
-        """The fields of a `Reconstruction` of frames of this (height, width)."""
-        cameras = (None, None)
-        if self.pose_enc is not None:
-            cameras = geometry.camera_from_pose_encoding(self.pose_enc, image_size)
-        return dict(
-            camera_from_world=cameras[0],
-            intrinsics=cameras[1],
-            depth=None if self.depth is None else self.depth[..., 0],
-            depth_confidence=self.depth_conf,
-            world_points=self.world_points,
-            world_points_confidence=self.world_points_conf,
-            tracks=self.track,
-            track_visibility=self.vis,
-            track_confidence=self.conf,
-            attention_stats=self.attention_stats,
-        )
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Pi3Output:
-    """Predictions of π³ under their official names, channels last.
-
-    Attributes:
-        points: where each pixel's point lies in the world, which is no camera's.
-        local_points: where it lies in the coordinates of its own camera; z, the depth, is positive.
-        conf: confidence in the points before the sigmoid.
-        camera_poses: world_from_camera.
-        attention_stats: what attention did in each layer; None where it was dense.
-    """
-
-    points: Float[Array, "b s height width 3"]
-    local_points: Float[Array, "b s height width 3"]
-    conf: Float[Array, "b s height width 1"]
-    camera_poses: Float[Array, "b s 4 4"]
-    attention_stats: AttentionStats | None = None
-
-    def scene(self) -> dict[str, Any]:
-        """The fields of a `Reconstruction`."""
-        confidence = jax.nn.sigmoid(self.conf[..., 0])
-        depth = self.local_points[..., 2]
-        return dict(
-            camera_from_world=geometry.invert_rigid(self.camera_poses)[..., :3, :],
-            intrinsics=geometry.intrinsics_from_point_maps(self.local_points),
-            depth=depth,
-            depth_confidence=confidence,
-            depth_edges=geometry.depth_edges(depth),
-            world_points=self.points,
-            world_points_confidence=confidence,
-            attention_stats=self.attention_stats,
-        )
 
 
 @jax.tree_util.register_dataclass

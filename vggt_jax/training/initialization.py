@@ -1,5 +1,7 @@
 """Models to begin with: small sizes, and parameters from which training starts well."""
 
+from typing import cast
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,13 +60,18 @@ def initial_model(config: VGGTConfig, key: Array) -> VGGT:
     root of the number of branches), LayerScale is 1, special tokens are as large as others,
     the position table begins with sines and cosines, and cameras start unturned, 63 degrees wide.
     """
-    abstract = abstract_model(config)
+    abstract = abstract_vggt(config)
     leaves, treedef = jax.tree.flatten(abstract)
     values = [
         _draw(name, leaf.shape, config, jax.random.fold_in(key, i))
         for i, (name, leaf) in enumerate(zip(named_parameters(abstract), leaves, strict=True))
     ]
     return jax.tree.unflatten(treedef, values)
+
+
+def abstract_vggt(config: VGGTConfig) -> VGGT:
+    """The model of a configuration, with shapes and types in place of parameters."""
+    return cast(VGGT, abstract_model(config))
 
 
 def _draw(name: str, shape: tuple[int, ...], config: VGGTConfig, key: Array) -> Array:

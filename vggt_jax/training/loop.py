@@ -20,7 +20,6 @@ from vggt_jax.errors import InputError
 from vggt_jax.models.loading import (
     Model,
     SomeModel,
-    abstract_model,
     load_model,
     named_parameters,
     save_model,
@@ -28,7 +27,7 @@ from vggt_jax.models.loading import (
 from vggt_jax.models.vggt.model import VGGT
 from vggt_jax.synthetic.families import Split
 from vggt_jax.training.checkpoints import Checkpoints
-from vggt_jax.training.initialization import initial_model, small_config
+from vggt_jax.training.initialization import abstract_vggt, initial_model, small_config
 from vggt_jax.training.normalization import PIXEL_CENTRE
 from vggt_jax.training.optimizer import make_optimizer
 from vggt_jax.training.settings import TrainSettings
@@ -379,9 +378,11 @@ def _first_model(settings: TrainSettings, *, only_shapes: bool) -> VGGT:
     if settings.init is not None:
         model = load_model(settings.init)
         if not isinstance(model, VGGT):
-            raise InputError(f"init {settings.init}: only VGGT can be trained, not π³")
+            raise InputError(
+                f"init {settings.init}: only VGGT can be trained, not {model.traits.title}"
+            )
         config = dataclasses.replace(model.config, pixel_centre=PIXEL_CENTRE)
-        return with_named(abstract_model(config), named_parameters(model))
+        return with_named(abstract_vggt(config), named_parameters(model))
     config = small_config() if settings.config is None else VGGTConfig.from_json(settings.config)
     config = dataclasses.replace(config, pixel_centre=PIXEL_CENTRE)
     make = lambda: initial_model(config, jax.random.key(settings.seed))

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from vggt_jax import geometry
-from vggt_jax.scene.reconstruction import VGGTOutput
+from vggt_jax.models.vggt.outputs import VGGTOutput
 from vggt_jax.training.normalization import Targets
 
 _MAX_TRANSLATION_ERROR = 100.0  # official file: training/loss.py, camera_loss_single

@@ -12,7 +12,7 @@ from vggt_jax.errors import InputError
 from vggt_jax.heads.dpt import activate
 from vggt_jax.layers.precision import Precision
 from vggt_jax.models.vggt.model import VGGT
-from vggt_jax.scene.reconstruction import VGGTOutput
+from vggt_jax.models.vggt.outputs import VGGTOutput
 
 Part = Literal["encoder", "trunk", "heads"]
 PARTS = ("encoder", "trunk", "heads")

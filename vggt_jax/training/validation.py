@@ -5,7 +5,7 @@ from jaxtyping import Array, Float
 
 from vggt_jax.evaluation import auc_at, depth_metrics, pair_errors
 from vggt_jax.geometry import camera_from_pose_encoding
-from vggt_jax.scene.reconstruction import VGGTOutput
+from vggt_jax.models.vggt.outputs import VGGTOutput
 from vggt_jax.training.normalization import Targets
 
 

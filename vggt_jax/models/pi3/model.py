@@ -1,6 +1,7 @@
 """π³: Permutation-Equivariant Visual Geometry Learning (arXiv:2507.13347)."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +18,11 @@ from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.rope import rope_tables
 from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.layers.vit import IMAGE_MEAN, IMAGE_STD, VisionTransformer
+from vggt_jax.models.base import ModelTraits, Predicted
 from vggt_jax.models.pi3.heads.points import PixelHead, points_from_raw
 from vggt_jax.models.pi3.heads.pose import PoseHead
+from vggt_jax.models.pi3.outputs import Pi3Output
 from vggt_jax.scene.confidence import PointSource
-from vggt_jax.scene.reconstruction import Pi3Output
 from vggt_jax.trunk.alternation import (
     TrunkOutput,
     frames_per_chunk,
@@ -39,6 +41,22 @@ class Pi3(nnx.Module):
     give the same results in that order. Use it as an immutable pytree: pass it to functions under
     `jax.jit` as an argument.
     """
+
+    traits: ClassVar = ModelTraits(
+        name="pi3",
+        title="π³",
+        resize_mode="budget",
+        confidence_kind="sigmoid",
+        has_reference_frame=False,
+        compute_type_modules=(
+            "encoder.",
+            "frame_blocks.",
+            "global_blocks.",
+            "point_decoder.",
+            "conf_decoder.",
+            "camera_decoder.",
+        ),
+    )
 
     def __init__(self, config: Pi3Config, *, rngs: nnx.Rngs):
         self.config = config
@@ -91,12 +109,18 @@ class Pi3(nnx.Module):
         self.camera_head = PoseHead(config.camera_dim, rngs=rngs)
 
     pixel_centre = 0.5  # see `Reconstruction.pixel_centre`
-    confidence_kind = "sigmoid"  # see `Reconstruction.confidence_kind`
+    predicts: frozenset[Predicted] = frozenset({"cameras", "depth", "points"})
+    smallest_tracked_side = None
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the trunk: pairs of a frame and a global block."""
+        return self.config.decoder_depth // 2
 
     @property
     def kept_layers(self) -> tuple[int, ...]:
         """The layers of the trunk that the heads read."""
-        return kept_layers((), self.config.decoder_depth // 2)
+        return kept_layers((), self.num_layers)
 
     @property
     def point_sources(self) -> tuple[PointSource, ...]:
@@ -130,6 +154,7 @@ class Pi3(nnx.Module):
         """
         if query_points is not None:
             raise ValueError("query_points were given, but π³ has no track head")
+        layout = self.layout(images)
         trunk = encode_and_aggregate(
             self,
             images,
@@ -137,9 +162,7 @@ class Pi3(nnx.Module):
             num_frames=num_frames,
             compute_dtype=compute_dtype,
         )
-        return self.decode(
-            trunk, self.layout(images), attention=attention, compute_dtype=compute_dtype
-        )
+        return self.decode(trunk, layout, attention=attention, compute_dtype=compute_dtype)
 
     def layout(self, images: Array) -> TokenLayout:
         """Where the tokens of these images lie.
@@ -178,13 +201,14 @@ class Pi3(nnx.Module):
         *,
         attention: SceneAttention = Dense(),
         num_frames: Int[Array, " b"] | None = None,
-        taps: tuple[int, ...] = (),
+        taps: tuple[int, ...] | None = None,
         compute_dtype: DTypeLike | None = None,
     ) -> TrunkOutput:
         """Adds the special tokens and runs the trunk, the official decoder.
 
         Args:
-            taps: layers (pairs of a frame and a global block) to keep beside the last.
+            taps: layers (pairs of a frame and a global block) to keep beside the last; None for no
+                others.
         """
         special = self.register_token[...].astype(jnp.float32)
         special = jnp.broadcast_to(special, (*patch_tokens.shape[:2], *special.shape))
@@ -193,7 +217,7 @@ class Pi3(nnx.Module):
             self.global_blocks,
             jnp.concatenate([special, patch_tokens], axis=2),
             layout=layout,
-            taps=taps,
+            taps=() if taps is None else taps,
             attention=attention,
             num_frames=num_frames,
             precision=Precision.from_compute_dtype(compute_dtype),
@@ -204,14 +228,35 @@ class Pi3(nnx.Module):
         trunk: TrunkOutput,
         layout: TokenLayout,
         *,
+        query_points: Float[Array, "b m 2"] | None = None,
         attention: SceneAttention = Dense(),
+        num_frames: Int[Array, " b"] | None = None,
         compute_dtype: DTypeLike | None = None,
     ) -> Pi3Output:
-        """Runs the heads; the arguments are those of the call."""
-        maps = self.decode_frames(trunk, layout, attention=attention, compute_dtype=compute_dtype)
-        return Pi3Output(**self.decode_scene(trunk), **maps)
+        """Runs the heads; the arguments are those of the call, which checks them."""
+        of_scene = self.decode_scene(
+            trunk,
+            layout,
+            query_points=query_points,
+            attention=attention,
+            num_frames=num_frames,
+            compute_dtype=compute_dtype,
+        )
+        of_frames = self.decode_frames(
+            trunk, layout, attention=attention, compute_dtype=compute_dtype
+        )
+        return Pi3Output(**of_scene, **of_frames)
 
-    def decode_scene(self, trunk: TrunkOutput) -> dict[str, Any]:
+    def decode_scene(
+        self,
+        trunk: TrunkOutput,
+        layout: TokenLayout,
+        *,
+        query_points: Float[Array, "b m 2"] | None = None,
+        attention: SceneAttention = Dense(),
+        num_frames: Int[Array, " b"] | None = None,
+        compute_dtype: DTypeLike | None = None,
+    ) -> dict[str, Any]:
         """The outputs that are of all frames together: no head looks at more than one."""
         return {"attention_stats": trunk.attention_stats}
 
@@ -258,3 +303,12 @@ class Pi3(nnx.Module):
             "conf": conf,
             "camera_poses": camera_poses,
         }
+
+    def scene_fields(
+        self, outputs: Mapping[str, Any], image_size: tuple[int, int]
+    ) -> dict[str, Any]:
+        """The fields of a `Reconstruction` that the outputs of all frames together, those of each
+        frame, or both give."""
+        if "local_points" not in outputs:
+            return {"attention_stats": outputs["attention_stats"]}
+        return Pi3Output(**outputs).scene()

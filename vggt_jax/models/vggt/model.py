@@ -1,6 +1,7 @@
 """VGGT: Visual Geometry Grounded Transformer (arXiv:2503.11651)."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +16,11 @@ from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.layers.vit import VisionTransformer
+from vggt_jax.models.base import ModelTraits, Predicted
 from vggt_jax.models.vggt.heads.camera import CameraHead
 from vggt_jax.models.vggt.heads.track import Tracker, TrackHead
+from vggt_jax.models.vggt.outputs import VGGTOutput
 from vggt_jax.scene.confidence import PointSource
-from vggt_jax.scene.reconstruction import VGGTOutput
 from vggt_jax.trunk.alternation import TrunkOutput, kept_layers, make_trunk_blocks, run_trunk
 from vggt_jax.trunk.frames import encode_and_aggregate, encode_frames, layout_of_images
 from vggt_jax.trunk.token_layout import TokenLayout
@@ -29,6 +31,15 @@ class VGGT(nnx.Module):
 
     Use it as an immutable pytree: pass it to functions under `jax.jit` as an argument.
     """
+
+    traits: ClassVar = ModelTraits(
+        name="vggt",
+        title="VGGT",
+        resize_mode="crop",
+        confidence_kind="one_plus_exp",
+        has_reference_frame=True,
+        compute_type_modules=("encoder.", "frame_blocks.", "global_blocks."),
+    )
 
     def __init__(self, config: VGGTConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -94,12 +105,15 @@ class VGGT(nnx.Module):
         self.point_head = dpt(4, config.dpt_features) if config.enable_point else None
         self.track_head = track() if config.enable_track else None
 
-    confidence_kind = "one_plus_exp"  # see `Reconstruction.confidence_kind`
-
     @property
     def pixel_centre(self) -> float:
         """See `Reconstruction.pixel_centre`."""
         return self.config.pixel_centre
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the trunk: pairs of a frame and a global block."""
+        return self.config.depth
 
     @property
     def kept_layers(self) -> tuple[int, ...]:
@@ -107,10 +121,26 @@ class VGGT(nnx.Module):
         return kept_layers(self.config.dpt_layers, self.config.depth)
 
     @property
+    def predicts(self) -> frozenset[Predicted]:
+        """What this model has heads for."""
+        heads: dict[Predicted, Any] = {
+            "cameras": self.camera_head,
+            "depth": self.depth_head,
+            "points": self.point_head,
+            "tracks": self.track_head,
+        }
+        return frozenset(name for name, head in heads.items() if head is not None)
+
+    @property
+    def smallest_tracked_side(self) -> int | None:
+        """The least side of frames, in pixels, in which points can be tracked."""
+        return None if self.track_head is None else self.track_head.tracker.smallest_image_side
+
+    @property
     def point_sources(self) -> tuple[PointSource, ...]:
         """Where a point cloud can come from, the best first: "depth" (and cameras) or "head"."""
-        has_depth = self.depth_head is not None and self.camera_head is not None
-        sources: dict[PointSource, bool] = {"depth": has_depth, "head": self.point_head is not None}
+        has_depth = {"depth", "cameras"} <= self.predicts
+        sources: dict[PointSource, bool] = {"depth": has_depth, "head": "points" in self.predicts}
         return tuple(name for name, is_there in sources.items() if is_there)
 
     def __call__(
@@ -157,6 +187,7 @@ class VGGT(nnx.Module):
             trunk,
             layout,
             query_points=query_points,
+            attention=attention,
             num_frames=num_frames,
             compute_dtype=compute_dtype,
         )
@@ -230,6 +261,7 @@ class VGGT(nnx.Module):
         layout: TokenLayout,
         *,
         query_points: Float[Array, "b m 2"] | None = None,
+        attention: SceneAttention = Dense(),
         num_frames: Int[Array, " b"] | None = None,
         compute_dtype: DTypeLike | None = None,
     ) -> VGGTOutput:
@@ -238,12 +270,14 @@ class VGGT(nnx.Module):
             trunk,
             layout,
             query_points=query_points,
+            attention=attention,
             num_frames=num_frames,
             compute_dtype=compute_dtype,
         )
-        return VGGTOutput(
-            **of_scene, **self.decode_frames(trunk, layout, compute_dtype=compute_dtype)
+        of_frames = self.decode_frames(
+            trunk, layout, attention=attention, compute_dtype=compute_dtype
         )
+        return VGGTOutput(**of_scene, **of_frames)
 
     def decode_scene(
         self,
@@ -251,6 +285,7 @@ class VGGT(nnx.Module):
         layout: TokenLayout,
         *,
         query_points: Float[Array, "b m 2"] | None = None,
+        attention: SceneAttention = Dense(),
         num_frames: Int[Array, " b"] | None = None,
         compute_dtype: DTypeLike | None = None,
     ) -> dict[str, Any]:
@@ -271,7 +306,12 @@ class VGGT(nnx.Module):
         return outputs
 
     def decode_frames(
-        self, trunk: TrunkOutput, layout: TokenLayout, *, compute_dtype: DTypeLike | None = None
+        self,
+        trunk: TrunkOutput,
+        layout: TokenLayout,
+        *,
+        attention: SceneAttention = Dense(),
+        compute_dtype: DTypeLike | None = None,
     ) -> dict[str, Any]:
         """The outputs of the heads that look at every frame by itself: maps of depth and points."""
         precision = Precision.from_compute_dtype(compute_dtype)
@@ -285,3 +325,9 @@ class VGGT(nnx.Module):
                 points, conf = activate(self.point_head(trunk, layout, precision.heads), "inv_log")
             outputs |= {"world_points": points, "world_points_conf": conf}
         return outputs
+
+    def scene_fields(
+        self, outputs: Mapping[str, Any], image_size: tuple[int, int]
+    ) -> dict[str, Any]:
+        """The fields of a `Reconstruction` that some of the outputs give, or all of them."""
+        return VGGTOutput(**outputs).scene(image_size)

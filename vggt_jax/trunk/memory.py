@@ -1,0 +1,91 @@
+"""What the trunk takes on the device, from the arrays that are alive together."""
+
+import dataclasses
+
+from vggt_jax.layers.precision import Precision
+from vggt_jax.layers.scene_attention import SceneAttention
+from vggt_jax.trunk.alternation import frames_per_chunk, kept_layers
+from vggt_jax.trunk.token_layout import TokenLayout
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ForwardPass:
+    """A forward pass of one scene, as far as its memory depends on it.
+
+    Attributes:
+        layout: of the tokens of a frame.
+        num_frames: frames of the scene.
+        pixels: of a frame.
+        num_query_points: points that are tracked.
+        precision: of its products.
+        attention: over all frames.
+    """
+
+    layout: TokenLayout
+    num_frames: int
+    pixels: int
+    num_query_points: int
+    precision: Precision
+    attention: SceneAttention
+
+    @property
+    def frames_per_chunk(self) -> int:
+        """Frames that run together where frames run by themselves."""
+        return frames_per_chunk(1, self.num_frames, self.layout.tokens_per_frame)
+
+
+def trunk_memory(
+    forward: ForwardPass,
+    *,
+    dim: int,
+    depth: int,
+    num_heads: int,
+    mlp_ratio: float,
+    taps: tuple[int, ...],
+) -> dict[str, int]:
+    """Bytes of the tokens that are kept and of the temporaries while the trunk runs.
+
+    The terms mirror `trunk/alternation.py`.
+
+    Args:
+        dim, num_heads, mlp_ratio: of the blocks.
+        depth: number of layers, pairs of a frame and a global block.
+        taps: layers that heads read beside the last.
+    """
+    wide = forward.precision.compute_dtype.itemsize
+    num_frames, layout, attention = forward.num_frames, forward.layout, forward.attention
+    tokens = num_frames * layout.tokens_per_frame
+    stream = 4 * tokens * dim
+    patches = layout.rows * layout.columns
+    if attention.why_dense(num_tokens=tokens, num_patches=num_frames * patches):
+        attention = attention.within_frames
+    extra = max(
+        value.extra_bytes(
+            num_frames=num_frames,
+            num_special=layout.num_special,
+            num_patches=patches,
+            num_heads=num_heads,
+            head_dim=dim // num_heads,
+            itemsize=wide,
+        )
+        for value in set(attention.of_layers(depth))
+    )
+    if wide == 2:
+        # Normalised tokens; queries, keys and values, each turned before the next; and one more,
+        # which the compiler needs less or more by how it lays out the others.
+        before_attention = (1 + 3 + 1) * wide * tokens * dim
+        # Queries, keys, values; the results of attention; and what attention needs besides.
+        during_attention = (3 + 1) * wide * tokens * dim + extra
+    else:
+        # Normalised tokens; queries, keys and values; queries and keys once more, normalised and
+        # turned.
+        before_attention = (1 + 3 + 2) * wide * tokens * dim
+        # Queries, keys, values; the results of attention as computed and in the order of the
+        # tokens.
+        during_attention = (3 + 2) * wide * tokens * dim + extra
+    chunk_tokens = forward.frames_per_chunk * layout.tokens_per_frame
+    after_attention = wide * dim * (tokens + 2 * mlp_ratio * chunk_tokens)
+    return {
+        "kept_tokens": wide * len(kept_layers(taps, depth)) * tokens * 2 * dim,
+        "trunk": int(stream + max(before_attention, during_attention, after_attention)),
+    }
