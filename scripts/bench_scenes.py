@@ -30,7 +30,7 @@ from random_model import random_model, released_config
 
 import vggt_jax
 from vggt_jax import export
-from vggt_jax.images.loading import Frames
+from vggt_jax.images.frames import Frames
 from vggt_jax.models.loading import with_dtype
 from vggt_jax.pipeline import many_scenes
 from vggt_jax.pipeline import one_scene as inference

@@ -16,8 +16,9 @@ import tqdm
 from vggt_jax import export, weights
 from vggt_jax.cli.scene import Scene
 from vggt_jax.errors import InputError
-from vggt_jax.files import output_folder
-from vggt_jax.images.loading import EXTENSIONS, OVERVIEW, RESULTS, Frames, find_images
+from vggt_jax.files import OVERVIEW, RESULTS, output_folder
+from vggt_jax.images.files import EXTENSIONS, find_images
+from vggt_jax.images.frames import Frames
 from vggt_jax.layers.precision import Precision
 from vggt_jax.models.loading import Model, cache_folder, load_model
 from vggt_jax.models.vggt.model import VGGT

@@ -22,7 +22,9 @@ from jax.typing import DTypeLike
 from vggt_jax import export
 from vggt_jax.errors import InputError
 from vggt_jax.files import remove_unfinished, replacing
-from vggt_jax.images.loading import Frames, Mode, find_images
+from vggt_jax.images.files import find_images
+from vggt_jax.images.frames import Frames
+from vggt_jax.images.resizing import Mode
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.models.loading import Model

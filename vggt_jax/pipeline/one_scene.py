@@ -18,8 +18,10 @@ from jaxtyping import Array, Float, Int, UInt8
 from vggt_jax import geometry, weights
 from vggt_jax.errors import InputError
 from vggt_jax.host import with_numpy
-from vggt_jax.images.loading import PIXEL_BUDGET, Frames, Mode, load_images
+from vggt_jax.images.frames import Frames
+from vggt_jax.images.loading import load_images
 from vggt_jax.images.masks import Background, background_mask, load_masks
+from vggt_jax.images.resizing import PIXEL_BUDGET, Mode
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.models.loading import Model, load_model

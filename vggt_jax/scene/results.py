@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from vggt_jax.errors import InputError
-from vggt_jax.images.loading import RESULTS, FrameTransform
+from vggt_jax.files import RESULTS
+from vggt_jax.images.frames import FrameTransform
 from vggt_jax.layers.scene_attention import AttentionStats
 from vggt_jax.scene.reconstruction import Reconstruction
 
