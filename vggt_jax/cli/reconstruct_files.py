@@ -33,7 +33,7 @@ from vggt_jax.scene.confidence import (
     usable_pixels,
 )
 from vggt_jax.scene.reconstruction import Reconstruction
-from vggt_jax.scene.results import load_reconstruction
+from vggt_jax.scene.results import load_reconstruction, write_reconstruction
 
 # What a run may write.
 _RESULTS = (
@@ -310,8 +310,7 @@ def _write(
         confidence_percentile=confidence_percentile,
         min_confidence=min_confidence,
     )
-    arrays = inference.prediction_arrays(result, frames)
-    export.write_predictions(folder / RESULTS, arrays)
+    write_reconstruction(folder, result)
     if result.camera_from_world is not None:
         export.write_cameras(
             folder / "cameras.json",
