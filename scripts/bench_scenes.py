@@ -29,12 +29,11 @@ from PIL import Image
 from random_model import random_model, released_config
 
 import vggt_jax
-from vggt_jax import export
-from vggt_jax.images.loading import Frames
 from vggt_jax.models.loading import with_dtype
 from vggt_jax.models.registry import families
 from vggt_jax.pipeline import many_scenes
 from vggt_jax.pipeline import one_scene as inference
+from vggt_jax.scene.results import write_reconstruction
 
 _PHOTOGRAPHS = 8  # distinct ones; the scenes have links to them
 
@@ -146,9 +145,7 @@ def make_scenes(folder, num_scenes, frames, photograph) -> dict[str, list[pathli
 def one_by_one(scenes, out, *, model, attention):
     for name, paths in scenes.items():
         recon = vggt_jax.infer(paths, model=model, attention=attention)
-        frames = Frames(images=recon.images, names=recon.names, transforms=recon.transforms)
-        arrays = inference.prediction_arrays(recon, frames)
-        export.write_predictions(out / name / "predictions.npz", arrays)
+        write_reconstruction(out / name, recon)
 
 
 def time_alone(model, attention, scenes, batch_size) -> float:

@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from vggt_jax.errors import InputError
 from vggt_jax.evaluation import SceneTruth
-from vggt_jax.images.loading import find_images
+from vggt_jax.images.files import find_images
 from vggt_jax.pipeline.one_scene import read_frames
 
 FOLDER_LAYOUT = """\

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vggt_jax import InputError, Reconstruction
-from vggt_jax.images.loading import FrameTransform
+from vggt_jax.images.frames import FrameTransform
 from vggt_jax.scene import confidence
 
 VGGT, PI3 = "one_plus_exp", "sigmoid"

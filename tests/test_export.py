@@ -20,7 +20,7 @@ from vggt_jax.export import (
     write_predictions,
 )
 from vggt_jax.files import file_stems, output_folder, replacing
-from vggt_jax.images.loading import FrameTransform
+from vggt_jax.images.frames import FrameTransform
 
 S, HEIGHT, WIDTH = 2, 5, 7
 

@@ -92,21 +92,21 @@ def test_a_batch_holds_scenes_of_one_kind(scenes):
 
 
 def test_a_run_goes_on_where_it_was_interrupted(tmp_path, scenes, model, monkeypatch):
-    write, written, started = many_scenes.export.write_predictions, [], itertools.count()
+    write, written, started = many_scenes.write_reconstruction, [], itertools.count()
 
-    def interrupted(path, arrays):
+    def interrupted(folder, recon):
         if next(started) >= 2:
             raise KeyboardInterrupt
-        written.append(path.parent.name)
-        write(path, arrays)
+        written.append(folder.name)
+        write(folder, recon)
 
-    monkeypatch.setattr(many_scenes.export, "write_predictions", interrupted)
+    monkeypatch.setattr(many_scenes, "write_reconstruction", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(scenes, tmp_path, model)
     assert {path.parent.name for path in tmp_path.glob("*/predictions.npz")} == set(written)
     kept = {name: (tmp_path / name / "predictions.npz").stat().st_mtime_ns for name in written}
 
-    monkeypatch.setattr(many_scenes.export, "write_predictions", write)
+    monkeypatch.setattr(many_scenes, "write_reconstruction", write)
     # What a process leaves that is killed while it writes.
     left = next(tmp_path / name for name in scenes if name not in written)
     left.mkdir(exist_ok=True)
@@ -165,13 +165,13 @@ def test_a_run_goes_on_after_its_process_was_killed(tmp_path, scenes, model):
 
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_scenes_are_written_at_the_same_time(tmp_path, scenes, model, monkeypatch, batch_size):
-    write, both = many_scenes.export.write_predictions, threading.Barrier(2)
+    write, both = many_scenes.write_reconstruction, threading.Barrier(2)
 
-    def together(path, arrays):
+    def together(folder, recon):
         both.wait(timeout=120)  # Each waits for another one to be written.
-        write(path, arrays)
+        write(folder, recon)
 
-    monkeypatch.setattr(many_scenes.export, "write_predictions", together)
+    monkeypatch.setattr(many_scenes, "write_reconstruction", together)
     two = {name: scenes[name] for name in ("attic", "shed")}
     report = run(two, tmp_path, model, batch_size=batch_size)
     assert set(report.written) == set(two)
@@ -180,16 +180,16 @@ def test_scenes_are_written_at_the_same_time(tmp_path, scenes, model, monkeypatc
 
 
 def test_a_disk_that_is_full_ends_the_run_and_loses_nothing(tmp_path, scenes, model, monkeypatch):
-    write = many_scenes.export.write_predictions
+    write = many_scenes.write_reconstruction
 
-    def full(path, arrays):
-        if path.parent.name == "shed":
+    def full(folder, recon):
+        if folder.name == "shed":
             raise InputError("no space left")
-        write(path, arrays)
+        write(folder, recon)
 
     two = {name: scenes[name] for name in ("shed", "attic")}
     with monkeypatch.context() as patch:
-        patch.setattr(many_scenes.export, "write_predictions", full)
+        patch.setattr(many_scenes, "write_reconstruction", full)
         with pytest.raises(InputError, match="no space left"):
             run(two, tmp_path, model, batch_size=2, num_writers=1)
     report = run(two, tmp_path, model, batch_size=2)

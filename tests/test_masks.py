@@ -8,7 +8,8 @@ import vggt_jax
 from vggt_jax import InputError, with_mask
 from vggt_jax.export import select_points
 from vggt_jax.images import masks
-from vggt_jax.images.loading import FrameTransform, load_images
+from vggt_jax.images.frames import FrameTransform
+from vggt_jax.images.loading import load_images
 
 RNG = np.random.default_rng(7)
 SIZES = [(61, 83), (97, 53), (48, 48)]  # (height, width): landscape, portrait and square

@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 
 from vggt_jax.errors import InputError
-from vggt_jax.images.loading import FrameTransform, find_images, load_images
+from vggt_jax.images.files import find_images
+from vggt_jax.images.frames import FrameTransform
+from vggt_jax.images.loading import load_images
 
 GOLDEN = Path(__file__).parent / "golden"
 KITCHEN = [GOLDEN / "images/kitchen/00.jpg", GOLDEN / "images/kitchen/01.jpg"]

@@ -1,4 +1,4 @@
-"""vggt_jax.load_reconstruction: what was written comes back, and what is no result is refused."""
+"""vggt_jax.scene.results: what was written comes back, also by earlier versions; the rest is refused."""
 
 import dataclasses
 
@@ -11,14 +11,14 @@ import vggt_jax
 from vggt_jax import InputError, Reconstruction
 from vggt_jax.export import write_predictions
 from vggt_jax.images.loading import load_images
-from vggt_jax.pipeline import one_scene as inference
+from vggt_jax.scene.results import SCHEMA_VERSION, write_reconstruction
 from vggt_jax.trunk.attention.block_sparse import AttentionStats
 
 SIZES = [(61, 83), (97, 53), (47, 47)]  # (height, width): landscape, portrait and square
 
 
 def scene(folder, *, mode, **fields):
-    """A reconstruction as `infer` returns it, with random numbers, and its frames."""
+    """A reconstruction as `infer` returns it, with random numbers."""
     rng = np.random.default_rng(0)
     paths = []
     for i, size in enumerate(SIZES):
@@ -26,7 +26,7 @@ def scene(folder, *, mode, **fields):
         Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(paths[-1])
     frames = load_images(paths, mode=mode, size=56)
     shape = frames.images.shape[:3]
-    recon = Reconstruction(
+    return Reconstruction(
         images=frames.images,
         camera_from_world=rng.normal(size=(3, 3, 4)).astype(np.float32),
         intrinsics=rng.normal(size=(3, 3, 3)).astype(np.float32),
@@ -36,40 +36,115 @@ def scene(folder, *, mode, **fields):
         transforms=frames.transforms,
         **fields,
     )
-    return recon, frames
 
 
-def write(folder, recon, frames):
-    write_predictions(folder / "predictions.npz", inference.prediction_arrays(recon, frames))
+def assert_same(found, expected):
+    for field in dataclasses.fields(Reconstruction):
+        value, wanted = getattr(found, field.name), getattr(expected, field.name)
+        if field.metadata.get("static") or wanted is None:
+            assert value == wanted, field.name
+        else:
+            jax.tree.map(np.testing.assert_array_equal, value, wanted)
+            jax.tree.map(lambda x, y: np.testing.assert_equal(x.dtype, y.dtype), value, wanted)
 
 
-@pytest.mark.parametrize("mode", ["crop", "pad", "budget"])
-def test_everything_comes_back(tmp_path, mode):
+def contents(path):
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)
+
+
+def everything(folder, mode):
+    """A scene with a value in every field."""
     rng = np.random.default_rng(1)
     shares = {
         name: rng.random((4, 2), np.float32) for name in ("density", "covered", "saved", "entropy")
     }
     stats = AttentionStats(**shares)
     tracks = rng.normal(size=(3, 5, 2)).astype(np.float32)
-    recon, frames = scene(
-        tmp_path,
+    recon = scene(
+        folder,
         mode=mode,
         confidence_kind="sigmoid",
         pixel_centre=0.5,
         tracks=tracks,
+        track_visibility=rng.random((3, 5), np.float32),
+        track_confidence=rng.random((3, 5), np.float32),
         attention_stats=stats,
     )
-    write(tmp_path / "out", recon, frames)
+    shape = recon.depth.shape
+    recon = dataclasses.replace(
+        recon,
+        depth_edges=rng.random(shape) > 0.5,
+        mask=rng.random(shape) > 0.5,
+        world_points=rng.normal(size=(*shape, 3)).astype(np.float32),
+        world_points_confidence=rng.random(shape, np.float32),
+    )
+    assert all(getattr(recon, field.name) is not None for field in dataclasses.fields(recon))
+    return recon
+
+
+@pytest.mark.parametrize("mode", ["crop", "pad", "budget"])
+def test_everything_comes_back(tmp_path, mode):
+    recon = everything(tmp_path, mode)
+    write_reconstruction(tmp_path / "out", recon)
     for path in (tmp_path / "out", str(tmp_path / "out" / "predictions.npz")):
-        found = vggt_jax.load_reconstruction(path)
-        for field in dataclasses.fields(Reconstruction):
-            value, expected = getattr(found, field.name), getattr(recon, field.name)
-            if field.metadata.get("static") or expected is None:
-                assert value == expected, field.name
-            else:
-                jax.tree.map(np.testing.assert_array_equal, value, expected)
-        assert found.transforms == frames.transforms
-    np.testing.assert_array_equal(found.tracks_in_photographs(), recon.tracks_in_photographs())
+        assert_same(vggt_jax.load_reconstruction(path), recon)
+    arrays = contents(path)
+    assert arrays["schema_version"] == SCHEMA_VERSION == 2
+    # What users read without this package.
+    np.testing.assert_array_equal(arrays["tracks_in_photographs"], recon.tracks_in_photographs())
+    frames = vggt_jax.Frames(images=recon.images, names=recon.names, transforms=recon.transforms)
+    np.testing.assert_array_equal(arrays["valid"], frames.valid_mask())
+
+
+@pytest.mark.parametrize("left_out", ["names", "transforms", "both"])
+def test_what_there_is_not_comes_back_as_nothing(tmp_path, left_out):
+    recon = scene(tmp_path, mode="pad")
+    nothing = ("names", "transforms") if left_out == "both" else (left_out,)
+    recon = dataclasses.replace(recon, **dict.fromkeys(nothing, ()))
+    file = tmp_path / "new" / "hall.npz"
+    write_reconstruction(file, jax.tree.map(jax.numpy.asarray, recon))
+    found = vggt_jax.load_reconstruction(file)
+    assert_same(found, recon)
+    assert isinstance(found.depth, np.ndarray)
+
+
+def test_several_scenes_do_not_go_into_one_file(tmp_path):
+    recon = jax.tree.map(lambda x: x[None], scene(tmp_path, mode="pad"))
+    with pytest.raises(InputError, match="give one, without scene axis"):
+        write_reconstruction(tmp_path / "out", recon)
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_without_a_version_are_read(tmp_path):
+    """Those of version 1: the same arrays by the same names, and no version."""
+    recon = everything(tmp_path, "pad")
+    write_reconstruction(tmp_path, recon)
+    path = tmp_path / "predictions.npz"
+    arrays = contents(path)
+    del arrays["schema_version"]
+    # Every name that version 1 wrote; another one would be a change of the schema.
+    assert set(arrays) == set(
+        "images camera_from_world intrinsics depth depth_confidence depth_edges mask world_points "
+        "world_points_confidence tracks track_visibility track_confidence attention_density "
+        "attention_covered attention_saved attention_entropy tracks_in_photographs names valid "
+        "confidence_kind pixel_centre original_sizes model_from_original content".split()
+    )
+    np.savez(path, **arrays)
+    assert_same(vggt_jax.load_reconstruction(path), recon)
+
+
+def test_files_of_a_later_version_are_refused(tmp_path):
+    write_reconstruction(tmp_path, scene(tmp_path, mode="pad"))
+    path = tmp_path / "predictions.npz"
+    # Of what a later version holds besides, nothing can be expected.
+    np.savez(path, schema_version=np.array(3), scene=np.zeros(2))
+    with pytest.raises(InputError, match="has version 3 of the schema.* up to 2; upgrade it") as e:
+        vggt_jax.load_reconstruction(tmp_path)
+    assert str(path) in str(e.value) and "damaged" not in str(e.value)
+    np.savez(path, schema_version=np.array("two"))
+    with pytest.raises(InputError, match="schema_version two is no version"):
+        vggt_jax.load_reconstruction(tmp_path)
 
 
 def test_what_infer_writes_comes_back(tmp_path, tiny_pi3):
@@ -98,9 +173,9 @@ def test_places_without_results(tmp_path):
 
 
 def test_results_that_cannot_be_used(tmp_path):
-    recon, frames = scene(tmp_path, mode="pad")
-    arrays = inference.prediction_arrays(recon, frames)
     path = tmp_path / "predictions.npz"
+    write_reconstruction(path, scene(tmp_path, mode="pad"))
+    arrays = contents(path)
 
     def refused(arrays, what):
         write_predictions(path, arrays)
@@ -110,6 +185,8 @@ def test_results_that_cannot_be_used(tmp_path):
     earlier = {name: x for name, x in arrays.items() if name != "pixel_centre"}
     refused(earlier, "lacks pixel_centre, .*earlier version")
     refused(arrays | {"content": arrays["content"][:2]}, "content is not that of 3 frames")
+    refused(arrays | {"content": arrays["content"][:0]}, "content is not that of 3 frames")
+    refused(arrays | {"names": arrays["names"][:2]}, "names is not that of 3 frames")
     refused(arrays | {"confidence_kind": np.array("odds")}, "one_plus_exp, sigmoid")
     write_predictions(path, arrays)
     data = bytearray(path.read_bytes())

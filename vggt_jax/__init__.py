@@ -6,7 +6,7 @@ from vggt_jax.config import VGGTConfig as VGGTConfig
 from vggt_jax.errors import InputError as InputError
 from vggt_jax.export import ExportReport as ExportReport
 from vggt_jax.export import export_reconstruction as export_reconstruction
-from vggt_jax.images.loading import Frames as Frames
+from vggt_jax.images.frames import Frames as Frames
 from vggt_jax.images.loading import load_images as load_images
 from vggt_jax.images.video import choose_frames as choose_frames
 from vggt_jax.layers.attention import Dense as Dense

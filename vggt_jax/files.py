@@ -12,6 +12,9 @@ from typing import BinaryIO
 
 from vggt_jax.errors import InputError
 
+# What a reconstruction writes into a folder. Here, at the bottom, because whoever looks for images
+# must know that an overview beside results is none.
+RESULTS, OVERVIEW = "predictions.npz", "overview.png"
 _TEMPORARY = ".{name}.{token}.tmp"
 _LONGEST_STEM = 50  # Characters; in UTF-8 with suffixes well below the 255 bytes of file systems.
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vggt_jax.images.loading import Frames, FrameTransform, load_images
+from vggt_jax.images.frames import Frames, FrameTransform
+from vggt_jax.images.loading import load_images
 from vggt_jax.scene.reconstruction import Reconstruction
 
 # (height, width) of the photographs: landscape, portrait, square, and landscape once more.

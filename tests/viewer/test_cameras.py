@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vggt_jax import Reconstruction
-from vggt_jax.images.loading import FrameTransform
+from vggt_jax.images.frames import FrameTransform
 from vggt_jax.viewer.cameras import overview, viewer_cameras
 
 HEIGHT, WIDTH = 20, 30

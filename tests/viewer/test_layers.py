@@ -8,7 +8,7 @@ import pytest
 
 from vggt_jax import InputError, Reconstruction, geometry
 from vggt_jax.export import scene_points, select_points
-from vggt_jax.images.loading import FrameTransform
+from vggt_jax.images.frames import FrameTransform
 from vggt_jax.scene.confidence import confidence_limits
 from vggt_jax.viewer.layers import (
     MOST_PIECES,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from vggt_jax.cli.scene import Flag, OptionalFloat, OptionalInt, OptionalPath, Scene
 from vggt_jax.errors import InputError
-from vggt_jax.images.loading import Frames
+from vggt_jax.images.frames import Frames
 
 if TYPE_CHECKING:
     from vggt_jax.export import ExportOptions

@@ -16,8 +16,9 @@ import tqdm
 from vggt_jax import export, weights
 from vggt_jax.cli.scene import Scene
 from vggt_jax.errors import InputError
-from vggt_jax.files import output_folder
-from vggt_jax.images.loading import EXTENSIONS, OVERVIEW, RESULTS, Frames, find_images
+from vggt_jax.files import OVERVIEW, RESULTS, output_folder
+from vggt_jax.images.files import EXTENSIONS, find_images
+from vggt_jax.images.frames import Frames
 from vggt_jax.layers.precision import Precision
 from vggt_jax.models.loading import Model, cache_folder, load_model
 from vggt_jax.pipeline import memory
@@ -31,7 +32,7 @@ from vggt_jax.scene.confidence import (
     usable_pixels,
 )
 from vggt_jax.scene.reconstruction import Reconstruction
-from vggt_jax.scene.results import load_reconstruction
+from vggt_jax.scene.results import load_reconstruction, write_reconstruction
 
 # What a run may write.
 _RESULTS = (
@@ -305,8 +306,7 @@ def _write(
         confidence_percentile=confidence_percentile,
         min_confidence=min_confidence,
     )
-    arrays = inference.prediction_arrays(result, frames)
-    export.write_predictions(folder / RESULTS, arrays)
+    write_reconstruction(folder, result)
     if result.camera_from_world is not None:
         export.write_cameras(
             folder / "cameras.json",

@@ -12,8 +12,11 @@ import tyro
 
 from vggt_jax import weights
 from vggt_jax.errors import InputError
-from vggt_jax.images.loading import RESULTS, Frames, Mode, find_images
+from vggt_jax.files import RESULTS
+from vggt_jax.images.files import find_images
+from vggt_jax.images.frames import Frames
 from vggt_jax.images.masks import Background
+from vggt_jax.images.resizing import Mode
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.scene import calibration

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from vggt_jax.files import replacing
-from vggt_jax.images.loading import FrameTransform
+from vggt_jax.images.frames import FrameTransform
 
 CONVENTIONS = {
     "axes": "OpenCV: x right, y down, z forward",

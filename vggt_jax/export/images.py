@@ -12,7 +12,8 @@ from PIL import Image, ImageOps
 from vggt_jax.errors import InputError
 from vggt_jax.export.scene import Cameras
 from vggt_jax.files import replacing
-from vggt_jax.images.loading import EXTENSIONS, reading
+from vggt_jax.images.decoding import reading
+from vggt_jax.images.files import EXTENSIONS
 from vggt_jax.images.video import decoded_frames, indices_of_names
 
 _ORIENTATION = 0x0112  # The EXIF tag.

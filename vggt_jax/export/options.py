@@ -15,7 +15,7 @@ from vggt_jax.export.images import check_images, find_photographs
 from vggt_jax.export.nerfstudio import POINTS, TRANSFORMS
 from vggt_jax.export.scene import checked_names
 from vggt_jax.files import check_file, check_output_folder
-from vggt_jax.images.loading import Frames
+from vggt_jax.images.frames import Frames
 from vggt_jax.scene.confidence import PointSource, confidence_limits
 
 ExportFormat = Literal["ply", "glb", "colmap", "nerfstudio"]

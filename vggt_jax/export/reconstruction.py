@@ -41,7 +41,7 @@ from vggt_jax.export.scene import (
 )
 from vggt_jax.export.tracks import Tracks, tracks_from_depth, tracks_from_head
 from vggt_jax.files import output_folder
-from vggt_jax.images.loading import FrameTransform
+from vggt_jax.images.frames import FrameTransform
 from vggt_jax.scene.confidence import allowed_pixels, confidence_of, percentile_thresholds
 from vggt_jax.scene.reconstruction import Reconstruction
 

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float32, Float64, UInt8
 
 from vggt_jax.errors import InputError
 from vggt_jax.export.ply import select_points
-from vggt_jax.images.loading import FrameTransform
+from vggt_jax.images.frames import FrameTransform
 from vggt_jax.scene.confidence import (
     PointSource,
     chosen_source,

@@ -14,7 +14,9 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageOps
 
 from vggt_jax.errors import InputError
-from vggt_jax.images.loading import EXTENSIONS, Frames, FrameTransform, reading
+from vggt_jax.images.decoding import reading
+from vggt_jax.images.files import EXTENSIONS
+from vggt_jax.images.frames import Frames, FrameTransform
 
 Background = Literal["white", "black", "sky"]
 

@@ -19,10 +19,11 @@ import numpy as np
 import tqdm
 from jax.typing import DTypeLike
 
-from vggt_jax import export
 from vggt_jax.errors import InputError
-from vggt_jax.files import remove_unfinished, replacing
-from vggt_jax.images.loading import Frames, Mode, find_images
+from vggt_jax.files import RESULTS, remove_unfinished, replacing
+from vggt_jax.images.files import find_images
+from vggt_jax.images.frames import Frames
+from vggt_jax.images.resizing import Mode
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.models.loading import Model
@@ -30,8 +31,8 @@ from vggt_jax.pipeline import one_scene as inference
 from vggt_jax.pipeline.memory import check_memory, free_memory, is_out_of_memory
 from vggt_jax.pipeline.streaming import is_streamed
 from vggt_jax.scene.reconstruction import Reconstruction
+from vggt_jax.scene.results import write_reconstruction
 
-_RESULT = "predictions.npz"
 _SETTINGS = "settings.json"
 _TOO_LARGE = (
     "does not fit into the memory of the device; choose fewer frames, a smaller size or a smaller "
@@ -110,11 +111,11 @@ def reconstruct_scenes(
     settings |= {"compute_dtype": compute_dtype and np.dtype(compute_dtype).name}
     _check_settings(out, json.loads(json.dumps(settings | {"model": _fingerprint(model)})))
 
-    skipped = tuple(name for name in scenes if (out / name / _RESULT).exists())
+    skipped = tuple(name for name in scenes if (out / name / RESULTS).exists())
     finished = set(skipped)
     waiting = {name: images for name, images in scenes.items() if name not in finished}
     for name in waiting:
-        remove_unfinished(out / name / _RESULT)
+        remove_unfinished(out / name / RESULTS)
     written, failed = [], {}
     read = functools.partial(inference.read_frames, model=model, mode=mode, size=size)
     # What is free now, before programs run.
@@ -410,5 +411,4 @@ class _Outbox:
 
 
 def _write(folder: Path, scene: Reconstruction, frames: Frames) -> None:
-    scene = inference.cut_to_frames(scene, frames)
-    export.write_predictions(folder / _RESULT, inference.prediction_arrays(scene, frames))
+    write_reconstruction(folder, inference.cut_to_frames(scene, frames))

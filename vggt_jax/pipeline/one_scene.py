@@ -18,8 +18,10 @@ from jaxtyping import Array, Float, Int, UInt8
 from vggt_jax import geometry, weights
 from vggt_jax.errors import InputError
 from vggt_jax.host import with_numpy
-from vggt_jax.images.loading import PIXEL_BUDGET, Frames, Mode, load_images
+from vggt_jax.images.frames import Frames
+from vggt_jax.images.loading import load_images
 from vggt_jax.images.masks import Background, background_mask, load_masks
+from vggt_jax.images.resizing import PIXEL_BUDGET, Mode
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.models.loading import Model, load_model
@@ -27,7 +29,6 @@ from vggt_jax.pipeline.streaming import Stream, is_streamed
 from vggt_jax.scene.calibration import checked_intrinsics, frame_index, with_intrinsics
 from vggt_jax.scene.masking import with_mask
 from vggt_jax.scene.reconstruction import Reconstruction
-from vggt_jax.scene.results import transform_arrays
 from vggt_jax.trunk.token_layout import TokenLayout
 
 
@@ -424,27 +425,6 @@ def with_known(
         edges = with_numpy(geometry.depth_edges, recon.depth)
         recon = dataclasses.replace(recon, depth_edges=np.array(edges))
     return recon
-
-
-def prediction_arrays(result: Reconstruction, frames: Frames) -> dict[str, np.ndarray]:
-    """What is written of a scene by name: arrays of its `cut_to_frames`, frames, names, transforms.
-
-    `load_reconstruction` reads it.
-    """
-    arrays = {name: x for name, x in vars(result).items() if isinstance(x, np.ndarray)}
-    if result.attention_stats is not None:
-        stats = vars(result.attention_stats)
-        arrays |= {f"attention_{name}": value for name, value in stats.items()}
-    if result.tracks is not None:
-        arrays["tracks_in_photographs"] = result.tracks_in_photographs()
-    return arrays | {
-        "images": frames.images,
-        "names": np.array(frames.names),
-        "valid": frames.valid_mask(),
-        "confidence_kind": np.array(result.confidence_kind),
-        "pixel_centre": np.array(result.pixel_centre),
-        **transform_arrays(frames.transforms),
-    }
 
 
 def bucket(num_frames: int) -> int:

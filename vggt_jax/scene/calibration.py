@@ -17,7 +17,7 @@ from jaxtyping import Float64
 from vggt_jax import geometry
 from vggt_jax.errors import InputError
 from vggt_jax.host import with_numpy
-from vggt_jax.images.loading import Frames
+from vggt_jax.images.frames import Frames
 from vggt_jax.scene.reconstruction import Reconstruction
 
 Pixel = tuple[int | str, float, float]

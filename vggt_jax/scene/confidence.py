@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32
 
 from vggt_jax.errors import InputError
-from vggt_jax.images.loading import Frames
+from vggt_jax.images.frames import Frames
 from vggt_jax.scene.reconstruction import AnyArray, Reconstruction
 
 PointSource = Literal["depth", "head"]

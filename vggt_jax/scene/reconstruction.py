@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 
 from vggt_jax import geometry
 from vggt_jax.host import with_numpy
-from vggt_jax.images.loading import FrameTransform
+from vggt_jax.images.frames import FrameTransform
 from vggt_jax.layers.scene_attention import AttentionStats
 
 # JAX's in pure functions, NumPy's in what `infer` returns and files hold.
