@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.matmul import gelu
+from pallas_kernels.linear import gelu
 from vggt_jax.heads.correlation import (
     build_pyramid,
     lerp,
