@@ -31,7 +31,7 @@ def main():
     heads, rows, _ = selection.block_map.indices.shape
     print(f"{length} tokens: {rows} blocks of queries, {everything.num_kv_blocks} of keys")
     print(f"blocks kept by each of {heads} heads: {selection.density}")
-    print(f"probability that they cover: {selection.covered.mean():.3f}")
+    print(f"probability that they cover: {selection.retained_mass.mean():.3f}")
     print(f"the first row keeps blocks {selection.block_map.indices[0, 0].tolist()}")
     difference = jnp.linalg.norm(sparse - dense) / jnp.linalg.norm(dense)
     print(f"difference from dense attention: {difference:.1%}")

@@ -7,20 +7,6 @@ from jax.core import Tracer
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 
 
-def check_implementation(implementation: str | None, known: tuple[str, ...]):
-    """Raises ValueError unless it is one of those known, or None."""
-    if implementation not in (None, *known):
-        names = ", ".join(map(repr, known))
-        raise ValueError(f"{implementation=} is unknown; use {names} or None")
-
-
-def check_interpret(interpret: bool, implementation: str, kernels: tuple[str, ...]):
-    """Raises ValueError if what is to be interpreted is none of the kernels."""
-    if interpret and implementation not in kernels:
-        names = " or ".join(map(repr, kernels))
-        raise ValueError(f"{implementation=} is no kernel; leave out {interpret=}, or use {names}")
-
-
 def check_kv_lengths(kv_lengths, num_kv_blocks: int):
     """Raises ValueError unless there is one whole number, or one for each block of keys."""
     if kv_lengths is not None and jnp.shape(kv_lengths) not in ((), (num_kv_blocks,)):

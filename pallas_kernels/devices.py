@@ -20,6 +20,13 @@ def is_ampere_or_later() -> bool:
     return capability is not None and capability >= (8, 0)
 
 
+def triton_unsupported_because(*, interpret: bool = False) -> str | None:
+    """Why no Triton kernel can run on the default device; None if kernels can."""
+    if interpret or is_ampere_or_later():
+        return None
+    return f"{jax.default_backend()=} is no NVIDIA GPU from Ampere on"
+
+
 def is_hopper() -> bool:
     """Whether the default device is an NVIDIA GPU of the Hopper generation: H100, H200."""
     return compute_capability() == (9, 0)

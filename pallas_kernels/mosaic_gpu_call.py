@@ -24,7 +24,7 @@ def is_supported() -> bool:
     return jax.__version_info__[:2] >= OLDEST_JAX
 
 
-def obstacle(*, interpret: bool = False) -> str | None:
+def unsupported_because(*, interpret: bool = False) -> str | None:
     """Why no kernel can run on the default device, or in the simulator; None if kernels can."""
     if not is_supported():
         return f"{jax.__version__=} is older than {'.'.join(map(str, OLDEST_JAX))}"

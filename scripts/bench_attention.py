@@ -32,7 +32,6 @@ import pathlib
 import subprocess
 import sys
 import time
-from typing import get_args
 
 import numpy as np
 from attention_cases import (
@@ -268,12 +267,10 @@ def kernels_here(q, lists, interpret) -> list[str]:
     """
     import jax
 
-    from pallas_kernels.attention.api import Implementation
+    from pallas_kernels.attention.api import OPERATION
 
     found = []
-    for name in get_args(Implementation):
-        if name in ("xla", "reference"):
-            continue
+    for name in (backend.name for backend in OPERATION.backends if backend.is_kernel):
         try:
             jax.eval_shape(attend_sparsely(name, interpret), q, q, q, lists.to_block_map(), None)
             found.append(name)
@@ -282,12 +279,15 @@ def kernels_here(q, lists, interpret) -> list[str]:
     return found or ["xla"]
 
 
-def describe_config(implementation, *geometry) -> dict | None:
-    """The tiles that an implementation chooses by itself, if it has a choice."""
+def describe_config(implementation, dtype, head_dim, *blocks) -> dict | None:
+    """The settings that an implementation chooses by itself, if it has a choice."""
     from pallas_kernels.attention import config
 
-    choose = getattr(config, f"choose_{implementation}_config", None)
-    return choose and dataclasses.asdict(choose(*geometry))
+    if implementation == "mosaic_gpu":
+        return dataclasses.asdict(config.choose_mosaic_gpu_config(dtype, head_dim))
+    if implementation == "triton":
+        return dataclasses.asdict(config.choose_triton_config(dtype, head_dim, *blocks))
+    return None
 
 
 def describe_jax() -> dict:
@@ -440,7 +440,7 @@ def run_selection(program, args, repeats, measure_peak) -> dict:
         result["earlier_peak_gib"] = gib(before["peak_bytes_in_use"] - before["bytes_in_use"])
     result["inputs_gib"] = gib(sum(x.nbytes for x in args))
     result["density"] = round(float(np.mean(selection.density)), 4)
-    result["covered"] = round(float(np.mean(selection.covered)), 4)
+    result["covered"] = round(float(np.mean(selection.retained_mass)), 4)
     del selection
     return {**measure_jax(program, args, repeats), **result}
 

@@ -291,7 +291,7 @@ def structured_tokens():
 
 
 def bisect(scores, probability):
-    """The search of `pallas_kernels.selection.rule` for a threshold, with its steps written down.
+    """The search of `pallas_kernels.selection.row` for a threshold, with its steps written down.
 
     Returns (low, high) before each step; (level, fits, blocks, probability) of each; the kept mask.
     """
@@ -329,7 +329,7 @@ def draw_selection():
         raise RuntimeError(
             f"the trace keeps {np.flatnonzero(kept)}, not {np.flatnonzero(expected)}"
         )
-    covered = float(selection.covered[0, row])
+    covered = float(selection.retained_mass[0, row])
 
     figure = plt.figure(figsize=(9, 9))
     draw_pooling(figure.add_axes((0.02, 0.69, 0.3, 0.27)), scores.shape)

@@ -1,4 +1,4 @@
-"""Finds the fastest settings of a kernel, for the tables of `pallas_kernels/attention/config.py`.
+"""Finds the fastest settings of a kernel, for a table of `pallas_kernels/tuned`.
 
     python scripts/tune_attention.py --implementation mosaic_gpu --out tuning.jsonl
 
@@ -74,13 +74,12 @@ def main():
                     with args.out.open("a") as file:
                         file.write(json.dumps(line) + "\n")
             entries += summarize(lines, dtype, head_dim)
-    table = "_TUNED_MOSAIC_GPU" if args.implementation == "mosaic_gpu" else "_TUNED"
-    print(f"\nFor {table}, blocks of {args.block_q} queries and {args.block_k} keys:\n")
-    print(f'    "{device}": {{')
+    print(f"\nFor blocks of {args.block_q} queries and {args.block_k} keys:\n")
+    print(f'device_kind = "{device}"\n')
+    print(f"[attention.{args.implementation}]")
     # float16 and bfloat16 have one entry: the first.
-    for key, entry in sorted(dict(reversed(entries)).items()):
-        print(f"        {key}: {entry},")
-    print("    },")
+    for (itemsize, head_dim), config in sorted(dict(reversed(entries)).items()):
+        print(f"{itemsize}.{head_dim} = {{ {show(config)} }}")
 
 
 def plausible_configs(implementation: str, itemsize: int, head_dim: int, block_q: int) -> list:
@@ -90,10 +89,10 @@ def plausible_configs(implementation: str, itemsize: int, head_dim: int, block_q
     from pallas_kernels import MosaicGpuConfig
 
     configs = []
-    for streams, stages in itertools.product((1, 2), range(2, 9)):
-        config = MosaicGpuConfig(streams=streams, stages=stages)
+    for query_tiles, stages in itertools.product((1, 2), range(2, 9)):
+        config = MosaicGpuConfig(query_tiles=query_tiles, stages=stages)
         with contextlib.suppress(ValueError):  # There is no room for it.
-            config.check(head_dim)
+            config.check_head_dim(head_dim)
             configs.append(config)
     return configs
 
@@ -237,12 +236,11 @@ def summarize(lines: list[dict], dtype: str, head_dim: int) -> list[tuple]:
             print(f"  failed: {show(line['config'])}: {line['failed']}")
     if not works:
         return []
-    return [((jnp.dtype(dtype).itemsize, head_dim), show(works[0]["config"]))]
+    return [((jnp.dtype(dtype).itemsize, head_dim), works[0]["config"])]
 
 
 def show(config: dict) -> str:
-    name = "MosaicGpuConfig" if "streams" in config else "TritonConfig"
-    return f"{name}({', '.join(f'{key}={value}' for key, value in config.items())})"
+    return ", ".join(f"{key} = {value}" for key, value in config.items())
 
 
 if __name__ == "__main__":

@@ -10,8 +10,7 @@ import pytest
 import toys
 
 import vggt_jax
-from pallas_kernels import devices, mosaic_gpu_call, norm_rope
-from pallas_kernels.matmul import api as matmul
+from pallas_kernels import devices, mosaic_gpu_call, norm_rope, tuned
 from vggt_jax.layers import attention
 from vggt_jax.layers.rope import rope_tables
 from vggt_jax.models.loading import with_dtype
@@ -197,19 +196,19 @@ def trunk_at_full_size():
     return run
 
 
-def test_keeping_everything_is_dense_at_full_size(trunk_at_full_size, relative_error, monkeypatch):
+def test_keeping_everything_is_dense_at_full_size(trunk_at_full_size, relative_error):
     """`BlockSparse(sparse_ratio=0.0)` in bfloat16 is as near to dense attention as two
     implementations of dense attention are to each other."""
     # Linear layers are XLA's in all of them.
-    monkeypatch.setattr(matmul, "MIN_ROUNDS", 10**9)
-    dense, other, sparse = map(
-        trunk_at_full_size,
-        (
-            vggt_jax.Dense(implementation="cudnn"),
-            vggt_jax.Dense(implementation="xla"),
-            vggt_jax.BlockSparse(sparse_ratio=0.0),
-        ),
-    )
+    with tuned.override({"linear.min_tiles_per_multiprocessor": 10**9}):
+        dense, other, sparse = map(
+            trunk_at_full_size,
+            (
+                vggt_jax.Dense(implementation="cudnn"),
+                vggt_jax.Dense(implementation="xla"),
+                vggt_jax.BlockSparse(sparse_ratio=0.0),
+            ),
+        )
     for found, plain, expected in zip(sparse, other, dense, strict=True):
         assert relative_error(found, expected) <= 1.2 * relative_error(plain, expected)
 
@@ -220,11 +219,14 @@ def test_kernels_are_as_good_as_plain_jax_at_full_size(
 ):
     """Attention that keeps everything, norms, RoPE and linear layers by kernels: in bfloat16 as
     near to float32 as all of it in plain JAX."""
-    monkeypatch.setattr(matmul, "MIN_ROUNDS", 0)  # Six frames are too few for it to be chosen.
-    products, run_kernel = [], matmul._run_kernel
-    counted = lambda *args: products.append(args[2].shape) or run_kernel(*args)
-    monkeypatch.setattr(matmul, "_run_kernel", counted)
-    sparse = trunk_at_full_size(vggt_jax.BlockSparse(sparse_ratio=0.0))
+    from pallas_kernels.linear import mosaic_gpu
+
+    products, run_kernel = [], mosaic_gpu.run
+    counted = lambda call, **options: products.append(call.x.shape) or run_kernel(call, **options)
+    monkeypatch.setattr(mosaic_gpu, "run", counted)
+    # Six frames are too few for it to be chosen.
+    with tuned.override({"linear.min_tiles_per_multiprocessor": 0}):
+        sparse = trunk_at_full_size(vggt_jax.BlockSparse(sparse_ratio=0.0))
     assert products or not devices.is_hopper()
     plain = trunk_at_full_size(vggt_jax.Dense(implementation="xla"))
     exact = trunk_at_full_size(vggt_jax.Dense(implementation="xla"), jnp.float32)

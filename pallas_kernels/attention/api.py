@@ -1,7 +1,8 @@
-"""`block_sparse_attention`: what was asked for, checked and handed to the implementation for it."""
+"""`block_sparse_attention`: its arguments, checked, and its backends."""
 
 import functools
-from typing import Literal, NamedTuple, get_args, overload
+import warnings
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -10,32 +11,37 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels import devices, mosaic_gpu_call
 from pallas_kernels.arguments import (
     DTYPES,
-    check_implementation,
-    check_interpret,
     check_key_bias,
     check_kv_lengths,
     checked_scale,
     on_device,
 )
-from pallas_kernels.attention.config import (
-    MAX_CAPACITY,
-    MosaicGpuConfig,
-    TritonConfig,
-    choose_mosaic_gpu_config,
-    choose_triton_config,
-)
+from pallas_kernels.attention.call import AttentionCall
+from pallas_kernels.attention.config import MosaicGpuConfig, TritonConfig
 from pallas_kernels.block_map import BlockMap
-from pallas_kernels.blocks import count_blocks, tokens_per_block
+from pallas_kernels.blocks import count_blocks
+from pallas_kernels.operation import Backend, Operation
 
-Implementation = Literal["mosaic_gpu", "triton", "xla", "reference"]
-
-_CONFIGS: dict[Implementation, type[MosaicGpuConfig] | type[TritonConfig]] = {
-    "mosaic_gpu": MosaicGpuConfig,
-    "triton": TritonConfig,
-}
-_CHOOSE_CONFIG = {"mosaic_gpu": choose_mosaic_gpu_config, "triton": choose_triton_config}
-# Kernels in the order in which they are preferred.
-_KERNELS = tuple(_CONFIGS)
+OPERATION = Operation(
+    name="block_sparse_attention",
+    backends=[
+        Backend(
+            name="mosaic_gpu",
+            module="pallas_kernels.attention.mosaic_gpu",
+            device=mosaic_gpu_call.unsupported_because,
+            config_type=MosaicGpuConfig,
+        ),
+        Backend(
+            name="triton",
+            module="pallas_kernels.attention.triton",
+            device=devices.triton_unsupported_because,
+            config_type=TritonConfig,
+        ),
+        Backend(name="xla", module="pallas_kernels.attention.xla"),
+        Backend(name="reference", module="pallas_kernels.attention.reference"),
+    ],
+    gradient="recomputed",
+)
 
 
 @overload
@@ -48,7 +54,7 @@ def block_sparse_attention(
     kv_lengths: int | Int[Array, "..."] | None = None,
     key_bias: Float[Array, "n kv"] | None = None,
     scale: float | None = None,
-    implementation: Implementation | None = None,
+    implementation: str | None = None,
     config: MosaicGpuConfig | TritonConfig | None = None,
     return_lse: Literal[False] = False,
     interpret: bool = False,
@@ -63,7 +69,7 @@ def block_sparse_attention(
     kv_lengths: int | Int[Array, "..."] | None = None,
     key_bias: Float[Array, "n kv"] | None = None,
     scale: float | None = None,
-    implementation: Implementation | None = None,
+    implementation: str | None = None,
     config: MosaicGpuConfig | TritonConfig | None = None,
     return_lse: Literal[True],
     interpret: bool = False,
@@ -77,7 +83,7 @@ def block_sparse_attention(
     kv_lengths: int | Int[Array, "..."] | None = None,
     key_bias: Float[Array, "n kv"] | None = None,
     scale: float | None = None,
-    implementation: Implementation | None = None,
+    implementation: str | None = None,
     config: MosaicGpuConfig | TritonConfig | None = None,
     return_lse: bool = False,
     interpret: bool = False,
@@ -118,34 +124,31 @@ def block_sparse_attention(
         ValueError: arguments that no implementation could make sense of.
         NotImplementedError: the implementation named cannot do this here.
     """
-    if implementation is None and isinstance(config, tuple(_CONFIGS.values())):
-        implementation = next(name for name, kind in _CONFIGS.items() if isinstance(config, kind))
-    if implementation is None and interpret:
-        implementation = "triton"
-    _check_arguments(q, k, v, block_map, kv_lengths, implementation, config, interpret)
+    _check_arguments(q, k, v, block_map, kv_lengths)
     check_key_bias(key_bias, heads=q.shape[1], keys=k.shape[0])
-    scale = checked_scale(scale, q.shape[-1])
-    implementation = _choose_implementation(implementation, q, block_map, interpret)
-    if config is None and implementation in _KERNELS:
-        config = _CHOOSE_CONFIG[implementation](
-            q.dtype, q.shape[-1], block_map.block_q, block_map.block_k
-        )
-    out, lse = _attend(
-        q,
-        k,
-        v,
-        block_map,
-        on_device(kv_lengths, beside=q),
-        key_bias,
-        scale=scale,
-        implementation=implementation,
-        config=config,
-        interpret=interpret,
+    call = AttentionCall(
+        q=q,
+        k=k,
+        v=v,
+        block_map=block_map,
+        kv_lengths=on_device(kv_lengths, beside=q),
+        key_bias=key_bias,
+        scale=checked_scale(scale, q.shape[-1]),
     )
+    chosen = OPERATION.choose(
+        call, implementation=implementation, config=config, interpret=interpret
+    )
+    out, lse = _attend(call, chosen=chosen)
     return (out, lse) if return_lse else out
 
 
-def attention_obstacles(
+@functools.partial(jax.jit, static_argnames="chosen")
+@jax.named_scope("block_sparse_attention")
+def _attend(call, *, chosen):
+    return chosen(call)
+
+
+def attention_unsupported_because(
     *, head_dim: int, dtype: jax.typing.DTypeLike, block_q: int = 128, block_k: int = 64
 ) -> dict[str, str | None]:
     """Why the kernels of `block_sparse_attention` cannot be used on the default device.
@@ -154,73 +157,31 @@ def attention_obstacles(
         By name, in the order in which they are preferred: the reason, or None where the kernel can
         be used. "xla" always can, and is taken where no kernel is.
     """
-    q = jax.ShapeDtypeStruct((block_q, 1, head_dim), dtype)
-    blocks = _Blocks(block_q=block_q, block_k=block_k)
-    return {name: _OBSTACLES[name](q, blocks, False) for name in _KERNELS}
+    like: Any = jax.ShapeDtypeStruct
+    q, k = like((block_q, 1, head_dim), dtype), like((block_k, 1, head_dim), dtype)
+    row = {"indices": like((1, 1, 1), jnp.int16), "counts": like((1, 1), jnp.int32)}
+    block_map = BlockMap(**row, num_kv_blocks=1, block_q=block_q, block_k=block_k)
+    call = AttentionCall(
+        q=q, k=k, v=k, block_map=block_map, kv_lengths=None, key_bias=None, scale=1.0
+    )
+    return OPERATION.unsupported_because(call)
 
 
-class _Blocks(NamedTuple):
-    """What obstacles depend on in a `BlockMap`."""
-
-    block_q: int
-    block_k: int
-    capacity: int = 1
-
-
-@functools.partial(jax.jit, static_argnames=("scale", "implementation", "config", "interpret"))
-@jax.named_scope("block_sparse_attention")
-def _attend(q, k, v, block_map, kv_lengths, key_bias, *, scale, implementation, config, interpret):
-    kv_tokens = tokens_per_block(kv_lengths, k.shape[0], block_map.block_k)
-    if implementation == "reference":
-        from pallas_kernels.attention import reference
-
-        out, lse = reference.attention(q, k, v, block_map, kv_tokens, scale, key_bias=key_bias)
-        return out.astype(q.dtype), lse
-    if implementation == "xla":
-        from pallas_kernels.attention import xla
-
-        return xla.attention(q, k, v, block_map, kv_tokens, scale, key_bias=key_bias)
-
-    all_whole = kv_lengths is None and k.shape[0] % block_map.block_k == 0
-    arrays = (q, k, v, block_map, kv_tokens, key_bias)
-    return _run_kernel(scale, config, interpret, all_whole, *arrays)
+def attention_obstacles(
+    *, head_dim: int, dtype: jax.typing.DTypeLike, block_q: int = 128, block_k: int = 64
+) -> dict[str, str | None]:
+    """Deprecated name of `attention_unsupported_because`."""
+    warnings.warn(
+        "attention_obstacles is now called attention_unsupported_because",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return attention_unsupported_because(
+        head_dim=head_dim, dtype=dtype, block_q=block_q, block_k=block_k
+    )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
-def _run_kernel(scale, config, interpret, all_whole, q, k, v, block_map, kv_tokens, key_bias):
-    """The kernel whose config this is."""
-    kv_tokens = None if all_whole else kv_tokens
-    arrays = (q, k, v, block_map, kv_tokens)
-    if isinstance(config, MosaicGpuConfig):
-        from pallas_kernels.attention import mosaic_gpu
-
-        return mosaic_gpu.attention(*arrays, scale, config, key_bias=key_bias, interpret=interpret)
-    from pallas_kernels.attention import triton
-
-    return triton.attention(*arrays, scale, config, key_bias=key_bias, interpret=interpret)
-
-
-def _forward(*args):
-    return _run_kernel(*args), args[4:]
-
-
-def _backward(scale, config, interpret, all_whole, saved, cotangents):
-    from pallas_kernels.attention import xla
-
-    q, k, v, block_map, kv_tokens, key_bias = saved
-
-    def attention(q, k, v, key_bias):
-        return xla.attention(q, k, v, block_map, kv_tokens, scale, key_bias=key_bias)
-
-    _, pull_back = jax.vjp(attention, q, k, v, key_bias)
-    *of_qkv, of_bias = pull_back(cotangents)
-    return *of_qkv, None, None, of_bias
-
-
-_run_kernel.defvjp(_forward, _backward)
-
-
-def _check_arguments(q, k, v, block_map, kv_lengths, implementation, config, interpret):
+def _check_arguments(q, k, v, block_map, kv_lengths):
     if q.ndim != 3 or k.ndim != 3 or k.shape != v.shape or q.shape[1:] != k.shape[1:]:
         raise ValueError(
             f"q must be [t n h], k and v [kv n h] with the same heads, not {q.shape}, {k.shape} "
@@ -248,70 +209,3 @@ def _check_arguments(q, k, v, block_map, kv_lengths, implementation, config, int
     if not block_map.capacity:
         raise ValueError("block_map has no room for blocks; give it a capacity of at least 1")
     check_kv_lengths(kv_lengths, block_map.num_kv_blocks)
-    check_implementation(implementation, get_args(Implementation))
-    kernels = " or ".join(map(repr, _KERNELS))
-    if config is not None and implementation not in _KERNELS:
-        raise ValueError(
-            f"{implementation=} has no settings; leave out {config=}, or use {kernels}"
-        )
-    if config is not None and not isinstance(config, _CONFIGS[implementation]):
-        raise ValueError(
-            f"{implementation=} takes a {_CONFIGS[implementation].__name__}, not {config=}"
-        )
-    check_interpret(interpret, implementation, tuple(_KERNELS))
-    if isinstance(config, TritonConfig) and block_map.block_q % config.tile_q:
-        raise ValueError(f"{config.tile_q=} does not divide {block_map.block_q=}")
-    if isinstance(config, MosaicGpuConfig):
-        config.check(q.shape[-1])
-
-
-def _choose_implementation(implementation, q, block_map, interpret) -> Implementation:
-    """The implementation that runs this. A name is that one or an error."""
-    if implementation in ("xla", "reference"):
-        return implementation
-    for name in _KERNELS if implementation is None else [implementation]:
-        obstacle = _OBSTACLES[name](q, block_map, interpret)
-        if obstacle is None:
-            return name
-        if implementation is not None:
-            raise NotImplementedError(f"{name}: {obstacle}; use implementation='xla' or None")
-    return "xla"
-
-
-def _obstacle_to_mosaic_gpu(q, block_map, interpret):
-    """Why the kernel cannot do this here; None if it can."""
-    if obstacle := mosaic_gpu_call.obstacle(interpret=interpret):
-        return obstacle
-    if q.dtype == jnp.float32:
-        return "float32 is not supported (bfloat16, float16)"
-    if q.shape[-1] not in (64, 128):
-        return f"head_dim={q.shape[-1]} is not supported (64, 128)"
-    return _obstacle_of_blocks(block_map, smallest_q=128, smallest_k=64)
-
-
-def _obstacle_to_triton(q, block_map, interpret):
-    """Why the kernel cannot do this here; None if it can."""
-    if not interpret and not devices.is_ampere_or_later():
-        return f"{jax.default_backend()=} is no NVIDIA GPU from Ampere on"
-    if q.shape[-1] not in (32, 64, 128):
-        return f"head_dim={q.shape[-1]} is not supported (32, 64, 128)"
-    return _obstacle_of_blocks(block_map, smallest_q=16, smallest_k=16)
-
-
-_OBSTACLES = {"mosaic_gpu": _obstacle_to_mosaic_gpu, "triton": _obstacle_to_triton}
-
-
-def _obstacle_of_blocks(block_map, *, smallest_q, smallest_k):
-    block_q, block_k = block_map.block_q, block_map.block_k
-    if (
-        block_q < smallest_q
-        or block_k < smallest_k
-        or (block_q & (block_q - 1)) | (block_k & (block_k - 1))
-    ):
-        return (
-            f"{block_map.block_q=} and {block_map.block_k=} must be powers of two, from "
-            f"{smallest_q} and {smallest_k} on"
-        )
-    if block_map.capacity > MAX_CAPACITY:
-        return f"{block_map.capacity=} is above {MAX_CAPACITY}"
-    return None

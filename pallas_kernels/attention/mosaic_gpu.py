@@ -21,8 +21,8 @@ are computed while the tensor cores work:
 There is no running maximum. Weights are `2**(score - reference)` with the maximum of the *first*
 tile as reference. Later weights may grow to 2**126 where they are bfloat16, and to 2**16 where they
 are float16, and are as precise as ever. Where they grow beyond, the log-sum-exp becomes NaN, and
-the tile is computed again by the kernel that follows any scores (`triton.redo`). docs/kernels.md
-tells what this gains.
+the tile is computed again by the kernel that follows any scores (`online_softmax.redo`).
+docs/kernels.md tells what this gains.
 """
 
 import dataclasses
@@ -36,8 +36,14 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import devices
-from pallas_kernels.attention import triton
-from pallas_kernels.attention.config import MosaicGpuConfig, choose_triton_config
+from pallas_kernels.attention import online_softmax
+from pallas_kernels.attention.call import AttentionCall, blocks_unsupported_because
+from pallas_kernels.attention.config import (
+    MAX_CAPACITY,
+    MosaicGpuConfig,
+    choose_mosaic_gpu_config,
+    choose_triton_config,
+)
 from pallas_kernels.attention.key_lists import list_keys
 from pallas_kernels.blocks import count_blocks
 from pallas_kernels.mosaic_gpu_call import align, mosaic_gpu_call, smem_tiles
@@ -65,8 +71,36 @@ _CONSUMER_REGISTERS = {1: 240, 2: 112}
 _PRODUCER_REGISTERS = 24
 
 # Up to here a scaled score and its reference may be subtracted in one fused operation: see
-# triton.py.
+# online_softmax.py.
 _MAX_REFERENCE = 2.0**24
+
+
+def unsupported_because(call: AttentionCall) -> str | None:
+    if call.q.dtype == jnp.float32:
+        return "float32 is not supported (bfloat16, float16)"
+    if call.q.shape[-1] not in (64, 128):
+        return f"head_dim={call.q.shape[-1]} is not supported (64, 128)"
+    return blocks_unsupported_because(
+        call.block_map, smallest_q=128, smallest_k=64, max_capacity=MAX_CAPACITY
+    )
+
+
+def configure(call: AttentionCall) -> MosaicGpuConfig:
+    return choose_mosaic_gpu_config(call.q.dtype, call.q.shape[-1])
+
+
+def run(call: AttentionCall, *, config: MosaicGpuConfig, interpret: bool):
+    return attention(
+        call.q,
+        call.k,
+        call.v,
+        call.block_map,
+        call.partial_kv_tokens,
+        call.scale,
+        config,
+        key_bias=call.key_bias,
+        interpret=interpret,
+    )
 
 
 def attention(
@@ -115,7 +149,7 @@ def attention(
     out, lse = run(*(x[None] for x in operands))
     out, lse = out[0], lse[0]
     failed = jnp.isnan(lse).reshape(n * tiles, TILE_Q).any(axis=1).astype(jnp.int32)
-    out, lse = triton.redo(
+    out, lse = online_softmax.redo(
         q,
         k,
         v,
@@ -161,7 +195,7 @@ def _run(q, k, v, order, *rest, num_tiles, has_bias, config, interpret, **option
     kernel = functools.partial(
         _kernel,
         num_tiles=num_tiles,
-        num_lanes=num_blocks * config.streams,
+        num_lanes=num_blocks * config.query_tiles,
         has_bias=has_bias,
         config=config,
         **options,
@@ -169,7 +203,7 @@ def _run(q, k, v, order, *rest, num_tiles, has_bias, config, interpret, **option
     return mosaic_gpu_call(
         lambda *refs, **scratch: kernel(*refs, **scratch),
         num_blocks=num_blocks,
-        num_warpgroups=config.streams * _CONSUMERS + 1,
+        num_warpgroups=config.query_tiles * _CONSUMERS + 1,
         scratch=_scratch(q.dtype, h, has_bias, config, interpret),
         out_type=[
             jax.ShapeDtypeStruct(q.shape, q.dtype),
@@ -184,8 +218,8 @@ def _scratch(dtype, h, has_bias, config, interpret):
     """Shared memory and barriers of a block."""
 
     tiles = lambda number, rows, columns=h: smem_tiles(number, rows, columns, dtype)
-    consumers = config.streams * _CONSUMERS
-    slots = config.streams * config.stages
+    consumers = config.query_tiles * _CONSUMERS
+    slots = config.query_tiles * config.stages
     by_consumers = functools.partial(plgpu.Barrier, num_arrivals=_CONSUMERS)
     # The simulator multiplies what is in shared memory only.
     simulated = {"weights_smem": tiles(consumers, _ROWS, TILE_K)} if interpret else {}
@@ -198,13 +232,13 @@ def _scratch(dtype, h, has_bias, config, interpret):
         "v_smem": tiles(slots, TILE_K),
         "out_smem": tiles(consumers, _ROWS),
         "lse_smem": plgpu.SMEM((consumers, _ROWS), jnp.float32),
-        "q_full": plgpu.Barrier(num_arrivals=_CONSUMERS, num_barriers=config.streams),
+        "q_full": plgpu.Barrier(num_arrivals=_CONSUMERS, num_barriers=config.query_tiles),
         "k_full": plgpu.Barrier(num_arrivals=1 + has_bias, num_barriers=slots),
         "v_full": plgpu.Barrier(num_arrivals=1, num_barriers=slots),
-        "q_free": by_consumers(num_barriers=config.streams),
+        "q_free": by_consumers(num_barriers=config.query_tiles),
         "k_free": by_consumers(num_barriers=slots),
         "v_free": by_consumers(num_barriers=slots),
-        "cleaned": by_consumers(num_barriers=config.streams),
+        "cleaned": by_consumers(num_barriers=config.query_tiles),
     }
 
 
@@ -237,7 +271,7 @@ def _kernel(
     bias_ref = partial_refs.pop() if has_bias else None
     num_listed_ref, tokens_ref = partial_refs or (num_whole_ref, None)
     has_partial_blocks = tokens_ref is not None
-    streams, stages = config.streams, config.stages
+    streams, stages = config.query_tiles, config.stages
     _, _, h = q_smem.shape
     dtype = q_smem.dtype
     parts = block_k // TILE_K  # of a block of keys

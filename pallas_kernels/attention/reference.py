@@ -3,7 +3,14 @@
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.attention.call import AttentionCall
 from pallas_kernels.blocks import tokens_that_count
+
+
+def run(call: AttentionCall):
+    q, k, v, tokens = call.q, call.k, call.v, call.kv_tokens
+    out, lse = attention(q, k, v, call.block_map, tokens, call.scale, key_bias=call.key_bias)
+    return out.astype(q.dtype), lse
 
 
 def attention(q, k, v, block_map, kv_tokens, scale, *, key_bias=None):

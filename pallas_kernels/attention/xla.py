@@ -7,12 +7,25 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.attention import overflow
+from pallas_kernels.attention.call import AttentionCall
 from pallas_kernels.blocks import count_blocks, leading, tokens_that_count
 
 # Keys and values gathered at a time, in bytes.
 _MAX_GATHERED_BYTES = 32 * 2**20
 # Keys per step of the softmax, where blocks are no larger: few steps, and few scores.
 _KEYS_PER_STEP = 512
+
+
+def run(call: AttentionCall):
+    return attention(
+        call.q,
+        call.k,
+        call.v,
+        call.block_map,
+        call.kv_tokens,
+        call.scale,
+        key_bias=call.key_bias,
+    )
 
 
 def attention(

@@ -12,7 +12,7 @@ def pooled_softmax(
 ) -> tuple[Float[Array, "*rows kb"], Float[Array, "*rows"]]:
     """Probabilities of the blocks of each row, and their entropy in nats.
 
-    Scores that are no numbers are treated as `rule.keep_blocks` does. Without any block that takes
+    Scores that are no numbers are treated as `row.keep_blocks` does. Without any block that takes
     part all is zero.
     """
     scores = jnp.where(scores != scores, _LOWEST, jnp.clip(scores, _LOWEST, _HIGHEST))

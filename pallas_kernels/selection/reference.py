@@ -4,7 +4,7 @@ import numpy as np
 
 
 def select_by_sorting(scores, num_kept, probability=None):
-    """Which blocks the rule keeps, for scores [... kb]; all in float64. See `rule.keep_blocks`."""
+    """Which blocks the rule keeps, for scores [... kb]; all in float64. See `row.keep_blocks`."""
     scores = np.asarray(scores, np.float64)
     masses = np.exp(scores - scores.max(-1, keepdims=True))
     order = np.argsort(-scores, axis=-1, kind="stable")

@@ -9,11 +9,26 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from pallas_kernels.blocks import count_blocks, next_power_of_2
-from pallas_kernels.selection.rule import count_in, keep_row, positions, running_count
+from pallas_kernels.selection import stripes
+from pallas_kernels.selection.call import BlockSelection, SelectionCall
+from pallas_kernels.selection.row import count_in, keep_row, positions, running_count
 from pallas_kernels.triton_call import triton_call
 
 # Numbers of a token that one program pools: enough to read whole cache lines.
 _POOLED_CHANNELS = 128
+# Key blocks of a row: more would not fit into the registers of the largest program.
+_MAX_BLOCKS = 2**16
+
+
+def unsupported_because(call: SelectionCall) -> str | None:
+    if call.num_kv_blocks > _MAX_BLOCKS:
+        return f"num_kv_blocks={call.num_kv_blocks} is above {_MAX_BLOCKS}"
+    return None
+
+
+def run(call: SelectionCall, *, interpret: bool) -> BlockSelection:
+    interpreted = lambda function: functools.partial(function, interpret=interpret)
+    return stripes.select(call, pool=interpreted(pool), select_rows=interpreted(select_rows))
 
 
 def select_rows(
@@ -21,15 +36,15 @@ def select_rows(
 ):
     """As `xla.select_rows`; the kernel writes to the places itself."""
     n, rows, num_blocks = scores.shape
-    per_head = pl.BlockSpec((1,), lambda i: (i // rows,))
+    per_row, per_head = (pl.BlockSpec((1,), lambda i, n=n: (i // n,)) for n in (1, rows))
     whole = lambda x: pl.BlockSpec(x.shape, lambda i: (0,) * x.ndim)
     place = jnp.stack([jnp.asarray(x, jnp.int32) for x in place])
-    operands = [place, scores, tokens, num_kept]
+    operands = [place, scores, tokens, num_kept.reshape(-1)]
     in_specs = [
         whole(place),
         pl.BlockSpec((None, None, num_blocks), lambda i: (i // rows, i % rows, 0)),
         whole(tokens),
-        per_head,
+        per_row if num_kept.ndim == 2 else per_head,
     ]
     if probability is not None:
         operands.append(probability)

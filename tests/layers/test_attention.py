@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels import block_sparse_attention
-from pallas_kernels.rope import apply_rope
+from pallas_kernels.norm_rope import apply_rope
 from vggt_jax import Dense
 from vggt_jax.layers import attention
 from vggt_jax.layers.attention import Attention, Rope, dense_attention

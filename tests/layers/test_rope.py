@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.rope import apply_rope
+from pallas_kernels.norm_rope import apply_rope
 from vggt_jax.layers.rope import rope_tables
 
 # Row by row: the origin, one axis each, a far corner (37 x 37 patches and the official shift by 1).

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.matmul import api as linear_api
+from pallas_kernels import tuned
 from vggt_jax import BlockSparse, Dense, VGGTConfig
 from vggt_jax.layers import block
 from vggt_jax.layers.attention import dense_attention
@@ -180,12 +180,9 @@ def test_tokens_padded_for_kernels_are_not_seen(
         ),
     ],
 )
-def test_plain_attention_means_plain_blocks(
-    model, pretend_device, monkeypatch, attention, implementation
-):
+def test_plain_attention_means_plain_blocks(model, pretend_device, attention, implementation):
     """Programs for other devices, exported on a Hopper GPU, have no kernels of it."""
     pretend_device("gpu", "9.0")
-    monkeypatch.setattr(linear_api, "MIN_ROUNDS", 0)
     sizes = {"embed_dim": 256, "num_heads": 4, "vit_num_heads": 4, "mlp_ratio": 2.0}
     config = VGGTConfig.from_dict(model.config.to_dict() | sizes)
     layout = TokenLayout(num_special=SPECIAL, rows=16, columns=16)
@@ -195,7 +192,8 @@ def test_plain_attention_means_plain_blocks(
         return model.aggregate(tokens, layout, attention=attention, compute_dtype=jnp.bfloat16).kept
 
     tokens = jax.ShapeDtypeStruct((1, 8, 256, 256), jnp.float32)
-    jaxpr = str(jax.make_jaxpr(run)(abstract_model(config), tokens))
+    with tuned.override({"linear.min_tiles_per_multiprocessor": 0}):
+        jaxpr = str(jax.make_jaxpr(run)(abstract_model(config), tokens))
     # The last is norm_rope's.
     kernels = ("name=linear", "name=block_sparse_attention", "pallas_call")
     assert [kernel in jaxpr for kernel in kernels] == 3 * [implementation is None]

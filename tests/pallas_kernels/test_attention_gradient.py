@@ -103,7 +103,7 @@ def test_a_selection_has_no_gradient(draw):
     def value(q, k, ratio):
         options = {"block_q": 32, "block_k": 16, "implementation": "xla"}
         found = select_blocks(q, k, sparse_ratio=ratio, cdf_threshold=ratio, **options)
-        return jnp.sum(found.covered) + jnp.sum(found.entropy)
+        return jnp.sum(found.retained_mass) + jnp.sum(found.entropy)
 
     for gradient in jax.jit(jax.grad(value, argnums=(0, 1, 2)))(q, k, 0.5):
         np.testing.assert_array_equal(gradient, 0)
@@ -121,7 +121,7 @@ def test_gradient_through_a_selection(draw, relative_error, kernels):
     def loss(q, k, v, block_map):
         if block_map is None:
             selection = select_blocks(q, k, sparse_ratio=0.5, **blocks, **kernels)
-            block_map, covered = selection.block_map, jnp.sum(selection.covered)
+            block_map, covered = selection.block_map, jnp.sum(selection.retained_mass)
         else:
             covered = 0.0
         out = block_sparse_attention(q, k, v, block_map, **kernels)

@@ -1,4 +1,4 @@
-"""What the Mosaic GPU kernel does in its own way: rounds, streams, stages, and tiles done again."""
+"""What the Mosaic GPU kernel does in its own way: rounds, query tiles in flight, stages, and tiles done again."""
 
 import dataclasses
 import functools
@@ -16,14 +16,14 @@ pytestmark = pytest.mark.only("mosaic_gpu", "mosaic_gpu-interpreted")
 
 @pytest.fixture(scope="module")
 def rounds_of(kernel):
-    """Lengths [t n] of as many tiles as make lanes work three rounds, the last not all of them."""
+    """Lengths [t n] of as many tiles as make work slots go three rounds, the last not all of them."""
 
-    def rounds_of(streams):
+    def rounds_of(query_tiles):
         blocks = 2 if kernel.is_simulated else devices.multiprocessors()
-        lanes = blocks * streams  # four or two in the simulator, hundreds on a GPU
-        heads = 3 if lanes > 2 else 1
-        tiles = -(-(2 * lanes + 1) // heads)
-        assert 2 * lanes < heads * tiles < 3 * lanes
+        slots = blocks * query_tiles  # four or two in the simulator, hundreds on a GPU
+        heads = 3 if slots > 2 else 1
+        tiles = -(-(2 * slots + 1) // heads)
+        assert 2 * slots < heads * tiles < 3 * slots
         return 128 * tiles - 29, heads
 
     return rounds_of
@@ -41,29 +41,29 @@ class Case:
 
 
 CASES = {
-    "whole": Case(MosaicGpuConfig(streams=2, stages=4), kv=320),
-    "two-stages": Case(MosaicGpuConfig(streams=2, stages=2), partial=True),
-    "one-stream-float16": Case(MosaicGpuConfig(streams=1, stages=3), dtype=jnp.float16),
+    "whole": Case(MosaicGpuConfig(query_tiles=2, stages=4), kv=320),
+    "two-stages": Case(MosaicGpuConfig(query_tiles=2, stages=2), partial=True),
+    "one-query-tile-float16": Case(MosaicGpuConfig(query_tiles=1, stages=3), dtype=jnp.float16),
     "h128-two-tiles-a-block": Case(
-        MosaicGpuConfig(streams=1, stages=2), h=128, block_k=128, partial=True
+        MosaicGpuConfig(query_tiles=1, stages=2), h=128, block_k=128, partial=True
     ),
     "two-tiles-a-query-block": Case(
-        MosaicGpuConfig(streams=2, stages=3), block_q=256, partial=True, dtype=jnp.float16
+        MosaicGpuConfig(query_tiles=2, stages=3), block_q=256, partial=True, dtype=jnp.float16
     ),
 }
 
 
 # The simulator meets each setting and type, but takes seconds for each.
-SIMULATED = ["two-stages", "one-stream-float16", "h128-two-tiles-a-block"]
+SIMULATED = ["two-stages", "one-query-tile-float16", "h128-two-tiles-a-block"]
 
 
 @pytest.mark.parametrize(
     "name", [pytest.param(x, marks=[pytest.mark.simulated] * (x in SIMULATED)) for x in CASES]
 )
 def test_rounds(attend, rounds_of, draw, pairs_that_count, assert_right, name):
-    """Lanes take several tiles, whose lists are as uneven as they can be."""
+    """Work slots take several tiles, whose lists are as uneven as they can be."""
     case = CASES[name]
-    t, n = rounds_of(case.config.streams)
+    t, n = rounds_of(case.config.query_tiles)
     blocks = {"block_q": case.block_q, "block_k": case.block_k}
     q, k, v = draw(0, (t, n, case.h), (case.kv, n, case.h), (case.kv, n, case.h), dtype=case.dtype)
     qb, kb = -(-t // case.block_q), -(-case.kv // case.block_k)
@@ -103,12 +103,12 @@ GROWTHS = {jnp.bfloat16: ([0, 100, 150, 1000], 127), jnp.float16: ([0, 8, 35, 10
 def test_tiles_whose_scores_grow_are_done_again(
     kernel, draw, exact_attention, relative_error, monkeypatch, dtype
 ):
-    from pallas_kernels.attention import mosaic_gpu, triton
+    from pallas_kernels.attention import mosaic_gpu, online_softmax
 
     growths, limit = GROWTHS[dtype]
-    # Lanes of one stream a block have tiles of both kinds: two of them in the simulator, 132 on a
+    # Work slots of one query tile a block have tiles of both kinds: two of them in the simulator, 132 on a
     # GPU.
-    config = MosaicGpuConfig(streams=1)
+    config = MosaicGpuConfig(query_tiles=1)
     n = 1 if kernel.is_simulated else 97
     t, kv, h, scale = 4 * 128, 131, 64, 0.25
     q, k, v = draw(3, (t, n, h), (kv, n, h), (kv, n, h))
@@ -126,9 +126,10 @@ def test_tiles_whose_scores_grow_are_done_again(
 
         def redo(q, k, v, lists, block_map, scale, failed, *results, **options):
             flags.append(failed)
-            return triton.redo(q, k, v, lists, block_map, scale, failed, *results, **options)
+            arguments = (q, k, v, lists, block_map, scale, failed)
+            return online_softmax.redo(*arguments, *results, **options)
 
-        monkeypatch.setattr(mosaic_gpu, "triton", types.SimpleNamespace(redo=redo))
+        monkeypatch.setattr(mosaic_gpu, "online_softmax", types.SimpleNamespace(redo=redo))
         block_map = BlockMap.full(n, t, kv)
         found = mosaic_gpu.attention(q, k, v, block_map, tokens, scale, config, interpret=interpret)
         return *found, *flags

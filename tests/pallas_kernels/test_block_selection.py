@@ -120,7 +120,7 @@ def test_options(select, expected_selection, dense_mask, q_and_k, name):
     mask, covered, spread = expected_selection(q, k, **options)
     found = select(q, k, **options)
     np.testing.assert_array_equal(dense_mask(found.block_map), mask)
-    np.testing.assert_allclose(found.covered, covered, atol=ROUNDING)
+    np.testing.assert_allclose(found.retained_mass, covered, atol=ROUNDING)
     np.testing.assert_allclose(found.entropy, spread, atol=1e-5)
     block_map = found.block_map
     assert (block_map.num_kv_blocks, block_map.block_q, block_map.block_k) == (KB, 32, 16)
@@ -175,7 +175,7 @@ def test_traced_settings(select, expected_selection, dense_mask, q_and_k):
         found = run(q, k, **jax.tree.map(jnp.asarray, settings))
         assert found.block_map.capacity == KB
         np.testing.assert_array_equal(dense_mask(found.block_map), mask)
-        np.testing.assert_allclose(found.covered, covered, atol=ROUNDING)
+        np.testing.assert_allclose(found.retained_mass, covered, atol=ROUNDING)
 
 
 @pytest.fixture(scope="module")
@@ -195,8 +195,8 @@ def test_lengths_equal_a_cut(select, expected_selection, dense_mask, narrow, len
     mask = dense_mask(whole.block_map)
     np.testing.assert_array_equal(mask[:, :rows, :blocks], expected)
     assert not mask[:, rows:].any() and not mask[:, :, blocks:].any()
-    np.testing.assert_allclose(whole.covered[:, :rows], covered, atol=ROUNDING)
-    assert not np.asarray(whole.covered[:, rows:]).any()
+    np.testing.assert_allclose(whole.retained_mass[:, :rows], covered, atol=ROUNDING)
+    assert not np.asarray(whole.retained_mass[:, rows:]).any()
     np.testing.assert_allclose(whole.density, expected.mean((-1, -2)), rtol=1e-6)
 
 
@@ -227,7 +227,7 @@ def test_numbers_that_are_not_finite_stay_in_their_blocks(select, dense_mask, q_
         spoilt[100] = bad
         found = select(jnp.asarray(spoilt))
         np.testing.assert_array_equal(found.block_map.counts, [[2], [25], [9], [10]] * np.ones(QB))
-        assert np.isfinite(found.covered).all()
+        assert np.isfinite(found.retained_mass).all()
         # But for the block of the bad token, what was most probable stays so.
         extra = dense_mask(found.block_map) & ~clean
         extra[..., 100 // 16] = False
@@ -253,7 +253,7 @@ def test_vmap(select, expected_selection, dense_mask, q_and_k, draw):
             *(x[i] for x in batch), cdf_threshold=thresholds[i], kv_lengths=lengths[i], **options
         )
         np.testing.assert_array_equal(masks[i], mask)
-        np.testing.assert_allclose(found.covered[i], covered, atol=ROUNDING)
+        np.testing.assert_allclose(found.retained_mass[i], covered, atol=ROUNDING)
         pairs = QB * -(-lengths[i] // 16)
         np.testing.assert_allclose(found.density[i], mask.sum((-1, -2)) / pairs, rtol=1e-6)
 
@@ -286,7 +286,7 @@ def test_stripes_change_nothing(select, dense_mask, q_and_k, in_one_stripe, monk
     for name in ("density", "missing"):
         np.testing.assert_array_equal(getattr(striped, name), getattr(in_one_stripe, name))
     # Products of other shapes may add up in another order.
-    for name in ("covered", "entropy"):
+    for name in ("retained_mass", "entropy"):
         expected = getattr(in_one_stripe, name)
         np.testing.assert_allclose(getattr(striped, name), expected, atol=1e-6)
 

@@ -17,6 +17,7 @@ from pallas_kernels import (
     devices,
     mosaic_gpu_call,
     select_blocks,
+    tuned,
 )
 from pallas_kernels.attention import api
 from pallas_kernels.attention import config as configs
@@ -83,10 +84,10 @@ def test_config_is_checked():
 
 
 def test_mosaic_gpu_config_is_checked():
-    assert MosaicGpuConfig() == MosaicGpuConfig(streams=2, stages=2)
+    assert MosaicGpuConfig() == MosaicGpuConfig(query_tiles=2, stages=2)
     for wrong, message in [
-        ({"streams": 0}, "streams=0 must be 1 or 2"),
-        ({"streams": 3}, "streams=3 must be 1 or 2"),
+        ({"query_tiles": 0}, "query_tiles=0 must be 1 or 2"),
+        ({"query_tiles": 3}, "query_tiles=3 must be 1 or 2"),
         ({"stages": 1}, "stages=1 must be at least 2"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -103,39 +104,29 @@ def test_mosaic_gpu_config_is_checked():
 TOO_LARGE = [(2, 5, 64, 232_816), (1, 5, 128, 232_632)]
 
 
-@pytest.mark.parametrize(("streams", "stages", "head_dim", "num_bytes"), TOO_LARGE)
-def test_shared_memory_of_a_config(streams, stages, head_dim, num_bytes):
-    config = MosaicGpuConfig(streams=streams, stages=stages)
+@pytest.mark.parametrize(("query_tiles", "stages", "head_dim", "num_bytes"), TOO_LARGE)
+def test_shared_memory_of_a_config(query_tiles, stages, head_dim, num_bytes):
+    config = MosaicGpuConfig(query_tiles=query_tiles, stages=stages)
     assert config.shared_memory(head_dim) == num_bytes
     with pytest.raises(ValueError, match=f"needs {num_bytes} bytes of shared memory for head_dim="):
-        config.check(head_dim)
-    dataclasses.replace(config, stages=stages - 1).check(head_dim)
+        config.check_head_dim(head_dim)
+    dataclasses.replace(config, stages=stages - 1).check_head_dim(head_dim)
 
 
-def test_two_streams_of_large_heads_do_not_fit():
-    with pytest.raises(ValueError, match="self.streams=2 needs more registers than there are"):
-        MosaicGpuConfig(streams=2, stages=2).check(128)
+def test_two_query_tiles_of_large_heads_do_not_fit():
+    with pytest.raises(ValueError, match="self.query_tiles=2 needs more registers than there are"):
+        MosaicGpuConfig(query_tiles=2, stages=2).check_head_dim(128)
 
 
 @pytest.mark.parametrize("kind", [H100, "a device that nobody tuned for"])
-@pytest.mark.parametrize(("head_dim", "streams"), [(64, 2), (128, 1)])
-def test_chosen_mosaic_gpu_config(pretend_device, kind, head_dim, streams):
+@pytest.mark.parametrize(("head_dim", "query_tiles"), [(64, 2), (128, 1)])
+def test_chosen_mosaic_gpu_config(pretend_device, kind, head_dim, query_tiles):
     pretend_device("gpu", "9.0", kind)
-    config = configs.choose_mosaic_gpu_config(jnp.bfloat16, head_dim, 128, 64)
+    config = configs.choose_mosaic_gpu_config(jnp.bfloat16, head_dim)
     assert isinstance(config, MosaicGpuConfig)
-    config.check(head_dim)
+    config.check_head_dim(head_dim)
     if kind != H100:
-        assert config.streams == streams
-
-
-def test_tuned_mosaic_gpu_config_is_chosen(pretend_device, monkeypatch):
-    tuned = MosaicGpuConfig(streams=1, stages=7)
-    monkeypatch.setattr(configs, "_TUNED_MOSAIC_GPU", {H100: {(2, 64): tuned}})
-    pretend_device("gpu", "9.0", H100)
-    assert configs.choose_mosaic_gpu_config(jnp.bfloat16, 64, 128, 64) == tuned
-    assert configs.choose_mosaic_gpu_config(jnp.bfloat16, 128, 128, 64) != tuned
-    pretend_device("gpu", "9.0", "another")
-    assert configs.choose_mosaic_gpu_config(jnp.bfloat16, 64, 128, 64) != tuned
+        assert config.query_tiles == query_tiles
 
 
 GEOMETRIES = [(128, 64), (64, 128), (32, 16), (16, 16), (128, 256), (512, 32)]
@@ -154,27 +145,25 @@ def test_chosen_config_fits_the_blocks(pretend_device, kind, block_q, block_k):
             assert block_k % config.tile_k == 0 or config.tile_k % block_k == 0
 
 
-def test_tuned_config_is_chosen(pretend_device, monkeypatch):
-    tuned = TritonConfig(tile_q=64, tile_k=128, num_warps=8, num_stages=4)
-    monkeypatch.setattr(configs, "_TUNED", {H100: {(2, 64): tuned}})
+def test_tuned_config_is_chosen(pretend_device):
+    tuned_values = {
+        "attention.triton.2.64": dict(tile_q=64, tile_k=128, num_warps=8, num_stages=4),
+        "attention.mosaic_gpu.2.64": dict(query_tiles=1, stages=7),
+    }
     pretend_device("gpu", "9.0", H100)
-    assert configs.choose_triton_config(jnp.bfloat16, 64, 128, 64) == tuned
-    assert configs.choose_triton_config(jnp.float16, 64, 128, 64) == tuned
-    assert configs.choose_triton_config(jnp.float32, 64, 128, 64) != tuned
-    assert configs.choose_triton_config(jnp.bfloat16, 32, 128, 64) != tuned
-    # Small blocks of queries have small tiles.
-    smaller = dataclasses.replace(tuned, tile_q=32)
-    assert configs.choose_triton_config(jnp.bfloat16, 64, 32, 64) == smaller
-    pretend_device("gpu", "8.0", "another")
-    assert configs.choose_triton_config(jnp.bfloat16, 64, 128, 64) != tuned
-
-
-def test_table_of_tuned_configs():
-    for kind, table in configs._TUNED.items():
-        assert isinstance(kind, str)
-        for (itemsize, head_dim), config in table.items():
-            assert itemsize in (2, 4) and head_dim in (32, 64, 128)
-            assert isinstance(config, TritonConfig) and 128 % config.tile_q == 0
+    before = configs.choose_mosaic_gpu_config(jnp.bfloat16, 128)
+    with tuned.override(tuned_values):
+        expected = TritonConfig(**tuned_values["attention.triton.2.64"])
+        assert configs.choose_triton_config(jnp.bfloat16, 64, 128, 64) == expected
+        assert configs.choose_triton_config(jnp.float16, 64, 128, 64) == expected
+        assert configs.choose_triton_config(jnp.float32, 64, 128, 64) != expected
+        assert configs.choose_triton_config(jnp.bfloat16, 32, 128, 64) != expected
+        # Small blocks of queries have small tiles.
+        smaller = dataclasses.replace(expected, tile_q=32)
+        assert configs.choose_triton_config(jnp.bfloat16, 64, 32, 64) == smaller
+        expected = MosaicGpuConfig(**tuned_values["attention.mosaic_gpu.2.64"])
+        assert configs.choose_mosaic_gpu_config(jnp.bfloat16, 64) == expected
+        assert configs.choose_mosaic_gpu_config(jnp.bfloat16, 128) == before
 
 
 def forget_warnings_given():
@@ -276,8 +265,8 @@ def chosen(monkeypatch):
     def chosen(dtype=jnp.bfloat16, h=64, block_q=128, block_k=64, **options):
         found = []
 
-        def attend(*args, implementation, config, **options):
-            found.append((implementation, config))
+        def attend(call, *, chosen):
+            found.append((chosen.backend.name, chosen.config))
             return None, None
 
         monkeypatch.setattr(api, "_attend", attend)

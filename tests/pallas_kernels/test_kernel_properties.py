@@ -168,7 +168,7 @@ def test_covered_is_what_was_asked(select, dense_mask, seed, q_length, kv_length
     q, k, _ = qkv(seed, 20.0, **SELECTION)
     tokens = np.clip(kv_length - 16 * np.arange(25), 0, 16)
     found, mask = kept(select, dense_mask, q, k, 1.0, threshold, tokens, q_length=q_length)
-    covered, counts = np.asarray(found.covered), mask.sum(-1)
+    covered, counts = np.asarray(found.retained_mass), mask.sum(-1)
     rows = -(-q_length // 32)
     assert (covered[:, rows:] == 0).all() and (counts[:, rows:] == 0).all()
     assert ((covered <= threshold + 2e-5) | (counts <= 1)).all()

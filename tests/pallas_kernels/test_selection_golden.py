@@ -49,7 +49,7 @@ def test_masks_are_those_of_the_papers_code(select, dense_mask, golden, case, mo
     np.testing.assert_array_equal(dense_mask(found.block_map), expected)
     # Probabilities are sums of float32 ones, up to 130 of them.
     covered = (np.tile(pooled, (7, 1, 1)) * expected).sum(-1)
-    np.testing.assert_allclose(found.covered, covered, atol=1e-5)
+    np.testing.assert_allclose(found.retained_mass, covered, atol=1e-5)
     np.testing.assert_allclose(found.density, expected.mean((-1, -2)), rtol=1e-6)
     assert not np.asarray(found.missing).any()
 

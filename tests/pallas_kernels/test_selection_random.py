@@ -73,9 +73,9 @@ def test_blocks_by_lot_are_as_many_and_cover_less(draw_blocks, dense_mask, proba
     assert mask[..., :SINKS].all()
     np.testing.assert_array_equal(mask.sum(-1), lots.block_map.counts)
     covered = np.where(mask[..., SINKS:], probabilities, 0).sum(-1)
-    np.testing.assert_allclose(lots.covered, covered, atol=2e-5)
+    np.testing.assert_allclose(lots.retained_mass, covered, atol=2e-5)
     by_the_rule = np.sort(probabilities, axis=-1)[..., -NUM_KEPT:].sum(-1)
-    assert np.mean(lots.covered) < np.mean(by_the_rule) - 0.1
+    assert np.mean(lots.retained_mass) < np.mean(by_the_rule) - 0.1
     # Rows, heads and keys differ, and the same key draws the same.
     rows = mask.reshape(-1, mask.shape[-1])
     assert len(np.unique(rows, axis=0)) > 0.95 * len(rows)
@@ -115,7 +115,7 @@ def test_stripes_and_padding_draw_the_same(q_and_k, draw_blocks, dense_mask, mon
     mask, expected = (dense_mask(x.block_map) for x in (padded, whole))
     np.testing.assert_array_equal(mask[:, :11, 1:26], expected)
     assert not mask[:, 11:].any() and not mask[..., 26:].any()
-    np.testing.assert_allclose(padded.covered[:, :11], whole.covered, atol=1e-6)
+    np.testing.assert_allclose(padded.retained_mass[:, :11], whole.retained_mass, atol=1e-6)
     np.testing.assert_allclose(padded.entropy[:, :11], whole.entropy, atol=1e-6)
     assert not np.asarray(padded.entropy[:, 11:]).any()
 
@@ -132,7 +132,7 @@ def test_the_kernel_as_the_interpreter_runs_it(q_and_k, draw_blocks, dense_mask)
     found = select_blocks(*q_and_k, random_key=jax.random.key(9), **options)
     expected = draw_blocks(9)
     np.testing.assert_array_equal(dense_mask(found.block_map), dense_mask(expected.block_map))
-    np.testing.assert_allclose(found.covered, expected.covered, atol=1e-5)
+    np.testing.assert_allclose(found.retained_mass, expected.retained_mass, atol=1e-5)
     np.testing.assert_allclose(found.entropy, expected.entropy, atol=1e-5)
 
 
@@ -146,6 +146,6 @@ def test_the_kernel_draws_and_weighs_as_plain_jax(draw):
             for name in ("triton", "xla")
         )
         np.testing.assert_allclose(found.entropy, expected.entropy, atol=1e-5)
-        np.testing.assert_allclose(found.covered, expected.covered, atol=1e-5)
+        np.testing.assert_allclose(found.retained_mass, expected.retained_mass, atol=1e-5)
         if key is not None:
             assert found.block_map.keeps_same_blocks(expected.block_map)

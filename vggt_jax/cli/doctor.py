@@ -69,13 +69,13 @@ def device() -> Iterator[tuple[str, str]]:
 
 def attention() -> Iterator[tuple[str, str]]:
     """Which implementations dense and block-sparse attention take here, and why not the others."""
-    from pallas_kernels import attention_obstacles
+    from pallas_kernels import attention_unsupported_because
     from vggt_jax.layers.attention import dense_obstacles
     from vggt_jax.layers.precision import Precision
 
     dtype = Precision.from_compute_dtype(None).compute_dtype
     dense = dense_obstacles(head_dim=64, dtype=dtype)
-    sparse = attention_obstacles(head_dim=64, dtype=dtype) | {"xla": None}
+    sparse = attention_unsupported_because(head_dim=64, dtype=dtype) | {"xla": None}
     for kind, obstacles in (("dense", dense), ("block-sparse", sparse)):
         yield kind, next(name for name, why in obstacles.items() if why is None)
     for name, why in (dense | sparse).items():

@@ -13,11 +13,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 import pallas_kernels
-from pallas_kernels import BlockMap, attention_obstacles, block_sparse_attention, devices
+from pallas_kernels import BlockMap, attention_unsupported_because, block_sparse_attention, devices
 from pallas_kernels.attention.config import MAX_CAPACITY
 from pallas_kernels.blocks import leading, next_power_of_2
 from pallas_kernels.mosaic_gpu_call import align
-from pallas_kernels.rope import apply_rope
+from pallas_kernels.norm_rope import apply_rope
 from vggt_jax.layers.chunking import map_chunks
 from vggt_jax.layers.few_queries import attend_to_everything
 from vggt_jax.layers.linear import Linear, apply_linear
@@ -241,7 +241,7 @@ def dense_obstacles(
         f"multiple of 8 up to 128, not {jax.default_backend()=}, {jnp.dtype(dtype).name}, "
         f"{head_dim=}"
     )
-    own = attention_obstacles(head_dim=head_dim, dtype=dtype)
+    own = attention_unsupported_because(head_dim=head_dim, dtype=dtype)
     return {
         "mosaic_gpu": own["mosaic_gpu"],
         "cudnn": None if on_cudnn else why_not_cudnn,

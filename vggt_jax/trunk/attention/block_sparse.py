@@ -269,7 +269,7 @@ def sparse_attention(
     done = kept_pairs / tokens**2 + num_special / p
     stats = AttentionStats(
         density=selection.density,
-        covered=jnp.sum(selection.covered, axis=-1) / num_live,
+        covered=jnp.sum(selection.retained_mass, axis=-1) / num_live,
         saved=jnp.maximum(1 - done, 0.0),
         entropy=jnp.sum(selection.entropy, axis=-1) / num_live / highest,
     )

@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.matmul import gelu
+from pallas_kernels.linear import gelu
 from vggt_jax.heads.dpt import DPT
 from vggt_jax.layers.chunking import map_chunks
 from vggt_jax.layers.linear import Linear

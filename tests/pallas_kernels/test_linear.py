@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import linear, mosaic_gpu_call
-from pallas_kernels.matmul import api, gelu
-from pallas_kernels.matmul.gelu import gelu_in_few_operations
-from pallas_kernels.matmul.xla import linear as xla_linear
+from pallas_kernels import linear, mosaic_gpu_call, tuned
+from pallas_kernels.linear import gelu
+from pallas_kernels.linear.api import OPERATION
+from pallas_kernels.linear.call import LinearCall
+from pallas_kernels.linear.gelu import gelu_in_few_operations
+from pallas_kernels.linear.xla import linear as xla_linear
 
 SIMULATED = {"implementation": "mosaic_gpu", "interpret": True}
 # How much rounding to a type changes a number at most, by its size.
@@ -186,6 +188,8 @@ def test_called_wrongly(arguments, options, message):
         linear(*arguments, **options)
 
 
+# However few rows there are.
+ALWAYS = {"linear.min_tiles_per_multiprocessor": 0}
 CANNOT = [
     ("cpu", None, "bfloat16", (256, 256), "is no NVIDIA GPU of the Hopper generation"),
     ("gpu", "8.0", "bfloat16", (256, 256), "is no NVIDIA GPU of the Hopper generation"),
@@ -201,21 +205,21 @@ def test_what_the_kernel_cannot_do_goes_to_xla(
 ):
     pretend_device(backend, capability)
     monkeypatch.setattr(mosaic_gpu_call, "is_supported", lambda: True)
-    monkeypatch.setattr(api, "MIN_ROUNDS", 0)
     arguments = draw(7, 8, *sizes, dtype)
     with pytest.raises(NotImplementedError, match=f"mosaic_gpu: .*{reason}.*; use implementation"):
         linear(*arguments, implementation="mosaic_gpu")
-    assert_right(linear(*arguments), arguments, None, roundings=2)
+    with tuned.override(ALWAYS):
+        assert_right(linear(*arguments), arguments, None, roundings=2)
 
 
 def test_an_old_jax_goes_to_xla(pretend_device, monkeypatch):
     pretend_device("gpu", "9.0")
     monkeypatch.setattr(mosaic_gpu_call, "is_supported", lambda: False)
-    monkeypatch.setattr(api, "MIN_ROUNDS", 0)
     arguments = draw(8, 8, 256, 256)
     with pytest.raises(NotImplementedError, match=r"is older than 0\.11"):
         linear(*arguments, implementation="mosaic_gpu")
-    assert_right(linear(*arguments), arguments, None, roundings=2)
+    with tuned.override(ALWAYS):
+        assert_right(linear(*arguments), arguments, None, roundings=2)
 
 
 @pytest.mark.parametrize(
@@ -244,18 +248,12 @@ def test_what_is_chosen(pretend_device, monkeypatch, rows, out_dim, chosen):
     pretend_device("gpu", "9.0")
     monkeypatch.setattr(mosaic_gpu_call, "is_supported", lambda: True)
     monkeypatch.setattr("pallas_kernels.devices.multiprocessors", lambda: 132)
-    found = []
-
-    def note(name):
-        found.append(name)
-        return jnp.zeros((rows, out_dim), jnp.bfloat16)  # never made: shapes alone are asked for
-
-    monkeypatch.setattr(api, "_run_kernel", lambda *args: note("mosaic_gpu"))
-    monkeypatch.setattr(api.xla, "linear", lambda *args: note("xla"))
     x = jax.ShapeDtypeStruct((2, rows // 2, 1024), jnp.bfloat16)
     kernel = jax.ShapeDtypeStruct((1024, out_dim), jnp.bfloat16)
-    jax.eval_shape(lambda *args: linear(*args), x, kernel)
-    assert found == [chosen]
+    call = LinearCall(x=x, kernel=kernel, bias=None, activation=None, precision=None)
+    assert OPERATION.choose(call).backend.name == chosen
+    # A name is not asked whether it pays off.
+    assert OPERATION.choose(call, implementation="mosaic_gpu").backend.name == "mosaic_gpu"
 
 
 @pytest.mark.new_jax

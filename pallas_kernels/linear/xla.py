@@ -4,9 +4,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pallas_kernels.matmul.gelu import gelu
+from pallas_kernels.linear.call import LinearCall
+from pallas_kernels.linear.gelu import gelu
 
 _ACTIVATIONS = {None: lambda y: y, "gelu": gelu}
+
+
+def run(call: LinearCall) -> Float[Array, "*b o"]:
+    return linear(call.x, call.kernel, call.bias, call.activation, call.precision)
 
 
 def linear(

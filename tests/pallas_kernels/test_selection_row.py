@@ -49,7 +49,9 @@ def select_rows(select, dense_mask):
             assert (np.diff(listed[:count]) > 0).all()  # in order, none twice
             assert (listed[count:] == 0).all()  # equal selections are equal arrays
         kept = dense_mask(block_map).reshape(scores.shape)
-        return kept, *(np.asarray(x).reshape(heads, rows) for x in (found.covered, found.missing))
+        return kept, *(
+            np.asarray(x).reshape(heads, rows) for x in (found.retained_mass, found.missing)
+        )
 
     return run
 

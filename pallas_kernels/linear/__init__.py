@@ -1,6 +1,6 @@
 """Linear layers whose bias and activation cost no pass through memory."""
 
-from pallas_kernels.matmul.api import linear
-from pallas_kernels.matmul.gelu import gelu
+from pallas_kernels.linear.api import linear
+from pallas_kernels.linear.gelu import gelu
 
 __all__ = ["gelu", "linear"]

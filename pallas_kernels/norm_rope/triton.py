@@ -15,11 +15,28 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from pallas_kernels.blocks import count_blocks
+from pallas_kernels.norm_rope.call import NormRopeCall
 from pallas_kernels.triton_call import triton_call
 
 _NUM_WARPS = 4
 # Numbers that one program holds, in float32: 64 for each of its threads.
 _TILE = 64 * 32 * _NUM_WARPS
+
+
+def unsupported_because(call: NormRopeCall) -> str | None:
+    if call.x.dtype == jnp.float32:
+        return "float32 is not supported (bfloat16, float16)"
+    n, h = call.x.shape[-2:]
+    if h not in (32, 64, 128):
+        return f"head_dim={h} is not supported (32, 64, 128)"
+    if n & (n - 1):
+        return f"num_heads={n} is no power of two"
+    return None
+
+
+def run(call: NormRopeCall, *, interpret: bool):
+    rotation, parameters = (call.cos, call.sin), (call.bias, call.scale, call.offset)
+    return norm_rope(call.x, *rotation, *parameters, call.eps, interpret=interpret)
 
 
 def norm_rope(x, cos, sin, bias, scale, offset, eps, *, interpret=False):

@@ -19,6 +19,7 @@ Small parts leave the tensor cores less to wait for. docs/kernels.md tells what 
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -26,10 +27,11 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import devices
+from pallas_kernels import devices, tuned
 from pallas_kernels.blocks import count_blocks, next_power_of_2
-from pallas_kernels.matmul.config import STAGES, TILE_K, TILE_M, TILE_N
-from pallas_kernels.matmul.gelu import gelu_in_few_operations
+from pallas_kernels.linear.call import LinearCall
+from pallas_kernels.linear.config import STAGES, TILE_K, TILE_M, TILE_N
+from pallas_kernels.linear.gelu import gelu_in_few_operations
 from pallas_kernels.mosaic_gpu_call import align, mosaic_gpu_call, smem_tiles
 
 _ACTIVATIONS = {None: lambda y: y, "gelu": gelu_in_few_operations}
@@ -46,6 +48,32 @@ _SLOTS = 2
 # Registers of each thread after consumers have taken over what the producer does not need.
 _CONSUMER_REGISTERS = 240
 _PRODUCER_REGISTERS = 24
+
+
+def unsupported_because(call: LinearCall) -> str | None:
+    if call.x.dtype == jnp.float32:
+        return "float32 is not supported (bfloat16, float16)"
+    in_dim, out_dim = call.kernel.shape
+    if in_dim % (STAGES * TILE_K) or out_dim % TILE_N:
+        multiples = f"multiples of {STAGES * TILE_K} and of {TILE_N}"
+        return f"a kernel of {in_dim} x {out_dim} is not supported ({multiples})"
+    return None
+
+
+def pays_off(call: LinearCall) -> bool:
+    """Whether rows are enough to fill the GPU, and need not be copied."""
+    num_rows, out_dim = math.prod(call.x.shape[:-1]), call.kernel.shape[1]
+    tiles = count_blocks(num_rows, TILE_M) * (out_dim // TILE_N)
+    fewest = tuned.value("linear.min_tiles_per_multiprocessor") * devices.multiprocessors()
+    return align(num_rows) == num_rows and tiles >= fewest
+
+
+def run(call: LinearCall, *, interpret: bool):
+    x, kernel, bias = call.x, call.kernel, call.bias
+    rows = x.reshape(-1, x.shape[-1])
+    bias = jnp.zeros(kernel.shape[1], jnp.float32) if bias is None else bias
+    out = linear(rows, kernel, bias.astype(jnp.float32), call.activation, interpret=interpret)
+    return out.reshape(*x.shape[:-1], kernel.shape[1])
 
 
 # Traced once for each size, since that takes a second.

@@ -1,4 +1,4 @@
-"""The rule of selection for one query block: which key blocks it keeps, given its pooled scores.
+"""One row of a selection: which key blocks a query block keeps, given their scores and limits.
 
 Written for one row in operations that Triton has too, so that one text serves both implementations.
 Triton's arrays have powers of two for sizes, so a row comes as a tuple of arrays, one after

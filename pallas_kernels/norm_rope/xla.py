@@ -6,6 +6,13 @@ import numpy as np
 from jax.lax import broadcast_to_rank
 from jaxtyping import Array, Float
 
+from pallas_kernels.norm_rope.call import NormRopeCall
+
+
+def run(call: NormRopeCall) -> Float[Array, "*b p n h"]:
+    rotation, parameters = (call.cos, call.sin), (call.bias, call.scale, call.offset)
+    return norm_rope(call.x, *rotation, *parameters, call.eps)
+
 
 def norm_rope(
     x: Float[Array, "*b p n h"],
