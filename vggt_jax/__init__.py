@@ -20,7 +20,10 @@ from vggt_jax.models.vggt.outputs import VGGTOutput as VGGTOutput
 from vggt_jax.pipeline.many_scenes import ScenesReport as ScenesReport
 from vggt_jax.pipeline.many_scenes import reconstruct_scenes as reconstruct_scenes
 from vggt_jax.pipeline.one_scene import infer as infer
-from vggt_jax.pipeline.one_scene import reconstruct as reconstruct
+from vggt_jax.pipeline.one_scene import plan as plan
+from vggt_jax.pipeline.options import Options as Options
+from vggt_jax.pipeline.plan import Plan as Plan
+from vggt_jax.pipeline.reconstruct import reconstruct as reconstruct
 from vggt_jax.pipeline.stablehlo import export_stablehlo as export_stablehlo
 from vggt_jax.scene.calibration import scale_to_depth as scale_to_depth
 from vggt_jax.scene.calibration import scale_to_distance as scale_to_distance

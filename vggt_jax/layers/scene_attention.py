@@ -101,6 +101,15 @@ class SceneAttention(abc.ABC):
             num_frames: how many leading frames of each scene count, None for all.
         """
 
+    def num_pairs(self, *, num_frames: int, num_special: int, num_patches: int) -> float:
+        """Pairs of a query and a key that each head computes, in a layer of a value that is the
+        same in all layers; at most so many where that depends on the scene.
+
+        Args:
+            num_special, num_patches: of a frame.
+        """
+        return float(num_frames * (num_special + num_patches)) ** 2
+
     def extra_bytes(
         self,
         *,

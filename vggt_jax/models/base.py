@@ -122,6 +122,11 @@ class SceneModel(Protocol):
         ...
 
     @property
+    def num_dense_heads(self) -> int:
+        """Heads with convolutions over whole images, which take long."""
+        ...
+
+    @property
     def smallest_tracked_side(self) -> int | None:
         """The least side of frames, in pixels, in which points can be tracked; None where the model
         tracks none."""

@@ -15,21 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import tqdm
-from jax.typing import DTypeLike
 
 from vggt_jax.errors import InputError
 from vggt_jax.files import RESULTS, remove_unfinished, replacing
 from vggt_jax.images.files import find_images
-from vggt_jax.images.frames import Frames
-from vggt_jax.images.resizing import Mode
-from vggt_jax.layers.attention import Dense
-from vggt_jax.layers.scene_attention import SceneAttention
-from vggt_jax.models.loading import Model
-from vggt_jax.pipeline import one_scene as inference
-from vggt_jax.pipeline.memory import check_memory, free_memory, is_out_of_memory
-from vggt_jax.pipeline.streaming import is_streamed
+from vggt_jax.images.video import is_video
+from vggt_jax.models.base import SceneModel
+from vggt_jax.pipeline.inputs import SceneInputs, check_model, load, read
+from vggt_jax.pipeline.memory import free_memory, is_out_of_memory
+from vggt_jax.pipeline.options import Options
+from vggt_jax.pipeline.plan import Plan, plan_scene
+from vggt_jax.pipeline.reconstruct import reconstruct
+from vggt_jax.pipeline.run import batch_arguments, finish, scene_arguments
+from vggt_jax.pipeline.streaming import Stream
 from vggt_jax.scene.reconstruction import Reconstruction
 from vggt_jax.scene.results import write_reconstruction
 
@@ -57,59 +56,66 @@ class ScenesReport:
     failed: Mapping[str, str]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class ManyScenesOptions(Options):
+    """How many scenes are reconstructed; the keyword arguments of `reconstruct_scenes`.
+
+    `masks` and `intrinsics` may be paths with "{scene}" in place of a scene's name.
+
+    Raises:
+        InputError: a value cannot be, or two say the same in different ways.
+    """
+
+    progress: bool = True
+    """Show a progress bar with the time that remains."""
+    batch_size: int = 1
+    """Scenes in a batch. More than one pays for scenes of few frames only; scenes of different
+    shapes wait in memory until there are enough of a kind."""
+    num_readers: int = 2
+    """Scenes that are read at a time, by some threads each; as many more are read ahead."""
+    num_writers: int = 2
+    """Scenes that are written at a time. In the host's memory are these, or one batch if that is
+    more, and one batch besides."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        counts = ("batch_size", "num_readers", "num_writers")
+        if any(getattr(self, name) < 1 for name in counts):
+            given = ", ".join(f"{name}={getattr(self, name)}" for name in counts)
+            raise InputError(f"{given} must be at least 1")
+
+
 def reconstruct_scenes(
-    scenes: str | os.PathLike | Mapping[str, Any],
-    out: str | os.PathLike,
-    *,
-    model: Model | str | os.PathLike | None = None,
-    attention: SceneAttention = Dense(),
-    mode: Mode | None = None,
-    size: int | tuple[int, int] | None = None,
-    compute_dtype: DTypeLike | None = None,
-    batch_size: int = 1,
-    num_readers: int = 2,
-    num_writers: int = 2,
-    memory_check: bool = True,
-    progress: bool = True,
+    scenes: str | os.PathLike | Mapping[str, Any], out: str | os.PathLike, **fields: Any
 ) -> ScenesReport:
     """Reconstructs many scenes and writes each to `out/NAME/predictions.npz`.
 
-    Scenes of one size, and of numbers of frames that pad to the same (`inference.bucket`), share a
-    compiled program and run in batches; padding changes no result. Photographs of the next scenes
-    are read, and results of the last ones written, while a batch runs. Scenes of many frames run
-    alone, and their maps leave the device in pieces, as in `infer`.
+    Scenes of one size, and of numbers of frames that pad to the same, share a compiled program and
+    run in batches; padding changes no result. Photographs of the next scenes are read, and results
+    of the last ones written, while a batch runs. Scenes of many frames run alone, and their maps
+    leave the device in chunks, as in `infer`.
 
     A result appears whole or not at all, so a run that was interrupted or killed is continued by
-    calling this again: scenes with a result are skipped, and the settings must be the same. A scene
+    calling this again: scenes with a result are skipped, and the options must be the same. A scene
     that cannot be reconstructed does not end the run; the report says why.
 
     Args:
-        scenes: a folder with a folder of photographs for each scene, or photographs by name, each
-            as `infer` takes them.
+        scenes: a folder with a folder of photographs, or a video, for each scene, or photographs by
+            name, each as `infer` takes them.
         out: the folder of results.
-        model, attention, mode, size, compute_dtype: as for `infer`.
-        batch_size: scenes in a batch. More than one pays for scenes of few frames only; scenes of
-            different shapes wait in memory until there are enough of a kind.
-        num_readers: scenes that are read at a time, by some threads each; as many more are read
-            ahead.
-        num_writers: scenes that are written at a time. In the host's memory are these, or one batch
-            if that is more, and one batch besides.
-        memory_check: whether to leave out scenes that by the estimate do not fit into the memory.
-        progress: whether to show a progress bar with the time that remains.
+        fields: the fields of `ManyScenesOptions`, which are those of `Options` and some more.
 
     Raises:
-        InputError: no scenes, names that cannot be folders, or `out` cannot be written or holds
-            results of other settings.
+        InputError: no scenes, names that cannot be folders, options that cannot be, or `out` cannot
+            be written or holds results of other options.
         vggt_jax.CheckpointError: the model cannot be loaded.
     """
-    if min(batch_size, num_readers, num_writers) < 1:
-        raise InputError(f"{batch_size=}, {num_readers=} and {num_writers=} must be at least 1")
+    options = ManyScenesOptions(**fields)
     scenes, out = _by_name(scenes), Path(out)
-    model = inference.model_of(model)
-    inference.check_layers(attention, model)
-    settings = {"attention": repr(attention), "mode": mode, "size": size}
-    settings |= {"compute_dtype": compute_dtype and np.dtype(compute_dtype).name}
-    _check_settings(out, json.loads(json.dumps(settings | {"model": _fingerprint(model)})))
+    model = load(options)
+    check_model(model, options)
+    settings = options.of_results() | {"model": _fingerprint(model)}
+    _check_settings(out, json.loads(json.dumps(settings)))
 
     skipped = tuple(name for name in scenes if (out / name / RESULTS).exists())
     finished = set(skipped)
@@ -117,22 +123,20 @@ def reconstruct_scenes(
     for name in waiting:
         remove_unfinished(out / name / RESULTS)
     written, failed = [], {}
-    read = functools.partial(inference.read_frames, model=model, mode=mode, size=size)
     # What is free now, before programs run.
-    free = free_memory(model) if memory_check else None
+    free = free_memory(model) if options.memory_check else None
 
-    def attention_of(frames: Frames) -> SceneAttention:
-        used = inference.attention_for(attention, model, frames)
-        if free is not None:
-            _check_memory(model, frames, attention=used, compute_dtype=compute_dtype, free=free)
-        return used
+    def read_scene(name: str) -> "_Scene":
+        of_scene = dataclasses.replace(options.of_scene(name), progress=False)
+        inputs = read(waiting[name], model, of_scene)
+        return _Scene(name, of_scene, inputs, plan_scene(inputs, model, of_scene, free=free))
 
     with (
         tqdm.tqdm(
-            total=len(scenes), initial=len(skipped), unit="scene", disable=not progress
+            total=len(scenes), initial=len(skipped), unit="scene", disable=not options.progress
         ) as bar,
-        _threads(num_readers) as readers,
-        _threads(num_writers) as writers,
+        _threads(options.num_readers) as readers,
+        _threads(options.num_writers) as writers,
         _threads(1) as fetcher,
     ):
 
@@ -144,15 +148,15 @@ def reconstruct_scenes(
             failed.update(dict.fromkeys(names, str(error)))
             bar.update(len(names))
 
-        outbox = _Outbox(out, fetcher, writers, num_writers, done, fail)
-        loaded = _read_ahead(readers, read, waiting, num_readers)
-        for used, batch in _batches(loaded, batch_size, attention_of, fail):
-            run = functools.partial(_run_if_it_fits, model, batch, used, batch_size, compute_dtype)
-            result = run()
+        outbox = _Outbox(out, fetcher, writers, options.num_writers, done, fail)
+        loaded = _read_ahead(readers, read_scene, waiting, options.num_readers)
+        for batch in _batches(loaded, options.batch_size, fail):
+            run_batch = functools.partial(_run_if_it_fits, model, batch, options)
+            result = run_batch()
             if result is None and outbox.clear_device():  # Others were in its way, perhaps.
-                result = run()
+                result = run_batch()
             if result is None:
-                fail([name for name, _ in batch], _TOO_LARGE)
+                fail([scene.name for scene in batch], _TOO_LARGE)
                 continue
             outbox.add(batch, result)
             del result
@@ -161,15 +165,21 @@ def reconstruct_scenes(
     return ScenesReport(written=tuple(written), skipped=skipped, failed=failed)
 
 
-def _check_memory(model: Model, frames: Frames, **options: Any) -> None:
-    """Raises InputError if by the estimate a scene does not fit."""
-    shape = (inference.bucket(len(frames.images)), *frames.images.shape[1:])
-    check = check_memory(model, shape, streamed=_runs_alone(frames), **options)
-    if check.shortage:
-        raise InputError(
-            f"{check.shortage}; leave some out, choose a smaller size, or try in spite of this "
-            "with memory_check=False"
-        )
+@dataclasses.dataclass(frozen=True)
+class _Scene:
+    """A scene that was read."""
+
+    name: str
+    options: Options
+    inputs: SceneInputs
+    plan: Plan
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What scenes of a batch have in common."""
+        images, points = self.inputs.frames.images, self.inputs.query_points
+        of_program = (self.plan.attention, self.plan.padded_frames, self.plan.masks_padding)
+        return *of_program, images.shape[1:], images.dtype, None if points is None else len(points)
 
 
 def _run_if_it_fits(*arguments: Any) -> Reconstruction | None:
@@ -183,33 +193,27 @@ def _run_if_it_fits(*arguments: Any) -> Reconstruction | None:
         return None
 
 
-def _run(
-    model: Model,
-    batch: list[tuple[str, Frames]],
-    attention: SceneAttention,
-    batch_size: int,
-    compute_dtype: DTypeLike | None,
-) -> Reconstruction:
+def _run(model: SceneModel, batch: list[_Scene], options: ManyScenesOptions) -> Reconstruction:
     """The batch without its images: still being computed, or streamed to the host."""
-    options = {"attention": attention, "compute_dtype": compute_dtype}
-    scenes = [frames for _, frames in batch]
-    if not _runs_alone(scenes[0]):
-        return _reconstruct(model, **jax.device_put(_stack(scenes, batch_size)), **options)
-    inputs = inference.model_inputs(scenes[0], model=model)
-    result = inference.runner(model, inputs, **options)(model, **inputs)
+    static = {"attention": batch[0].plan.attention, "compute_dtype": options.compute_dtype}
+    inputs, plans = [scene.inputs for scene in batch], [scene.plan for scene in batch]
+    if not plans[0].streamed:
+        arguments = batch_arguments(inputs, plans, options.batch_size)
+        return _reconstruct(model, **jax.device_put(arguments), **static)
+    arguments = scene_arguments(inputs[0], plans[0])
+    result = Stream.of(model, arguments, **static)(model, **arguments)
     return jax.tree.map(lambda x: x[None], dataclasses.replace(result, images=None))
 
 
-def _runs_alone(frames: Frames) -> bool:
-    """Whether a scene is streamed, and so in no batch."""
-    num_frames, height, width, _ = frames.images.shape
-    return is_streamed(inference.bucket(num_frames), height, width)
-
-
 @functools.partial(jax.jit, static_argnames=("attention", "compute_dtype"))
-def _reconstruct(model, images, num_frames, *, attention, compute_dtype):
-    result = inference.reconstruct(
-        model, images, num_frames=num_frames, attention=attention, compute_dtype=compute_dtype
+def _reconstruct(model, images, num_frames, query_points, *, attention, compute_dtype):
+    result = reconstruct(
+        model,
+        images,
+        num_frames=num_frames,
+        query_points=query_points,
+        attention=attention,
+        compute_dtype=compute_dtype,
     )
     return dataclasses.replace(result, images=None)  # The host has them.
 
@@ -222,9 +226,19 @@ def _by_name(scenes: str | os.PathLike | Mapping[str, Any]) -> dict[str, Any]:
         folder = Path(scenes)
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder")
-        scenes = {path.name: path for path in sorted(folder.iterdir()) if _holds_images(path)}
+        scenes = {}
+        for path in sorted(folder.iterdir()):
+            if not _is_scene(path):
+                continue
+            name = path.name if path.is_dir() else path.stem
+            if name in scenes:
+                both = f"{scenes[name].name} and {path.name}"
+                raise InputError(f"{folder}: {both} would both be scene {name}; rename one")
+            scenes[name] = path
         if not scenes:
-            raise InputError(f"{folder}: holds no folders of photographs, one for each scene")
+            raise InputError(
+                f"{folder}: holds no folders of photographs and no videos, one for each scene"
+            )
     for name in scenes:
         if not isinstance(name, str) or not _NAME.fullmatch(name) or name.startswith("."):
             raise InputError(
@@ -233,9 +247,11 @@ def _by_name(scenes: str | os.PathLike | Mapping[str, Any]) -> dict[str, Any]:
     return scenes
 
 
-def _holds_images(path: Path) -> bool:
-    if path.name.startswith(".") or not path.is_dir():
+def _is_scene(path: Path) -> bool:
+    if path.name.startswith("."):
         return False
+    if not path.is_dir():
+        return is_video(path)
     try:
         return bool(find_images(path))
     except InputError:
@@ -253,14 +269,20 @@ def _check_settings(out: Path, settings: dict[str, Any]) -> None:
         earlier = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read; choose another folder") from error
-    if changed := [name for name in settings if earlier.get(name) != settings[name]]:
+    # What an earlier version did not write down had its default.
+    settings_of_defaults = json.loads(json.dumps(Options().of_results()))
+    if changed := [
+        name
+        for name, value in settings.items()
+        if earlier.get(name, settings_of_defaults.get(name)) != value
+    ]:
         raise InputError(
             f"{out}: holds results with another {', '.join(changed)}; choose another folder, or "
             f"delete this one to start again"
         )
 
 
-def _fingerprint(model: Model) -> str:
+def _fingerprint(model: SceneModel) -> str:
     """Tells models apart: a hash of the configuration and of some numbers of every parameter."""
     digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
     for leaf in jax.device_get(_some_numbers(model)):
@@ -269,7 +291,7 @@ def _fingerprint(model: Model) -> str:
 
 
 @jax.jit
-def _some_numbers(model: Model) -> list[jax.Array]:
+def _some_numbers(model: SceneModel) -> list[jax.Array]:
     """Of every parameter, by one program: a GPU would compile two for each shape."""
     return [leaf.reshape(-1)[:64] for leaf in jax.tree.leaves(model)]
 
@@ -285,53 +307,33 @@ def _threads(number: int) -> Iterator[ThreadPoolExecutor]:
 
 
 def _read_ahead(
-    readers: ThreadPoolExecutor, read, scenes: dict[str, Any], num_readers: int
+    readers: ThreadPoolExecutor, read_scene, names: Iterable[str], num_readers: int
 ) -> Iterator[tuple[str, Future]]:
-    """Names and their frames as they will be, in order; a few are being read ahead."""
+    """Names and their scenes as they will be, in order; a few are being read ahead."""
     queue: collections.deque[tuple[str, Future]] = collections.deque()
-    for name, images in scenes.items():
-        queue.append((name, readers.submit(read, images)))
+    for name in names:
+        queue.append((name, readers.submit(read_scene, name)))
         if len(queue) > 2 * num_readers:
             yield queue.popleft()
     yield from queue
 
 
-def _batches(
-    loaded: Iterable[tuple[str, Future]], batch_size: int, attention_of, fail
-) -> Iterator[tuple[SceneAttention, list[tuple[str, Frames]]]]:
-    """Scenes that fit one program, `batch_size` at a time, with their attention; then the rest."""
+def _batches(loaded: Iterable[tuple[str, Future]], batch_size: int, fail) -> Iterator[list[_Scene]]:
+    """Scenes that fit one program, `batch_size` at a time; then the rest."""
     groups = collections.defaultdict(list)
     for name, future in loaded:
         try:
-            frames = future.result()
-            attention = attention_of(frames)
+            scene = future.result()
         except InputError as error:
             fail([name], error)
             continue
-        images = frames.images
-        if _runs_alone(frames):
-            yield attention, [(name, frames)]
+        if scene.plan.streamed:
+            yield [scene]
             continue
-        key = (attention, images.shape[1:], images.dtype, inference.bucket(len(images)))
-        groups[key].append((name, frames))
-        if len(groups[key]) == batch_size:
-            yield attention, groups.pop(key)
-    for (attention, *_), batch in groups.items():
-        yield attention, batch
-
-
-def _stack(scenes: list[Frames], batch_size: int) -> dict[str, Any]:
-    """The frames of a batch, padded; a batch that lacks scenes repeats its last."""
-    counts = [len(frames.images) for frames in scenes]
-    padded = inference.bucket(counts[0])
-    first = scenes[0].images
-    images = np.zeros((batch_size, padded, *first.shape[1:]), first.dtype)
-    for i in range(batch_size):
-        frames = scenes[min(i, len(scenes) - 1)].images
-        images[i, : len(frames)] = frames
-    counts += counts[-1:] * (batch_size - len(counts))
-    is_masked = inference.is_shared(padded)
-    return {"images": images, "num_frames": np.array(counts, np.int32) if is_masked else None}
+        groups[scene.kind].append(scene)
+        if len(groups[scene.kind]) == batch_size:
+            yield groups.pop(scene.kind)
+    yield from groups.values()
 
 
 class _Outbox:
@@ -357,9 +359,9 @@ class _Outbox:
         self._fetching: collections.deque[tuple[list[str], Future]] = collections.deque()
         self._writing: collections.deque[tuple[list[str], list[Future]]] = collections.deque()
 
-    def add(self, batch: list[tuple[str, Frames]], result: Reconstruction) -> None:
+    def add(self, batch: list[_Scene], result: Reconstruction) -> None:
         """Sends off a batch that is still being computed; the caller should not keep its result."""
-        names = [name for name, _ in batch]
+        names = [scene.name for scene in batch]
         self._fetching.append((names, self._fetcher.submit(self._fetch, batch, result)))
 
     def make_room(self) -> None:
@@ -395,20 +397,27 @@ class _Outbox:
 
     def _wait_for_disk(self) -> None:
         names, futures = self._writing.popleft()
-        for future in futures:
-            future.result()
-        self._done(names)
+        for name, future in zip(names, futures, strict=True):
+            if (why_not := future.result()) is None:
+                self._done([name])
+            else:
+                self._fail([name], why_not)
 
-    def _fetch(self, batch: list[tuple[str, Frames]], result: Reconstruction) -> list[Future]:
+    def _fetch(self, batch: list[_Scene], result: Reconstruction) -> list[Future]:
         """Waits for a batch, and has its scenes written."""
         result = jax.device_get(result)
         return [
             self._writers.submit(
-                _write, self._out / name, jax.tree.map(operator.itemgetter(i), result), frames
+                _write, self._out, scene, jax.tree.map(operator.itemgetter(i), result)
             )
-            for i, (name, frames) in enumerate(batch)
+            for i, scene in enumerate(batch)
         ]
 
 
-def _write(folder: Path, scene: Reconstruction, frames: Frames) -> None:
-    write_reconstruction(folder, inference.cut_to_frames(scene, frames))
+def _write(out: Path, scene: _Scene, result: Reconstruction) -> str | None:
+    """Writes a scene; why it has no result, where what is known does not fit what was predicted."""
+    try:
+        finished = finish(result, scene.inputs, scene.options)
+    except InputError as error:
+        return str(error)
+    write_reconstruction(out / scene.name, finished)

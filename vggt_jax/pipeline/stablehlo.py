@@ -30,7 +30,7 @@ from vggt_jax.errors import InputError
 from vggt_jax.files import output_folder
 from vggt_jax.layers.attention import Dense
 from vggt_jax.models.loading import Model, named_parameters
-from vggt_jax.pipeline import one_scene as inference
+from vggt_jax.pipeline.reconstruct import reconstruct
 
 Platform = Literal["cpu", "cuda"]
 PROGRAM, WEIGHTS, SIGNATURE = "program.stablehlo", "weights.npz", "signature.json"
@@ -95,7 +95,7 @@ def export_stablehlo(
 
         def program(weights, images):
             stored = [weights[name].astype(leaf.dtype) for name, leaf in parameters.items()]
-            result = inference.reconstruct(
+            result = reconstruct(
                 jax.tree.unflatten(structure, stored),
                 images,
                 attention=Dense(implementation="xla"),

@@ -123,6 +123,11 @@ class Pi3(nnx.Module):
         return kept_layers((), self.num_layers)
 
     @property
+    def num_dense_heads(self) -> int:
+        """Heads with convolutions over whole images: none, maps are products of tokens."""
+        return 0
+
+    @property
     def point_sources(self) -> tuple[PointSource, ...]:
         """Where a point cloud can come from, the best first: "head" or "depth"."""
         return ("head", "depth")

@@ -137,6 +137,11 @@ class VGGT(nnx.Module):
         return None if self.track_head is None else self.track_head.tracker.smallest_image_side
 
     @property
+    def num_dense_heads(self) -> int:
+        """Heads with convolutions over whole images."""
+        return sum(head is not None for head in (self.depth_head, self.point_head))
+
+    @property
     def point_sources(self) -> tuple[PointSource, ...]:
         """Where a point cloud can come from, the best first: "depth" (and cameras) or "head"."""
         has_depth = {"depth", "cameras"} <= self.predicts

@@ -123,6 +123,13 @@ class BlockSparse(NotDense):
         ]
         return [value if i in layers else self.within_frames for i, value in enumerate(sparse)]
 
+    def num_pairs(self, *, num_frames, num_special, num_patches) -> float:
+        """As many as `sparse_ratio` leaves; all, where `cdf_threshold` may keep any number."""
+        special, patches = float(num_frames * num_special), float(num_frames * num_patches)
+        is_known = self.cdf_threshold is None and self.sparse_ratio is not None
+        kept = 1.0 - float(np.mean(self.sparse_ratio)) if is_known else 1.0
+        return patches * (special + kept * patches) + special * (special + patches)
+
     def why_dense(self, *, num_tokens: int, num_patches: int) -> str | None:
         """Whether there are fewer tokens than `min_tokens`."""
         del num_patches

@@ -102,6 +102,12 @@ class Sampled(NotDense):
             precision=precision.matmul,
         )
 
+    def num_pairs(self, *, num_frames, num_special, num_patches) -> float:
+        special, patches = num_frames * num_special, num_frames * num_patches
+        seen = float(special + min(self.num_keys, patches))
+        of_special = seen if self.sample_special_queries else float(special + patches)
+        return patches * seen + special * of_special
+
     def extra_bytes(
         self, *, num_frames, num_special, num_patches, num_heads, head_dim, itemsize
     ) -> int:

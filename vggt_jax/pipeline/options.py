@@ -1,0 +1,171 @@
+"""How scenes are reconstructed: every option, once, with its default and what it must satisfy."""
+
+import dataclasses
+import functools
+import inspect
+import math
+import os
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar, get_args
+
+import numpy as np
+from jax.typing import ArrayLike, DTypeLike
+
+from vggt_jax.errors import InputError
+from vggt_jax.images.loading import Mode
+from vggt_jax.images.masks import Background
+from vggt_jax.layers.attention import Dense
+from vggt_jax.layers.scene_attention import SceneAttention
+from vggt_jax.models.base import SceneModel
+from vggt_jax.scene import calibration
+
+P, Given, Result = ParamSpec("P"), TypeVar("Given"), TypeVar("Result")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Options:
+    """How photographs become a scene; the keyword arguments of `infer` and `plan`.
+
+    An option that the command line takes by itself is a field here and nowhere else.
+
+    Raises:
+        InputError: a value cannot be, or two say the same in different ways.
+    """
+
+    model: SceneModel | str | os.PathLike | None = None
+    """A model, or what `load_model` takes; load it once if you call this often. None is the small
+    model that ships with the package, and is said once."""
+    config: str | os.PathLike | None = None
+    """JSON configuration of an official checkpoint that is not of a released size."""
+    attention: SceneAttention = Dense()
+    """How the tokens of all frames attend to each other: `Dense()`, or `Sampled(...)` or
+    `BlockSparse(...)` for many photographs; with few tokens it warns and is dense (their
+    `min_tokens`)."""
+    mode: Mode | None = None
+    """How photographs come to size: crop keeps the width and cuts tall ones, pad keeps everything
+    and fills with white, budget stretches all to one size of about the shape of the first. Needed
+    only if their shapes differ; otherwise the model's own, crop (VGGT) or budget (Pi3)."""
+    size: int | tuple[int, int] | None = None
+    """Side in pixels to resize to, a multiple of the patch size; with budget, the side of the
+    square of as many pixels. By default the model's own: 112 for the small model, 518 for VGGT-1B,
+    and 255,000 pixels for Pi3."""
+    fps: float | None = None
+    """Of a video, frames to take a second, each the sharpest around its place; 1 by default."""
+    frames: int | None = None
+    """Of a video, how many frames to take in all, instead of --fps."""
+    reference: int | str = 0
+    """For VGGT, the photograph whose camera is the world, by index or name. The model sees it
+    first; results are in the order given."""
+    query_points: ArrayLike | Sequence | None = None
+    """[m 2] pixels (x, y) of the reference frame, after resizing, to follow through all frames."""
+    query_pixels: ArrayLike | Sequence | None = None
+    """The same in the pixels of the reference photograph, instead of `query_points`."""
+    masks: Any = None
+    """Which pixels may be used, such as a folder of masks; see `images.masks.load_masks`."""
+    background: Background | Collection[Background] = ()
+    """What to leave out by its colour: "white", "black", "sky"."""
+    mask_edges: bool = False
+    """Leave out points at jumps of depth for VGGT, too, as it is always done for Pi3."""
+    focal: float | None = None
+    """Known focal length in pixels of the photographs, the principal point in their middle."""
+    intrinsics: ArrayLike | str | os.PathLike | None = None
+    """Known ones, [3 3] or [s 3 3] in the pixels of the photographs, or a file like cameras.json
+    with those of each, in place of the predicted ones; see `with_intrinsics`."""
+    known_distance: tuple[int | str, int | str, float] | None = None
+    """(a, b, length): how far the cameras of two photographs (by index or name) are from each
+    other. The scene comes in these units."""
+    known_depth: tuple[int | str, float, float, float] | None = None
+    """(photograph, x, y, depth): how far along the viewing axis lies what this pixel of a
+    photograph (by index or name) shows. The scene comes in these units."""
+    compute_dtype: DTypeLike | None = None
+    """Of matrix products; by default bfloat16 on a GPU and float32 elsewhere."""
+    pad_frames: bool = True
+    """Pad the frames to one of few numbers, at most a sixteenth more and none up to 32, so that
+    scenes of similar length share a compiled program. Padding changes no result."""
+    memory_check: bool = True
+    """Refuse to start if the estimate exceeds the free memory."""
+    progress: bool = False
+    """Show progress bars, of photographs that are read, and of frames that are done if there are
+    many (64 of 518x518)."""
+
+    def __post_init__(self):
+        if isinstance(self.background, str):
+            object.__setattr__(self, "background", (self.background,))
+        if unknown := [x for x in self.background if x not in get_args(Background)]:
+            known = ", ".join(get_args(Background))
+            raise InputError(f"background={unknown[0]!r} is unknown; use some of {known}")
+        for one, other in (
+            ("focal", "intrinsics"),
+            ("known_distance", "known_depth"),
+            ("query_points", "query_pixels"),
+        ):
+            if getattr(self, one) is not None and getattr(self, other) is not None:
+                raise InputError(f"{one} and {other} say the same in two ways; give one of them")
+        if self.focal is not None and not 0 < self.focal < math.inf:
+            raise InputError(f"focal={self.focal:g} must be positive")
+        for name in ("known_distance", "known_depth"):
+            value = getattr(self, name)
+            if value is not None and not 0 < float(value[-1]) < math.inf:
+                raise InputError(f"{name}={value} must end in a positive length")
+        if self.config is not None and not isinstance(self.model, str | os.PathLike):
+            raise InputError("config is for an official checkpoint; name it as the model")
+        if isinstance(self.intrinsics, str | os.PathLike) and "{scene}" not in str(self.intrinsics):
+            calibration.intrinsics_by_name(self.intrinsics)
+
+    def of_scene(self, name: str) -> "Options":
+        """These options for one of many scenes: its name in place of "{scene}" in paths."""
+        paths = {
+            field: Path(str(value).replace("{scene}", name))
+            for field in ("masks", "intrinsics")
+            if isinstance(value := getattr(self, field), str | os.PathLike)
+        }
+        return dataclasses.replace(self, **paths)
+
+    def of_results(self) -> dict[str, Any]:
+        """Those that change a result, by name, as JSON: two runs that agree give the same files."""
+        as_text = {
+            field.name: _as_json(getattr(self, field.name))
+            for field in dataclasses.fields(Options)
+            if field.name not in ("model", "pad_frames", "memory_check", "progress")
+        }
+        compute_dtype = self.compute_dtype and np.dtype(self.compute_dtype).name
+        return as_text | {"compute_dtype": compute_dtype, "attention": repr(self.attention)}
+
+
+def _as_json(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, os.PathLike):
+        return str(value)
+    if isinstance(value, np.ndarray) or hasattr(value, "__array__"):
+        return np.asarray(value).tolist()
+    if isinstance(value, Collection):
+        return [_as_json(part) for part in value]
+    return repr(value)
+
+
+def takes(
+    kind: Callable[P, Any],
+) -> Callable[[Callable[[Given, Any], Result]], Callable[Concatenate[Given, P], Result]]:
+    """Makes a function of (something, options) one whose keyword arguments are the options.
+
+    Args:
+        kind: `Options`, or a class derived from it.
+    """
+
+    def decorate(function):
+        @functools.wraps(function)
+        def call(given, /, *args, **fields):
+            if args:
+                raise TypeError(f"{function.__name__}() takes one argument by place, no options")
+            return function(given, kind(**fields))
+
+        first, *_ = inspect.signature(function).parameters.values()
+        fields = list(inspect.signature(kind).parameters.values())
+        call.__signature__ = inspect.Signature(  # pyright: ignore[reportAttributeAccessIssue]
+            [first, *fields], return_annotation=inspect.signature(function).return_annotation
+        )
+        return call
+
+    return decorate

@@ -1,0 +1,169 @@
+"""The third step of a reconstruction: what will run, decided once before anything does."""
+
+import dataclasses
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+
+from vggt_jax.errors import InputError
+from vggt_jax.layers.precision import Precision
+from vggt_jax.layers.scene_attention import SceneAttention
+from vggt_jax.models.base import SceneModel
+from vggt_jax.pipeline import timing
+from vggt_jax.pipeline.inputs import SceneInputs
+from vggt_jax.pipeline.memory import MemoryCheck, check_memory
+from vggt_jax.pipeline.options import Options
+from vggt_jax.pipeline.streaming import is_streamed
+from vggt_jax.trunk.token_layout import TokenLayout
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How a scene is reconstructed on the default device.
+
+    Attributes:
+        num_frames: of the scene.
+        padded_frames: as many frames are computed.
+        masks_padding: whether the program is told how many frames count, and so serves scenes of
+            other numbers of frames, too.
+        size: (height, width) of the frames.
+        attention: what attention over all frames really is, dense where the scene is too small.
+        why_dense: why it is dense although another was asked for; None where it is as asked for.
+        streamed: whether maps leave the device in chunks of frames while others are computed.
+        compute_dtype: the name of the type of matrix products.
+        memory: the estimate beside what is free.
+        seconds: how long it will take once compiled, by what was measured on this kind of device;
+            None for others.
+    """
+
+    num_frames: int
+    padded_frames: int
+    masks_padding: bool
+    size: tuple[int, int]
+    attention: SceneAttention
+    why_dense: str | None
+    streamed: bool
+    compute_dtype: str
+    memory: MemoryCheck
+    seconds: float | None
+
+    def check_memory(self) -> None:
+        """Refuses a scene that by the estimate does not fit.
+
+        Raises:
+            InputError: it does not.
+        """
+        if self.memory.shortage:
+            fewer = " fewer frames or" if self.memory.fitting else ""
+            raise InputError(
+                f"{self.memory.shortage}: use{fewer} a smaller size, or try in spite of this with "
+                "memory_check=False (--no-memory-check)"
+            )
+
+    def __str__(self) -> str:
+        height, width = self.size
+        padding = ""
+        if self.padded_frames > self.num_frames:
+            padding = f", padded to {self.padded_frames}"
+        maps = "streamed to the host" if self.streamed else "at once"
+        seconds = "unknown on this device"
+        if self.seconds is not None:
+            seconds = f"about {self.seconds:.1f} s, without compiling"
+        lines = {
+            "frames": f"{self.num_frames} of {width}x{height}{padding}",
+            "attention": f"{self.attention}" + (f" ({self.why_dense})" if self.why_dense else ""),
+            "products": self.compute_dtype,
+            "maps": maps,
+            "memory": f"{self.memory}",
+            "time": seconds,
+        }
+        return "\n".join(f"{name:>10}: {text}" for name, text in lines.items())
+
+
+def plan_scene(
+    inputs: SceneInputs,
+    model: SceneModel,
+    options: Options,
+    *,
+    say: Callable[[str], None] = warnings.warn,
+    free: int | None = None,
+) -> Plan:
+    """Decides attention, padding and streaming, and estimates memory and time.
+
+    Args:
+        inputs: of `read`.
+        say: takes the message that a scene runs dense although another attention was asked for.
+        free: bytes of the device that are free, weights included; by default what it says now.
+
+    Raises:
+        InputError: by the estimate the scene does not fit into the memory, and
+            `options.memory_check` holds.
+    """
+    num_frames, height, width, _ = inputs.frames.images.shape
+    attention, why_dense = _decide(options.attention, model, (num_frames, height, width))
+    if why_dense is not None:
+        say(why_dense)
+    padded = bucket(num_frames) if options.pad_frames else num_frames
+    streamed = is_streamed(padded, height, width)
+    compute_dtype = Precision.from_compute_dtype(options.compute_dtype).compute_dtype
+    points = 0 if inputs.query_points is None else len(inputs.query_points)
+    memory = check_memory(
+        model,
+        (padded, height, width, 3),
+        num_query_points=points,
+        compute_dtype=options.compute_dtype,
+        attention=attention,
+        streamed=streamed,
+        free=free,
+    )
+    plan = Plan(
+        num_frames=num_frames,
+        padded_frames=padded,
+        masks_padding=padded > num_frames or (options.pad_frames and is_shared(padded)),
+        size=(height, width),
+        attention=attention,
+        why_dense=why_dense,
+        streamed=streamed,
+        compute_dtype=np.dtype(compute_dtype).name,
+        memory=memory,
+        seconds=timing.estimate_seconds(
+            model.config, padded, height, width, attention=attention, compute_dtype=compute_dtype
+        ),
+    )
+    if options.memory_check:
+        plan.check_memory()
+    return plan
+
+
+def _decide(
+    attention: SceneAttention, model: SceneModel, shape: tuple[int, int, int]
+) -> tuple[SceneAttention, str | None]:
+    """The attention that a scene really gets: dense where it is too small for another.
+
+    Decided before frames are padded, so that padding changes no result.
+    """
+    num_frames, height, width = shape
+    config = model.config
+    layout = TokenLayout.for_images(height, width, config.patch_size, config.num_special_tokens)
+    why_dense = attention.why_dense(
+        num_tokens=num_frames * layout.tokens_per_frame,
+        num_patches=num_frames * layout.rows * layout.columns,
+    )
+    if why_dense is not None:
+        return attention.within_frames, f"{num_frames} frames have {why_dense}"
+    return attention.decided(), None
+
+
+def bucket(num_frames: int) -> int:
+    """The number of frames that scenes are padded to: sixteen steps to each doubling.
+
+    Up to 32 frames nothing is padded; 33 become 34, 99 become 100, 1000 become 1024.
+    """
+    step = 2 ** max(0, num_frames.bit_length() - 5)
+    return -(-num_frames // step) * step
+
+
+def is_shared(padded: int) -> bool:
+    """Whether several numbers of frames are padded to this `bucket`, whose program masks frames."""
+    return bucket(padded - 1) == padded

@@ -1,0 +1,80 @@
+"""`reconstruct`: what a model's outputs say of scenes, as one pure function, and its programs."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, UInt8
+
+from vggt_jax.layers.attention import Dense
+from vggt_jax.layers.scene_attention import SceneAttention
+from vggt_jax.models.base import SceneModel
+from vggt_jax.scene.reconstruction import Reconstruction
+
+
+def reconstruct(
+    model: SceneModel,
+    images: Float[Array, "*b s height width 3"] | UInt8[Array, "*b s height width 3"],
+    *,
+    query_points: Float[Array, "*b m 2"] | None = None,
+    attention: SceneAttention = Dense(),
+    num_frames: Int[Array, "*b"] | None = None,
+    compute_dtype: DTypeLike | None = None,
+) -> Reconstruction:
+    """Reconstructs scenes: a pure function, for `jax.jit`, `jax.grad` and pipelines.
+
+    Args:
+        model: as `load_model` returns it.
+        images: frames of one scene, or of several of the same size with a leading scene axis; RGB,
+            float in [0, 1] or uint8, sides multiples of the patch size.
+        query_points: pixels `(x, y)` of the first frame to follow through all frames, by a model
+            with a track head.
+        attention, num_frames, compute_dtype: see the call of the model; `num_frames` has the scene
+            axis if the images do.
+
+    Raises:
+        ValueError: shapes or types do not fit.
+    """
+    if images.ndim not in (4, 5):
+        raise ValueError(
+            "images must be [frame, height, width, 3] or [scene, frame, height, width, 3], "
+            f"not {images.shape}"
+        )
+    one_scene = images.ndim == 4
+
+    add_scene = lambda x: jnp.asarray(x)[None] if one_scene else jnp.asarray(x)
+    output = model(
+        add_scene(images),
+        query_points=None if query_points is None else add_scene(query_points),
+        attention=attention,
+        num_frames=None if num_frames is None else add_scene(num_frames),
+        compute_dtype=compute_dtype,
+    )
+    height, width = images.shape[-3:-1]
+    fields = model.scene_fields(vars(output), (height, width))
+    if one_scene:
+        fields = jax.tree.map(lambda x: x[0], fields)
+    return Reconstruction(
+        images=images,
+        confidence_kind=model.traits.confidence_kind,
+        pixel_centre=model.pixel_centre,
+        **fields,
+    )
+
+
+reconstruct_jit = jax.jit(reconstruct, static_argnames=("attention", "compute_dtype"))
+"""`reconstruct`, compiled once for all who call it with arrays of these shapes."""
+
+
+def compile_reconstruct(
+    model: SceneModel,
+    inputs: dict[str, Any],
+    *,
+    attention: SceneAttention = Dense(),
+    compute_dtype: DTypeLike | None = None,
+) -> jax.stages.Compiled:
+    """`reconstruct`, compiled for these `model_inputs`; call it as `compiled(model, **inputs)`."""
+    return reconstruct_jit.lower(
+        model, **inputs, attention=attention, compute_dtype=compute_dtype
+    ).compile()

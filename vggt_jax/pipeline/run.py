@@ -1,0 +1,166 @@
+"""The last step of a reconstruction: programs, and what becomes of their results."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from vggt_jax import geometry
+from vggt_jax.errors import InputError
+from vggt_jax.host import with_numpy
+from vggt_jax.images.frames import Frames
+from vggt_jax.models.base import SceneModel
+from vggt_jax.pipeline import reconstruct as programs
+from vggt_jax.pipeline.inputs import SceneInputs
+from vggt_jax.pipeline.options import Options
+from vggt_jax.pipeline.plan import Plan
+from vggt_jax.pipeline.streaming import Stream
+from vggt_jax.scene import calibration
+from vggt_jax.scene.masking import with_mask
+from vggt_jax.scene.reconstruction import Reconstruction
+
+Program = Callable[..., Reconstruction]
+"""Takes a model, arguments of `reconstruct` by name, and `done`, which it calls with the number of
+frames that are done."""
+
+
+def run(
+    inputs: SceneInputs,
+    model: SceneModel,
+    plan: Plan,
+    options: Options,
+    *,
+    program: Program | None = None,
+    done: Callable[[int], object] = lambda num: None,
+) -> Reconstruction:
+    """Reconstructs one scene.
+
+    Args:
+        program: of `compiled` for the same plan; None compiles when first called.
+        done: called with the number of frames that are done.
+
+    Returns:
+        The scene in NumPy arrays, with everything that is known put into it.
+
+    Raises:
+        InputError: what is known of the scene does not fit what was predicted.
+    """
+    arguments = scene_arguments(inputs, plan)
+    if program is None:
+        program = _program(model, arguments, plan, options, compile_now=False)
+    return finish(program(model, **arguments, done=done), inputs, options)
+
+
+def compiled(inputs: SceneInputs, model: SceneModel, plan: Plan, options: Options) -> Program:
+    """The program of one scene, compiled now."""
+    return _program(model, scene_arguments(inputs, plan), plan, options, compile_now=True)
+
+
+def _program(model, arguments, plan: Plan, options: Options, *, compile_now: bool) -> Program:
+    static = {"attention": plan.attention, "compute_dtype": options.compute_dtype}
+    if plan.streamed:
+        return Stream.of(model, arguments, **static, compiled=compile_now)
+    if compile_now:
+        whole = programs.compile_reconstruct(model, arguments, **static)
+    else:
+        whole = functools.partial(programs.reconstruct_jit, **static)
+
+    def call(model, *, done=lambda num: None, **arguments):
+        result = jax.block_until_ready(whole(model, **jax.device_put(arguments)))
+        done(int(arguments.get("num_frames", len(arguments["images"]))))
+        return result
+
+    return call
+
+
+def scene_arguments(inputs: SceneInputs, plan: Plan) -> dict[str, Any]:
+    """The arguments of `reconstruct` for one scene, padded, the reference frame first."""
+    arguments = batch_arguments([inputs], [plan], 1)
+    return {name: x[0] for name, x in arguments.items() if x is not None}
+
+
+def batch_arguments(
+    scenes: Sequence[SceneInputs], plans: Sequence[Plan], batch_size: int
+) -> dict[str, np.ndarray | None]:
+    """The arguments of `reconstruct` for scenes that share a program.
+
+    Args:
+        batch_size: a batch that lacks scenes repeats its last.
+    """
+    scenes = [scenes[min(i, len(scenes) - 1)] for i in range(batch_size)]
+    first, plan = scenes[0], plans[0]
+    shape = (batch_size, plan.padded_frames, *first.frames.images.shape[1:])
+    is_whole = batch_size == 1 and plan.padded_frames == plan.num_frames
+    if is_whole and first.reference == 0:
+        images = first.frames.images[None]  # without a copy
+    else:
+        images = np.zeros(shape, first.frames.images.dtype)
+        for of_scene, scene in zip(images, scenes, strict=True):
+            of_scene[: len(scene.frames.images)] = scene.frames.images[scene.order]
+    num_frames = query_points = None
+    if plan.masks_padding:
+        num_frames = np.array([len(scene.frames.images) for scene in scenes], np.int32)
+    if first.query_points is not None:
+        query_points = np.stack([scene.query_points for scene in scenes])
+    return {"images": images, "num_frames": num_frames, "query_points": query_points}
+
+
+def finish(result: Reconstruction, inputs: SceneInputs, options: Options) -> Reconstruction:
+    """A result of `scene_arguments` as users get it: in the order of the photographs, in NumPy
+    arrays of the frames that count, with names and transforms, and `with_known`."""
+    return with_known(in_order(result, inputs), inputs, options)
+
+
+def in_order(result: Reconstruction, inputs: SceneInputs) -> Reconstruction:
+    """NumPy arrays of the valid frames in the order of the photographs, with names and transforms.
+
+    NumPy arrays in the result are not copied where the order stays.
+    """
+    frames: Frames = inputs.frames
+    num_frames = len(frames.images)
+    places = np.argsort(inputs.order)
+    stats = jax.tree.map(np.array, jax.device_get(result.attention_stats))
+    per_frame = dataclasses.replace(result, attention_stats=None, images=None)
+
+    def own(x):
+        valid = jax.device_get(x)[:num_frames]
+        if inputs.reference != 0:
+            return valid[places]
+        return valid if isinstance(x, np.ndarray) else np.array(valid)
+
+    per_frame = jax.tree.map(own, per_frame)
+    return dataclasses.replace(
+        per_frame,
+        images=frames.images,
+        names=frames.names,
+        transforms=frames.transforms,
+        attention_stats=stats,
+    )
+
+
+def with_known(recon: Reconstruction, inputs: SceneInputs, options: Options) -> Reconstruction:
+    """Known intrinsics, masks, edges of depth and units put into a scene.
+
+    Raises:
+        InputError: the scene has nothing that could be compared with a known length, or no depth to
+            have edges.
+    """
+    if inputs.intrinsics is not None:
+        recon = calibration.with_intrinsics(recon, inputs.intrinsics)
+    if inputs.mask is not None:
+        recon = with_mask(recon, inputs.mask)
+    if options.mask_edges and recon.depth_edges is None:
+        if recon.depth is None:
+            raise InputError("this scene has no depth for mask_edges; leave it out")
+        edges = with_numpy(geometry.depth_edges, recon.depth)
+        recon = dataclasses.replace(recon, depth_edges=np.array(edges))
+    if options.known_distance is not None:
+        first, second, distance = options.known_distance
+        return calibration.scale_to_distance(recon, distance, cameras=(first, second))
+    if options.known_depth is not None:
+        photograph, x, y, depth = options.known_depth
+        return calibration.scale_to_depth(recon, depth, pixel=(photograph, x, y))
+    return recon

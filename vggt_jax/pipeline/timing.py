@@ -1,0 +1,75 @@
+"""How long a reconstruction will take, by what was measured on the device."""
+
+import jax
+import numpy as np
+
+from pallas_kernels import tuned
+from vggt_jax.layers.scene_attention import SceneAttention
+from vggt_jax.models.base import ModelConfig
+from vggt_jax.models.loading import abstract_model, named_parameters
+from vggt_jax.trunk.token_layout import TokenLayout
+
+
+def estimate_seconds(
+    config: ModelConfig,
+    num_frames: int,
+    height: int,
+    width: int,
+    *,
+    attention: SceneAttention,
+    compute_dtype: np.typing.DTypeLike,
+) -> float | None:
+    """Seconds from images to a reconstruction on the device, without compiling.
+
+    The sum of three terms: products of tokens with parameters, attention over all frames, and maps
+    of the dense heads, each at the rate of the table of tuned values (`throughput`). That table
+    holds what fits docs/benchmarks; a test holds the estimate to those files.
+
+    Args:
+        num_frames: padded ones included.
+
+    Returns:
+        None where nothing was measured: on another device, or in float32.
+    """
+    if jax.default_backend() != "gpu" or np.dtype(compute_dtype).itemsize != 2:
+        return None
+    products, scene_attention, maps = (
+        tuned.value(f"throughput.{name}") for name in ("products", "attention", "maps")
+    )
+    if not products:
+        return None
+    work = count_work(config, num_frames, height, width, attention=attention)
+    return (
+        work["products"] / (1e12 * products)
+        + work["attention"] / (1e12 * scene_attention)
+        + work["maps"] / (1e6 * maps)
+    )
+
+
+def count_work(
+    config: ModelConfig, num_frames: int, height: int, width: int, *, attention: SceneAttention
+) -> dict[str, float]:
+    """Operations of products and of attention over all frames, and pixels of dense heads."""
+    model = abstract_model(config)
+    layout = TokenLayout.for_images(height, width, config.patch_size, config.num_special_tokens)
+    tokens = num_frames * layout.tokens_per_frame
+    modules = model.traits.compute_type_modules
+    of_tokens = sum(
+        leaf.size
+        for name, leaf in named_parameters(model).items()
+        if name.startswith(modules) and name.endswith(".kernel")
+    )
+    dim = named_parameters(model)["global_blocks.attn.proj.kernel"].shape[-1]
+    pairs = sum(
+        value.num_pairs(
+            num_frames=num_frames,
+            num_special=layout.num_special,
+            num_patches=layout.rows * layout.columns,
+        )
+        for value in attention.of_layers(model.num_layers)
+    )
+    return {
+        "products": 2.0 * of_tokens * tokens,
+        "attention": 4.0 * dim * pairs,
+        "maps": float(num_frames * height * width * model.num_dense_heads),
+    }
