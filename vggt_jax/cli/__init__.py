@@ -9,19 +9,23 @@ import tyro
 
 import vggt_jax
 from vggt_jax.checkpoints.errors import CheckpointError
+from vggt_jax.cli.batch import Batch
 from vggt_jax.cli.bench import Bench
 from vggt_jax.cli.convert import Convert
 from vggt_jax.cli.doctor import Doctor
 from vggt_jax.cli.export import Export
+from vggt_jax.cli.generated import in_dashes
 from vggt_jax.cli.infer import Infer
 from vggt_jax.cli.scene import in_our_spelling
 from vggt_jax.cli.view import View
 from vggt_jax.errors import InputError
+from vggt_jax.pipeline.many_scenes import ManyScenesOptions
 
 _INTERRUPTED = 130  # what shells report for a command that Ctrl-C ended
 
 Command = (
     Annotated[Infer, tyro.conf.subcommand("infer")]
+    | Annotated[Batch, tyro.conf.subcommand("batch")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]
     | Annotated[View, tyro.conf.subcommand("view")]
     | Annotated[Export, tyro.conf.subcommand("export")]
@@ -31,7 +35,8 @@ Command = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit code: 0, or 2 where the input is at fault."""
+    """Runs the command line and returns its exit code: 0, 2 where the input is at fault, or 1 where
+    some of many scenes are."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments == ["--version"]:
         print(f"vggt-jax {vggt_jax.__version__}")
@@ -46,14 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--conf_thres_value, --use_ba, ... `vggt-jax --version` tells the version.",
     )
     try:
-        command.run()
+        return command.run() or 0
     except (InputError, CheckpointError) as error:
-        print(f"vggt-jax: error: {error}", file=sys.stderr)
+        print(f"vggt-jax: error: {in_dashes(str(error), ManyScenesOptions)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("vggt-jax: interrupted", file=sys.stderr)
         return _INTERRUPTED
-    return 0
 
 
 def entry() -> None:

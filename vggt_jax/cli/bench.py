@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import statistics
+import sys
 import time
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -69,7 +70,6 @@ class Bench:
         import jax
         import numpy as np
 
-        from vggt_jax.cli.reconstruct_files import check_memory
         from vggt_jax.pipeline import memory
 
         model = random_model(self.architecture, self.width, self.compute_dtype)
@@ -82,13 +82,12 @@ class Bench:
         shapes = [(num_frames, *self.size, 3) for num_frames in self.frames]
         for shape in shapes:
             # Dense attention takes the most. What is timed is one program, maps included.
-            check_memory(
-                model,
-                shape,
-                compute_dtype=self.compute_dtype,
-                attention=attentions["dense"],
-                refuse=self.memory_check,
+            check = memory.check_memory(
+                model, shape, compute_dtype=self.compute_dtype, attention=attentions["dense"]
             )
+            print(f"memory: {check}", file=sys.stderr)
+            if self.memory_check and check.shortage:
+                raise InputError(f"{check.shortage}: use fewer, or --no-memory-check")
         titles = ("frames", "attention", "seconds", "frames/s", "compiling", "GiB")
         print(_row(titles))
         rng = np.random.default_rng(0)
@@ -104,11 +103,11 @@ class Bench:
         import jax
 
         from vggt_jax.pipeline import memory
-        from vggt_jax.pipeline import one_scene as inference
+        from vggt_jax.pipeline.reconstruct import compile_reconstruct
 
         inputs = {"images": images}
         start = time.perf_counter()
-        compiled = inference.compile_reconstruct(
+        compiled = compile_reconstruct(
             model, inputs, attention=attention, compute_dtype=self.compute_dtype
         )
         compiling = time.perf_counter() - start

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import tyro
 
-from vggt_jax.cli.scene import ComputeType, Flag, OptionalPath
+from vggt_jax.cli.generated import Flag
+from vggt_jax.cli.scene import ComputeType, OptionalPath
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from vggt_jax.cli.scene import Flag, OptionalFloat, OptionalInt, OptionalPath, Scene
+from vggt_jax.cli.generated import Flag
+from vggt_jax.cli.scene import OptionalFloat, OptionalInt, OptionalPath, Scene
 from vggt_jax.errors import InputError
 from vggt_jax.images.frames import Frames
 

@@ -1,9 +1,9 @@
 """`vggt-jax infer`."""
 
 import dataclasses
-from pathlib import Path
 
-from vggt_jax.cli.scene import Flag, Scene
+from vggt_jax.cli.generated import Flag
+from vggt_jax.cli.scene import OptionalPath, Scene
 from vggt_jax.errors import InputError
 
 
@@ -16,20 +16,28 @@ class Infer(Scene):
 
         vggt-jax infer photographs/ --model facebook/VGGT-1B --out scene
         vggt-jax infer clip.mp4 --frames 50 --masks masks/ --model yyfz233/Pi3 --out scene
+        vggt-jax infer photographs/ --sparse-ratio 0.75 --plan
     """
 
-    out: Path
+    out: OptionalPath = None
     """Folder to write."""
     max_points: int = 2_000_000
     """Most points in the cloud."""
     overwrite: Flag = False
     """Replace the results of an earlier run in the output folder."""
+    plan: Flag = False
+    """Print what would run, how much memory it takes and how long, and stop."""
 
     def run(self) -> None:
-        from vggt_jax.cli.reconstruct_files import reconstruct_files
+        from vggt_jax.cli.reconstruct_files import print_plan, reconstruct_files
 
         if self.max_points < 1:
             raise InputError(f"--max-points={self.max_points} must be at least 1")
+        if self.plan:
+            print_plan(self)
+            return
+        if self.out is None:
+            raise InputError("name a folder to write with --out")
         reconstruct_files(
             self,
             self.out,

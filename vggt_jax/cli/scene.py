@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,16 +12,16 @@ import numpy as np
 import tyro
 
 from vggt_jax import weights
+from vggt_jax.cli.generated import Flag, options_of, taken
 from vggt_jax.errors import InputError
 from vggt_jax.files import RESULTS
 from vggt_jax.images.files import find_images
 from vggt_jax.images.frames import Frames
 from vggt_jax.images.masks import Background
-from vggt_jax.images.resizing import Mode
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.scene_attention import SceneAttention
+from vggt_jax.pipeline.options import Options
 from vggt_jax.scene import calibration
-from vggt_jax.scene.reconstruction import Reconstruction
 from vggt_jax.trunk.attention.block_sparse import BlockSparse
 from vggt_jax.trunk.attention.sampled import Sampled
 
@@ -29,7 +30,6 @@ OptionalText = Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior
 OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
 OptionalFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
 OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
-Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")]
 PointSource = Annotated[
     Literal["depth", "head"] | None, tyro.conf.arg(metavar="{depth,head}", help_behavior_hint="")
 ]
@@ -60,8 +60,22 @@ SPELLINGS = {
     "use-ba": "bundle-adjustment",
     "max-reproj-error": "max-reprojection-error",
     "vis-thresh": "min-visibility",
+    "readers": "num-readers",
+    "writers": "num-writers",
 }
 
+
+# Fields of `Options` that are text on the command line, or several options.
+WRITTEN_OTHERWISE = (
+    "attention",
+    "query_points",
+    "query_pixels",
+    "background",
+    "intrinsics",
+    "known_distance",
+    "known_depth",
+    "progress",
+)
 
 # Options of a scene that apply to results of an earlier run, too.
 _FOR_RESULTS = (
@@ -98,8 +112,21 @@ def in_our_spelling(argv: Sequence[str]) -> list[str]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+@options_of(
+    Options,
+    leave_out=("attention", "query_pixels", "background", "progress"),
+    as_types={
+        "config": Path | None,
+        "size": int | None,
+        "reference": str,
+        "compute_dtype": Literal["float32", "bfloat16"] | None,
+    },
+)
 class Scene:
-    """Photographs or a video, and how to reconstruct the scene that they show."""
+    """Photographs or a video, and how to reconstruct the scene that they show.
+
+    Fields of `Options` that it does not have itself are added to it.
+    """
 
     sources: Annotated[
         tyro.conf.Positional[tuple[Path, ...]],
@@ -112,21 +139,6 @@ class Scene:
     model: OptionalText = None
     """Checkpoint: ours, an official .safetensors or .pt, or a hub name such as facebook/VGGT-1B or
     yyfz233/Pi3. By default the small model that ships with the project, for trying things out."""
-    mode: Annotated[
-        Mode | None, tyro.conf.arg(metavar="{crop,pad,budget}", help_behavior_hint="")
-    ] = None
-    """How photographs come to size: crop keeps the width and cuts tall ones, pad keeps everything
-    and fills with white, budget stretches all to one size of about the shape of the first. Needed
-    only if their shapes differ; otherwise the model's own, crop (VGGT) or budget (Pi3)."""
-    size: OptionalInt = None
-    """Side in pixels to resize to, a multiple of the patch size; with budget, the side of the
-    square of as many pixels. By default the model's own."""
-    fps: OptionalFloat = None
-    """Of a video, frames to take a second, each the sharpest around its place; 1 by default."""
-    frames: OptionalInt = None
-    """Of a video, how many frames to take in all, instead of --fps."""
-    reference: str = "0"
-    """For VGGT, the photograph whose camera is the world, by index or name."""
     masks: OptionalPath = None
     """Folder of masks, one for each photograph and of the same name (a.jpg: a.png or a.jpg.png).
     White is used, black left out."""
@@ -136,10 +148,6 @@ class Scene:
     """Leave out black background."""
     mask_sky: Flag = False
     """Leave out what has the colour of sky, from the upper edge down; for scenes outdoors."""
-    mask_edges: Flag = False
-    """Leave out points at jumps of depth for VGGT, too, as it is always done for Pi3."""
-    focal: OptionalFloat = None
-    """Known focal length in pixels of the photographs, the principal point in their middle."""
     intrinsics: OptionalText = None
     """Known intrinsics: fx,fy,cx,cy in pixels of the photographs, or a file like cameras.json with
     those of each."""
@@ -180,14 +188,8 @@ class Scene:
     """Scenes of fewer tokens (1,374 for a frame of 518x518) run dense, which is faster for them."""
     sparse_layers: tuple[int, ...] = ()
     """Leave out blocks in these layers of the trunk only, from 0; in all by default."""
-    compute_dtype: ComputeType = None
-    """Of matrix products; by default bfloat16 on a GPU and float32 elsewhere."""
-    config: OptionalPath = None
-    """JSON configuration of an official checkpoint that is not of a released size."""
     allow_single_image: Flag = False
     """Reconstruct a single photograph, which the models were not trained for."""
-    memory_check: Annotated[bool, tyro.conf.arg(help_behavior_hint="(default)")] = True
-    """Refuse to start if the estimate exceeds the free memory."""
 
     def results(self) -> Path | None:
         """The folder of results, or file in it, that was named; None if photographs were.
@@ -195,7 +197,7 @@ class Scene:
         Raises:
             InputError: nothing was named, or in both ways.
         """
-        path = self._named()[0]
+        path = self.named()[0]
         return path if path.name == RESULTS or (path / RESULTS).is_file() else None
 
     def paths(self) -> tuple[Path, ...]:
@@ -204,7 +206,7 @@ class Scene:
         Raises:
             InputError: nothing was, or in both ways.
         """
-        paths = self._named()
+        paths = self.named()
         if len(paths) == 1 and (paths[0] / "images").is_dir():
             try:
                 find_images(paths[0])
@@ -212,7 +214,12 @@ class Scene:
                 return (paths[0] / "images",)
         return paths
 
-    def _named(self) -> tuple[Path, ...]:
+    def named(self) -> tuple[Path, ...]:
+        """The paths that were named.
+
+        Raises:
+            InputError: none were, or in both ways.
+        """
         if self.image_folder is not None and self.sources:
             raise InputError(
                 f"photographs are named twice, {self.sources[0]} and --image-folder "
@@ -223,13 +230,15 @@ class Scene:
             raise InputError("no images given; name a folder, a video or image files")
         return paths
 
-    def attention(self) -> SceneAttention:
-        """The attention that was asked for.
+    def options(self) -> Options:
+        """How photographs are reconstructed.
 
         Raises:
-            InputError: a number cannot be, or two ways were asked for.
+            InputError: a value cannot be, or two contradict each other.
         """
-        return chosen_attention(
+        if self.sparse_layers and self.sparse_ratio is None and self.cdf_threshold is None:
+            raise InputError("--sparse-layers needs --sparse-ratio or --cdf-threshold")
+        attention = chosen_attention(
             self.num_keys,
             self.sparse_ratio,
             self.cdf_threshold,
@@ -237,6 +246,22 @@ class Scene:
             token_order=self.token_order,
             min_tokens=self.min_tokens,
             layers=self.sparse_layers or None,
+        )
+        pixels = [_numbers("query-points", text, "x,y") for text in self.query_points]
+        chosen: dict[Background, bool] = {
+            "white": self.mask_white,
+            "black": self.mask_black,
+            "sky": self.mask_sky,
+        }
+        return Options(
+            **taken(self, Options, *WRITTEN_OTHERWISE),
+            attention=attention,
+            query_pixels=pixels or None,
+            background=tuple(name for name, is_chosen in chosen.items() if is_chosen),
+            intrinsics=_intrinsics(self.intrinsics),
+            known_distance=_known_distance(self.known_distance),
+            known_depth=_known_depth(self.known_depth),
+            progress=sys.stderr.isatty(),
         )
 
     def point_source(self) -> Literal["depth", "head"] | None:
@@ -249,38 +274,10 @@ class Scene:
             raise InputError("--use-point-map contradicts --points depth; give one of them")
         return "head" if self.use_point_map else self.points
 
-    def background(self) -> tuple[Background, ...]:
-        """The backgrounds to leave out."""
-        chosen: dict[Background, bool] = {
-            "white": self.mask_white,
-            "black": self.mask_black,
-            "sky": self.mask_sky,
-        }
-        return tuple(name for name, is_chosen in chosen.items() if is_chosen)
-
-    def pixels(self) -> list[tuple[float, float]]:
-        """The points to track, in pixels of the photograph."""
-        points = (_numbers("query-points", text, "x,y") for text in self.query_points)
-        return [(x, y) for x, y in points]
-
     @property
     def model_name(self) -> str:
         """What messages call the model."""
         return weights.NAME if self.model is None else self.model
-
-    def check(self) -> None:
-        """Finds what is wrong with the options before anything is loaded.
-
-        Raises:
-            InputError: something is.
-        """
-        if self.sparse_layers and self.sparse_ratio is None and self.cdf_threshold is None:
-            raise InputError("--sparse-layers needs --sparse-ratio or --cdf-threshold")
-        if self.model is None and self.config is not None:
-            raise InputError("--config is for an official checkpoint; name it with --model")
-        self.attention()
-        self.pixels()
-        self.check_of_results()
 
     def check_of_results(self) -> None:
         """Finds what is wrong with the options that apply to results as well.
@@ -294,81 +291,14 @@ class Scene:
             raise InputError(f"--confidence-percentile={percentile:g} must lie in [0, 100)")
         if self.min_confidence is not None and not self.min_confidence >= 0:
             raise InputError(f"--min-confidence={self.min_confidence:g} must be at least 0")
-        if self.focal is not None and self.intrinsics is not None:
-            raise InputError("--focal and --intrinsics say the same in two ways; give one of them")
-        if self.known_distance is not None and self.known_depth is not None:
-            raise InputError("--known-distance and --known-depth both set the scale; give one")
-        if self.focal is not None and not 0 < self.focal < float("inf"):
-            raise InputError(f"--focal {self.focal:g} must be positive")
-        if self.intrinsics is not None and Path(self.intrinsics).is_file():
-            calibration.intrinsics_by_name(self.intrinsics)
-        elif self.intrinsics is not None:
-            form = "fx,fy,cx,cy, or a file that exists"
-            numbers = _numbers("intrinsics", self.intrinsics, form)
-            if not all(map(math.isfinite, numbers)):
-                raise InputError(f"--intrinsics {self.intrinsics}: all four must be finite")
-            if not min(numbers[:2]) > 0:
-                raise InputError(f"--intrinsics {self.intrinsics}: focal lengths must be positive")
-        if self.known_distance is not None:
-            _known_distance(self.known_distance)
-        if self.known_depth is not None:
-            _known_depth(self.known_depth)
 
     def check_of_frames(self, frames: Frames) -> None:
-        """Finds what is wrong with the options once photographs are read, before reconstruction.
+        """Finds what is wrong with other options once photographs are read.
 
         Raises:
             InputError: something is.
         """
-        if self.known_distance is not None:
-            *cameras, _ = _known_distance(self.known_distance)
-            indices = [
-                calibration.frame_index(frames.names, len(frames.images), camera)
-                for camera in cameras
-            ]
-            if indices[0] == indices[1]:
-                raise InputError(
-                    f"--known-distance {self.known_distance}: names photograph {indices[0]} twice; "
-                    "choose others"
-                )
-        if self.known_depth is not None:
-            frame, x, y, _ = _known_depth(self.known_depth)
-            calibration.nearest_pixel(frames, (frame, x, y))
-
-    def known_intrinsics(self, frames: Frames) -> np.ndarray | None:
-        """Known intrinsics [s 3 3] in pixels of the photographs, or None.
-
-        Raises:
-            InputError: the file has none of a photograph.
-        """
-        if self.focal is not None:
-            sizes = [transform.original_size for transform in frames.transforms]
-            return np.stack(
-                [
-                    calibration.pinhole(self.focal, (width / 2, height / 2))
-                    for height, width in sizes
-                ]
-            )
-        if self.intrinsics is None:
-            return None
-        if Path(self.intrinsics).is_file():
-            return calibration.read_intrinsics(self.intrinsics, frames.names)
-        focal_x, focal_y, x, y = _numbers("intrinsics", self.intrinsics, "fx,fy,cx,cy")
-        return calibration.pinhole((focal_x, focal_y), (x, y))
-
-    def scaled(self, recon: Reconstruction) -> Reconstruction:
-        """The scene in the units of what is known.
-
-        Raises:
-            InputError: the photographs or pixels do not exist.
-        """
-        if self.known_distance is not None:
-            first, second, distance = _known_distance(self.known_distance)
-            return calibration.scale_to_distance(recon, distance, cameras=(first, second))
-        if self.known_depth is not None:
-            frame, x, y, depth = _known_depth(self.known_depth)
-            return calibration.scale_to_depth(recon, depth, pixel=(frame, x, y))
-        return recon
+        del frames
 
     def changed_for_photographs(self) -> list[str]:
         """The options with a value that only a reconstruction could honour."""
@@ -418,13 +348,30 @@ def chosen_attention(
         raise InputError(f"--{error}".replace("_", "-")) from error
 
 
-def _known_distance(text: str) -> tuple[str, str, float]:
+def _intrinsics(text: str | None) -> np.ndarray | str | None:
+    """A file, or a matrix from four numbers."""
+    if text is None or Path(text).is_file() or "{scene}" in text:
+        return text
+    form = "fx,fy,cx,cy, or a file that exists"
+    focal_x, focal_y, x, y = numbers = _numbers("intrinsics", text, form)
+    if not all(map(math.isfinite, numbers)):
+        raise InputError(f"--intrinsics {text}: all four must be finite")
+    if not min(focal_x, focal_y) > 0:
+        raise InputError(f"--intrinsics {text}: focal lengths must be positive")
+    return calibration.pinhole((focal_x, focal_y), (x, y))
+
+
+def _known_distance(text: str | None) -> tuple[str, str, float] | None:
+    if text is None:
+        return None
     first, second, length = _split("known-distance", text, "A,B,LENGTH")
     (distance,) = _numbers("known-distance", length, "LENGTH", positive=True)
     return first, second, distance
 
 
-def _known_depth(text: str) -> tuple[str, float, float, float]:
+def _known_depth(text: str | None) -> tuple[str, float, float, float] | None:
+    if text is None:
+        return None
     frame, of_x, of_y, length = _split("known-depth", text, "PHOTOGRAPH,X,Y,DEPTH")
     x, y = _numbers("known-depth", f"{of_x},{of_y}", "X,Y")
     (depth,) = _numbers("known-depth", length, "DEPTH", positive=True)

@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from vggt_jax.cli.scene import Flag, OptionalInt, Scene
+from vggt_jax.cli.generated import Flag
+from vggt_jax.cli.scene import OptionalInt, Scene
 from vggt_jax.errors import InputError
 
 

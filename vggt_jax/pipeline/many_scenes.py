@@ -24,7 +24,7 @@ from vggt_jax.images.video import is_video
 from vggt_jax.models.base import SceneModel
 from vggt_jax.pipeline.inputs import SceneInputs, check_model, load, read
 from vggt_jax.pipeline.memory import free_memory, is_out_of_memory
-from vggt_jax.pipeline.options import Options
+from vggt_jax.pipeline.options import Options, takes
 from vggt_jax.pipeline.plan import Plan, plan_scene
 from vggt_jax.pipeline.reconstruct import reconstruct
 from vggt_jax.pipeline.run import batch_arguments, finish, scene_arguments
@@ -85,8 +85,11 @@ class ManyScenesOptions(Options):
             raise InputError(f"{given} must be at least 1")
 
 
+@takes(ManyScenesOptions)
 def reconstruct_scenes(
-    scenes: str | os.PathLike | Mapping[str, Any], out: str | os.PathLike, **fields: Any
+    scenes: str | os.PathLike | Mapping[str, Any],
+    out: str | os.PathLike,
+    options: ManyScenesOptions,
 ) -> ScenesReport:
     """Reconstructs many scenes and writes each to `out/NAME/predictions.npz`.
 
@@ -103,14 +106,14 @@ def reconstruct_scenes(
         scenes: a folder with a folder of photographs, or a video, for each scene, or photographs by
             name, each as `infer` takes them.
         out: the folder of results.
-        fields: the fields of `ManyScenesOptions`, which are those of `Options` and some more.
+        options: keyword arguments, which are the fields of `ManyScenesOptions`: those of `Options`
+            and some more.
 
     Raises:
         InputError: no scenes, names that cannot be folders, options that cannot be, or `out` cannot
             be written or holds results of other options.
         vggt_jax.CheckpointError: the model cannot be loaded.
     """
-    options = ManyScenesOptions(**fields)
     scenes, out = _by_name(scenes), Path(out)
     model = load(options)
     check_model(model, options)
@@ -421,3 +424,4 @@ def _write(out: Path, scene: _Scene, result: Reconstruction) -> str | None:
     except InputError as error:
         return str(error)
     write_reconstruction(out / scene.name, finished)
+    return None

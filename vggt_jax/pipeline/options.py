@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar, get_args
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, get_args, overload
 
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
@@ -20,7 +20,8 @@ from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.models.base import SceneModel
 from vggt_jax.scene import calibration
 
-P, Given, Result = ParamSpec("P"), TypeVar("Given"), TypeVar("Result")
+P = ParamSpec("P")
+A, B, R = TypeVar("A"), TypeVar("B"), TypeVar("R")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -145,27 +146,41 @@ def _as_json(value: Any) -> Any:
     return repr(value)
 
 
-def takes(
-    kind: Callable[P, Any],
-) -> Callable[[Callable[[Given, Any], Result]], Callable[Concatenate[Given, P], Result]]:
-    """Makes a function of (something, options) one whose keyword arguments are the options.
+class _Decorator(Protocol[P]):
+    @overload
+    def __call__(self, function: Callable[[A, Any], R], /) -> Callable[Concatenate[A, P], R]: ...
+    @overload
+    def __call__(
+        self, function: Callable[[A, B, Any], R], /
+    ) -> Callable[Concatenate[A, B, P], R]: ...
+    def __call__(self, function: Callable[..., R], /) -> Callable[..., R]: ...
+
+
+def takes(kind: Callable[P, Any]) -> _Decorator[P]:
+    """Makes a function whose last argument is options one with the options as keyword arguments.
 
     Args:
         kind: `Options`, or a class derived from it.
     """
 
-    def decorate(function):
-        @functools.wraps(function)
-        def call(given, /, *args, **fields):
-            if args:
-                raise TypeError(f"{function.__name__}() takes one argument by place, no options")
-            return function(given, kind(**fields))
+    def decorate(function: Callable[..., R]) -> Callable[..., R]:
+        signature = inspect.signature(function)
+        *given, _ = signature.parameters.values()
+        names = [parameter.name for parameter in given]
 
-        first, *_ = inspect.signature(function).parameters.values()
-        fields = list(inspect.signature(kind).parameters.values())
-        call.__signature__ = inspect.Signature(  # pyright: ignore[reportAttributeAccessIssue]
-            [first, *fields], return_annotation=inspect.signature(function).return_annotation
+        @functools.wraps(function)
+        def call(*args, **fields):
+            if len(args) > len(names):
+                raise TypeError(
+                    f"{function.__name__}() takes {', '.join(names)} by place, and options by name"
+                )
+            by_name = {name: fields.pop(name) for name in names[len(args) :] if name in fields}
+            return function(*args, **by_name, options=kind(**fields))
+
+        options = inspect.signature(kind).parameters.values()
+        call.__signature__ = signature.replace(  # pyright: ignore[reportAttributeAccessIssue]
+            parameters=[*given, *options]
         )
         return call
 
-    return decorate
+    return decorate  # pyright: ignore[reportReturnType]

@@ -1,0 +1,50 @@
+"""`vggt-jax batch`."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from vggt_jax.cli.generated import options_of, taken
+from vggt_jax.cli.scene import WRITTEN_OTHERWISE, Scene
+from vggt_jax.errors import InputError
+from vggt_jax.pipeline.many_scenes import ManyScenesOptions
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+@options_of(ManyScenesOptions, leave_out=WRITTEN_OTHERWISE)
+class Batch(Scene):
+    """Reconstruct every scene of a folder, resumably: a folder of photographs, or a video, each.
+
+    Writes OUT/NAME/predictions.npz for each. Run it again to continue after an interruption. Paths
+    of masks and intrinsics may have {scene} in place of a scene's name.
+
+        vggt-jax batch scenes/ --model facebook/VGGT-1B --out results --masks masks/{scene}
+    """
+
+    out: Path
+    """Folder of results."""
+
+    def run(self) -> int:
+        from vggt_jax.cli.reconstruct_files import keep_compiled_programs
+        from vggt_jax.pipeline.many_scenes import reconstruct_scenes
+
+        # The folder is one of scenes, and may hold a scene called images.
+        paths = self.named()
+        if len(paths) > 1:
+            raise InputError(f"{paths[1]}: give one folder, which holds a folder for each scene")
+        if changed := self.changed("points", "use_point_map", "confidence_percentile",
+                                   "min_confidence", "allow_single_image"):  # fmt: skip
+            raise InputError(
+                f"--{changed[0].replace('_', '-')} is for point clouds or single scenes; export "
+                "results with it later"
+            )
+        keep_compiled_programs()
+        fields = vars(self.options()) | taken(self, ManyScenesOptions, *WRITTEN_OTHERWISE)
+        report = reconstruct_scenes(paths[0], self.out, **fields | {"progress": True})
+        for name, reason in report.failed.items():
+            print(f"failed: {name}: {reason}", file=sys.stderr)
+        print(
+            f"{len(report.written)} scenes written to {self.out}, {len(report.skipped)} were "
+            f"there, {len(report.failed)} failed"
+        )
+        return 1 if report.failed else 0

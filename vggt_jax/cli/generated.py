@@ -1,0 +1,96 @@
+"""Command-line options made from the fields of an options class."""
+
+import ast
+import dataclasses
+import inspect
+import itertools
+import re
+import textwrap
+import types
+import typing
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")]
+Default = Annotated[bool, tyro.conf.arg(help_behavior_hint="(default)")]
+
+
+def options_of(kind: type, *, leave_out: tuple[str, ...], as_types: dict[str, Any] | None = None):
+    """Gives a class, before it becomes a dataclass, the fields of an options class.
+
+    A field that the class has itself stays: it is written in another way on the command line.
+
+    Args:
+        kind: a dataclass whose fields have docstrings, which become the help.
+        leave_out: its fields that are no command-line options of this name.
+        as_types: types for fields that take less on the command line than in Python.
+    """
+
+    def decorate(cls):
+        help_texts, hints = _docstrings(kind), typing.get_type_hints(kind)
+        own = {name for base in cls.__mro__ for name in getattr(base, "__annotations__", {})}
+        added = {}
+        for field in dataclasses.fields(kind):
+            if field.name in leave_out or field.name in own:
+                continue
+            shown = (as_types or {}).get(field.name, hints[field.name])
+            help_text = tyro.conf.arg(help=help_texts[field.name])
+            default = str(field.default) if shown is str else field.default
+            added[field.name] = Annotated[_shown(shown, default), help_text]
+            setattr(cls, field.name, default)
+        cls.__annotations__ = cls.__annotations__ | added
+        return cls
+
+    return decorate
+
+
+def taken(command: Any, kind: type, *names: str) -> dict[str, Any]:
+    """The values of a command for the fields of an options class that both have.
+
+    Args:
+        names: fields that the command takes in another way.
+    """
+    fields = (field.name for field in dataclasses.fields(kind))
+    return {x: getattr(command, x) for x in fields if x not in names and hasattr(command, x)}
+
+
+def in_dashes(message: str, kind: type) -> str:
+    """A message with the names of options as they are written on the command line."""
+    names = "|".join(field.name for field in dataclasses.fields(kind))
+    message = re.sub(rf"(?<![-\w])({names})=(?!False)", r"--\1 ", message)
+    # Words of English stay what they are.
+    two_words = "|".join(x.name for x in dataclasses.fields(kind) if "_" in x.name)
+    message = re.sub(rf"(?<![-\w])({two_words})(?![\w=])", r"--\1", message)
+    return re.sub(r"--[a-z]+(?:_[a-z]+)+", lambda found: found[0].replace("_", "-"), message)
+
+
+def _shown(kind: Any, default: Any) -> Any:
+    """A type as tyro shows it best: "X | None" without a word on None, false as a flag."""
+    if kind is bool:
+        return Default if default else Flag
+    parts = typing.get_args(kind)
+    if typing.get_origin(kind) not in (typing.Union, types.UnionType) or type(None) not in parts:
+        return kind
+    (value,) = (part for part in parts if part is not type(None))
+    choices = typing.get_args(value) if typing.get_origin(value) is typing.Literal else ()
+    metavar = f"{{{','.join(map(str, choices))}}}" if choices else _METAVARS[value]
+    return Annotated[kind, tyro.conf.arg(metavar=metavar, help_behavior_hint="")]
+
+
+_METAVARS = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
+
+
+def _docstrings(kind: type) -> dict[str, str]:
+    """The docstring below each field of a class and its bases."""
+    texts = {}
+    for base in reversed(kind.__mro__[:-1]):
+        (body,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        for node, below in itertools.pairwise(body.body):
+            match node, below:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(
+                    value=ast.Constant(value=str(text))
+                ):
+                    texts[name] = inspect.cleandoc(text)
+    return texts
