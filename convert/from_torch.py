@@ -9,6 +9,6 @@ from pathlib import Path
 if __name__ == "__main__":
     # The package of this repository, whether or not it is installed.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from vggt_jax.checkpoints.conversion import main
+    from vggt_jax.models.conversion import main
 
     sys.exit(main())

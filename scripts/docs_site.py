@@ -39,6 +39,7 @@ DOCUMENTED = {
     "vggt_jax": "reference/vggt_jax.md",
     "vggt_jax.evaluation": "reference/evaluation.md",
     "vggt_jax.export": "reference/export.md",
+    "vggt_jax.models": "reference/models.md",
     "vggt_jax.checkpoints": "reference/checkpoints.md",
     "vggt_jax.training": "reference/training.md",
     "vggt_jax.synthetic": "reference/synthetic.md",

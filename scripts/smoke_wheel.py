@@ -63,8 +63,9 @@ OFFICIAL = """
     import json
     import numpy as np
     import safetensors.numpy
-    from vggt_jax.checkpoints import rules, vggt
-    from vggt_jax.checkpoints.vggt_config import complete_config
+    from vggt_jax.checkpoints import rules
+    from vggt_jax.models.vggt import keys
+    from vggt_jax.models.vggt.config import VGGTConfig
 
     config = dict(
         img_size=28, embed_dim=32, num_heads=2, depth=4, vit_depth=1, vit_num_heads=2,
@@ -72,7 +73,7 @@ OFFICIAL = """
         enable_point=False, enable_track=False,
     )
     random = np.random.default_rng(0)
-    slots = rules.expand(vggt.rules(complete_config(config, "smoke_wheel.py")))
+    slots = rules.expand(keys.rules(VGGTConfig.from_dict(config)))
     shapes = {key: slot.rule.shape for key, slot in slots.items()}
     tensors = {key: random.standard_normal(shape, np.float32) for key, shape in shapes.items()}
     safetensors.numpy.save_file(tensors, "official.safetensors")

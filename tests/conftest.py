@@ -27,7 +27,7 @@ if "XLA_FLAGS" not in os.environ and tuple(map(int, version("jaxlib").split(".")
     os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"
 
 # Every call of these modules is checked against its annotations, shapes included. This comes before
-# they are imported. (`vggt_jax.config` and `pallas_kernels.block_map` stay out: beartype needs
+# they are imported. (Configurations and `pallas_kernels.block_map` stay out: beartype needs
 # `typing.Self` explained.)
 KERNELS = "attention.overflow blocks devices selection.pooling selection.row".split()
 LAYERS = "attention block chunking linear mlp norm precision resize vit".split()

@@ -6,15 +6,21 @@ import json
 import pytest
 
 from vggt_jax import CheckpointError, Pi3Config, VGGTConfig
-from vggt_jax.checkpoints import pi3_config
-from vggt_jax.checkpoints.vggt_config import RELEASED
+
+RELEASED = VGGTConfig().to_dict()
 
 
 def test_the_defaults_are_the_released_sizes():
-    assert VGGTConfig().to_dict() == RELEASED
-    assert VGGTConfig.vggt_1b() == VGGTConfig()
-    assert Pi3Config().to_dict() == pi3_config.RELEASED
-    assert Pi3Config.pi3() == Pi3Config()
+    """Those that no shape in a checkpoint shows: tests/checkpoints has the others."""
+    for name, value in dict(
+        num_heads=16, vit_num_heads=16, camera_num_heads=16, camera_iters=4,
+        dpt_layers=[4, 11, 17, 23], track_num_heads=8, track_iters=4, pixel_centre=0.0,
+        enable_camera=True, enable_depth=True, enable_point=True, enable_track=True,
+    ).items():  # fmt: skip
+        assert RELEASED[name] == value, name
+    pi3 = Pi3Config()
+    assert pi3.encoder_num_heads == pi3.decoder_num_heads == pi3.head_num_heads == 16
+    assert VGGTConfig.vggt_1b() == VGGTConfig() and Pi3Config.pi3() == pi3
 
 
 def test_configurations_of_both_models_share_their_ways(tmp_path):

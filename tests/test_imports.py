@@ -21,7 +21,7 @@ ALLOWED = {
 }  # fmt: skip
 # The parts of vggt_jax from the bottom up: each imports only parts that stand before it.
 ORDER = (
-    "errors", "host", "files", "geometry", "checkpoints", "config", "weights", "layers", "images", "trunk",
+    "errors", "host", "files", "geometry", "checkpoints", "weights", "layers", "images", "trunk",
     "heads", "scene", "models", "synthetic", "evaluation", "export", "pipeline", "training",
     "viewer", "cli",
 )  # fmt: skip

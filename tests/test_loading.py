@@ -9,8 +9,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import vggt_jax
-from vggt_jax import CheckpointError, checkpoints
-from vggt_jax.models import loading
+from vggt_jax import CheckpointError
+from vggt_jax.models import conversion, loading
 
 
 def test_saved_model_is_loaded_again_as_it_was(tmp_path, tiny):
@@ -47,7 +47,7 @@ def test_bfloat16_is_for_product_kernels_of_encoder_and_trunk(tiny):
 def test_conversion_and_loading_agree_on_what_becomes_bfloat16(toy_checkpoint):
     source = toy_checkpoint("vggt_toy")
     loaded = loading.named_parameters(vggt_jax.load_model(source, dtype="bfloat16"))
-    converted, _, _ = checkpoints.load_official(source, dtype="bfloat16")
+    converted, _, _ = conversion.load_official(source, dtype="bfloat16")
     assert {name: x.dtype.name for name, x in loaded.items()} == {
         name: x.dtype.name for name, x in converted.items()
     }
@@ -92,7 +92,7 @@ def test_large_official_checkpoints_are_kept_converted(
         raise AssertionError("converted again")
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoints, "load_official", never)
+        patched.setattr(loading, "load_official", never)
         second = vggt_jax.load_model(source, config=config)
     jax.tree.map(np.testing.assert_array_equal, first, second)
 

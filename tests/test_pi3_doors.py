@@ -15,11 +15,10 @@ from vggt_jax import (
     BlockSparse,
     CheckpointError,
     InputError,
-    checkpoints,
     cli,
     geometry,
 )
-from vggt_jax.models import loading
+from vggt_jax.models import conversion, loading
 from vggt_jax.models.pi3.outputs import Pi3Output
 from vggt_jax.pipeline import memory
 
@@ -132,7 +131,7 @@ def test_a_saved_model_is_loaded_again_as_it_was(tmp_path, tiny_pi3, load_toy):
 def test_conversion_and_loading_agree_on_what_becomes_bfloat16(toy_checkpoint):
     source = toy_checkpoint("pi3_odd")
     loaded = loading.named_parameters(vggt_jax.load_model(source, dtype="bfloat16"))
-    converted, _, _ = checkpoints.load_official(source, dtype="bfloat16")
+    converted, _, _ = conversion.load_official(source, dtype="bfloat16")
     assert {name: x.dtype.name for name, x in loaded.items()} == {
         name: x.dtype.name for name, x in converted.items()
     }

@@ -1,8 +1,6 @@
 """VGGT and π³ in JAX: photographs in; cameras, depth, point maps and tracks out."""
 
 from vggt_jax.checkpoints.errors import CheckpointError as CheckpointError
-from vggt_jax.config import Pi3Config as Pi3Config
-from vggt_jax.config import VGGTConfig as VGGTConfig
 from vggt_jax.errors import InputError as InputError
 from vggt_jax.export import ExportReport as ExportReport
 from vggt_jax.export import export_reconstruction as export_reconstruction
@@ -13,8 +11,10 @@ from vggt_jax.layers.attention import Dense as Dense
 from vggt_jax.layers.scene_attention import AttentionStats as AttentionStats
 from vggt_jax.models.loading import load_model as load_model
 from vggt_jax.models.loading import save_model as save_model
+from vggt_jax.models.pi3.config import Pi3Config as Pi3Config
 from vggt_jax.models.pi3.model import Pi3 as Pi3
 from vggt_jax.models.pi3.outputs import Pi3Output as Pi3Output
+from vggt_jax.models.vggt.config import VGGTConfig as VGGTConfig
 from vggt_jax.models.vggt.model import VGGT as VGGT
 from vggt_jax.models.vggt.outputs import VGGTOutput as VGGTOutput
 from vggt_jax.pipeline.many_scenes import ScenesReport as ScenesReport

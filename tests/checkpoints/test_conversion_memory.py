@@ -7,10 +7,10 @@ import orbax.checkpoint  # noqa: F401  imported first, so that its own memory is
 import pytest
 from safetensors.numpy import save_file
 
-from vggt_jax.checkpoints import convert
+from vggt_jax import VGGTConfig
 from vggt_jax.checkpoints.rules import expand
-from vggt_jax.checkpoints.vggt import rules
-from vggt_jax.checkpoints.vggt_config import complete_config
+from vggt_jax.models.conversion import convert
+from vggt_jax.models.vggt.keys import rules
 
 CONFIG = {
     "embed_dim": 256,
@@ -28,7 +28,7 @@ CONFIG = {
 
 @pytest.mark.parametrize("name", ["folder", "file.safetensors"])
 def test_a_conversion_holds_one_copy(tmp_path, name):
-    slots = expand(rules(complete_config(CONFIG, "test")))
+    slots = expand(rules(VGGTConfig.from_dict(CONFIG)))
     source = tmp_path / "source.safetensors"
     save_file({key: np.ones(slot.rule.shape, np.float32) for key, slot in slots.items()}, source)
     size = source.stat().st_size

@@ -9,11 +9,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from vggt_jax.checkpoints import convert, load_official, native_shapes, read
-from vggt_jax.checkpoints.conversion import main
+from vggt_jax import VGGTConfig
+from vggt_jax.checkpoints import read
 from vggt_jax.checkpoints.rules import expand
-from vggt_jax.checkpoints.vggt import rules
-from vggt_jax.checkpoints.vggt_config import complete_config
+from vggt_jax.models.conversion import convert, load_official, main, native_shapes
+from vggt_jax.models.vggt.keys import rules
 
 MASK_TOKEN = "aggregator.patch_embed.mask_token"
 ROOT = Path(__file__).parents[2]
@@ -21,9 +21,9 @@ ROOT = Path(__file__).parents[2]
 
 def test_every_value_arrives(toy, toy_config, toy_tensors):
     params, config, _ = load_official(toy)
-    assert config == complete_config(toy_config, "toy")
+    assert config == VGGTConfig.from_dict(toy_config).to_dict()
     assert {name: x.shape for name, x in params.items()} == native_shapes(toy_config)
-    for key, slot in expand(rules(config)).items():
+    for key, slot in expand(rules(VGGTConfig(**config))).items():
         part = params[slot.rule.native][slot.index]
         np.testing.assert_array_equal(np.sort(part, None), np.sort(toy_tensors[key], None), key)
 

@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from vggt_jax.checkpoints import load_official, native_shapes, pi3, read
-from vggt_jax.checkpoints.conversion import main
+from vggt_jax import Pi3Config
+from vggt_jax.checkpoints import read
 from vggt_jax.checkpoints.errors import CheckpointError
-from vggt_jax.checkpoints.pi3_config import RELEASED, complete_config
 from vggt_jax.checkpoints.rules import expand
 from vggt_jax.checkpoints.safetensors_file import read_safetensors
+from vggt_jax.models.conversion import load_official, main, native_shapes
+from vggt_jax.models.pi3 import keys
 
+RELEASED = Pi3Config()
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
@@ -30,13 +32,13 @@ def released():
 
 
 def test_every_released_key_is_consumed_once(released):
-    slots = expand(pi3.rules(RELEASED))
-    assert len(released) == 1210 and pi3.unused(RELEASED) == {}
+    slots = expand(keys.rules(RELEASED))
+    assert len(released) == 1210 and keys.unused(RELEASED) == {}
     assert {key: slot.rule.shape for key, slot in slots.items()} == released
 
 
 def test_every_slot_of_every_parameter_is_filled_once():
-    filled = sorted((s.rule.native, s.index) for s in expand(pi3.rules(RELEASED)).values())
+    filled = sorted((s.rule.native, s.index) for s in expand(keys.rules(RELEASED)).values())
     expected = []
     for name, shape in native_shapes({}, "pi3").items():
         stacked = "blocks." in name
@@ -46,19 +48,19 @@ def test_every_slot_of_every_parameter_is_filled_once():
 
 
 def test_the_released_size_is_recognised(released):
-    assert pi3.recognise(released, "FILE") == (RELEASED, "Pi3")
+    assert keys.recognise(released, "FILE") == (RELEASED, "Pi3")
     few_wrong = {key: x for key, x in released.items() if not key.startswith("camera_head.")}
-    assert pi3.recognise(few_wrong | {"register_token": (3,)}, "FILE") == (RELEASED, "Pi3")
+    assert keys.recognise(few_wrong | {"register_token": (3,)}, "FILE") == (RELEASED, "Pi3")
     other_size = {key: (*shape[:-1], 768) for key, shape in released.items()}
     with pytest.raises(CheckpointError, match="a Pi3, but not of the released size.*--config"):
-        pi3.recognise(other_size, "FILE")
+        keys.recognise(other_size, "FILE")
 
 
 def test_blocks_alternate_between_frames_and_scene(odd):
     params, config, report = load_official(odd)
     tensors, _ = read_safetensors(odd)
     assert report.model == "pi3" and report.keys_read == len(tensors)
-    assert config == complete_config(json.loads(odd.with_suffix(".json").read_text()), "")
+    assert config == Pi3Config.from_json(odd.with_suffix(".json")).to_dict()
     assert {name: x.shape for name, x in params.items()} == native_shapes(config, "pi3")
     for block in range(4):
         stack = ("frame_blocks", "global_blocks")[block % 2]
@@ -119,4 +121,4 @@ def test_all_problems_are_listed(tmp_path, odd):
 )
 def test_wrong_fields_are_named(fields, message):
     with pytest.raises(CheckpointError, match=f"^FILE: {message}"):
-        complete_config(fields, "FILE")
+        Pi3Config.from_dict(fields, "FILE")

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from huggingface_hub import errors
 
-from vggt_jax.checkpoints import load_official
 from vggt_jax.checkpoints.errors import CheckpointError
 from vggt_jax.checkpoints.sources import find_checkpoint, read_tensors
+from vggt_jax.models.conversion import load_official
 
 
 @pytest.fixture

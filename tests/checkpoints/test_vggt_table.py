@@ -5,20 +5,23 @@ import math
 
 import pytest
 
-from vggt_jax.checkpoints import vggt
+from vggt_jax import VGGTConfig
 from vggt_jax.checkpoints.errors import CheckpointError
-from vggt_jax.checkpoints.recognition import identify
+from vggt_jax.checkpoints.official import identify
 from vggt_jax.checkpoints.rules import expand
-from vggt_jax.checkpoints.vggt_config import RELEASED, complete_config, read_config
+from vggt_jax.models.conversion import native_shapes
+from vggt_jax.models.registry import official_keys
+from vggt_jax.models.vggt import keys
 
+RELEASED = VGGTConfig()
 MASK_TOKEN = "aggregator.patch_embed.mask_token"
 RELEASED_PARAMETERS = 1_256_537_516  # facebook/VGGT-1B, counted in the official module
 
 
 def test_every_released_key_is_consumed_once(released_shapes):
-    slots = expand(vggt.rules(RELEASED))
+    slots = expand(keys.rules(RELEASED))
     assert len(released_shapes) == 1797
-    assert list(vggt.unused(RELEASED)) == [MASK_TOKEN]
+    assert list(keys.unused(RELEASED)) == [MASK_TOKEN]
     assert slots.keys() | {MASK_TOKEN} == released_shapes.keys()
     assert {key: slot.rule.shape for key, slot in slots.items()} == {
         key: shape for key, shape in released_shapes.items() if key != MASK_TOKEN
@@ -26,18 +29,18 @@ def test_every_released_key_is_consumed_once(released_shapes):
 
 
 def test_every_slot_of_every_parameter_is_filled_once():
-    slots = expand(vggt.rules(RELEASED)).values()
+    slots = expand(keys.rules(RELEASED)).values()
     filled = sorted((slot.rule.native, slot.index) for slot in slots)
     expected = []
     stacks = ("blocks.", "frame_blocks.", "global_blocks.", "trunk.", "_blocks.")
-    for name, shape in vggt.native_shapes({}).items():
+    for name, shape in native_shapes({}).items():
         stacked = any(stack in name for stack in stacks)
         expected += [(name, (i,)) for i in range(shape[0])] if stacked else [(name, ())]
     assert filled == sorted(expected)
 
 
 def test_released_parameters_are_complete():
-    shapes = vggt.native_shapes({})
+    shapes = native_shapes({})
     assert sum(map(math.prod, shapes.values())) == RELEASED_PARAMETERS - 1024  # the mask token
     assert shapes["camera_token"] == (2, 1, 1024)
     assert shapes["encoder.pos_embed"] == (1370, 1024)
@@ -56,17 +59,17 @@ def test_released_parameters_are_complete():
 
 def test_heads_that_are_off_have_no_parameters():
     off = dict.fromkeys(["enable_camera", "enable_depth", "enable_point", "enable_track"], False)
-    names = vggt.native_shapes(off)
+    names = native_shapes(off)
     assert {name.partition(".")[0] for name in names} == {
         "camera_token", "register_token", "encoder", "frame_blocks", "global_blocks"
     }  # fmt: skip
-    assert {
-        name.partition(".")[0] for name in vggt.native_shapes({**off, "enable_depth": True})
-    } - {name.partition(".")[0] for name in names} == {"depth_head"}
+    assert {name.partition(".")[0] for name in native_shapes({**off, "enable_depth": True})} - {
+        name.partition(".")[0] for name in names
+    } == {"depth_head"}
 
 
 def test_the_released_size_is_recognised(released_shapes):
-    assert vggt.recognise(released_shapes, "FILE") == (RELEASED, "VGGT-1B")
+    assert keys.recognise(released_shapes, "FILE") == (RELEASED, "VGGT-1B")
 
 
 def test_absent_heads_are_recognised(released_shapes):
@@ -75,10 +78,10 @@ def test_absent_heads_are_recognised(released_shapes):
         for key, shape in released_shapes.items()
         if not key.startswith(("track_head.", "camera_head."))
     }
-    config, name = vggt.recognise(shapes, "FILE")
+    config, name = keys.recognise(shapes, "FILE")
     assert name == "VGGT-1B without camera_head, track_head"
-    assert config == RELEASED | {"enable_camera": False, "enable_track": False}
-    assert expand(vggt.rules(config)).keys() | {MASK_TOKEN} == shapes.keys()
+    assert config == VGGTConfig(enable_camera=False, enable_track=False)
+    assert expand(keys.rules(config)).keys() | {MASK_TOKEN} == shapes.keys()
 
 
 def test_single_wrong_keys_do_not_hinder_recognition(released_shapes):
@@ -86,7 +89,7 @@ def test_single_wrong_keys_do_not_hinder_recognition(released_shapes):
     del shapes["aggregator.camera_token"]
     shapes["aggregator.patch_embed.pos_embed"] = (1, 26, 1024)
     shapes["depth_head.new.weight"] = (3,)
-    assert vggt.recognise(shapes, "FILE") == (RELEASED, "VGGT-1B")
+    assert keys.recognise(shapes, "FILE") == (RELEASED, "VGGT-1B")
 
 
 def test_another_size_needs_a_configuration(released_shapes):
@@ -94,7 +97,7 @@ def test_another_size_needs_a_configuration(released_shapes):
     with pytest.raises(
         CheckpointError, match=r"^FILE: a VGGT, but not of the released size.*--config"
     ):
-        vggt.recognise(shapes, "FILE")
+        keys.recognise(shapes, "FILE")
 
 
 # A few keys of each model, as in its official checkpoint.
@@ -110,25 +113,25 @@ OTHERS = {
 @pytest.mark.parametrize("looks_like", OTHERS)
 def test_other_models_are_named(looks_like):
     with pytest.raises(CheckpointError, match=looks_like) as raised:
-        identify(OTHERS[looks_like], "FILE")
+        identify(OTHERS[looks_like], "FILE", official_keys())
     assert "\n" not in str(raised.value)
 
 
 def test_models_are_told_by_their_keys(released_shapes):
-    assert identify(released_shapes, "FILE") == "vggt"
-    assert identify(PI3, "FILE") == "pi3"
+    assert identify(released_shapes, "FILE", official_keys()) == "vggt"
+    assert identify(PI3, "FILE", official_keys()) == "pi3"
 
 
 def test_absent_fields_are_as_released(toy_config):
-    config = complete_config(toy_config, "FILE")
-    assert list(config) == list(RELEASED)
-    assert config == RELEASED | toy_config
-    assert config["camera_iters"] == 4 and config["enable_track"] is True
+    config = VGGTConfig.from_dict(toy_config)
+    assert list(config.to_dict()) == list(RELEASED.to_dict())
+    assert config.to_dict() == RELEASED.to_dict() | toy_config
+    assert config.camera_iters == 4 and config.enable_track is True
 
 
 def test_a_configuration_shares_nothing_with_the_defaults():
-    complete_config({}, "FILE")["dpt_layers"].append(5)
-    assert RELEASED["dpt_layers"] == [4, 11, 17, 23]
+    VGGTConfig().to_dict()["dpt_layers"].append(5)
+    assert VGGTConfig().to_dict()["dpt_layers"] == [4, 11, 17, 23]
 
 
 @pytest.mark.parametrize(
@@ -148,7 +151,7 @@ def test_a_configuration_shares_nothing_with_the_defaults():
 )
 def test_wrong_fields_are_named(fields, message):
     with pytest.raises(CheckpointError, match=f"^FILE: {message}"):
-        complete_config(fields, "FILE")
+        VGGTConfig.from_dict(fields, "FILE")
 
 
 @pytest.mark.parametrize("text", ["{", "[1, 2]", "\xff", ""])
@@ -156,18 +159,18 @@ def test_a_file_that_is_no_json_object_is_named(tmp_path, text):
     path = tmp_path / "config.json"
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(CheckpointError, match=r"config\.json: not a JSON configuration"):
-        read_config(path)
+        VGGTConfig.from_json(path)
 
 
 def test_a_missing_configuration_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"none\.json: cannot be read \(No such file"):
-        read_config(tmp_path / "none.json")
+        VGGTConfig.from_json(tmp_path / "none.json")
 
 
 def test_no_registers_are_possible():
-    shapes = vggt.native_shapes({"num_register_tokens": 0})
+    shapes = native_shapes({"num_register_tokens": 0})
     assert shapes["encoder.register_tokens"] == (0, 1024)
 
 
 def test_json_round_trip():
-    assert json.loads(json.dumps(RELEASED)) == RELEASED
+    assert json.loads(json.dumps(RELEASED.to_dict())) == RELEASED.to_dict()

@@ -12,8 +12,8 @@ import pytest
 from flax import nnx
 
 from vggt_jax import VGGT, VGGTConfig
-from vggt_jax.checkpoints import native_shapes
 from vggt_jax.layers.norm import LayerNorm
+from vggt_jax.models.conversion import native_shapes
 from vggt_jax.models.loading import named_parameters
 
 GOLDEN = Path(__file__).parents[1] / "golden"

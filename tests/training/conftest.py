@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from vggt_jax import geometry
-from vggt_jax.config import VGGTConfig
+from vggt_jax.models.vggt.config import VGGTConfig
 from vggt_jax.training.initialization import initial_model
 from vggt_jax.training.losses import LossWeights
 from vggt_jax.training.optimizer import OptimizerSettings, make_optimizer

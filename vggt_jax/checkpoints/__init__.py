@@ -1,7 +1,6 @@
-"""PyTorch checkpoints into ours, and ours on disk; knows no model code."""
+"""PyTorch checkpoints into ours, and ours on disk: the engine, which knows no model."""
 
 from vggt_jax.checkpoints.config_fields import read_fields
-from vggt_jax.checkpoints.conversion import convert, load_official, native_shapes
 from vggt_jax.checkpoints.errors import CheckpointError
 from vggt_jax.checkpoints.native import checksum, is_native, read, write
 from vggt_jax.checkpoints.report import ConversionReport
@@ -10,10 +9,7 @@ __all__ = [
     "CheckpointError",
     "ConversionReport",
     "checksum",
-    "convert",
     "is_native",
-    "load_official",
-    "native_shapes",
     "read",
     "read_fields",
     "write",

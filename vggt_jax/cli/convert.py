@@ -31,6 +31,6 @@ class Convert:
     """Replace DESTINATION if it is a checkpoint of ours."""
 
     def run(self) -> None:
-        from vggt_jax.checkpoints.conversion import convert
+        from vggt_jax.models.conversion import convert
 
         print(convert(**vars(self)))

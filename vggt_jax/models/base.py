@@ -8,6 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
+from vggt_jax.checkpoints.official import OfficialKeys
 from vggt_jax.images.loading import Mode
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.scene_attention import SceneAttention
@@ -67,8 +68,8 @@ class ModelConfig(Protocol):
         ...
 
     @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> Self:
-        """Builds a configuration from JSON fields; absent fields take the released value.
+    def from_dict(cls, fields: Mapping[str, Any], origin: str = "configuration") -> Self:
+        """Builds a configuration from JSON fields, see `ConfigFields.from_dict`.
 
         Raises:
             vggt_jax.CheckpointError: a field is unknown, or the values do not fit each other.
@@ -237,11 +238,13 @@ class ModelFamily:
         config: the class of its configuration.
         memory: what a forward pass takes on the device, in bytes, by the names of
             `pipeline.memory.MemoryEstimate`: outputs, heads, tracks, and those of `trunk_memory`.
+        keys: its official checkpoints; None where there are none to convert.
     """
 
     model: type[SceneModel]
     config: type[ModelConfig]
     memory: Callable[[Any, ForwardPass], dict[str, int]]
+    keys: OfficialKeys | None = None
 
     @property
     def name(self) -> str:

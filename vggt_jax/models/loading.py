@@ -20,6 +20,7 @@ from vggt_jax.checkpoints import native
 from vggt_jax.checkpoints.errors import CheckpointError
 from vggt_jax.checkpoints.sources import find_checkpoint
 from vggt_jax.models.base import ModelConfig, SceneModel
+from vggt_jax.models.conversion import load_official
 from vggt_jax.models.registry import families, family_of
 
 Model = SceneModel
@@ -186,7 +187,7 @@ def _load_official(source, config) -> tuple[dict[str, np.ndarray], str, dict]:
     path, name = find_checkpoint(source)
     stat = path.stat()
     if stat.st_size < _CACHE_FROM_BYTES:
-        params, config, report = checkpoints.load_official(source, config)
+        params, config, report = load_official(source, config)
         return params, report.model, config
     beside = path.with_suffix(".json")
     if config is None and beside.is_file():
@@ -204,7 +205,7 @@ def _load_official(source, config) -> tuple[dict[str, np.ndarray], str, dict]:
             return params, document["model"], document["config"]
         except CheckpointError as error:
             warnings.warn(f"converting again: {error}", stacklevel=3)
-    params, config, report = checkpoints.load_official(source, config)
+    params, config, report = load_official(source, config)
     document = {"model": report.model, "config": config, "checksum": report.checksum}
     try:
         cached.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """The models that there are, one line each."""
 
+from vggt_jax.checkpoints.official import OfficialKeys
 from vggt_jax.models.base import ModelConfig, ModelFamily
 from vggt_jax.models.pi3.family import FAMILY as PI3
 from vggt_jax.models.vggt.family import FAMILY as VGGT
@@ -10,9 +11,30 @@ _FAMILIES = [
 ]
 
 
+def register(family: ModelFamily) -> None:
+    """Makes a model of one's own known: to `load_model`, the estimate of memory, and all the rest.
+
+    Raises:
+        ValueError: another model has its name or its configuration.
+    """
+    for other in _FAMILIES:
+        if other is not family and (other.name == family.name or other.config is family.config):
+            raise ValueError(
+                f"there is a model of the name {other.name} with the configuration "
+                f"{other.config.__name__} already"
+            )
+    if family not in _FAMILIES:
+        _FAMILIES.append(family)
+
+
 def families() -> dict[str, ModelFamily]:
     """All models by their names in our checkpoints."""
     return {family.name: family for family in _FAMILIES}
+
+
+def official_keys() -> dict[str, OfficialKeys]:
+    """The models whose official checkpoints can be converted, by their names in ours."""
+    return {family.name: family.keys for family in _FAMILIES if family.keys is not None}
 
 
 def family_of(config: ModelConfig) -> ModelFamily:

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from vggt_jax.config import VGGTConfig
 from vggt_jax.models.loading import abstract_model, named_parameters
+from vggt_jax.models.vggt.config import VGGTConfig
 from vggt_jax.models.vggt.model import VGGT
 
 _SPECIAL_STD = 0.5  # of camera and register tokens; patch tokens have a deviation of 1

@@ -15,7 +15,6 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from vggt_jax.config import VGGTConfig
 from vggt_jax.errors import InputError
 from vggt_jax.models.loading import (
     Model,
@@ -24,6 +23,7 @@ from vggt_jax.models.loading import (
     named_parameters,
     save_model,
 )
+from vggt_jax.models.vggt.config import VGGTConfig
 from vggt_jax.models.vggt.model import VGGT
 from vggt_jax.synthetic.families import Split
 from vggt_jax.training.checkpoints import Checkpoints

@@ -1,6 +1,6 @@
 """What a forward pass of π³ takes on the device."""
 
-from vggt_jax.config import Pi3Config
+from vggt_jax.models.pi3.config import Pi3Config
 from vggt_jax.trunk.memory import ForwardPass, trunk_memory
 
 

@@ -10,7 +10,6 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 
 from vggt_jax import geometry
-from vggt_jax.config import Pi3Config
 from vggt_jax.heads.frame_decoder import FrameDecoder
 from vggt_jax.layers.attention import Dense, Rope
 from vggt_jax.layers.chunking import map_chunks
@@ -19,6 +18,7 @@ from vggt_jax.layers.rope import rope_tables
 from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.layers.vit import IMAGE_MEAN, IMAGE_STD, VisionTransformer
 from vggt_jax.models.base import ModelTraits, Predicted
+from vggt_jax.models.pi3.config import Pi3Config
 from vggt_jax.models.pi3.heads.points import PixelHead, points_from_raw
 from vggt_jax.models.pi3.heads.pose import PoseHead
 from vggt_jax.models.pi3.outputs import Pi3Output

@@ -1,7 +1,7 @@
 """What a forward pass of VGGT takes on the device."""
 
-from vggt_jax.config import VGGTConfig
 from vggt_jax.heads.dpt import PIXELS_PER_CHUNK
+from vggt_jax.models.vggt.config import VGGTConfig
 from vggt_jax.trunk.memory import ForwardPass, trunk_memory
 
 

@@ -10,13 +10,13 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 
-from vggt_jax.config import VGGTConfig
 from vggt_jax.heads.dpt import DPT, activate
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.layers.vit import VisionTransformer
 from vggt_jax.models.base import ModelTraits, Predicted
+from vggt_jax.models.vggt.config import VGGTConfig
 from vggt_jax.models.vggt.heads.camera import CameraHead
 from vggt_jax.models.vggt.heads.track import Tracker, TrackHead
 from vggt_jax.models.vggt.outputs import VGGTOutput

@@ -1,13 +1,11 @@
-"""VGGT: its configuration, its table of key rules, and how a checkpoint of it is recognised.
+"""VGGT: its table of key rules, and how an official checkpoint of it is recognised.
 
 Names and shapes are those of the official modules (vggt/models/vggt.py, vggt/models/aggregator.py,
 vggt/heads/) in the released checkpoint facebook/VGGT-1B.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
-from vggt_jax.checkpoints.config_fields import Config
 from vggt_jax.checkpoints.modules import (
     Rules,
     block,
@@ -23,16 +21,20 @@ from vggt_jax.checkpoints.modules import (
     upsample,
     vision_transformer,
 )
-from vggt_jax.checkpoints.recognition import require_released_size
+from vggt_jax.checkpoints.official import OfficialKeys, require_released_size
 from vggt_jax.checkpoints.rules import Shape
-from vggt_jax.checkpoints.rules import native_shapes as _native_shapes
-from vggt_jax.checkpoints.vggt_config import HEADS, complete_config
-
-MODEL = "vggt"
-"""Name of the model in our checkpoints."""
+from vggt_jax.models.vggt.config import VGGTConfig
 
 RELEASED_NAME = "VGGT-1B"
 """Name of the released checkpoint, for people."""
+
+HEADS = {
+    "enable_camera": "camera_head",
+    "enable_depth": "depth_head",
+    "enable_point": "point_head",
+    "enable_track": "track_head",
+}
+"""The official name of each head, by the field that says whether the model has it."""
 
 _POSE_DIM = 9  # translation 3, quaternion 4, field of view 2 (vggt/heads/camera_head.py)
 _DPT_MIDDLE_DIM = 32  # head_features_2 (vggt/heads/dpt_head.py)
@@ -40,47 +42,35 @@ _TRACK_MLP_RATIO = 4  # vggt/heads/track_modules/base_track_predictor.py
 _COORDINATES = 2  # x and y, beside the features that the tracker updates
 
 
-def rules(config: Config) -> Rules:
-    """Returns the table of key rules of a complete configuration."""
+def rules(config: VGGTConfig) -> Rules:
+    """Returns the table of key rules of a configuration."""
     c = config
     table = _aggregator(c)
-    if c["enable_camera"]:
+    if c.enable_camera:
         table += under("camera_head", "camera_head", _camera_head(c))
-    if c["enable_depth"]:
+    if c.enable_depth:
         table += under("depth_head", "depth_head", _dense_head(c, out_dim=2))
-    if c["enable_point"]:
+    if c.enable_point:
         table += under("point_head", "point_head", _dense_head(c, out_dim=4))
-    if c["enable_track"]:
-        features = _dpt(c, c["track_features"], c["track_features"])
+    if c.enable_track:
+        features = _dpt(c, c.track_features, c.track_features)
         table += under("track_head.feature_extractor", "track_head.feature_extractor", features)
         table += under("track_head.tracker", "track_head.tracker", _tracker(c))
     return table
 
 
-def unused(config: Config) -> dict[str, str]:
+def unused(config: VGGTConfig) -> dict[str, str]:
     """Returns the prefixes of official keys that a model has no parameter for, with the reason."""
     reasons = {
         "aggregator.patch_embed.mask_token": "masked-image training only, unused at inference"
     }
     for field, head in HEADS.items():
-        if not config[field]:
+        if not getattr(config, field):
             reasons[f"{head}."] = f"the configuration says {field}=false"
     return reasons
 
 
-def native_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
-    """Returns the shape of every parameter of a model, by name, without allocating any.
-
-    Args:
-        config: fields of a configuration; absent ones are as released.
-
-    Raises:
-        CheckpointError: the configuration is not a valid one.
-    """
-    return _native_shapes(rules(complete_config(config, "configuration")))
-
-
-def recognise(shapes: Mapping[str, Shape], source: str) -> tuple[Config, str]:
+def recognise(shapes: Mapping[str, Shape], source: str) -> tuple[VGGTConfig, str]:
     """Finds the released model that official keys and shapes belong to.
 
     Heads that are absent altogether are left out of the model. Single keys may be wrong: applying
@@ -91,7 +81,7 @@ def recognise(shapes: Mapping[str, Shape], source: str) -> tuple[Config, str]:
         source: name of the checkpoint, for messages.
 
     Returns:
-        Its complete configuration, and its name.
+        Its configuration, and its name.
 
     Raises:
         CheckpointError: this is not a VGGT of the released size.
@@ -101,29 +91,29 @@ def recognise(shapes: Mapping[str, Shape], source: str) -> tuple[Config, str]:
         for field, head in HEADS.items()
         if not any(key.startswith(f"{head}.") for key in shapes)
     }
-    config = complete_config(dict.fromkeys(absent, False), source)
+    config = VGGTConfig.from_dict(dict.fromkeys(absent, False), source)
     require_released_size(shapes, _aggregator(config), source, model="VGGT", released=RELEASED_NAME)
     return config, RELEASED_NAME + (f" without {', '.join(absent.values())}" if absent else "")
 
 
-def _aggregator(c: Config) -> Rules:
-    dim, registers = c["embed_dim"], c["num_register_tokens"]
-    hidden_dim = int(dim * c["mlp_ratio"])
-    trunk_block = block(dim, hidden_dim, qk_norm_dim=dim // c["num_heads"])
+def _aggregator(c: VGGTConfig) -> Rules:
+    dim, registers = c.embed_dim, c.num_register_tokens
+    hidden_dim = int(dim * c.mlp_ratio)
+    trunk_block = block(dim, hidden_dim, qk_norm_dim=dim // c.num_heads)
     encoder = vision_transformer(
         dim,
         hidden_dim,
-        depth=c["vit_depth"],
-        patch_size=c["patch_size"],
-        img_size=c["img_size"],
+        depth=c.vit_depth,
+        patch_size=c.patch_size,
+        img_size=c.img_size,
         num_registers=registers,
     )
     return [
         *parameter("aggregator.camera_token", (1, 2, 1, dim), "camera_token", first),
         *parameter("aggregator.register_token", (1, 2, registers, dim), "register_token", first),
         *under("aggregator.patch_embed", "encoder", encoder, bfloat16=True),
-        *_trunk_stack("frame_blocks", trunk_block, c["depth"]),
-        *_trunk_stack("global_blocks", trunk_block, c["depth"]),
+        *_trunk_stack("frame_blocks", trunk_block, c.depth),
+        *_trunk_stack("global_blocks", trunk_block, c.depth),
     ]
 
 
@@ -131,12 +121,12 @@ def _trunk_stack(name: str, blocks: Rules, depth: int) -> Rules:
     return under(f"aggregator.{name}.{{layer}}", name, blocks, layers=depth, bfloat16=True)
 
 
-def _camera_head(c: Config) -> Rules:
-    dim = 2 * c["embed_dim"]
-    trunk = block(dim, int(dim * c["mlp_ratio"]))
+def _camera_head(c: VGGTConfig) -> Rules:
+    dim = 2 * c.embed_dim
+    trunk = block(dim, int(dim * c.mlp_ratio))
     return [
         *parameter("empty_pose_tokens", (1, 1, _POSE_DIM), transform=lambda x: x[0, 0]),
-        *under("trunk.{layer}", "trunk", trunk, layers=c["camera_trunk_depth"]),
+        *under("trunk.{layer}", "trunk", trunk, layers=c.camera_trunk_depth),
         *norm("token_norm", dim),
         *norm("trunk_norm", dim),
         *linear("embed_pose", _POSE_DIM, dim),
@@ -145,9 +135,9 @@ def _camera_head(c: Config) -> Rules:
     ]
 
 
-def _dpt(c: Config, features: int, out_dim: int) -> Rules:
+def _dpt(c: VGGTConfig, features: int, out_dim: int) -> Rules:
     """The DPT feature pyramid and fusion, up to and including output_conv1."""
-    dim, channels = 2 * c["embed_dim"], c["dpt_out_channels"]
+    dim, channels = 2 * c.embed_dim, c.dpt_out_channels
     table = norm("norm", dim)
     for i, width in enumerate(channels):
         table += pointwise(f"projects.{i}", dim, width)
@@ -168,8 +158,8 @@ def _dpt(c: Config, features: int, out_dim: int) -> Rules:
     return table + conv("scratch.output_conv1", features, out_dim, 3, "output_conv1")
 
 
-def _dense_head(c: Config, out_dim: int) -> Rules:
-    features = c["dpt_features"]
+def _dense_head(c: VGGTConfig, out_dim: int) -> Rules:
+    features = c.dpt_features
     middle = "scratch.output_conv2"
     return [
         *_dpt(c, features, features // 2),
@@ -178,10 +168,10 @@ def _dense_head(c: Config, out_dim: int) -> Rules:
     ]
 
 
-def _tracker(c: Config) -> Rules:
-    dim, hidden_dim = c["track_features"], c["track_hidden_size"]
+def _tracker(c: VGGTConfig) -> Rules:
+    dim, hidden_dim = c.track_features, c.track_hidden_size
     token_dim = 3 * dim + 2 * _COORDINATES
-    correlations = c["track_corr_levels"] * (2 * c["track_corr_radius"] + 1) ** 2
+    correlations = c.track_corr_levels * (2 * c.track_corr_radius + 1) ** 2
     block_mlp = under("mlp", "mlp", mlp(hidden_dim, _TRACK_MLP_RATIO * hidden_dim, hidden_dim))
     norms = [*norm("norm1", hidden_dim), *norm("norm2", hidden_dim)]
     self_block = [*norms, *multihead_attention("attn", hidden_dim), *block_mlp]
@@ -194,7 +184,7 @@ def _tracker(c: Config) -> Rules:
     update_former = [
         *parameter(
             "virual_tracks",  # spelt like this in the official checkpoint
-            (1, c["track_num_virtual_tracks"], 1, hidden_dim),
+            (1, c.track_num_virtual_tracks, 1, hidden_dim),
             "virtual_tracks",
             lambda x: x[0, :, 0],
         ),
@@ -209,7 +199,7 @@ def _tracker(c: Config) -> Rules:
         "space_point2virtual_blocks": cross_block,
         "space_virtual2point_blocks": cross_block,
     }.items():
-        update_former += under(f"{name}.{{layer}}", name, rules_of_block, layers=c["track_depth"])
+        update_former += under(f"{name}.{{layer}}", name, rules_of_block, layers=c.track_depth)
     return [
         *parameter("query_ref_token", (1, 2, token_dim), transform=first),
         *under("corr_mlp", "corr_mlp", mlp(correlations, hidden_dim, dim)),
@@ -220,3 +210,15 @@ def _tracker(c: Config) -> Rules:
         *linear("vis_predictor.0", dim, 1, "vis_predictor"),
         *linear("conf_predictor.0", dim, 1, "conf_predictor"),
     ]
+
+
+KEYS = OfficialKeys(
+    title="VGGT",
+    hub_name="facebook/VGGT-1B",
+    marks=("aggregator.",),
+    lookalikes={"inter_frame_blocks.": "VGGT-Omega"},
+    config=VGGTConfig,
+    rules=rules,
+    unused=unused,
+    recognise=recognise,
+)
