@@ -51,7 +51,7 @@ def find_photographs(names: Sequence[str], images: Images) -> tuple[Path, ...] |
 
     Args:
       names: of the frames. One without extension, as frames of videos and arrays have, is found
-        with any that pictures have.
+        with any that images have.
       images: a folder that holds files of these names, or the files, one per frame in their order,
         or the video that was reconstructed.
 
@@ -147,8 +147,8 @@ def check_photographs(cameras: Cameras, paths: Sequence[Path]) -> None:
 def write_photographs(folder: Path, cameras: Cameras, paths: Sequence[Path]) -> int:
     """Copies photographs to `folder`, under the names of the frames.
 
-    Files are copied byte by byte, but where EXIF says that a picture is to be turned: sizes and
-    cameras of a reconstruction are those of the turned picture, while COLMAP, gsplat and nerfstudio
+    Files are copied byte by byte, but where EXIF says that an image is to be turned: sizes and
+    cameras of a reconstruction are those of the turned image, while COLMAP, gsplat and nerfstudio
     read pixels as they are stored. Such a one is turned and written again.
 
     Returns:
