@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from vggt_jax import InputError, export_reconstruction
+from vggt_jax.export.cameras import scene_cameras
 from vggt_jax.export.matching import matched_tracks
-from vggt_jax.export.scene import scene_cameras
 from vggt_jax.export.tracks import tracks_from_depth
 from vggt_jax.scene.masking import with_mask
 

@@ -11,9 +11,11 @@ import trimesh
 from PIL import Image
 
 from vggt_jax import InputError, export_reconstruction, files
-from vggt_jax.export import reconstruction
+from vggt_jax.export.cameras import scene_cameras
+from vggt_jax.export.colmap import write_colmap
 from vggt_jax.export.images import check_photographs, find_photographs, write_photographs
-from vggt_jax.export.scene import scene_cameras, scene_points
+from vggt_jax.export.nerfstudio import write_nerfstudio
+from vggt_jax.export.points import scene_points
 from vggt_jax.files import output_folder
 from vggt_jax.images.loading import load_images
 from vggt_jax.scene.reconstruction import Reconstruction
@@ -292,13 +294,14 @@ def test_an_interrupted_folder_leaves_the_old_one(
     options = {"format": format, "images": room.folder, "max_points": 500}
     export_reconstruction(room.recon, tmp_path / "out", **options)
     before = contents(tmp_path)
-    write = getattr(reconstruction, f"write_{format}")
+    writing = f"vggt_jax.export.{format}.write_{format}"
+    write = {"colmap": write_colmap, "nerfstudio": write_nerfstudio}[format]
 
     def interrupted(*args, **kwargs):
         write(*args, **kwargs)
         raise error
 
-    monkeypatch.setattr(reconstruction, f"write_{format}", interrupted)
+    monkeypatch.setattr(writing, interrupted)
     with pytest.raises(error):
         export_reconstruction(room.recon, tmp_path / "out", **options, overwrite=True)
     assert contents(tmp_path) == before

@@ -11,7 +11,7 @@ from vggt_jax.export import scene_points, select_points
 from vggt_jax.images.frames import FrameTransform
 from vggt_jax.scene.confidence import confidence_limits
 from vggt_jax.viewer.layers import (
-    MOST_PIECES,
+    MOST_CHUNKS,
     cut_points,
     depth_edges,
     point_sources,
@@ -70,10 +70,10 @@ def test_frames_are_shown_by_themselves():
         assert rows(layers.points[shown]) == sorted(
             tuple(x) for part in expected for x in part.tolist()
         )
-    # Pieces are the whole, once.
-    pieces = [layers.piece(i, j) for i in range(S) for j in range(101)]
-    assert [piece.start for piece in pieces[1:]] == [piece.stop for piece in pieces[:-1]]
-    assert (pieces[0].start, pieces[-1].stop) == (0, S * HEIGHT * WIDTH)
+    # Chunks are the whole, once.
+    chunks = [layers.chunk(i, j) for i in range(S) for j in range(101)]
+    assert [chunk.start for chunk in chunks[1:]] == [chunk.stop for chunk in chunks[:-1]]
+    assert (chunks[0].start, chunks[-1].stop) == (0, S * HEIGHT * WIDTH)
 
 
 def test_padding_and_what_is_no_number_are_left_out():
@@ -135,7 +135,7 @@ def test_longer_scenes_have_fewer_steps(frames, step):
         ),
         source="head",
     )
-    assert layers.step == step and layers.ends.size <= MOST_PIECES
+    assert layers.step == step and layers.ends.size <= MOST_CHUNKS
     assert layers.percentiles[layers.layer_of(25)] == 25
     assert [layers.layer_of(x) for x in (0, 100, 100 - step / 3)] == [
         0,

@@ -72,14 +72,14 @@ def test_a_million_points_are_sent_once():
         assert len(shown.layers.points) == 1_000_000 and len(shown.cameras) == 100
         with Wire(shown) as wire:
             whole = wire.received(quiet=3.0)
-            # Three float32 and three bytes a point; a tenth for messages around pieces, and
+            # Three float32 and three bytes a point; a tenth for messages around chunks, and
             # pictures.
             assert 15e6 < whole < 15e6 * 1.2
             # Steps of 5 %: moving by 25 switches five layers, whatever the number of frames.
             shown.change(percentile=25.0)
             assert 0 < wire.received() < 2_000
             assert shown.layers.shown(25.0, range(100)).sum() == pytest.approx(750_000, abs=2)
-            # One frame: those of all others go, piece by piece.
+            # One frame: those of all others go, chunk by chunk.
             shown.change(frames=frozenset({17}))
             assert 0 < wire.received() < 150_000
             shown.change(frames=frozenset({18}))
@@ -92,11 +92,11 @@ def test_a_million_points_are_sent_once():
             assert shown.settings.percentile == 25.0
 
 
-def test_pieces_are_switched_as_the_settings_say(small):
+def test_chunks_are_switched_as_the_settings_say(small):
     def visible():
         """The points of what is switched on, by frame."""
         layers, counts = small.layers, [0] * 3
-        for (frame, layer), node in small._pieces.items():
+        for (frame, layer), node in small._chunks.items():
             if node.visible and small._layer_nodes[layer].visible:
                 counts[frame] += len(node.points)
         assert sum(counts) == layers.shown(small.settings.percentile, small.settings.frames).sum()

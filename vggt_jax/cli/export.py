@@ -2,19 +2,26 @@
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
+
+import tyro
 
 from vggt_jax.cli.generated import Flag
 from vggt_jax.cli.scene import OptionalFloat, OptionalInt, OptionalPath, Scene
 from vggt_jax.errors import InputError
+from vggt_jax.export.format import (
+    OPTIONS_OF_EVERY_FORMAT,
+    ExportOptions,
+    format_named,
+    format_names,
+    formats_with,
+)
+from vggt_jax.export.images import Images
 from vggt_jax.images.frames import Frames
-
-if TYPE_CHECKING:
-    from vggt_jax.export import ExportOptions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Export(Scene):
+class ExportCommand(Scene):
     """Write a scene for other programs: a folder of results, or photographs, reconstructed first.
 
     vggt-jax export scene/ --format glb --out scene.glb
@@ -22,39 +29,13 @@ class Export(Scene):
     vggt-jax export photographs/ --model facebook/VGGT-1B --format nerfstudio --out nerf
     """
 
-    format: Literal["ply", "glb", "colmap", "nerfstudio"]
-    """ply: a file of points. glb: a file of points and cameras. colmap: a folder with sparse/0 and
-    images. nerfstudio: a folder with transforms.json, points.ply and images."""
+    if TYPE_CHECKING:  # `Export` has these and all the others, made from `ExportOptions`.
+        format: str
+        images: Path | None
+        tracks: str
+
     out: Path
-    """File (ply, glb) or folder (colmap, nerfstudio) to write."""
-    images: OptionalPath = None
-    """Folder of the photographs, or the video, to put beside the scene (colmap, nerfstudio), if
-    results are exported."""
-    max_points: OptionalInt = None
-    """Most points; by default 2,000,000, and 100,000 for colmap."""
-    cameras: bool = True
-    """Draw the cameras (glb)."""
-    camera_size: OptionalFloat = None
-    """Length of a drawn camera in the units of the scene (glb); by default one that suits it."""
-    tracks: Literal["depth", "head"] = "depth"
-    """Tracks from depth, checked in both directions, or from the track head, for which photographs
-    must have been reconstructed with --query-points (colmap)."""
-    camera_model: Literal["PINHOLE", "SIMPLE_PINHOLE"] = "PINHOLE"
-    """Two focal lengths or one (colmap)."""
-    shared_camera: Flag = False
-    """One camera for all photographs (colmap)."""
-    bundle_adjustment: Flag = False
-    """Refine poses, focal lengths and points with pycolmap (colmap)."""
-    depth_tolerance: float = 0.03
-    """Share by which depths may differ in a track (colmap, tracks from depth)."""
-    max_reprojection_error: float = 2.0
-    """Pixels of the model by which a track may miss what it was seen at (colmap)."""
-    min_track_length: int = 2
-    """Photographs that must see a point (colmap)."""
-    min_visibility: float = 0.2
-    """What visibility and confidence of a track must exceed (colmap, tracks from the head)."""
-    overwrite: Flag = False
-    """Replace an earlier export."""
+    """File or folder to write."""
 
     def run(self) -> None:
         from vggt_jax.cli.reconstruct_files import read_or_reconstruct
@@ -70,39 +51,29 @@ class Export(Scene):
         super().check_of_frames(frames)
         self._options().check_frames(frames)
 
-    def _options(self) -> "ExportOptions":
-        from vggt_jax.export import ExportOptions
-
-        from_head = self.format == "colmap" and self.tracks == "head"
-        if from_head and self.results() is None and not self.query_points:
+    def _options(self) -> ExportOptions:
+        if (
+            self.format in formats_with("tracks")
+            and self.tracks == "head"
+            and self.results() is None
+            and not self.query_points
+        ):
             raise InputError(
                 "--tracks head: needs --query-points to track through the photographs; give them, "
                 "or take tracks from depth"
             )
+        options = {
+            field.name: getattr(self, field.name) for field in dataclasses.fields(ExportOptions)
+        }
         return ExportOptions(
-            format=self.format,
-            images=self._photographs(),
-            points=self.point_source(),
-            confidence_percentile=self.confidence_percentile,
-            min_confidence=self.min_confidence,
-            max_points=self.max_points,
-            cameras=self.cameras,
-            camera_size=self.camera_size,
-            tracks=self.tracks,
-            camera_model=self.camera_model,
-            shared_camera=self.shared_camera,
-            bundle_adjustment=self.bundle_adjustment,
-            depth_tolerance=self.depth_tolerance,
-            max_reprojection_error=self.max_reprojection_error,
-            min_track_length=self.min_track_length,
-            min_visibility=self.min_visibility,
-            overwrite=self.overwrite,
+            **options | {"images": self._photographs(), "points": self.point_source()}
         )
 
     def _photographs(self) -> Path | tuple[Path, ...] | None:
         """What to put beside the scene, where that is of use."""
         from vggt_jax.images.video import is_video
 
+        has_place = "images" in format_named(self.format).options
         is_result = self.results() is not None
         if self.images is not None:
             if not is_result:
@@ -110,14 +81,49 @@ class Export(Scene):
                     f"--images {self.images}: is for results, and {self.paths()[0]} is "
                     "reconstructed now; leave it out"
                 )
-            if self.format in ("ply", "glb"):
+            if not has_place:
                 raise InputError(
                     f"--images {self.images}: {self.format} has no place for "
                     "photographs; leave it out"
                 )
             return self.images
-        if self.format in ("ply", "glb") or is_result:
+        if not has_place or is_result:
             return None
         paths = self.paths()
         is_one = self.changed("fps", "frames") or is_video(paths[0]) or paths[0].is_dir()
         return paths[0] if is_one else paths
+
+
+def _fields() -> list[tuple[str, Any, Any]]:
+    """The annotated options of exports, as fields of a command."""
+    formats = {name: format_named(name).description for name in format_names()}
+    choice = tyro.conf.arg(
+        metavar=f"{{{','.join(formats)}}}",
+        help="; ".join(f"{name}: {what}" for name, what in formats.items()) + ".",
+    )
+    fields: list[tuple[str, Any, Any]] = [("format", Annotated[str, choice], dataclasses.field())]
+    hints = get_type_hints(ExportOptions, include_extras=True)
+    for field in dataclasses.fields(ExportOptions):
+        if get_origin(hints[field.name]) is not Annotated:
+            continue
+        kind, text = get_args(hints[field.name])
+        if field.name not in OPTIONS_OF_EVERY_FORMAT:
+            text = f"{text} ({', '.join(formats_with(field.name))})"
+        # A union or a switch is shown as all commands show it.
+        shown = {
+            Images | None: OptionalPath,
+            int | None: OptionalInt,
+            float | None: OptionalFloat,
+        }.get(kind, Flag if field.default is False else kind)
+        arg = tyro.conf.arg(help=f"{text}.")
+        fields.append((field.name, Annotated[shown, arg], dataclasses.field(default=field.default)))
+    return fields
+
+
+if TYPE_CHECKING:
+    Export = ExportCommand
+else:
+    Export = dataclasses.make_dataclass(
+        "Export", _fields(), bases=(ExportCommand,), frozen=True, kw_only=True
+    )
+    Export.__doc__ = ExportCommand.__doc__

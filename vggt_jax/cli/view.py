@@ -27,7 +27,8 @@ class View(Scene):
     def run(self) -> None:
         from vggt_jax.cli.reconstruct_files import read_or_reconstruct
         from vggt_jax.viewer import view
-        from vggt_jax.viewer.server import checked_port, import_viser
+        from vggt_jax.viewer.ports import checked_port
+        from vggt_jax.viewer.server import import_viser
 
         # What is missing or wrong shows before the long work.
         import_viser()

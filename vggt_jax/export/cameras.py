@@ -1,105 +1,142 @@
-"""Camera parameters as JSON."""
+"""Cameras of a reconstruction, as formats for the photographs take them."""
 
-import json
-import math
-import os
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Literal
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float64
 
-from vggt_jax.files import replacing
+from vggt_jax.errors import InputError
 from vggt_jax.images.frames import FrameTransform
+from vggt_jax.scene.reconstruction import Reconstruction
 
-CONVENTIONS = {
-    "axes": "OpenCV: x right, y down, z forward",
-    "camera_from_world": "3x4 matrix [R | t]: camera_point = R * world_point + t",
-    "intrinsics": (
-        "3x3 matrix in pixels, for continuous image coordinates: the image spans [0, width] x "
-        "[0, height] and the centre of the pixel with index i lies at i + 0.5"
-    ),
-    "pixel_centre": (
-        "where the ray of the first pixel meets the image that intrinsics describe: 0.5, its "
-        "centre, or 0, its corner (VGGT); to project points onto the centres of their pixels, add "
-        "0.5 minus this to the principal point of intrinsics_model, or that divided by scale to "
-        "intrinsics_original"
-    ),
-    "model_from_original": (
-        "continuous image coordinates: x_model = x_original * scale[0] + offset[0], "
-        "y_model = y_original * scale[1] + offset[1]"
-    ),
-    "units": "one arbitrary scale for the whole scene, not metres",
-    "null": "a value that is not finite, or was not predicted",
-}
+CameraModel = Literal["PINHOLE", "SIMPLE_PINHOLE"]
+_LARGEST_DEVIATION = 1e-3  # Of a rotation from an orthogonal matrix: float32 stays far below.
 
 
-def write_cameras(
-    path: str | os.PathLike,
-    *,
-    names: Sequence[str],
-    transforms: Sequence[FrameTransform],
-    camera_from_world: Float[np.ndarray, "s 3 4"],
-    intrinsics: Float[np.ndarray, "s 3 3"] | None,
-    pixel_centre: float,
-) -> None:
-    """Writes poses and intrinsics of all frames, with the conventions they follow.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Cameras:
+    """Cameras of a reconstruction, float64, for its frames and for the original photographs.
 
-    The file is strict JSON: values that are not finite become null. Every frame holds its name, the
-    sizes of the original image and of the model frame, `camera_from_world`, the intrinsics in model
-    and in original pixels, and the transform between the two.
+    All intrinsics are for continuous coordinates, in which an image spans [0, width] and the centre
+    of its first pixel is at 0.5, and describe the rays that the reconstruction's points lie on: see
+    `scene_cameras`.
 
-    Args:
-      path: the file; its folder is made if it is missing.
-      names: one per frame.
-      transforms: one per frame.
-      camera_from_world: [s 3 4].
-      intrinsics: [s 3 3] in model pixels, or None where a model predicts none.
-      pixel_centre: of the intrinsics, see `Reconstruction.pixel_centre`.
+    Attributes:
+      names: one per frame, relative paths with forward slashes.
+      camera_from_world: [s 3 4], OpenCV.
+      intrinsics: [s 3 3] for the model's frames.
+      original_intrinsics: [s 3 3] for the photographs.
+      original_sizes: (height, width) of the photographs.
+      transforms: between the two.
+    """
+
+    names: tuple[str, ...]
+    camera_from_world: Float64[np.ndarray, "s 3 4"]
+    intrinsics: Float64[np.ndarray, "s 3 3"]
+    original_intrinsics: Float64[np.ndarray, "s 3 3"]
+    original_sizes: tuple[tuple[int, int], ...]
+    transforms: tuple[FrameTransform, ...]
+
+    def world_from_camera(self) -> Float64[np.ndarray, "s 4 4"]:
+        """Poses as 4x4 matrices, OpenCV."""
+        rotation = np.swapaxes(self.camera_from_world[:, :, :3], 1, 2)
+        centre = -(rotation @ self.camera_from_world[:, :, 3:])[..., 0]
+        poses = np.tile(np.eye(4), (len(rotation), 1, 1))
+        poses[:, :3, :3], poses[:, :3, 3] = rotation, centre
+        return poses
+
+
+def scene_cameras(recon: Reconstruction) -> Cameras:
+    """The cameras of a reconstruction, checked.
+
+    Where the ray of a pixel does not pass its centre (`Reconstruction.pixel_centre`: VGGT's passes
+    the corner, by half a pixel), the principal point is moved by the difference. The rays stay, and
+    so do the points on them, and every point is projected onto the centre of the pixel that it came
+    from.
 
     Raises:
-      InputError: the file cannot be written.
-      ValueError: the arguments speak of different numbers of frames.
+      InputError: there are several scenes, no cameras, a camera that is not finite, is skewed or no
+        rotation, or a name that leaves the folder.
     """
-    frame_count = len(names)
-    expected = {
-        "camera_from_world": (camera_from_world, (3, 4)),
-        "intrinsics": (intrinsics, (3, 3)),
-    }
-    for name, (array, matrix_shape) in expected.items():
-        if array is not None and array.shape != (frame_count, *matrix_shape):
-            raise ValueError(f"{name}.shape={array.shape} must be {(frame_count, *matrix_shape)}")
-    frames = [
-        {
-            "name": name,
-            "original_size": _size(transform.original_size),
-            "model_size": _size(transform.model_size),
-            "camera_from_world": _numbers(camera_from_world[i]),
-            "intrinsics_original": (
-                None if intrinsics is None
-                else _numbers(transform.intrinsics_to_original(intrinsics[i]))
-            ),
-            "intrinsics_model": None if intrinsics is None else _numbers(intrinsics[i]),
-            "model_from_original": {
-                "scale": [transform.scale_x, transform.scale_y],
-                "offset": [transform.offset_x, transform.offset_y],
-            },
-        }
-        for i, (name, transform) in enumerate(zip(names, transforms, strict=True))
-    ]  # fmt: skip
-    document = {"conventions": CONVENTIONS, "pixel_centre": pixel_centre, "frames": frames}
-    text = json.dumps(document, indent=2, allow_nan=False)
-    with replacing(path) as file:
-        file.write(text.encode() + b"\n")
+    if recon.images.ndim != 4:
+        raise InputError("several scenes cannot be exported together; give one, without scene axis")
+    if recon.camera_from_world is None or recon.intrinsics is None:
+        raise InputError("this reconstruction has no cameras; use a model with a camera head")
+    names = checked_names(recon.names, len(recon.images))
+    transforms = scene_transforms(recon)
+    poses = np.asarray(recon.camera_from_world, np.float64)
+    intrinsics = np.array(recon.intrinsics, np.float64)
+    intrinsics[:, :2, 2] += 0.5 - recon.pixel_centre
+    for name, pose, matrix in zip(names, poses, intrinsics, strict=True):
+        if not (
+            np.isfinite(pose).all()
+            and np.isfinite(matrix).all()
+            and matrix[0, 0] > 0 < matrix[1, 1]
+        ):
+            raise InputError(
+                f"{name}: the camera is not finite, so that no format can hold it; leave this "
+                "photograph out and reconstruct again"
+            )
+        if abs(matrix[0, 1]) > 1e-6 * matrix[0, 0]:
+            raise InputError(
+                f"{name}: intrinsics with a skew ({matrix[0, 1]:g}) have no place here"
+            )
+        rotation = pose[:, :3]
+        deviation = np.abs(rotation @ rotation.T - np.eye(3)).max()
+        if deviation > _LARGEST_DEVIATION or np.linalg.det(rotation) < 0:
+            raise InputError(f"{name}: camera_from_world does not begin with a rotation")
+    original = [t.intrinsics_to_original(m) for t, m in zip(transforms, intrinsics, strict=True)]
+    return Cameras(
+        names=names,
+        camera_from_world=poses,
+        intrinsics=intrinsics,
+        original_intrinsics=np.stack(original),
+        original_sizes=tuple(transform.original_size for transform in transforms),
+        transforms=transforms,
+    )
 
 
-def _size(size: tuple[int, int]) -> dict[str, int]:
-    height, width = size
-    return {"height": height, "width": width}
+def scene_transforms(recon: Reconstruction) -> tuple[FrameTransform, ...]:
+    """The transforms of a reconstruction; frames that nobody resized are their own originals."""
+    height, width = recon.images.shape[1:3]
+    identity = FrameTransform.identity((height, width))
+    return recon.transforms or (identity,) * len(recon.images)
 
 
-def _numbers(array: np.ndarray | np.generic) -> Any:
-    """Nested lists of the shortest decimals that give the same float32, null where not finite."""
-    if array.ndim == 0:
-        return float(str(np.float32(array))) if math.isfinite(array) else None
-    return [_numbers(part) for part in array]
+def checked_names(
+    names: Sequence[str], num_frames: int, *, distinct: bool = False
+) -> tuple[str, ...]:
+    """Names of frames as relative paths with forward slashes; their numbers where they have none.
+
+    Raises:
+      InputError: a name leaves the folder, or, where they must be distinct, is there twice.
+    """
+    names = tuple(names) or tuple(f"{i:04d}" for i in range(num_frames))
+    names = tuple(name.replace("\\", "/") for name in names)
+    for i, name in enumerate(names):
+        path = PurePosixPath(name)
+        if not name or path.is_absolute() or ".." in path.parts:
+            raise InputError(f"frame {i}: {name!r} is no name of a file inside a folder of images")
+        if distinct and name in names[:i]:
+            raise InputError(
+                f"{name}: is there twice, and a file can be one image only; reconstruct again "
+                "without the copy"
+            )
+    return names
+
+
+def check_one_size(names: Sequence[str], sizes: Sequence[tuple[int, int]]) -> None:
+    """Checks that photographs can share a camera; sizes are (height, width).
+
+    Raises:
+      InputError: their sizes differ.
+    """
+    for name, size in zip(names, sizes, strict=True):
+        if size != sizes[0]:
+            raise InputError(
+                f"{name} is {size[1]}x{size[0]} and {names[0]} {sizes[0][1]}x{sizes[0][0]}: "
+                "photographs of different sizes cannot share a camera; leave shared_camera out"
+            )

@@ -1,46 +1,24 @@
 """Sparse models of COLMAP: cameras of the photographs, and points with observations."""
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from vggt_jax.errors import InputError
-from vggt_jax.export.scene import Cameras
-from vggt_jax.export.tracks import Tracks
+from vggt_jax.export.cameras import CameraModel, Cameras, check_one_size
+from vggt_jax.export.format import ExportOptions, FolderFormat, Written
+from vggt_jax.export.matching import matched_tracks
+from vggt_jax.export.points import confident_pixels
+from vggt_jax.export.tracks import TrackErrors, Tracks, tracks_from_depth, tracks_from_head
+from vggt_jax.scene.confidence import allowed_pixels, confidence_of, percentile_thresholds
+from vggt_jax.scene.reconstruction import Reconstruction
 
 # Points: fewer hardly hold two frames together (COLMAP asks for as many to place an image).
 _FEWEST_SHARED = 30
 MORE_TRACKS = "raise max_reprojection_error, or depth_tolerance for tracks from depth"
-CameraModel = Literal["PINHOLE", "SIMPLE_PINHOLE"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrackErrors:
-    """How well the points of a sparse model fit its observations.
-
-    Attributes:
-      num_points: points with a track.
-      num_observations: of all of them together.
-      mean_track_length: observations per point.
-      median, mean: distances from observation to projection, in pixels of the photographs; NaN
-        without observations.
-    """
-
-    num_points: int
-    num_observations: int
-    mean_track_length: float
-    median: float
-    mean: float
-
-    def __str__(self) -> str:
-        return (
-            f"{self.num_points:,} points, mean track length {self.mean_track_length:.2f}, "
-            f"reprojection error {self.median:.3f} px (median), {self.mean:.3f} px (mean)"
-        )
+_MAX_TRACKS = 100_000  # Default of the official demo_colmap.py, as a start for splatting plenty.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,20 +59,6 @@ def colmap_cameras(
         matrices[:, [0, 1], [0, 1]] = matrices[:, [0, 1], [0, 1]].mean(axis=1, keepdims=True)
     frames = [t.intrinsics_to_model(m) for t, m in zip(cameras.transforms, matrices, strict=True)]
     return dataclasses.replace(cameras, original_intrinsics=matrices, intrinsics=np.stack(frames))
-
-
-def check_one_size(names: Sequence[str], sizes: Sequence[tuple[int, int]]) -> None:
-    """Checks that photographs can share a camera; sizes are (height, width).
-
-    Raises:
-      InputError: their sizes differ.
-    """
-    for name, size in zip(names, sizes, strict=True):
-        if size != sizes[0]:
-            raise InputError(
-                f"{name} is {size[1]}x{size[0]} and {names[0]} {sizes[0][1]}x{sizes[0][0]}: "
-                "photographs of different sizes cannot share a camera; leave shared_camera out"
-            )
 
 
 def write_colmap(
@@ -274,3 +238,140 @@ def _track_errors(model) -> TrackErrors:
         median=float(np.median(errors)) if len(errors) else float("nan"),
         mean=float(errors.mean()) if len(errors) else float("nan"),
     )
+
+
+def _write(
+    recon: Reconstruction, folder: Path, cameras: Cameras, options: ExportOptions
+) -> Written:
+    """Writes `sparse/0`."""
+    models = {"camera_model": options.camera_model, "shared_camera": options.shared_camera}
+    cameras = colmap_cameras(cameras, **models)
+    found, notes = _tracks(recon, cameras, options), []
+    if options.bundle_adjustment and options.tracks == "depth":
+        before = len(found.pixels)
+        found = matched_tracks(
+            cameras,
+            found,
+            np.asarray(recon.depth),
+            np.asarray(recon.images),
+            min_track_length=options.min_track_length,
+        )
+        notes.append(
+            f"{len(found.pixels):,} of {before:,} observations were matched in the images, and "
+            "make the adjustment"
+        )
+    sparse = folder / "sparse" / "0"
+    sparse.mkdir(parents=True)
+    errors, adjustment = write_colmap(
+        sparse, cameras, found, **models, bundle_adjustment=options.bundle_adjustment
+    )
+    if adjustment is not None:
+        notes += _notes_of_adjustment(adjustment, cameras.names, shared=options.shared_camera)
+    if not errors.num_points:
+        notes.append(
+            f"no point is seen alike by {options.min_track_length} frames, so there are cameras "
+            f"alone; {MORE_TRACKS}"
+        )
+    return Written(
+        num_frames=len(cameras.names),
+        num_points=errors.num_points,
+        errors=errors,
+        errors_before_adjustment=None if adjustment is None else adjustment.errors_before,
+        notes=tuple(notes),
+    )
+
+
+def _notes_of_adjustment(
+    adjustment: Adjustment, names: tuple[str, ...], *, shared: bool
+) -> list[str]:
+    notes = []
+    if not adjustment.is_converged:
+        notes.append(
+            "bundle adjustment stopped before it converged: what was written is better than "
+            "before, and not the best"
+        )
+    left = [name for i, name in enumerate(names) if i not in adjustment.frames]
+    if left:
+        what = "have poses that were not adjusted" if shared else "were not adjusted"
+        which = f"{', '.join(left[:5])}{' and others' * (len(left) > 5)}"
+        focal = "; the focal length is the shared camera's, adjusted on the others" * shared
+        notes.append(
+            f"{len(left)} frames share too few points with the others and {what}: {which}{focal}"
+        )
+    return notes
+
+
+def _tracks(recon: Reconstruction, cameras: Cameras, options: ExportOptions) -> Tracks:
+    max_points = options.max_points or _MAX_TRACKS
+    limits = {
+        "max_reprojection_error": options.max_reprojection_error,
+        "min_track_length": options.min_track_length,
+    }
+    if options.tracks == "head":
+        found = recon.tracks, recon.track_visibility, recon.track_confidence
+        if any(x is None for x in found):
+            raise InputError(
+                "this reconstruction has no tracks; reconstruct with query points, or take tracks "
+                "from depth"
+            )
+        tracks, visibility, confidence = (np.asarray(x)[:, :max_points] for x in found)
+        return tracks_from_head(
+            cameras,
+            tracks,
+            visibility,
+            confidence,
+            # Confidence of depth says nothing about tracks, which have visibility and confidence.
+            allowed_pixels(recon),
+            np.asarray(recon.images),
+            min_visibility=options.min_visibility,
+            **limits,
+        )
+    if recon.depth is None:
+        raise InputError("tracks from depth need a model with a depth head")
+    confidence = confidence_of(recon, "depth")
+    usable, percentile = confident_pixels(
+        recon,
+        "depth",
+        confidence_percentile=options.confidence_percentile,
+        min_confidence=options.min_confidence,
+    )
+    usable &= confidence >= percentile_thresholds(confidence[usable], percentile)
+    return tracks_from_depth(
+        cameras,
+        np.asarray(recon.depth),
+        confidence,
+        usable,
+        np.asarray(recon.images),
+        max_points=max_points,
+        depth_tolerance=options.depth_tolerance,
+        **limits,
+    )
+
+
+def _check(options: ExportOptions) -> None:
+    """Refuses options of the tracks that are not made, which would do nothing."""
+    of_depth = ("depth_tolerance", "confidence_percentile", "min_confidence")
+    for name in of_depth if options.tracks == "head" else ("min_visibility",):
+        if options.changed(name):
+            raise InputError(f"{name} is not for tracks={options.tracks!r}; leave it out")
+    import_pycolmap()
+
+
+COLMAP = FolderFormat(
+    name="colmap",
+    description="a folder with sparse/0 and images",
+    entries=("sparse",),
+    options=(
+        "images",
+        "tracks",
+        "camera_model",
+        "shared_camera",
+        "bundle_adjustment",
+        "depth_tolerance",
+        "max_reprojection_error",
+        "min_track_length",
+        "min_visibility",
+    ),
+    write=_write,
+    check=_check,
+)

@@ -1,13 +1,16 @@
 """Coloured points and cameras as binary glTF."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from vggt_jax.errors import InputError
-from vggt_jax.export.scene import Cameras
+from vggt_jax.export.cameras import Cameras, scene_cameras
+from vggt_jax.export.format import ExportOptions, FileFormat, Written
 from vggt_jax.files import file_stems, replacing
+from vggt_jax.scene.reconstruction import Reconstruction
 
 # glTF's axes (y up, z towards the viewer) from OpenCV's (y down, z away), for world and cameras
 # alike.
@@ -103,3 +106,18 @@ def _pyramid(cameras: Cameras, i: int, size: float):
         face_colors=np.tile(color, (len(faces), 1)),
         process=False,
     )
+
+
+def _write(recon: Reconstruction, path: Path, options: ExportOptions) -> Written:
+    points, colors = options.cloud(recon)
+    cameras = scene_cameras(recon) if options.cameras else None
+    write_glb(path, points, colors, cameras, camera_size=options.camera_size)
+    return Written(num_frames=0 if cameras is None else len(cameras.names), num_points=len(points))
+
+
+GLB = FileFormat(
+    name="glb",
+    description="a file of points and cameras",
+    options=("points", "cameras", "camera_size"),
+    write=_write,
+)

@@ -1,27 +1,33 @@
 """The photographs beside an export, as programs that know no EXIF orientation must find them."""
 
+import dataclasses
 import os
 import re
 import shutil
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from vggt_jax.errors import InputError
-from vggt_jax.export.scene import Cameras
+from vggt_jax.export.cameras import Cameras, checked_names
 from vggt_jax.files import replacing
 from vggt_jax.images.decoding import reading
 from vggt_jax.images.files import EXTENSIONS
+from vggt_jax.images.frames import FrameTransform
 from vggt_jax.images.video import decoded_frames, indices_of_names
+from vggt_jax.scene.reconstruction import Reconstruction
+
+Images = str | os.PathLike | Sequence[str | os.PathLike]
 
 _ORIENTATION = 0x0112  # The EXIF tag.
 _JPEG_QUALITY = 95
 _EXTENSION = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,4}$")
 
 
-def check_images(images: str | os.PathLike | Sequence[str | os.PathLike]) -> None:
+def check_images(images: Images) -> None:
     """Checks that what is given for photographs is there: a folder, a video or files.
 
     Raises:
@@ -34,14 +40,18 @@ def check_images(images: str | os.PathLike | Sequence[str | os.PathLike]) -> Non
         raise _missing(missing, len(images))
 
 
-def find_photographs(
-    names: Sequence[str], images: str | os.PathLike | Sequence[str | os.PathLike]
-) -> tuple[Path, ...] | None:
+def lie_in_place(images: Images, folder: Path) -> bool:
+    """Whether the photographs lie in the folder `images` of the folder of an export already."""
+    place = folder / "images"
+    return isinstance(images, str | os.PathLike) and place.is_dir() and place.samefile(images)
+
+
+def find_photographs(names: Sequence[str], images: Images) -> tuple[Path, ...] | None:
     """The file of every frame, or None if they are in a video.
 
     Args:
       names: of the frames. One without extension, as frames of videos and arrays have, is found
-        with any that pictures have.
+        with any that images have.
       images: a folder that holds files of these names, or the files, one per frame in their order,
         or the video that was reconstructed.
 
@@ -137,8 +147,8 @@ def check_photographs(cameras: Cameras, paths: Sequence[Path]) -> None:
 def write_photographs(folder: Path, cameras: Cameras, paths: Sequence[Path]) -> int:
     """Copies photographs to `folder`, under the names of the frames.
 
-    Files are copied byte by byte, but where EXIF says that a picture is to be turned: sizes and
-    cameras of a reconstruction are those of the turned picture, while COLMAP, gsplat and nerfstudio
+    Files are copied byte by byte, but where EXIF says that an image is to be turned: sizes and
+    cameras of a reconstruction are those of the turned image, while COLMAP, gsplat and nerfstudio
     read pixels as they are stored. Such a one is turned and written again.
 
     Returns:
@@ -202,3 +212,101 @@ def write_frames(folder: Path, cameras: Cameras, frames: np.ndarray) -> None:
             frame = np.round(frame * 255).astype(np.uint8)
         with replacing(folder / name) as file:
             Image.fromarray(frame).save(file, format="PNG")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Photographs:
+    """What will lie in the folder `images`, decided before anything is written.
+
+    Attributes:
+      cameras: under the names of the files.
+      frame_names: what the reconstruction calls the frames.
+      paths: where the photographs are; None where they are frames, or those of a video.
+      video: that the frames come from.
+      are_written: whether the folder is part of the export.
+      notes: what a person should know, a sentence each.
+    """
+
+    cameras: Cameras
+    frame_names: tuple[str, ...]
+    paths: tuple[Path, ...] | None = None
+    video: Path | None = None
+    are_written: bool
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls, cameras: Cameras, recon: Reconstruction, path: Path, images: Images | None
+    ) -> "Photographs":
+        """Finds them.
+
+        Args:
+          cameras: of the frames.
+          recon: the scene.
+          path: the folder of the export.
+          images: see `export_reconstruction`.
+
+        Raises:
+          InputError: a photograph is missing or of another size.
+        """
+        names = checked_names(cameras.names, len(cameras.names), distinct=True)
+
+        def made(called: tuple[str, ...], **fields) -> "Photographs":
+            # a.x and a.y would both become a.png.
+            called = called if len(set(called)) == len(names) else _with_png(names)
+            renamed = dataclasses.replace(cameras, names=called)
+            return cls(cameras=renamed, frame_names=names, **fields)
+
+        if images is not None:
+            paths = find_photographs(names, images)
+            if paths is None:
+                assert isinstance(images, str | os.PathLike)
+                return made(_with_png(names), video=Path(images), are_written=True)
+            if lie_in_place(images, path):
+                assert isinstance(images, str | os.PathLike)
+                check_photographs(cameras, paths)
+                called = tuple(file.relative_to(images).as_posix() for file in paths)
+                return made(called, paths=paths, are_written=False)
+            # Frames of arrays have no extension: it is that of their file.
+            called = tuple(
+                name
+                if has_extension(name) or PurePosixPath(name).name == file.name
+                else f"{name}{file.suffix}"
+                for name, file in zip(names, paths, strict=True)
+            )
+            return made(called, paths=paths, are_written=True)
+        height, width = recon.images.shape[1:3]
+        untouched = FrameTransform.identity((height, width))
+        if all(transform == untouched for transform in cameras.transforms):
+            called = (
+                str(PurePosixPath(name).with_suffix("")) if has_extension(name) else name
+                for name in names
+            )
+            return made(_with_png(called), are_written=True)
+        have_names = all(map(has_extension, names))
+        called = names if have_names else _with_png(names)
+        of = "folder of images" if have_names else "folder of images or the video"
+        note = (
+            f"the photographs are not at hand: give the {of}, or put {called[0]} and "
+            f"the others into {path / 'images'}, turned as their EXIF data says"
+        )
+        return made(called, are_written=False, notes=(note,))
+
+    def write(self, folder: Path, recon: Reconstruction) -> list[str]:
+        """Writes them to `folder`, and returns notes."""
+        if not self.are_written:
+            return []
+        if self.video is not None:
+            write_video_frames(folder, self.cameras, self.video, self.frame_names)
+            return []
+        if self.paths is None:
+            write_frames(folder, self.cameras, np.asarray(recon.images))
+            return []
+        turned = write_photographs(folder, self.cameras, self.paths)
+        if not turned:
+            return []
+        return [f"{turned} photographs were turned as their EXIF data says, and written anew"]
+
+
+def _with_png(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f"{name}.png" for name in names)

@@ -12,7 +12,7 @@ import dataclasses
 
 import numpy as np
 
-from vggt_jax.export.scene import Cameras
+from vggt_jax.export.cameras import Cameras
 from vggt_jax.export.tracks import Tracks, flat_pixels, projected, unprojected
 
 _RADIUS = 5  # Of a patch in model pixels.

@@ -7,14 +7,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from vggt_jax.export.cameras import Cameras
+from vggt_jax.export.format import ExportOptions, FolderFormat, Written
 from vggt_jax.export.ply import write_point_cloud
-from vggt_jax.export.scene import Cameras
 from vggt_jax.files import replacing
+from vggt_jax.scene.reconstruction import Reconstruction
 
 # The axes of nerfstudio's cameras (OpenGL: y up, looking along -z) from OpenCV's.
 _OPENCV_FROM_OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
-POINTS = "points.ply"
-TRANSFORMS = "transforms.json"
+_POINTS = "points.ply"
+_TRANSFORMS = "transforms.json"
 
 
 def write_nerfstudio(
@@ -47,9 +49,9 @@ def write_nerfstudio(
         "frames": [_frame(cameras, i) for i in range(len(cameras.names))],
     }
     if len(points):
-        write_point_cloud(folder / POINTS, points, colors)
-        transforms["ply_file_path"] = POINTS
-    with replacing(folder / TRANSFORMS) as file:
+        write_point_cloud(folder / _POINTS, points, colors)
+        transforms["ply_file_path"] = _POINTS
+    with replacing(folder / _TRANSFORMS) as file:
         file.write(json.dumps(transforms, indent=2, allow_nan=False).encode() + b"\n")
 
 
@@ -65,3 +67,20 @@ def _frame(cameras: Cameras, i: int) -> dict[str, Any]:
         "cy": float(matrix[1, 2]),
         "transform_matrix": (cameras.world_from_camera()[i] @ _OPENCV_FROM_OPENGL).tolist(),
     }
+
+
+def _write(
+    recon: Reconstruction, folder: Path, cameras: Cameras, options: ExportOptions
+) -> Written:
+    points, colors = options.cloud(recon)
+    write_nerfstudio(folder, cameras, points, colors)
+    return Written(num_frames=len(cameras.names), num_points=len(points))
+
+
+NERFSTUDIO = FolderFormat(
+    name="nerfstudio",
+    description="a folder with transforms.json, points.ply and images",
+    entries=(_POINTS, _TRANSFORMS),
+    options=("images", "points"),
+    write=_write,
+)

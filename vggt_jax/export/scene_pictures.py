@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from vggt_jax.export.pictures import overview_width, write_depth_pictures, write_overview
-from vggt_jax.export.ply import select_points
+from vggt_jax.export.points import select_points
 from vggt_jax.export.top_view import draw_top_view
 from vggt_jax.export.track_pictures import write_track_pictures
 from vggt_jax.scene.confidence import confidence_limits, confidence_of, points_of, usable_pixels

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int, UInt8
 
-from vggt_jax.export.scene import Cameras
+from vggt_jax.export.cameras import Cameras
 
 _SMALLEST_PARALLAX = math.radians(1.0)  # Rays closer to parallel fix no distance.
 _REFINEMENTS = 4  # Of the weights in triangulation: by then they change in the fifth digit.
@@ -37,6 +37,31 @@ class Tracks:
     observed_point: Int[np.ndarray, " o"]
     observed_frame: Int[np.ndarray, " o"]
     pixels: Float64[np.ndarray, "o 2"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackErrors:
+    """How well the points of a sparse model fit its observations.
+
+    Attributes:
+      num_points: points with a track.
+      num_observations: of all of them together.
+      mean_track_length: observations per point.
+      median, mean: distances from observation to projection, in pixels of the photographs; NaN
+        without observations.
+    """
+
+    num_points: int
+    num_observations: int
+    mean_track_length: float
+    median: float
+    mean: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.num_points:,} points, mean track length {self.mean_track_length:.2f}, "
+            f"reprojection error {self.median:.3f} px (median), {self.mean:.3f} px (mean)"
+        )
 
 
 def tracks_from_depth(

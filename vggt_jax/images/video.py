@@ -26,7 +26,7 @@ DEFAULT_FPS = 1.0  # official file: demo_gradio.py
 # A frame is chosen from the middle half of its share of the video: neighbours stay at least half a
 # step and at most one and a half apart.
 _WINDOW = 0.5
-_WIDTH_FOR_SHARPNESS = 320  # Of the picture that sharpness is measured on: noise is averaged out.
+_WIDTH_FOR_SHARPNESS = 320  # Of the image that sharpness is measured on: noise is averaged out.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -187,7 +187,7 @@ def choose_frames(
 
 
 def laplacian_variance(luma: UInt8[np.ndarray, "height width"]) -> float:
-    """How sharp a picture is: the variance of its Laplacian, 0 where it is smaller than 3x3."""
+    """How sharp an image is: the variance of its Laplacian, 0 where it is smaller than 3x3."""
     x = luma.astype(np.float32)
     if min(x.shape) < 3:
         return 0.0
@@ -254,7 +254,7 @@ def _decode(path: Path) -> Generator[Any, None, None]:
         ) from error
 
 
-# By PyAV's `rotation`: how far to turn the picture counterclockwise, in degrees.
+# By PyAV's `rotation`: how far to turn the image counterclockwise, in degrees.
 _TURNS = {
     90: Image.Transpose.ROTATE_90,
     180: Image.Transpose.ROTATE_180,

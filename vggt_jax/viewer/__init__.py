@@ -1,7 +1,9 @@
 """A reconstruction in the browser: what is shown, in plain numpy, and the server that shows it.
 
-- `layers.py`: the points, cut into pieces that are switched on and off.
+- `layers.py`: the points, cut into chunks that are switched on and off.
 - `cameras.py`: cameras as pyramids with their pictures; which way is up, where to look from.
+- `controls.py`: the controls beside the scene, and the settings that they change.
+- `ports.py`: which port is free.
 - `server.py`: `view` and `Viewer`, on viser.
 """
 

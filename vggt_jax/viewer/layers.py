@@ -1,7 +1,7 @@
-"""Points of a scene, cut by frame and by confidence into pieces that never change.
+"""Points of a scene, cut by frame and by confidence into chunks that never change.
 
-Moving the slider of confidence, or choosing frames, switches pieces on and off: a browser gets
-every point once and then only the names of pieces. A piece holds the points of one frame between
+Moving the slider of confidence, or choosing frames, switches chunks on and off: a browser gets
+every point once and then only the names of chunks. A chunk holds the points of one frame between
 two steps of the slider.
 """
 
@@ -27,8 +27,8 @@ from vggt_jax.scene.reconstruction import Reconstruction
 
 # Steps of the slider in percent. Each divides 100 and 25, the share that is left out unless told.
 STEPS = (1.0, 2.5, 5.0, 12.5, 25.0)
-# So many pieces a browser draws without effort: each is one call to its graphics driver.
-MOST_PIECES = 2500
+# So many chunks a browser draws without effort: each is one call to its graphics driver.
+MOST_CHUNKS = 2500
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,7 +62,7 @@ class PointLayers:
         """The first layer that is shown at this percentile, which is rounded to a step."""
         return int(np.clip(round(percentile / self.step), 0, len(self.percentiles) - 1))
 
-    def piece(self, frame: int, layer: int) -> slice:
+    def chunk(self, frame: int, layer: int) -> slice:
         """Where in `points` the points of a frame and a layer lie."""
         end = int(self.ends[frame, layer])
         before = frame * self.ends.shape[1] + layer - 1
@@ -73,7 +73,7 @@ class PointLayers:
         mask = np.zeros(len(self.points), bool)
         first = self.layer_of(percentile)
         for frame in frames:
-            mask[self.piece(frame, first).start : self.ends[frame, -1]] = True
+            mask[self.chunk(frame, first).start : self.ends[frame, -1]] = True
         return mask
 
 
@@ -118,7 +118,7 @@ def cut_points(
     usable = usable_pixels(recon, source, min_confidence=smallest, depth_edges=edges)
     usable &= np.isfinite(points).all(axis=-1)
     num_frames = len(points)
-    step = next((x for x in STEPS if num_frames * (100 / x + 1) <= MOST_PIECES), STEPS[-1])
+    step = next((x for x in STEPS if num_frames * (100 / x + 1) <= MOST_CHUNKS), STEPS[-1])
     percentiles = np.linspace(0, 100, round(100 / step) + 1)
     candidates = np.flatnonzero(usable)
     if not len(candidates):
@@ -133,9 +133,9 @@ def cut_points(
         chosen = generator.choice(candidates, max_points, replace=False, shuffle=False)
     frame = chosen // confidence[0].size
     layer = np.searchsorted(thresholds, confidence.ravel()[chosen], side="right") - 1
-    piece = frame * len(percentiles) + layer
-    order = np.argsort(piece, kind="stable")
-    counts = np.bincount(piece, minlength=num_frames * len(percentiles))
+    chunk = frame * len(percentiles) + layer
+    order = np.argsort(chunk, kind="stable")
+    counts = np.bincount(chunk, minlength=num_frames * len(percentiles))
     chosen = chosen[order]
     return PointLayers(
         points=points.reshape(-1, 3)[chosen].astype(np.float32),

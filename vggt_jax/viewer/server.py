@@ -3,10 +3,8 @@
 import dataclasses
 import math
 import queue
-import socket
 import threading
 import webbrowser
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
@@ -16,38 +14,19 @@ from vggt_jax.errors import InputError
 from vggt_jax.scene.confidence import PointSource, confidence_limits, confidence_of, point_sources
 from vggt_jax.scene.reconstruction import Reconstruction
 from vggt_jax.viewer.cameras import ViewerCamera, overview, viewer_cameras
+from vggt_jax.viewer.controls import (
+    ViewSettings,
+    add_camera_controls,
+    add_frame_controls,
+    add_point_controls,
+    counts_text,
+)
 from vggt_jax.viewer.layers import PointLayers, cut_points
+from vggt_jax.viewer.ports import checked_port
 
-_FIRST_PORT = 8080
-_SOURCES = {"depth": "depth and cameras", "head": "point map"}
 _JPEG_QUALITY = 70
 _STOP_SECONDS = 1.0
 _BLUE, _ORANGE = (60, 120, 200), (235, 130, 30)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ViewSettings:
-    """What the controls beside the scene say.
-
-    Attributes:
-      source: of the points, "depth" or "head"; None where there are none.
-      min_confidence: what a confidence must exceed.
-      percentile: how many percent of the points that do, the least confident, are left out.
-      hide_edges: whether points at jumps of depth are left out.
-      point_size: in thousandths of the scene's size.
-      frames: whose points are shown.
-      show_cameras: whether cameras are drawn.
-      camera_size: of their pyramids, in hundredths of the scene's size.
-    """
-
-    source: PointSource | None
-    min_confidence: float
-    percentile: float
-    hide_edges: bool
-    point_size: float
-    frames: frozenset[int]
-    show_cameras: bool
-    camera_size: float
 
 
 class Viewer:
@@ -132,8 +111,9 @@ class Viewer:
         self._server: Any = viser.ViserServer(host=host, port=port, label="vggt-jax", verbose=False)
         self.port = self._server.get_port()
         self.url = f"http://{'127.0.0.1' if host in ('', '0.0.0.0') else host}:{self.port}"
-        self._pieces: dict[tuple[int, int], Any] = {}
+        self._chunks: dict[tuple[int, int], Any] = {}
         self._frustums: dict[int, Any] = {}
+        self._counts: Any = None  # A text, where there are points.
         self._looking_through: dict[int, int] = {}  # Frames by client.
         self._arrived: set[int] = set()  # Clients whose view has reached that frame's camera.
         self._lock = threading.Lock()  # Of settings and of the scene's nodes.
@@ -211,16 +191,16 @@ class Viewer:
             self.settings = new
             self._add_layers()
         else:
-            # A layer is a parent of its pieces: one message switches those of all frames.
+            # A layer is a parent of its chunks: one message switches those of all frames.
             first, first_before = map(self.layers.layer_of, (new.percentile, old.percentile))
             for i in range(min(first, first_before), max(first, first_before)):
                 self._layer_nodes[i].visible = i >= first
             changed = old.frames ^ new.frames
-            for (frame, _), node in self._pieces.items():
+            for (frame, _), node in self._chunks.items():
                 if frame in changed:
                     node.visible = frame in new.frames
             if old.point_size != new.point_size:
-                for node in self._pieces.values():
+                for node in self._chunks.values():
                     node.point_size = self._world_point_size(new)
         if old.camera_size != new.camera_size:
             for node in self._frustums.values():
@@ -242,7 +222,7 @@ class Viewer:
         scene, layers, settings = self._server.scene, self.layers, self.settings
         scene.remove_by_name("/points")
         scene.add_frame("/points", show_axes=False)
-        self._pieces.clear()
+        self._chunks.clear()
         first = layers.layer_of(settings.percentile)
         self._layer_nodes = [
             scene.add_frame(f"/points/{i}", show_axes=False, visible=i >= first)
@@ -250,14 +230,14 @@ class Viewer:
         ]
         for frame in range(self._num_frames):
             for i in range(len(layers.percentiles)):
-                piece = layers.piece(frame, i)
-                if piece.start == piece.stop:
+                chunk = layers.chunk(frame, i)
+                if chunk.start == chunk.stop:
                     continue
                 # Half precision would be three bytes of fifteen less, and show as steps.
-                self._pieces[frame, i] = scene.add_point_cloud(
+                self._chunks[frame, i] = scene.add_point_cloud(
                     f"/points/{i}/{frame}",
-                    layers.points[piece],
-                    layers.colors[piece],
+                    layers.points[chunk],
+                    layers.colors[chunk],
                     point_size=self._world_point_size(settings),
                     point_shape="rounded",
                     point_shading="flat",
@@ -322,7 +302,7 @@ class Viewer:
     def _nearest_to(self, camera: ViewerCamera) -> float:
         """From which depth on to draw: single points before the lens would hide everything."""
         layers = self.layers
-        whole = slice(layers.piece(camera.frame, 0).start, layers.ends[camera.frame, -1])
+        whole = slice(layers.chunk(camera.frame, 0).start, layers.ends[camera.frame, -1])
         depth = (layers.points[whole] - camera.position) @ camera.rotation[:, 2]
         nearest = 0.5 * np.percentile(depth, 1) if len(depth) else 0.0
         return float(max(nearest, 1e-3 * self._overview.size))
@@ -358,117 +338,32 @@ class Viewer:
     # Controls
 
     def _add_controls(self, sources: tuple[PointSource, ...], has_edges: bool) -> None:
-        gui, settings, layers = self._server.gui, self.settings, self.layers
-        want = self._wanted.put
+        gui, want = self._server.gui, self._wanted.put
         if sources:
-            with gui.add_folder("Points"):
-                if len(sources) > 1:
-                    source = gui.add_dropdown(
-                        "From",
-                        [_SOURCES[x] for x in sources],
-                        initial_value=_SOURCES[settings.source or sources[0]],
-                    )
-                    by_label = {label: x for x, label in _SOURCES.items()}
-                    source.on_update(lambda event: want({"source": by_label[event.target.value]}))
-                percentile = gui.add_slider(
-                    "Leave out %",
-                    min=0.0,
-                    max=100.0,
-                    step=layers.step,
-                    initial_value=settings.percentile,
-                    hint="the least confident so many percent of all points",
-                )
-                percentile.on_update(lambda event: want({"percentile": event.target.value}))
-                smallest = gui.add_number(
-                    "Confidence above",
-                    initial_value=settings.min_confidence,
-                    min=0.0,
-                    max=1.0 if self._recon.confidence_kind == "sigmoid" else None,
-                    step=0.01,
-                    hint="points of less are left out before the share above",
-                )
-                smallest.on_update(lambda event: want({"min_confidence": event.target.value}))
-                size = gui.add_slider(
-                    "Point size",
-                    min=min(0.1, settings.point_size),
-                    max=max(10.0, settings.point_size),
-                    step=0.1,
-                    initial_value=settings.point_size,
-                    hint="in thousandths of the scene",
-                )
-                size.on_update(lambda event: want({"point_size": event.target.value}))
-                if has_edges:
-                    edges = gui.add_checkbox(
-                        "Hide edges",
-                        settings.hide_edges,
-                        hint="points at jumps of depth, which float between two surfaces",
-                    )
-                    edges.on_update(lambda event: want({"hide_edges": event.target.value}))
-                self._counts = gui.add_markdown("")
-            self._add_frame_controls()
+            self._counts = add_point_controls(
+                gui,
+                self.settings,
+                self.layers,
+                sources=sources,
+                has_edges=has_edges,
+                confidence_kind=self._recon.confidence_kind,
+                want=want,
+            )
+            names = self._recon.names or [f"frame {i}" for i in range(self._num_frames)]
+            add_frame_controls(gui, names, want=want)
         if self.cameras:
-            self._add_camera_controls()
-
-    def _add_frame_controls(self) -> None:
-        gui, names = self._server.gui, self._recon.names
-        everything = frozenset(range(self._num_frames))
-        with gui.add_folder("Frames"):
-            mode = gui.add_button_group("Points of", ["all", "one", "chosen"])
-            self._frame_slider = gui.add_slider(
-                "Frame",
-                min=0,
-                max=max(1, self._num_frames - 1),
-                step=1,
-                initial_value=0,
-                disabled=self._num_frames == 1,
+            add_camera_controls(
+                gui,
+                self.settings,
+                self.cameras,
+                want=want,
+                look_through=self._look_through,
+                look_from_overview=self._look_from_overview,
             )
-            with gui.add_folder("Chosen frames", expand_by_default=False):
-                boxes = [
-                    gui.add_checkbox(names[i] if names else f"frame {i}", True)
-                    for i in range(self._num_frames)
-                ]
-
-        chosen = lambda: frozenset(i for i, box in enumerate(boxes) if box.value)
-        one = lambda: frozenset({int(self._frame_slider.value)})
-        by_mode = {"all": lambda: everything, "one": one, "chosen": chosen}
-        show = lambda kind: self._wanted.put({"frames": by_mode[kind]()})
-        mode.on_click(lambda event: show(event.target.value))
-        # Whoever moves the slider wants to see that frame, and whoever ticks a box the chosen ones.
-        self._frame_slider.on_update(lambda event: show("one"))
-        for box in boxes:
-            box.on_update(lambda event: show("chosen"))
-
-    def _add_camera_controls(self) -> None:
-        gui, settings = self._server.gui, self.settings
-        with gui.add_folder("Cameras"):
-            shown = gui.add_checkbox("Show", settings.show_cameras)
-            shown.on_update(lambda event: self._wanted.put({"show_cameras": event.target.value}))
-            size = gui.add_slider(
-                "Size", min=0.5, max=20.0, step=0.5, initial_value=settings.camera_size
-            )
-            size.on_update(lambda event: self._wanted.put({"camera_size": event.target.value}))
-            by_name = {f"{camera.frame}: {camera.name}": camera for camera in self.cameras}
-            through = gui.add_dropdown("Through", list(by_name))
-            look = gui.add_button("Look through it", hint="or click a camera in the scene")
-            back = gui.add_button("Overview")
-        look.on_click(lambda event: self._look_through(event.client, by_name[through.value]))
-        back.on_click(lambda event: self._look_from_overview(event.client))
 
     def _show_counts(self) -> None:
-        if not hasattr(self, "_counts"):
-            return
-        layers, settings = self.layers, self.settings
-        first = layers.layer_of(settings.percentile)
-        shown = sum(
-            int(layers.ends[frame, -1]) - layers.piece(frame, first).start
-            for frame in settings.frames
-        )
-        text = f"{shown:,} points, confidence from {layers.thresholds[first]:.3g}"
-        if not layers.candidates:
-            text = f"no point has a confidence above {settings.min_confidence:g}"
-        if layers.candidates > len(layers.points):
-            text += f" ({len(layers.points):,} of {layers.candidates:,} were drawn)"
-        self._counts.content = text
+        if self._counts is not None:
+            self._counts.content = counts_text(self.settings, self.layers)
 
     def _work(self) -> None:
         """Applies what the controls want. What waits is done at once: a slider may move fast."""
@@ -549,30 +444,3 @@ def view(
             threading.Event().wait()
         except KeyboardInterrupt:
             print()  # noqa: T201
-
-
-def checked_port(host: str, port: int | None) -> int:
-    """A port that can be listened at. viser would try others without a word, and wait forever.
-
-    Raises:
-        InputError: there is none.
-    """
-    if port is not None and not 0 <= port <= 65_535:
-        raise InputError(f"{port=} must lie between 0 (any free one) and 65535")
-    candidates, last = range(_FIRST_PORT, _FIRST_PORT + 100) if port is None else [port], None
-    for candidate in candidates:
-        try:
-            family, kind, *_, address = socket.getaddrinfo(
-                host, candidate, type=socket.SOCK_STREAM
-            )[0]
-            with socket.socket(family, kind) as probe:
-                # As the server does it: a port whose last connection just closed is free.
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(address)
-                return candidate
-        except OSError as error:
-            last = error
-    raise InputError(
-        f"{host} port {port if port is not None else _FIRST_PORT} cannot be listened at ({last}); "
-        "choose another --host or --port, or port 0 for any that is free"
-    )
