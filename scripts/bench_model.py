@@ -245,20 +245,24 @@ def run_infer(part, model, frames, size, repeats, compile_only=False, attention=
     import jax
     import numpy as np
 
-    from vggt_jax.pipeline import one_scene as inference
-    from vggt_jax.pipeline import streaming
+    from vggt_jax.pipeline.inputs import read
+    from vggt_jax.pipeline.options import Options
+    from vggt_jax.pipeline.plan import plan_scene
+    from vggt_jax.pipeline.run import compiled, scene_arguments
 
     model, images = make_inputs(model, frames, size)
-    inputs = {"images": np.asarray(images[0])}
-    del images
     settings, attention = attention or {}, attention_of(attention)
+    options = Options(model=model, attention=attention, pad_frames=False, memory_check=False)
+    scene = read(np.asarray(images[0]), model, options)
+    del images
+    plan = plan_scene(scene, model, options)
     start = time.perf_counter()
-    run = inference.runner(model, inputs, attention=attention, compiled=True)
+    program = compiled(scene, model, plan, options)
     compile_s = time.perf_counter() - start
     if compile_only:
         return {"compile_s": compile_s}
-    timing = time_calls(lambda: run(model, **inputs), repeats)
-    streamed = streaming.is_streamed(frames, *size)
+    arguments = scene_arguments(scene, plan)
+    timing = time_calls(lambda: program(model, **arguments), repeats)
     return {
         **describe_jax(),
         "frames": frames,
@@ -266,12 +270,12 @@ def run_infer(part, model, frames, size, repeats, compile_only=False, attention=
         "dtype": "bfloat16",
         "sparse_ratio": None,
         **settings,
-        "streamed": streamed,
+        "streamed": plan.streamed,
         "compile_s": round(compile_s, 1),
         **timing,
         "peak_gib": gib(jax.devices()[0].memory_stats()["peak_bytes_in_use"]),
         "limit_gib": gib(jax.devices()[0].memory_stats()["bytes_limit"]),
-        "estimate_gib": estimate_gib(model, frames, size, attention, streamed=streamed),
+        "estimate_gib": estimate_gib(model, frames, size, attention, streamed=plan.streamed),
     }
 
 
@@ -288,7 +292,7 @@ def attention_of(settings: dict | None):
 def estimate_gib(model, frames, size, attention, *, streamed=False):
     from vggt_jax.pipeline.memory import check_memory
 
-    check = check_memory(model, (frames, *size, 3), attention=attention, streamed=streamed)
+    check = check_memory(model, (frames, *size, 3), attention=attention, streamed=plan.streamed)
     return gib(check.needed.total)
 
 

@@ -32,7 +32,8 @@ import vggt_jax
 from vggt_jax.models.loading import with_dtype
 from vggt_jax.models.registry import families
 from vggt_jax.pipeline import many_scenes
-from vggt_jax.pipeline import one_scene as inference
+from vggt_jax.pipeline.inputs import read_frames
+from vggt_jax.pipeline.options import Options
 from vggt_jax.scene.results import write_reconstruction
 
 _PHOTOGRAPHS = 8  # distinct ones; the scenes have links to them
@@ -154,11 +155,17 @@ def time_alone(model, attention, scenes, batch_size) -> float:
     counts = collections.Counter(len(paths) for paths in scenes.values())
     for num_frames, num_scenes in counts.items():
         some = next(paths for paths in scenes.values() if len(paths) == num_frames)
-        frames = inference.read_frames(some, model=model).images
+        frames = read_frames(some, model, Options()).images
         images = jax.device_put(np.stack([frames] * batch_size))
         # The very program of `reconstruct_scenes`, so that it is not compiled again.
         run = functools.partial(
-            many_scenes._reconstruct, model, images, None, attention=attention, compute_dtype=None
+            many_scenes._reconstruct,
+            model,
+            images,
+            None,
+            None,
+            attention=attention,
+            compute_dtype=None,
         )
         times = []
         for _ in range(4):

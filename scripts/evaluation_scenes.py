@@ -15,7 +15,8 @@ from jaxtyping import Array
 from vggt_jax.errors import InputError
 from vggt_jax.evaluation import SceneTruth
 from vggt_jax.images.files import find_images
-from vggt_jax.pipeline.one_scene import read_frames
+from vggt_jax.pipeline.inputs import read_frames
+from vggt_jax.pipeline.options import Options
 
 FOLDER_LAYOUT = """\
 a folder of scenes, each of them
@@ -127,7 +128,7 @@ def read_scene(
                 f"{folder}: has {len(paths)} images, fewer than the {num_frames} asked for"
             )
         paths = [paths[i] for i in np.linspace(0, len(paths) - 1, num_frames).round().astype(int)]
-    frames = read_frames(paths, model=model, size=image_side)
+    frames = read_frames(paths, model, Options(size=image_side))
     cameras = _read_cameras(folder / "cameras.json")
     if missing := [path.name for path in paths if path.name not in cameras]:
         raise InputError(f"{folder / 'cameras.json'}: has no camera for {', '.join(missing[:3])}")

@@ -9,7 +9,11 @@ from PIL import Image
 
 import vggt_jax
 from vggt_jax import BlockSparse, InputError, geometry
-from vggt_jax.pipeline import one_scene as inference
+from vggt_jax.pipeline import plan
+from vggt_jax.pipeline.inputs import read, read_frames
+from vggt_jax.pipeline.options import Options
+from vggt_jax.pipeline.plan import bucket, plan_scene
+from vggt_jax.pipeline.reconstruct import reconstruct_jit
 
 RNG = np.random.default_rng(3)
 
@@ -49,7 +53,7 @@ def test_padding_to_a_bucket_changes_nothing(tiny, monkeypatch):
     model, images = tiny(), random_frames()
     options = dict(model=model, query_points=QUERY_POINTS)
     exact = vggt_jax.infer(images, **options, pad_frames=False)
-    monkeypatch.setattr(inference, "bucket", lambda num_frames: num_frames + 2)
+    monkeypatch.setattr(plan, "bucket", lambda num_frames: num_frames + 2)
     padded = vggt_jax.infer(images, **options)
     for name in vars(exact):
         if isinstance(getattr(exact, name), np.ndarray):
@@ -58,8 +62,10 @@ def test_padding_to_a_bucket_changes_nothing(tiny, monkeypatch):
             )
     # It may hold anything.
     noise = np.concatenate([images, random_frames(2)])
-    run = inference.runner(model, {"images": noise})
-    hidden = run(model, images=noise, query_points=np.float32(QUERY_POINTS), num_frames=np.int32(3))
+    arguments = {"query_points": np.float32(QUERY_POINTS), "num_frames": np.int32(3)}
+    hidden = reconstruct_jit(
+        model, noise, **arguments, attention=vggt_jax.Dense(), compute_dtype=None
+    )
     for name in ("camera_from_world", "depth", "world_points", "tracks"):
         np.testing.assert_array_equal(
             np.asarray(getattr(hidden, name))[:3], getattr(padded, name), err_msg=name
@@ -70,12 +76,12 @@ def test_padding_to_a_bucket_changes_nothing(tiny, monkeypatch):
     ("num_frames", "expected"), [(1, 1), (17, 17), (32, 32), (33, 34), (99, 100), (1000, 1024)]
 )
 def test_buckets_are_few_and_close(num_frames, expected):
-    assert inference.bucket(num_frames) == expected
+    assert bucket(num_frames) == expected
 
 
 def test_buckets_never_add_more_than_a_sixteenth():
     sizes = np.arange(1, 3000)
-    padded = np.array([inference.bucket(int(n)) for n in sizes])
+    padded = np.array([bucket(int(n)) for n in sizes])
     assert (padded >= sizes).all() and (padded - sizes <= sizes / 16).all()
     assert len(np.unique(padded[(sizes > 1024) & (sizes <= 2048)])) == 16
 
@@ -83,7 +89,7 @@ def test_buckets_never_add_more_than_a_sixteenth():
 def test_reconstruct_takes_one_scene_or_several(tiny):
     model = tiny()
     scenes = np.stack([random_frames() for _ in range(2)])
-    run = inference._reconstruct
+    run = reconstruct_jit
     batch = run(model, scenes)
     assert batch.depth.shape == (2, 3, 28, 42)
     for i, scene in enumerate(scenes):
@@ -119,8 +125,8 @@ def test_size_is_the_models_own_unless_given(tmp_path, tiny):
         Image.fromarray(frame).save(tmp_path / f"{i}.png")
         paths.append(tmp_path / f"{i}.png")
     model = tiny(img_size=56)
-    assert inference.read_frames(paths, model=model).images.shape == (2, 28, 56, 3)
-    assert inference.read_frames(paths, model=model, size=112).images.shape == (2, 56, 112, 3)
+    assert read_frames(paths, model, Options()).images.shape == (2, 28, 56, 3)
+    assert read_frames(paths, model, Options(size=112)).images.shape == (2, 56, 112, 3)
 
 
 def test_model_may_be_a_path(tmp_path, tiny):
@@ -159,10 +165,10 @@ def test_heads_that_are_missing_leave_none(tiny):
 
 def test_numbers_of_frames_of_a_bucket_share_a_program(tiny):
     model = tiny(enable_depth=False, enable_point=False, enable_track=False)
-    before = inference._reconstruct._cache_size()
+    before = reconstruct_jit._cache_size()
     for num_frames in (33, 34):  # the second needs no padding, and still
         vggt_jax.infer(random_frames(num_frames, 14, 14), model=model)
-    assert inference._reconstruct._cache_size() == before + 1
+    assert reconstruct_jit._cache_size() == before + 1
 
 
 def test_attention_may_be_an_argument_of_jit(tiny):
@@ -199,14 +205,18 @@ def test_padding_does_not_make_attention_sparse(tiny):
         tiny(enable_depth=False, enable_point=False, enable_track=False),
         random_frames(33),
     )
-    frames = vggt_jax.load_images(images)
     tokens = 33 * model.layout(jnp.zeros((1, 1, *SIZE, 3))).tokens_per_frame
     options = {"sparse_ratio": 0.5, "block_q": 32, "block_k": 16}
     few = BlockSparse(**options, min_tokens=tokens + 1)
+
+    def decided(attention):
+        given = Options(attention=attention)
+        return plan_scene(read(images, model, given), model, given).attention
+
     with pytest.warns(UserWarning, match=f"33 frames have {tokens} tokens.*dense"):
-        assert inference.attention_for(few, model, frames) == vggt_jax.Dense()
+        assert decided(few) == vggt_jax.Dense()
     enough = BlockSparse(**options, min_tokens=tokens)
-    assert inference.attention_for(enough, model, frames) == BlockSparse(**options, min_tokens=0)
+    assert decided(enough) == BlockSparse(**options, min_tokens=0)
     # Padded to 34 frames, or not at all: results and statistics are the same.
     padded, exact = (
         vggt_jax.infer(images, model=model, attention=enough, pad_frames=pad)

@@ -5,6 +5,7 @@ no `jax.jit`. What is wrong for the first three shows while tracing, so that not
 """
 
 import contextlib
+import dataclasses
 import functools
 import os
 import subprocess
@@ -21,9 +22,13 @@ from jax_settings import strict_types
 
 import vggt_jax
 from vggt_jax import BlockSparse, Sampled, evaluation, geometry, synthetic
+from vggt_jax.images.frames import Frames
 from vggt_jax.models.loading import abstract_model
 from vggt_jax.pipeline import many_scenes, streaming
-from vggt_jax.pipeline.one_scene import reconstruct
+from vggt_jax.pipeline.inputs import of_frames
+from vggt_jax.pipeline.options import Options
+from vggt_jax.pipeline.reconstruct import reconstruct
+from vggt_jax.pipeline.run import with_known
 from vggt_jax.scene.reconstruction import Reconstruction
 from vggt_jax.training.initialization import initial_model
 from vggt_jax.training.loop import synthetic as rendered
@@ -318,9 +323,11 @@ def test_around_a_model(recon, tmp_path):
     """Host code that has JAX compute with a reconstruction in NumPy arrays."""
 
     def compute(folder):
-        known = vggt_jax.pipeline.one_scene.with_known(
-            recon, intrinsics=INTRINSIC, mask=recon.depth < 1.505, mask_edges=True
-        )
+        options = Options(intrinsics=INTRINSIC, mask_edges=True)
+        frames = Frames(images=recon.images, names=recon.names, transforms=recon.transforms)
+        inputs = of_frames(frames, options)
+        inputs = dataclasses.replace(inputs, mask=recon.depth < 1.505)
+        known = with_known(recon, inputs, options)
         cameras = viewer_cameras(recon)
         vggt_jax.export_reconstruction(known, folder / "scene.glb", format="glb")
         vggt_jax.export_reconstruction(jax.device_put(recon), folder / "scene.ply", format="ply")
@@ -364,7 +371,7 @@ def test_streams_move_arrays_explicitly(recon, tiny):
 
 
 def test_many_scenes_move_arrays_explicitly(tiny_pi3, tmp_path, monkeypatch):
-    def run(model, images, num_frames, *, attention, compute_dtype):
+    def run(model, images, num_frames, query_points, *, attention, compute_dtype):
         on_the_device(images)
         return Reconstruction(images=None, depth=mean_of_colors(images))
 

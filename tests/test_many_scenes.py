@@ -17,12 +17,11 @@ from PIL import Image
 import vggt_jax
 from vggt_jax import (
     BlockSparse,
-    Dense,
     InputError,
-    load_images,
 )
-from vggt_jax.pipeline import many_scenes, memory, streaming
-from vggt_jax.pipeline import one_scene as inference
+from vggt_jax.pipeline import many_scenes, memory, plan, streaming
+from vggt_jax.pipeline.inputs import read as read_inputs
+from vggt_jax.pipeline.options import Options
 
 SIZES = {"hall": 3, "attic": 5, "yard": 4, "shed": 5, "barn": 2}
 
@@ -30,7 +29,7 @@ SIZES = {"hall": 3, "attic": 5, "yard": 4, "shed": 5, "barn": 2}
 @pytest.fixture(autouse=True)
 def small_buckets(monkeypatch):
     """3 to 5 frames share a program, as 33 and 34 do."""
-    monkeypatch.setattr(inference, "bucket", lambda n: 5 if 3 <= n <= 5 else n)
+    monkeypatch.setattr(plan, "bucket", lambda n: 5 if 3 <= n <= 5 else n)
 
 
 @pytest.fixture
@@ -79,15 +78,17 @@ def test_batches_give_what_infer_gives(tmp_path, scenes, model):
         np.testing.assert_allclose(found[f"attention_{key}"], value, rtol=1e-5)
 
 
-def test_a_batch_holds_scenes_of_one_kind(scenes):
+def test_a_batch_holds_scenes_of_one_kind(scenes, model):
     """Of one size, one type, and numbers of frames that are padded to the same."""
     scenes = {"floats": (scenes["shed"] / 255).astype(np.float32)} | scenes
-    loaded = []
+    loaded, options = [], Options()
     for name, images in scenes.items():
         loaded.append((name, Future()))
-        loaded[-1][1].set_result(load_images(images))
-    batches = many_scenes._batches(loaded, 2, lambda frames: Dense(), fail=None)
-    names = [[name for name, _ in batch] for _, batch in batches]
+        inputs = read_inputs(images, model, options)
+        scene_plan = plan.plan_scene(inputs, model, options)
+        loaded[-1][1].set_result(many_scenes._Scene(name, options, inputs, scene_plan))
+    batches = many_scenes._batches(loaded, 2, fail=None)
+    names = [[scene.name for scene in batch] for batch in batches]
     assert names == [["hall", "attic"], ["yard", "shed"], ["floats"], ["barn"]]
 
 
@@ -210,7 +211,7 @@ def test_what_did_not_fit_leaves_the_device(tmp_path, scenes, model, monkeypatch
     def run_scene(model, batch, *args):
         alive.append([name for name, ref in kept if ref() is not None])
         tokens = np.zeros(1).view(Kept)
-        name = batch[0][0]
+        name = batch[0].name
         kept.append((name, weakref.ref(tokens)))
         if name == "attic":
             out_of_memory(tokens)
@@ -241,7 +242,7 @@ def test_what_did_not_fit_beside_another_scene_runs_alone(tmp_path, scenes, mode
     real, refused = many_scenes._run, []
 
     def run_scene(model, batch, *args):
-        if batch[0][0] == "shed" and not refused:
+        if batch[0].name == "shed" and not refused:
             refused.append("shed")
             out_of_memory()
         return real(model, batch, *args)
@@ -257,7 +258,7 @@ def test_scenes_of_many_frames_leave_the_device_in_pieces(tmp_path, scenes, tiny
     model = tiny(enable_track=False, enable_point=False)
     many = {name: scenes[name] for name in ("hall", "shed")}
     run(many, tmp_path / "whole", model)
-    monkeypatch.setattr(inference, "bucket", lambda n: n)
+    monkeypatch.setattr(plan, "bucket", lambda n: n)
     monkeypatch.setattr(streaming, "_FROM_PIXELS", 4 * 28 * 42)
     monkeypatch.setattr(streaming, "FRAMES_IN_PIECE", 2)
     pieces, run_frames = [], streaming._run_frames
@@ -285,10 +286,10 @@ def test_what_does_not_fit_into_memory_is_reported(tmp_path, scenes, model, monk
     assert "memory_check=False" in report.failed["attic"]
     assert run(two, tmp_path / "unchecked", model, memory_check=False).failed == {}
 
-    def reconstruct(model, images, num_frames, **options):
+    def reconstruct(model, images, **options):
         if images.shape[1] == 5:
             out_of_memory()
-        return real(model, images, num_frames, **options)
+        return real(model, images, **options)
 
     real = many_scenes._reconstruct
     monkeypatch.setattr(many_scenes, "_reconstruct", reconstruct)
@@ -343,6 +344,6 @@ def test_folders_without_scenes(tmp_path, model):
     with pytest.raises(InputError, match="holds no folders of photographs"):
         run(tmp_path, tmp_path / "out", model)
     with pytest.raises(
-        InputError, match="batch_size=0, num_readers=2 and num_writers=2 must be at least 1"
+        InputError, match="batch_size=0, num_readers=2, num_writers=2 must be at least 1"
     ):
         run({}, tmp_path / "out", model, batch_size=0)

@@ -21,6 +21,8 @@ from vggt_jax import (
 from vggt_jax.models import conversion, loading
 from vggt_jax.models.pi3.outputs import Pi3Output
 from vggt_jax.pipeline import memory
+from vggt_jax.pipeline.inputs import read_frames
+from vggt_jax.pipeline.options import Options
 
 SPARSE = BlockSparse(min_tokens=0, sparse_ratio=0.5, block_q=16, block_k=8)
 
@@ -190,18 +192,12 @@ def test_the_mode_follows_from_the_model(tmp_path, tiny_pi3, photographs):
     model = tiny_pi3()
     with pytest.raises(InputError, match="mode='budget'"):
         vggt_jax.infer(photographs, model=model)
-    frames = vggt_jax.pipeline.one_scene.read_frames(
-        photographs, model=model, mode="budget", size=56
-    )
+    frames = read_frames(photographs, model, Options(mode="budget", size=56))
     assert frames.images.shape == (4, 42, 70, 3)
     # The budget of the released model is that of the official loader, not its square of 518.
     released = jax.eval_shape(lambda: tiny_pi3(img_size=518))
     paths = sorted(photographs.iterdir())[:1]
-    assert vggt_jax.pipeline.one_scene.read_frames(paths, model=released).images.shape[1:] == (
-        392,
-        644,
-        3,
-    )
+    assert read_frames(paths, released, Options()).images.shape[1:] == (392, 644, 3)
 
 
 @pytest.mark.slow

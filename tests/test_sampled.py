@@ -12,7 +12,9 @@ from vggt_jax import Dense, InputError, Sampled
 from vggt_jax.cli import bench
 from vggt_jax.cli.scene import chosen_attention
 from vggt_jax.pipeline import memory
-from vggt_jax.pipeline import one_scene as inference
+from vggt_jax.pipeline.inputs import read
+from vggt_jax.pipeline.options import Options
+from vggt_jax.pipeline.plan import plan_scene
 from vggt_jax.pipeline.streaming import Stream
 
 # 24 patches of 28 x 42 pixels in four frames.
@@ -64,9 +66,14 @@ def test_infer_and_a_stream_of_pieces(tiny, relative_error):
 
 def test_few_patches_run_dense_and_say_so(tiny):
     model = tiny(**CAMERAS_ONLY)
-    images = vggt_jax.load_images(frames(4), patch_size=14)
     said = []
-    decide = lambda attention: inference.attention_for(attention, model, images, say=said.append)
+
+    def decide(attention):
+        options = Options(attention=attention)
+        return plan_scene(
+            read(frames(4), model, options), model, options, say=said.append
+        ).attention
+
     assert decide(Sampled(num_keys=24, min_tokens=0)) == Dense()
     assert decide(Sampled(num_keys=23)) == Dense()
     assert decide(Sampled(num_keys=23, min_tokens=36)) == Sampled(num_keys=23, min_tokens=0)

@@ -11,7 +11,7 @@ from PIL import Image
 import vggt_jax
 from vggt_jax import weights
 from vggt_jax.evaluation import auc_at, pair_errors
-from vggt_jax.pipeline import one_scene as inference
+from vggt_jax.pipeline import inputs
 
 SAMPLE = pathlib.Path(vggt_jax.__file__).parent / "samples" / "cellar"
 
@@ -38,7 +38,7 @@ def test_it_is_small_and_its_heads_fit_the_kernels(model):
 
 
 def test_without_a_model_it_runs_and_says_so_once(capsys):
-    inference._small_model.cache_clear()
+    inputs._small_model.cache_clear()
     recon = vggt_jax.infer(SAMPLE)
     assert "small model" in capsys.readouterr().err
     assert recon.images.shape == (8, 112, 112, 3) and recon.pixel_centre == 0.5

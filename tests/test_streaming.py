@@ -8,7 +8,7 @@ import pytest
 
 import vggt_jax
 from vggt_jax.pipeline import memory, streaming
-from vggt_jax.pipeline.one_scene import bucket
+from vggt_jax.pipeline.plan import bucket
 
 SPARSE = vggt_jax.BlockSparse(sparse_ratio=0.5, block_q=16, block_k=8, min_tokens=0)
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 import vggt_jax
 from vggt_jax import cli
-from vggt_jax.pipeline import one_scene as inference
+from vggt_jax.pipeline import reconstruct
 
 
 @pytest.fixture(scope="session")
@@ -19,7 +19,7 @@ def programs():
 @pytest.fixture(autouse=True)
 def share_programs(programs, monkeypatch):
     """Commands compile anew each time they run; here those for the same arguments do so once."""
-    compile_reconstruct = inference.compile_reconstruct
+    compile_reconstruct = reconstruct.compile_reconstruct
 
     def shared(model, inputs, **options):
         shapes = {name: (np.shape(x), np.asarray(x).dtype) for name, x in inputs.items()}
@@ -28,7 +28,7 @@ def share_programs(programs, monkeypatch):
             programs[key] = compile_reconstruct(model, inputs, **options)
         return programs[key]
 
-    monkeypatch.setattr(inference, "compile_reconstruct", shared)
+    monkeypatch.setattr(reconstruct, "compile_reconstruct", shared)
 
 
 @pytest.fixture(scope="session")

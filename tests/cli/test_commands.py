@@ -82,7 +82,7 @@ def no_model(monkeypatch):
     def load_model(*_, **__):
         pytest.fail("a model was loaded before the options were checked")
 
-    monkeypatch.setattr("vggt_jax.cli.reconstruct_files.load_model", load_model)
+    monkeypatch.setattr("vggt_jax.pipeline.inputs.load_model", load_model)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_what_does_not_fit_the_photographs_shows_before_they_are_reconstructed(
     def compile_reconstruct(*_, **__):
         pytest.fail("photographs were reconstructed before the options were checked")
 
-    monkeypatch.setattr("vggt_jax.pipeline.one_scene.compile_reconstruct", compile_reconstruct)
+    monkeypatch.setattr("vggt_jax.pipeline.reconstruct.compile_reconstruct", compile_reconstruct)
     cameras = tmp_path / "cameras.json"
     matrix = [[None, 0, 3], [0, 9, 3], [0, 0, 1]]
     frames = [{"name": f"{i}.png", "intrinsics_original": matrix} for i in range(3)]

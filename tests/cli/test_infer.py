@@ -123,7 +123,7 @@ def missing(folder):
         (only_one, [], ["0.png", "--allow-single-image"]),
         (another_shape, [], ["9.png", "mode"]),
         (change_nothing, ["--size", "100"], ["100", "multiple of 14", "98"]),
-        (change_nothing, ["--query-points", "160,5"], ["160,5", "outside 0.png", "160 wide"]),
+        (change_nothing, ["--query-points", "160,5"], ["(160, 5)", "outside 0.png", "160 wide"]),
         (change_nothing, ["--query-points", "5;6"], ["'5;6'", "x,y"]),
         (change_nothing, ["--query-points", "5,6", "--size", "28"], ["28x14", "too small", "16"]),
         (change_nothing, ["--size", "140000014"], ["140000014", "at most"]),
@@ -242,7 +242,9 @@ def test_points_from_a_head_that_is_missing(tmp_path, photographs, toy_checkpoin
 def test_lengths_of_what_a_model_does_not_predict(
     tmp_path, photographs, tiny, refused, monkeypatch, change, options, what
 ):
-    monkeypatch.setattr("vggt_jax.pipeline.one_scene.compile_reconstruct", None)  # Nothing to call.
+    monkeypatch.setattr(
+        "vggt_jax.pipeline.reconstruct.compile_reconstruct", None
+    )  # Nothing to call.
     vggt_jax.save_model(tiny(**change), tmp_path / "model")
     args = ["infer", photographs, "--model", tmp_path / "model", "--out", tmp_path / "out"]
     assert what in refused(*args, *options)

@@ -31,7 +31,7 @@ def test_a_video(tmp_path, checkpoint, run, refused):
     clip, out = write_video(tmp_path / "clip.mp4"), tmp_path / "out"
     args = ["infer", clip, "--model", checkpoint, "--out", out]
     assert "one frame is no scene" in refused(*args, "--frames", 1)
-    assert "has 12 frames, fewer than frames=40" in refused(*args, "--frames", 40)
+    assert "has 12 frames, fewer than --frames 40" in refused(*args, "--frames", 40)
     assert not out.exists()
     assert run(*args, "--frames", 3) == 0
     names = [frame["name"] for frame in json.loads((out / "cameras.json").read_text())["frames"]]
@@ -219,7 +219,7 @@ def no_mask(folder):
         (["--min-confidence", "-1"], ["-1", "at least 0"]),
         (["--points", "depth", "--use_point_map"], ["contradicts"]),
         (["--image_folder", "elsewhere"], ["named twice", "elsewhere"]),
-        (["--config", "sizes.json"], ["--config", "name it with --model"]),
+        (["--config", "sizes.json"], ["--config", "name its model"]),
     ],
 )
 def test_bad_input(tmp_path, photographs, checkpoint, refused, options, parts):

@@ -60,8 +60,6 @@ SPELLINGS = {
     "use-ba": "bundle-adjustment",
     "max-reproj-error": "max-reprojection-error",
     "vis-thresh": "min-visibility",
-    "readers": "num-readers",
-    "writers": "num-writers",
 }
 
 

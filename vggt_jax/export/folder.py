@@ -6,8 +6,9 @@ from typing import Literal
 
 import numpy as np
 
-from vggt_jax.export.cameras import write_cameras
-from vggt_jax.export.ply import select_points, write_point_cloud
+from vggt_jax.export.cameras_json import write_cameras
+from vggt_jax.export.ply import write_point_cloud
+from vggt_jax.export.points import select_points
 from vggt_jax.export.scene_pictures import write_scene_pictures
 from vggt_jax.files import OVERVIEW, RESULTS
 from vggt_jax.scene.confidence import (

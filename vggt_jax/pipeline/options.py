@@ -110,7 +110,7 @@ class Options:
             if value is not None and not 0 < float(value[-1]) < math.inf:
                 raise InputError(f"{name}={value} must end in a positive length")
         if self.config is not None and not isinstance(self.model, str | os.PathLike):
-            raise InputError("config is for an official checkpoint; name it as the model")
+            raise InputError(f"config={self.config} is for an official checkpoint; name its model")
         if isinstance(self.intrinsics, str | os.PathLike) and "{scene}" not in str(self.intrinsics):
             calibration.intrinsics_by_name(self.intrinsics)
 

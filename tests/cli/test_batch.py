@@ -1,0 +1,74 @@
+"""Many scenes on the command line: every option of one scene holds for each of them."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vggt_jax
+
+
+@pytest.fixture
+def scenes(tmp_path, photographs):
+    folder = tmp_path / "scenes"
+    for name in ("hall", "attic"):
+        shutil.copytree(photographs, folder / name)
+    (folder / "notes.txt").write_text("no scene")
+    return folder
+
+
+def test_scenes_with_masks_cameras_and_tracks(tmp_path, scenes, checkpoint, run, capsys):
+    for name, left in (("hall", 30), ("attic", 60)):
+        (tmp_path / "masks" / name).mkdir(parents=True)
+        for i in range(3):
+            mask = np.zeros((96, 160), np.uint8)
+            mask[:, left:] = 255
+            Image.fromarray(mask).save(tmp_path / "masks" / name / f"{i}.png")
+    args = ["batch", scenes, "--model", checkpoint, "--size", 28, "--out", tmp_path / "out"]
+    args += ["--masks", tmp_path / "masks" / "{scene}", "--focal", 100, "--reference", 1]
+    args += ["--batch-size", 2]
+    assert run(*args) == 0
+    assert "2 scenes written" in capsys.readouterr().out
+    one = ["infer", scenes / "attic", "--model", checkpoint, "--size", 28, "--focal", 100]
+    one += ["--reference", 1, "--masks", tmp_path / "masks" / "attic", "--out", tmp_path / "one"]
+    assert run(*one) == 0
+    found, expected = (
+        vggt_jax.load_reconstruction(tmp_path / folder) for folder in ("out/attic", "one")
+    )
+    for name in ("mask", "intrinsics", "camera_from_world", "depth", "depth_confidence"):
+        x, y = getattr(found, name), getattr(expected, name)
+        np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-5, err_msg=name)
+    assert not found.mask.all()
+    hall = vggt_jax.load_reconstruction(tmp_path / "out" / "hall")
+    assert hall.mask.sum() > found.mask.sum()
+    # Again: everything is there. With another option: refused.
+    assert run(*args) == 0
+    assert "2 were there" in capsys.readouterr().out
+    settings = json.loads((tmp_path / "out" / "settings.json").read_text())
+    assert settings["focal"] == 100 and settings["reference"] == "1"
+    assert run(*args[:-2], "--mask-edges") == 2
+    assert "another --mask-edges" in capsys.readouterr().err
+
+
+def test_a_scene_that_fails_is_named_and_the_code_is_1(
+    tmp_path, scenes, checkpoint, run, refused, capsys
+):
+    (scenes / "attic" / "1.png").write_bytes(b"no image")
+    args = ["batch", scenes, "--model", checkpoint, "--size", 28, "--out", tmp_path / "out"]
+    assert run(*args) == 1
+    assert "failed: attic: " in capsys.readouterr().err
+    assert (tmp_path / "out" / "hall" / "predictions.npz").is_file()
+    assert "export" in refused(*args, "--min-confidence", 2)
+
+
+def test_a_plan_is_printed_and_nothing_runs(
+    tmp_path, photographs, checkpoint, run, refused, capsys
+):
+    args = ["infer", photographs, "--model", checkpoint, "--size", 28]
+    assert run(*args, "--sparse-ratio", 0.75, "--plan") == 0
+    printed = capsys.readouterr().out
+    for part in ("3 of 28x14", "Dense", "min_tokens=4096", "float32", "memory: about"):
+        assert part in printed
+    assert "--out" in refused(*args)
