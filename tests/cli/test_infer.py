@@ -9,6 +9,7 @@ import trimesh
 from PIL import Image
 
 import vggt_jax
+from pallas_kernels import tuned
 from vggt_jax.models import loading
 from vggt_jax.pipeline import memory, streaming
 
@@ -46,9 +47,8 @@ def test_many_frames_are_streamed(tmp_path, photographs, tiny, run, refused, mon
     vggt_jax.save_model(tiny(enable_point=False, enable_track=False), tmp_path / "model")
     args = ["infer", photographs, "--model", tmp_path / "model", "--size", 28]
     assert run(*args, "--out", tmp_path / "whole") == 0
-    monkeypatch.setattr(streaming, "_FROM_PIXELS", 1)
-    monkeypatch.setattr(streaming, "FRAMES_IN_PIECE", 2)
-    assert run(*args, "--out", tmp_path / "streamed") == 0
+    with tuned.override({"streaming.from_pixels": 1, "streaming.frames_in_piece": 2}):
+        assert run(*args, "--out", tmp_path / "streamed") == 0
     found, expected = (
         np.load(tmp_path / name / "predictions.npz") for name in ("streamed", "whole")
     )

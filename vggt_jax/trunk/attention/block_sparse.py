@@ -45,7 +45,7 @@ class BlockSparse(NotDense):
             takes 0.10 ms dense and 0.145 keeping 25 % of 2,748 tokens (2 frames of 518x518), 0.26
             and 0.24 of 5,496. 0 for never.
         block_q, block_k: tokens in a block of queries and in a block of keys.
-        random_seed: keep as many blocks as `sparse_ratio` says, but drawn by lot from this seed:
+        random_seed: keep as many blocks as `sparse_ratio` says, but drawn at random from this seed:
             the floor that a rule is to be measured against, of no use otherwise. The draw differs
             by layer, head and row, and is the same for all scenes. None keeps those that matter
             most.
