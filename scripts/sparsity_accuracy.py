@@ -6,7 +6,7 @@
 Every setting sees the same scenes: dense attention; at each share of dropped blocks the rules "avg"
 and "max" (how blocks are pooled), "hilbert" (avg, with patches along a Hilbert curve), "cdf" (as
 many blocks as have a share of the probability; the threshold is fitted, so that about the same
-share is dropped), and "random", the floor: as many blocks as "avg" keeps, drawn by lot, once for
+share is dropped), and "random", the floor: as many blocks as "avg" keeps, drawn at random, once for
 each of --random-seeds. Blocks are dropped among the patches; special tokens always see and are seen
 by everything. With --num-keys also "sample": attention to so many patches, drawn evenly, each of
 which stands for those left out around it.

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 import vggt_jax
+from pallas_kernels import tuned
 from vggt_jax import (
     BlockSparse,
     InputError,
@@ -259,13 +260,12 @@ def test_scenes_of_many_frames_leave_the_device_in_pieces(tmp_path, scenes, tiny
     many = {name: scenes[name] for name in ("hall", "shed")}
     run(many, tmp_path / "whole", model)
     monkeypatch.setattr(plan, "bucket", lambda n: n)
-    monkeypatch.setattr(streaming, "_FROM_PIXELS", 4 * 28 * 42)
-    monkeypatch.setattr(streaming, "FRAMES_IN_PIECE", 2)
     pieces, run_frames = [], streaming._run_frames
     spy = lambda *args, **options: pieces.append(int(args[3])) or run_frames(*args, **options)
     monkeypatch.setattr(streaming, "_run_frames", spy)
     # The one of five frames; that of three waits for a batch.
-    run(many, tmp_path / "streamed", model, batch_size=2)
+    with tuned.override({"streaming.from_pixels": 4 * 28 * 42, "streaming.frames_in_piece": 2}):
+        run(many, tmp_path / "streamed", model, batch_size=2)
     assert pieces == [0, 2, 3]
     for name in many:
         found, expected = read(tmp_path / "streamed", name), read(tmp_path / "whole", name)

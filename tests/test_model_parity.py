@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 import toys
 
-from vggt_jax.heads import dpt
-from vggt_jax.layers import attention, chunking
+from pallas_kernels import tuned
+from vggt_jax.layers import chunking
 from vggt_jax.models.vggt.heads import track, update_former
-from vggt_jax.trunk import alternation as trunk
 
 CASES = [
     ("vggt_toy", "n1_56x84"),
@@ -73,12 +72,15 @@ def test_chunks_change_nothing(monkeypatch, run_toy, parity_results, relative_er
 
     cut = chunking._cut
     monkeypatch.setattr(chunking, "_cut", spy)
-    monkeypatch.setattr(trunk, "TOKENS_PER_CHUNK", 2 * 2 * 43)
-    monkeypatch.setattr(dpt, "PIXELS_PER_CHUNK", 2 * 2 * 112 * 70)
     monkeypatch.setattr(track, "_POINTS_PER_CHUNK", 2)
     monkeypatch.setattr(update_former, "_TOKENS_PER_CHUNK", 2 * (3 + 64))
-    monkeypatch.setattr(attention, "MAX_SCORE_BYTES", 100_000)
-    cut_up = run_toy(toy, inputs)
+    chunks = {
+        "trunk.tokens_per_chunk": 2 * 2 * 43,
+        "dpt.pixels_per_chunk": 2 * 2 * 112 * 70,
+        "dense.max_score_bytes": 100_000,
+    }
+    with tuned.override(chunks):
+        cut_up = run_toy(toy, inputs)
     # Frames in pairs, the second of them twice; points, too. Tracks and virtual tracks along time;
     # queries of the encoder, of global attention.
     assert {(3, 2), (134, 34), (43, 22), (129, 26)} <= set(pieces)

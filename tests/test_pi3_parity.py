@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import toys
 
+from pallas_kernels import tuned
 from vggt_jax import BlockSparse
-from vggt_jax.layers import attention, chunking
-from vggt_jax.trunk import alternation as trunk
+from vggt_jax.layers import chunking
 
 CASES = [
     ("pi3_toy", "n1_56x84"),
@@ -69,9 +69,8 @@ def test_chunks_change_nothing(monkeypatch, run_pi3_toy, golden, relative_error)
 
     cut = chunking._cut
     monkeypatch.setattr(chunking, "_cut", spy)
-    monkeypatch.setattr(trunk, "TOKENS_PER_CHUNK", 2 * 2 * 18)
-    monkeypatch.setattr(attention, "MAX_SCORE_BYTES", 10_000)
-    found = run_pi3_toy(toy, inputs)
+    with tuned.override({"trunk.tokens_per_chunk": 2 * 2 * 18, "dense.max_score_bytes": 10_000}):
+        found = run_pi3_toy(toy, inputs)
     # Encoder, trunk and three decoders in pairs of frames.
     assert pieces.count((3, 2)) >= 5
     assert_close(found, golden(f"{toy}.{inputs}"), relative_error, factor=0.1)

@@ -7,17 +7,22 @@ import numpy as np
 import pytest
 
 import vggt_jax
+from pallas_kernels import tuned
 from vggt_jax.pipeline import memory, streaming
 from vggt_jax.pipeline.plan import bucket
 
 SPARSE = vggt_jax.BlockSparse(sparse_ratio=0.5, block_q=16, block_k=8, min_tokens=0)
 
 
+AT_ONCE = {"streaming.from_pixels": 10**6}
+
+
 @pytest.fixture
-def streamed(monkeypatch):
+def streamed():
     """Makes `infer` stream scenes of three frames and more, in pairs of frames."""
-    monkeypatch.setattr(streaming, "_FROM_PIXELS", 3 * 28 * 42)
-    monkeypatch.setattr(streaming, "FRAMES_IN_PIECE", 2)
+    in_pairs = {"streaming.from_pixels": 3 * 28 * 42, "streaming.frames_in_piece": 2}
+    with tuned.override(in_pairs):
+        yield
 
 
 def photographs(num):
@@ -69,23 +74,23 @@ def cut(recon, num_frames):
     ids=["sparse", "dense"],
 )
 def test_infer_streams_what_it_would_give_at_once(
-    tiny, tiny_pi3, streamed, name, num_frames, attention, monkeypatch
+    tiny, tiny_pi3, streamed, name, num_frames, attention
 ):
     model, images = {"vggt": tiny, "pi3": tiny_pi3}[name](), photographs(num_frames)
     found = vggt_jax.infer(images, model=model, attention=attention)
     assert len(found.depth) == num_frames
     assert bucket(33) == 34
-    monkeypatch.setattr(streaming, "_FROM_PIXELS", 10**6)
-    compare(found, vggt_jax.infer(images, model=model, attention=attention))
+    with tuned.override(AT_ONCE):
+        compare(found, vggt_jax.infer(images, model=model, attention=attention))
 
 
 @pytest.mark.slow
-def test_tracks_and_another_reference(tiny, streamed, monkeypatch):
+def test_tracks_and_another_reference(tiny, streamed):
     arguments = dict(model=tiny(), query_points=[[3, 4], [20, 25.5]], reference=2)
     found = vggt_jax.infer(photographs(3), **arguments)
     assert found.tracks.shape == (3, 2, 2)
-    monkeypatch.setattr(streaming, "_FROM_PIXELS", 10**6)
-    compare(found, vggt_jax.infer(photographs(3), **arguments))
+    with tuned.override(AT_ONCE):
+        compare(found, vggt_jax.infer(photographs(3), **arguments))
 
 
 def test_a_model_of_cameras_alone(tiny, streamed):
@@ -126,4 +131,4 @@ def test_estimate_of_memory():
     )
     maps = 4 * 6 * 518 * 518
     assert estimate(False).outputs == 1000 * maps
-    assert estimate(True).outputs == streaming.FRAMES_ON_DEVICE * maps < 100 * maps
+    assert estimate(True).outputs == streaming.frames_on_device() * maps < 100 * maps

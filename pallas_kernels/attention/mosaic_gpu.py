@@ -1,7 +1,7 @@
 """Block-sparse attention for Hopper GPUs, in a Pallas kernel on the Mosaic GPU backend.
 
 One block of threads lives on each multiprocessor until all is done. It works on several tiles of
-128 queries at a time, its *streams*. Of each stream:
+128 queries at a time, the *query tiles in flight*, which the code calls streams. Of each stream:
 
 - Two warp groups, the *consumers*, compute 64 queries each: scores of 64 keys, weights, and their
   sum over values, with the tensor cores (`wgmma`, asynchronous) and accumulators in registers.
@@ -56,10 +56,10 @@ _CONSUMERS = 2
 TILE_Q = _CONSUMERS * _ROWS
 TILE_K = 64
 
-# By how many places each lane moves on from round to round, so that none has the longest list every
-# time: the best of those tried on random lists with a tenfold spread of lengths. With 264 lanes and
-# 16 heads the busiest has 24 % more to do than the average for 108 tiles a head, 6 % for 536 and
-# 1 % for 2144.
+# By how many places each work slot, a *lane*, moves on from round to round, so that none has the
+# longest list every time: the best of those tried on random lists with a tenfold spread of lengths.
+# With 264 lanes and 16 heads the busiest has 24 % more to do than the average for 108 tiles a head,
+# 6 % for 536 and 1 % for 2144.
 _TURN = 29
 
 # Columns of scores whose sums a thread keeps apart until the end.

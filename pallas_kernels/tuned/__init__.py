@@ -9,19 +9,15 @@ a compiled program keeps those that it was traced with.
 """
 
 import contextlib
-import contextvars
 import functools
 import tomllib
-import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pallas_kernels import devices
 
-_overrides: contextvars.ContextVar[Mapping[str, Any]] = contextvars.ContextVar(
-    "tuned values", default=types.MappingProxyType({})
-)
+_overrides: dict[str, Any] = {}
 
 
 def value(name: str) -> Any:
@@ -30,9 +26,8 @@ def value(name: str) -> Any:
     Raises:
         KeyError: no table has this name.
     """
-    overrides = _overrides.get()
-    if name in overrides:
-        return overrides[name]
+    if name in _overrides:
+        return _overrides[name]
     tables = _tables()
     for table in (tables.get(devices.device_kind(), {}), tables["default"]):
         found = _look_up(table, name)
@@ -43,7 +38,7 @@ def value(name: str) -> Any:
 
 @contextlib.contextmanager
 def override(values: Mapping[str, Any]) -> Iterator[None]:
-    """Other values, in this thread, for what is traced inside of `with`.
+    """Other values, in all threads, for what is traced inside of `with`.
 
     What was traced before is not traced again: `override` has no influence on a function of
     `jax.jit` that is called again with arrays of the same shapes.
@@ -57,11 +52,13 @@ def override(values: Mapping[str, Any]) -> Iterator[None]:
     for name in values:
         if _look_up(_tables()["default"], name) is None:
             raise KeyError(f"no tuned value is called {name!r}")
-    token = _overrides.set({**_overrides.get(), **values})
+    before = dict(_overrides)
+    _overrides.update(values)
     try:
         yield
     finally:
-        _overrides.reset(token)
+        _overrides.clear()
+        _overrides.update(before)
 
 
 def device_kinds() -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import trimesh
 from PIL import Image
 
 import vggt_jax
+from pallas_kernels import tuned
 from vggt_jax.models import loading
 from vggt_jax.pipeline import memory, streaming
 
@@ -46,9 +47,9 @@ def test_many_frames_are_streamed(tmp_path, photographs, tiny, run, refused, mon
     vggt_jax.save_model(tiny(enable_point=False, enable_track=False), tmp_path / "model")
     args = ["infer", photographs, "--model", tmp_path / "model", "--size", 28]
     assert run(*args, "--out", tmp_path / "whole") == 0
-    monkeypatch.setattr(streaming, "_FROM_PIXELS", 1)
-    monkeypatch.setattr(streaming, "FRAMES_IN_PIECE", 2)
-    assert run(*args, "--out", tmp_path / "streamed") == 0
+    in_pairs = {"streaming.from_pixels": 1, "streaming.frames_in_piece": 2}
+    with tuned.override(in_pairs):
+        assert run(*args, "--out", tmp_path / "streamed") == 0
     found, expected = (
         np.load(tmp_path / name / "predictions.npz") for name in ("streamed", "whole")
     )
@@ -61,7 +62,8 @@ def test_many_frames_are_streamed(tmp_path, photographs, tiny, run, refused, mon
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
 
     monkeypatch.setattr(streaming.Stream, "__call__", too_much)
-    assert "3 frames do not fit" in refused(*args, "--out", tmp_path / "none")
+    with tuned.override(in_pairs):
+        assert "3 frames do not fit" in refused(*args, "--out", tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 

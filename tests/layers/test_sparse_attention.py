@@ -164,17 +164,17 @@ def test_entropy_as_a_share_of_the_highest():
 
 def test_random_blocks_are_as_many_and_differ_by_layer_and_seed():
     qkv = scene()
-    by_lot = jax.jit(functools.partial(run, qkv, 0.75, None, None))
+    at_random = jax.jit(functools.partial(run, qkv, 0.75, None, None))
     rule, expected = by_ratio(qkv, 0.75, None)
-    lots, found = by_lot(jnp.int32(0), 5)
+    drawn, found = at_random(jnp.int32(0), 5)
     np.testing.assert_array_equal(found.density, expected.density)
     np.testing.assert_array_equal(found.entropy, expected.entropy)
     assert np.all(np.asarray(found.covered) < np.asarray(expected.covered))
-    np.testing.assert_array_equal(lots, by_lot(jnp.int32(0), 5)[0])
-    lots = np.asarray(lots)
-    for other in (rule, by_lot(jnp.int32(1), 5)[0], by_lot(jnp.int32(0), 6)[0]):
-        assert np.max(np.abs(lots - other)[:, SPECIAL:]) > 1e-2
-        np.testing.assert_allclose(lots[:, :SPECIAL], other[:, :SPECIAL], atol=1e-5)
+    np.testing.assert_array_equal(drawn, at_random(jnp.int32(0), 5)[0])
+    drawn = np.asarray(drawn)
+    for other in (rule, at_random(jnp.int32(1), 5)[0], at_random(jnp.int32(0), 6)[0]):
+        assert np.max(np.abs(drawn - other)[:, SPECIAL:]) > 1e-2
+        np.testing.assert_allclose(drawn[:, :SPECIAL], other[:, :SPECIAL], atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import pallas_kernels
 from pallas_kernels import (
     BlockMap,
     MosaicGpuConfig,
@@ -327,6 +328,24 @@ def test_inputs_decide_on_hopper(pretend_device, chosen, monkeypatch, inputs, ex
     assert chosen(**inputs)[0] == expected
     monkeypatch.setattr(mosaic_gpu_call, "is_supported", lambda: False)
     assert chosen(**inputs)[0] == ("triton" if expected == "mosaic_gpu" else expected)
+
+
+def test_why_kernels_cannot_be_used(pretend_device, monkeypatch):
+    monkeypatch.setattr(mosaic_gpu_call, "is_supported", lambda: True)
+    sizes = {"head_dim": 64, "dtype": jnp.float32}
+    pretend_device("gpu", "9.0", H100)
+    found = pallas_kernels.attention_unsupported_because(**sizes)
+    assert found == {
+        "mosaic_gpu": "float32 is not supported (bfloat16, float16)",
+        "triton": None,
+    }
+    with pytest.warns(DeprecationWarning, match="now called attention_unsupported_because"):
+        assert pallas_kernels.attention_obstacles(**sizes) == found
+    pretend_device("cpu")
+    found = pallas_kernels.attention_unsupported_because(head_dim=64, dtype=jnp.bfloat16)
+    assert list(found) == ["mosaic_gpu", "triton"] and all(
+        "is no NVIDIA" in x for x in found.values()
+    )
 
 
 @pytest.mark.parametrize(

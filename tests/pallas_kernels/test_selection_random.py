@@ -1,4 +1,4 @@
-"""The entropy of the pooled softmax, and blocks drawn by lot."""
+"""The entropy of the pooled softmax, and the random baseline."""
 
 import jax
 import numpy as np
@@ -26,7 +26,7 @@ def q_and_k(draw):
 
 @pytest.fixture(scope="module")
 def draw_blocks(q_and_k):
-    """The selection by lot with the key of a seed: one program for all."""
+    """The random baseline with the key of a seed: one program for all."""
     return lambda seed: select_blocks(*q_and_k, random_key=jax.random.key(seed), **OPTIONS)
 
 
@@ -62,20 +62,20 @@ def test_entropy_at_its_ends_and_of_odd_numbers():
     assert not np.asarray(masses).any() and not np.asarray(found).any()
 
 
-def test_blocks_by_lot_are_as_many_and_cover_less(draw_blocks, dense_mask, probabilities):
-    lots = draw_blocks(1)
-    np.testing.assert_array_equal(lots.block_map.counts, np.full((N, QB), SINKS + NUM_KEPT))
-    np.testing.assert_allclose(lots.density, (SINKS + NUM_KEPT) / KB, rtol=1e-6)
+def test_random_blocks_are_as_many_and_retain_less(draw_blocks, dense_mask, probabilities):
+    drawn = draw_blocks(1)
+    np.testing.assert_array_equal(drawn.block_map.counts, np.full((N, QB), SINKS + NUM_KEPT))
+    np.testing.assert_allclose(drawn.density, (SINKS + NUM_KEPT) / KB, rtol=1e-6)
     expected = entropy(probabilities, axis=-1)
-    np.testing.assert_allclose(lots.entropy, expected, atol=1e-5)
+    np.testing.assert_allclose(drawn.entropy, expected, atol=1e-5)
     assert 0.2 < expected.min() < expected.max() < np.log(KB)
-    mask = dense_mask(lots.block_map)
+    mask = dense_mask(drawn.block_map)
     assert mask[..., :SINKS].all()
-    np.testing.assert_array_equal(mask.sum(-1), lots.block_map.counts)
+    np.testing.assert_array_equal(mask.sum(-1), drawn.block_map.counts)
     covered = np.where(mask[..., SINKS:], probabilities, 0).sum(-1)
-    np.testing.assert_allclose(lots.retained_mass, covered, atol=2e-5)
+    np.testing.assert_allclose(drawn.retained_mass, covered, atol=2e-5)
     by_the_rule = np.sort(probabilities, axis=-1)[..., -NUM_KEPT:].sum(-1)
-    assert np.mean(lots.retained_mass) < np.mean(by_the_rule) - 0.1
+    assert np.mean(drawn.retained_mass) < np.mean(by_the_rule) - 0.1
     # Rows, heads and keys differ, and the same key draws the same.
     rows = mask.reshape(-1, mask.shape[-1])
     assert len(np.unique(rows, axis=0)) > 0.95 * len(rows)
@@ -120,7 +120,7 @@ def test_stripes_and_padding_draw_the_same(q_and_k, draw_blocks, dense_mask, mon
     assert not np.asarray(padded.entropy[:, 11:]).any()
 
 
-def test_lots_need_a_number(q_and_k):
+def test_random_blocks_need_a_number(q_and_k):
     for rule in ({"cdf_threshold": 0.5}, {"cdf_threshold": 0.5, "sparse_ratio": 0.5}):
         with pytest.raises(ValueError, match="random blocks need a number of them"):
             select_blocks(*q_and_k, random_key=jax.random.key(0), **rule)

@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from pallas_kernels import tuned
 from vggt_jax.layers.chunking import map_chunks
 from vggt_jax.layers.linear import Conv, Linear, Upsample
 from vggt_jax.layers.norm import LayerNorm
@@ -19,10 +20,6 @@ from vggt_jax.trunk.token_layout import TokenLayout
 _OUTPUT_HIDDEN = 32  # official file: vggt/heads/dpt_head.py, head_features_2
 _POSITION_RATIO = 0.1  # official file: vggt/heads/dpt_head.py, _apply_pos_embed
 _POSITION_OMEGA = 100.0  # official file: vggt/heads/utils.py, position_grid_to_embed
-
-# Pixels that are decoded at a time. The largest temporaries hold `features / 2` channels of every
-# pixel in float32: 512 MiB each for the released sizes.
-PIXELS_PER_CHUNK = 4 * 518 * 518
 
 
 class ResidualConvUnit(nnx.Module):
@@ -105,19 +102,22 @@ class DPT(nnx.Module):
         layout: TokenLayout,
         precision: Precision,
         *,
-        pixels_per_chunk: int = PIXELS_PER_CHUNK,
+        pixels_per_chunk: int | None = None,
     ) -> Float[Array, "b s h w c"]:
         """The raw map, `out_dim` channels at full size (or features at half), float32.
 
         Frames are decoded in chunks; the result does not depend on them.
         """
+        limit = pixels_per_chunk
+        if limit is None:
+            limit = tuned.value("dpt.pixels_per_chunk")
         b = trunk.kept.shape[0]
         pixels = b * layout.rows * layout.columns * self.patch_size**2
         return map_chunks(
             lambda kept: self._decode(kept, trunk.layers, layout, precision),
             trunk.kept,
             axis=1,
-            max_chunk=pixels_per_chunk // pixels,
+            max_chunk=limit // pixels,
         )
 
     def _decode(self, kept, kept_layers, layout, precision):

@@ -13,7 +13,13 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 import pallas_kernels
-from pallas_kernels import BlockMap, attention_unsupported_because, block_sparse_attention, devices
+from pallas_kernels import (
+    BlockMap,
+    attention_unsupported_because,
+    block_sparse_attention,
+    devices,
+    tuned,
+)
 from pallas_kernels.attention.config import MAX_CAPACITY
 from pallas_kernels.blocks import leading, next_power_of_2
 from pallas_kernels.mosaic_gpu_call import align
@@ -27,19 +33,7 @@ from vggt_jax.layers.scene_attention import AttentionStats, SceneAttention
 
 Implementation = Literal["mosaic_gpu", "cudnn", "xla", "triton"]
 
-# When the project's own kernel is faster than cuDNN's on an H100 (docs/performance.md). It pads
-# numbers of tokens that are not aligned, by a copy that only pays for many keys; `padded_tokens`
-# avoids it.
-_MIN_KEYS_OF_OWN_KERNEL = 256
-_MIN_KEYS_TO_PAD = 4096
 _MAX_KEYS_OF_OWN_KERNEL = 64 * MAX_CAPACITY
-
-# With so many keys for each query the own kernels cut along the keys: too few tiles of queries
-# would leave most of a GPU idle.
-_KEYS_PER_QUERY_TO_CUT = 8
-
-# Scores of one chunk of queries in `xla`, in bytes.
-MAX_SCORE_BYTES = 256 * 2**20
 
 
 @jax.tree_util.register_static
@@ -101,7 +95,7 @@ class Dense(SceneAttention):
 
 def bytes_of_scores(num_heads: int, num_queries: int, num_keys: int) -> int:
     """What scores and their weights take in plain JAX, in chunks of the queries of one scene."""
-    return 2 * min(4 * num_heads * num_queries * num_keys, MAX_SCORE_BYTES)
+    return 2 * min(4 * num_heads * num_queries * num_keys, tuned.value("dense.max_score_bytes"))
 
 
 class NotDense(SceneAttention):
@@ -193,7 +187,7 @@ def _choose(obstacles, q, k, *, has_bias: bool) -> Implementation:
     """The fastest implementation that can do this."""
     t, kv = q.shape[1], k.shape[1]
     is_aligned = align(t) == t and align(kv) == kv
-    fewest = _MIN_KEYS_OF_OWN_KERNEL if is_aligned else _MIN_KEYS_TO_PAD
+    fewest = tuned.value("dense.min_keys_of_own_kernel" if is_aligned else "dense.min_keys_to_pad")
     pays: dict[Implementation, bool] = {
         "mosaic_gpu": fewest <= kv <= _MAX_KEYS_OF_OWN_KERNEL,
         "cudnn": True,
@@ -213,7 +207,7 @@ def padded_tokens(
     """
     if (
         dense.implementation not in (None, "mosaic_gpu")
-        or num_tokens < _MIN_KEYS_OF_OWN_KERNEL
+        or num_tokens < tuned.value("dense.min_keys_of_own_kernel")
         or dense_obstacles(head_dim=head_dim, dtype=dtype)["mosaic_gpu"]
     ):
         return num_tokens
@@ -273,7 +267,7 @@ def _keep_every_block(implementation, q, k, v, kv_lengths, key_bias):
             implementation=implementation,
         )
         (t, n, _), kv = q.shape, k.shape[0]
-        if kv >= _KEYS_PER_QUERY_TO_CUT * t:
+        if kv >= tuned.value("dense.keys_per_query_to_cut") * t:
             return attend_to_everything(q, k, v, attend, block_q=128, block_k=64)
         # All queries are one block, so that there is one list of keys for each head.
         block_map = BlockMap.full(n, t, kv, block_q=max(128, next_power_of_2(t)))
@@ -323,7 +317,7 @@ def _plain(q, k, v, kv_lengths, key_bias, precision, max_score_bytes=None, *, wr
     """Plain JAX, in chunks of queries; with `jax.checkpoint` around them no scores are kept."""
     b, _, n, _ = q.shape
     if max_score_bytes is None:
-        max_score_bytes = MAX_SCORE_BYTES
+        max_score_bytes = tuned.value("dense.max_score_bytes")
     bytes_per_query = 4 * b * n * k.shape[1]
     return map_chunks(
         wrap(lambda queries: _attend(queries, k, v, kv_lengths, precision, key_bias)),

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import contextvars
 import dataclasses
 import functools
 import hashlib
@@ -315,7 +316,9 @@ def _read_ahead(
     """Names and their scenes as they will be, in order; a few are being read ahead."""
     queue: collections.deque[tuple[str, Future]] = collections.deque()
     for name in names:
-        queue.append((name, readers.submit(read_scene, name)))
+        # What a caller set for its context, such as `tuned.override`, holds for the plan, too.
+        here = contextvars.copy_context()
+        queue.append((name, readers.submit(here.run, read_scene, name)))
         if len(queue) > 2 * num_readers:
             yield queue.popleft()
     yield from queue

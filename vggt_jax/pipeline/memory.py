@@ -8,20 +8,16 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
+from pallas_kernels import tuned
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.models.base import ModelConfig
 from vggt_jax.models.loading import Model
 from vggt_jax.models.registry import family_of
-from vggt_jax.pipeline.streaming import FRAMES_ON_DEVICE
+from vggt_jax.pipeline.streaming import frames_on_device
 from vggt_jax.trunk.memory import ForwardPass
 from vggt_jax.trunk.token_layout import TokenLayout
-
-# The share of a GPU's memory that programs can use: their temporaries are one piece, and so are the
-# tokens kept. On an H100, 1,700 frames that took 94.9 % of it ran, and 1,750, which would have
-# taken 97.6 %, did not.
-_USABLE = 0.96
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,7 +91,7 @@ def estimate_memory(
     )
     parts = family_of(config).memory(config, forward)
     if streamed:
-        parts["outputs"] = parts["outputs"] * min(num_frames, FRAMES_ON_DEVICE) // num_frames
+        parts["outputs"] = parts["outputs"] * min(num_frames, frames_on_device()) // num_frames
     images = image_bytes * 3 * num_frames * forward.pixels
     return MemoryEstimate(weights=weights, images=images, **parts)
 
@@ -195,7 +191,8 @@ def available_memory() -> int | None:
     device = jax.devices()[0]
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:
-        return max(0, int(_USABLE * stats["bytes_limit"]) - stats.get("bytes_in_use", 0))
+        usable = int(tuned.value("memory.usable_share") * stats["bytes_limit"])
+        return max(0, usable - stats.get("bytes_in_use", 0))
     if device.platform != "cpu":
         return None
     try:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from pallas_kernels import tuned
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.models.loading import Model
@@ -19,21 +20,18 @@ from vggt_jax.trunk.alternation import TrunkOutput
 from vggt_jax.trunk.frames import encode_and_aggregate
 from vggt_jax.trunk.token_layout import TokenLayout
 
-FRAMES_IN_PIECE = 16
-
-# The maps of fewer pixels are small, and two programs take longer to compile than one.
-_FROM_PIXELS = 64 * 518 * 518
-
 # Pieces that are computed or copied to the host while the next is waited for.
 _MAX_PENDING = 2
 
-FRAMES_ON_DEVICE = (_MAX_PENDING + 1) * FRAMES_IN_PIECE
-"""Frames whose maps are on the device at most."""
+
+def frames_on_device() -> int:
+    """Frames whose maps are on the device at most."""
+    return (_MAX_PENDING + 1) * tuned.value("streaming.frames_in_piece")
 
 
 def is_streamed(num_frames: int, height: int, width: int) -> bool:
     """Whether `infer` and the command line stream the maps of so many frames of this size."""
-    return num_frames * height * width >= _FROM_PIXELS
+    return num_frames * height * width >= tuned.value("streaming.from_pixels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,11 +61,11 @@ class Stream:
         """The programs for these arguments of `reconstruct`, compiled now or when first called.
 
         Args:
-            frames_in_piece: frames whose maps are computed together; None for `FRAMES_IN_PIECE`.
+            frames_in_piece: frames whose maps are computed together; None for the tuned number.
         """
         num_frames, height, width, _ = inputs["images"].shape
         static = {"attention": attention, "compute_dtype": compute_dtype}
-        num = min(num_frames, frames_in_piece or FRAMES_IN_PIECE)
+        num = min(num_frames, frames_in_piece or tuned.value("streaming.frames_in_piece"))
         of_frames = static | {"size": (height, width), "num": num}
         if not compiled:
             return cls(

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels import tuned
 from vggt_jax.layers.attention import Rope
 from vggt_jax.layers.block import Block, stack_modules
 from vggt_jax.layers.chunking import update_chunks
@@ -17,11 +18,6 @@ from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.rope import rope_tables
 from vggt_jax.layers.scene_attention import AttentionStats, SceneAttention
 from vggt_jax.trunk.token_layout import TokenLayout
-
-# What runs frame by frame is cut into chunks of so many tokens at most: 100 frames of 518x518,
-# whose widest temporary, the MLP's hidden layer, is 1.05 GiB for VGGT-1B in bfloat16. Cutting costs
-# a copy of the tokens, 3 % of the time of 50 frames on an H100, and each chunk some more.
-TOKENS_PER_CHUNK = 137400
 
 # From how many tokens on a layer that no head reads is not written: the host waits at a branch.
 MIN_TOKENS_TO_BRANCH = 16384
@@ -36,9 +32,11 @@ def frames_per_chunk(
     """How many frames of each scene make a chunk of what runs frame by frame, at most.
 
     Args:
-        tokens_per_chunk: the limit; None for `TOKENS_PER_CHUNK`.
+        tokens_per_chunk: the limit; None for the tuned one.
     """
-    limit = TOKENS_PER_CHUNK if tokens_per_chunk is None else tokens_per_chunk
+    limit = tokens_per_chunk
+    if limit is None:
+        limit = tuned.value("trunk.tokens_per_chunk")
     of_limit = limit // (num_scenes * tokens_per_frame)
     return min(num_frames, max(1, of_limit))
 
@@ -118,7 +116,7 @@ def run_trunk(
         recompute: whether a backward pass computes each block again instead of keeping its
             intermediate values.
         tokens_per_chunk: what runs frame by frame is cut into chunks of so many tokens at most;
-            None for `TOKENS_PER_CHUNK`.
+            None for the tuned one.
         min_tokens_to_branch: from how many tokens on a layer that is not kept is not written.
     """
     b, s, p, c = tokens.shape

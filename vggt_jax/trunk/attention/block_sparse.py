@@ -45,7 +45,7 @@ class BlockSparse(NotDense):
             takes 0.10 ms dense and 0.145 keeping 25 % of 2,748 tokens (2 frames of 518x518), 0.26
             and 0.24 of 5,496. 0 for never.
         block_q, block_k: tokens in a block of queries and in a block of keys.
-        random_seed: keep as many blocks as `sparse_ratio` says, but drawn by lot from this seed:
+        random_seed: keep as many blocks as `sparse_ratio` says, but drawn at random from this seed:
             the floor that a rule is to be measured against, of no use otherwise. The draw differs
             by layer, head and row, and is the same for all scenes. None keeps those that matter
             most.
@@ -126,8 +126,9 @@ class BlockSparse(NotDense):
     def num_pairs(self, *, num_frames, num_special, num_patches) -> float:
         """As many as `sparse_ratio` leaves; all, where `cdf_threshold` may keep any number."""
         special, patches = float(num_frames * num_special), float(num_frames * num_patches)
-        is_known = self.cdf_threshold is None and self.sparse_ratio is not None
-        kept = 1.0 - float(np.mean(self.sparse_ratio)) if is_known else 1.0
+        kept = 1.0
+        if self.sparse_ratio is not None and self.cdf_threshold is None:
+            kept -= float(np.mean(self.sparse_ratio))
         return patches * (special + kept * patches) + special * (special + patches)
 
     def why_dense(self, *, num_tokens: int, num_patches: int) -> str | None:
