@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 from vggt_jax.cli.generated import options_of, taken
 from vggt_jax.cli.scene import WRITTEN_OTHERWISE, Scene
@@ -29,9 +30,9 @@ class Batch(Scene):
         from vggt_jax.pipeline.many_scenes import reconstruct_scenes
 
         # The folder is one of scenes, and may hold a scene called images.
-        paths = self.named()
-        if len(paths) > 1:
-            raise InputError(f"{paths[1]}: give one folder, which holds a folder for each scene")
+        folder, *others = self.named()
+        if others:
+            raise InputError(f"{others[0]}: give one folder, which holds a folder for each scene")
         if changed := self.changed("points", "use_point_map", "confidence_percentile",
                                    "min_confidence", "allow_single_image"):  # fmt: skip
             raise InputError(
@@ -39,8 +40,10 @@ class Batch(Scene):
                 "results with it later"
             )
         keep_compiled_programs()
-        fields = vars(self.options()) | taken(self, ManyScenesOptions, *WRITTEN_OTHERWISE)
-        report = reconstruct_scenes(paths[0], self.out, **fields | {"progress": True})
+        fields: dict[str, Any] = dict(vars(self.options()))
+        fields |= taken(self, ManyScenesOptions, *WRITTEN_OTHERWISE)
+        fields["progress"] = True
+        report = reconstruct_scenes(folder, self.out, **fields)
         for name, reason in report.failed.items():
             print(f"failed: {name}: {reason}", file=sys.stderr)
         print(

@@ -86,8 +86,9 @@ def _docstrings(kind: type) -> dict[str, str]:
     """The docstring below each field of a class and its bases."""
     texts = {}
     for base in reversed(kind.__mro__[:-1]):
-        (body,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
-        for node, below in itertools.pairwise(body.body):
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        assert isinstance(definition, ast.ClassDef)
+        for node, below in itertools.pairwise(definition.body):
             match node, below:
                 case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(
                     value=ast.Constant(value=str(text))

@@ -251,11 +251,14 @@ class Scene:
             "black": self.mask_black,
             "sky": self.mask_sky,
         }
+        background: tuple[Background, ...] = tuple(
+            name for name, is_chosen in chosen.items() if is_chosen
+        )
         return Options(
             **taken(self, Options, *WRITTEN_OTHERWISE),
             attention=attention,
             query_pixels=pixels or None,
-            background=tuple(name for name, is_chosen in chosen.items() if is_chosen),
+            background=background,
             intrinsics=_intrinsics(self.intrinsics),
             known_distance=_known_distance(self.known_distance),
             known_depth=_known_depth(self.known_depth),

@@ -73,14 +73,13 @@ def load_model(
 
 def abstract_model(config: ModelConfig) -> SceneModel:
     """The model of a configuration, with shapes and types in place of parameters."""
-    return jax.eval_shape(_constructor(config))
+    return jax.eval_shape(_constructor(family_of(config).model, config))
 
 
 @functools.cache
-def _constructor(config: ModelConfig) -> Callable[[], SceneModel]:
+def _constructor(kind: type[SceneModel], config: ModelConfig) -> Callable[[], SceneModel]:
     """One function a configuration, which JAX traces once and no more: that takes half a second."""
-    build = family_of(config).model
-    return lambda: build(config, rngs=nnx.Rngs(0))
+    return lambda: kind(config, rngs=nnx.Rngs(0))
 
 
 def save_model(

@@ -181,7 +181,7 @@ def _known_intrinsics(frames: Frames, options: Options) -> np.ndarray | None:
         sizes = [transform.original_size for transform in frames.transforms]
         if not sizes:
             sizes = [frames.images.shape[1:3]] * len(frames.images)
-        known = [calibration.pinhole(options.focal, (x / 2, y / 2)) for y, x in sizes]
+        known = np.stack([calibration.pinhole(options.focal, (x / 2, y / 2)) for y, x in sizes])
     elif isinstance(known, str | os.PathLike):
         known = calibration.read_intrinsics(known, frames.names)
     return None if known is None else calibration.checked_intrinsics(known, len(frames.images))

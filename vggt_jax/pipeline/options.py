@@ -21,7 +21,9 @@ from vggt_jax.models.base import SceneModel
 from vggt_jax.scene import calibration
 
 P = ParamSpec("P")
-A, B, R = TypeVar("A"), TypeVar("B"), TypeVar("R")
+A = TypeVar("A")
+B = TypeVar("B")
+R = TypeVar("R")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -175,7 +177,8 @@ def takes(kind: Callable[P, Any]) -> _Decorator[P]:
                     f"{function.__name__}() takes {', '.join(names)} by place, and options by name"
                 )
             by_name = {name: fields.pop(name) for name in names[len(args) :] if name in fields}
-            return function(*args, **by_name, options=kind(**fields))
+            make: Callable[..., Any] = kind
+            return function(*args, **by_name, options=make(**fields))
 
         options = inspect.signature(kind).parameters.values()
         call.__signature__ = signature.replace(  # pyright: ignore[reportAttributeAccessIssue]

@@ -104,7 +104,7 @@ def batch_arguments(
     if plan.masks_padding:
         num_frames = np.array([len(scene.frames.images) for scene in scenes], np.int32)
     if first.query_points is not None:
-        query_points = np.stack([scene.query_points for scene in scenes])
+        query_points = np.array([scene.query_points for scene in scenes], np.float32)
     return {"images": images, "num_frames": num_frames, "query_points": query_points}
 
 

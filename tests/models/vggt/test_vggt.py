@@ -16,7 +16,7 @@ from vggt_jax.layers.norm import LayerNorm
 from vggt_jax.models.conversion import native_shapes
 from vggt_jax.models.loading import named_parameters
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 
 
 def abstract(config):
