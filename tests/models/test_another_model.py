@@ -16,11 +16,13 @@ from vggt_jax.pipeline import memory, streaming
 SPARSE = BlockSparse(min_tokens=0, sparse_ratio=0.5, block_q=16, block_k=8)
 
 
-@pytest.fixture(autouse=True)
-def registered(monkeypatch):
-    """For one test: others list the models that there are."""
-    monkeypatch.setattr(registry, "_FAMILIES", [*registry._FAMILIES])
-    models.register(FAMILY)
+@pytest.fixture(scope="module", autouse=True)
+def registered():
+    """For these tests alone: others list the models that there are."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(registry, "_FAMILIES", [*registry._FAMILIES])
+        models.register(FAMILY)
+        yield
 
 
 @pytest.fixture(scope="module")
