@@ -1,5 +1,6 @@
 """Block-sparse attention for JAX in Pallas kernels, and what surrounds it; usable without VGGT."""
 
+from pallas_kernels import tuned
 from pallas_kernels.attention import (
     MosaicGpuConfig,
     TritonConfig,
@@ -40,4 +41,5 @@ __all__ = [
     "linear",
     "norm_rope",
     "select_blocks",
+    "tuned",
 ]
