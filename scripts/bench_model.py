@@ -248,7 +248,7 @@ def run_infer(part, model, frames, size, repeats, compile_only=False, attention=
     from vggt_jax.pipeline.inputs import read
     from vggt_jax.pipeline.options import Options
     from vggt_jax.pipeline.plan import plan_scene
-    from vggt_jax.pipeline.run import compiled, scene_arguments
+    from vggt_jax.pipeline.run import program_for, scene_arguments
 
     model, images = make_inputs(model, frames, size)
     settings, attention = attention or {}, attention_of(attention)
@@ -256,12 +256,12 @@ def run_infer(part, model, frames, size, repeats, compile_only=False, attention=
     scene = read(np.asarray(images[0]), model, options)
     del images
     plan = plan_scene(scene, model, options)
+    arguments = scene_arguments(scene, plan)
     start = time.perf_counter()
-    program = compiled(scene, model, plan, options)
+    program = program_for(model, arguments, plan, options, compile_now=True)
     compile_s = time.perf_counter() - start
     if compile_only:
         return {"compile_s": compile_s}
-    arguments = scene_arguments(scene, plan)
     timing = time_calls(lambda: program(model, **arguments), repeats)
     return {
         **describe_jax(),

@@ -1,10 +1,7 @@
 """From photographs to files: what `vggt-jax infer` does, step by step with progress and timings."""
 
-import dataclasses
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import jax
 import numpy as np
@@ -23,11 +20,10 @@ from vggt_jax.pipeline import inputs as scene_inputs
 from vggt_jax.pipeline.memory import is_out_of_memory
 from vggt_jax.pipeline.options import Options
 from vggt_jax.pipeline.plan import plan_scene
-from vggt_jax.pipeline.run import compiled, run, with_known
+from vggt_jax.pipeline.run import prepare, with_known
+from vggt_jax.scene.confidence import PointSource
 from vggt_jax.scene.reconstruction import Reconstruction
 from vggt_jax.scene.results import load_reconstruction
-
-PointSource = Literal["depth", "head"]
 
 
 def reconstruct_files(scene: Scene, out: Path, *, max_points: int, overwrite: bool) -> None:
@@ -38,9 +34,8 @@ def reconstruct_files(scene: Scene, out: Path, *, max_points: int, overwrite: bo
         vggt_jax.CheckpointError: the model cannot be loaded.
     """
     scene.check_of_results()
-    scene.options()
-    paths = scene.paths()
-    _check_photographs(paths, allow_single_image=scene.allow_single_image)
+    options = scene.options()
+    paths = _checked_photographs(scene)
     folders = {
         path if path.is_dir() else path.parent
         for path in paths
@@ -49,7 +44,7 @@ def reconstruct_files(scene: Scene, out: Path, *, max_points: int, overwrite: bo
     if out.exists() and any(out.samefile(folder) for folder in folders):
         raise InputError(f"{out}: holds the photographs; choose another --out")
     with output_folder(out, overwrite=overwrite, stale=FILES) as folder, Steps(5) as steps:
-        result, points = reconstruct_photographs(scene, steps)
+        result, points = _reconstruct(scene, options, paths, steps)
         with steps("writing files"):
             num_points = write_scene(
                 folder,
@@ -81,10 +76,10 @@ def print_plan(scene: Scene) -> None:
         vggt_jax.CheckpointError: the model cannot be loaded.
     """
     scene.check_of_results()
-    options = dataclasses.replace(scene.options(), memory_check=False)
+    options, paths = scene.options(), _checked_photographs(scene)
     with Steps(2) as steps:
-        model, inputs, _ = _load_and_read(scene, options, steps)
-    print(plan_scene(inputs, model, options, say=lambda message: None))
+        model, inputs, _ = _load_and_read(scene, options, paths, steps)
+    print(plan_scene(inputs, model, options, say=lambda message: None, refuse=False))
 
 
 def read_or_reconstruct(scene: Scene) -> Reconstruction:
@@ -97,8 +92,9 @@ def read_or_reconstruct(scene: Scene) -> Reconstruction:
     scene.check_of_results()
     options = scene.options()
     if (results := scene.results()) is None:
+        paths = _checked_photographs(scene)
         with Steps(4) as steps:
-            result, _ = reconstruct_photographs(scene, steps)
+            result, _ = _reconstruct(scene, options, paths, steps)
         print(steps)
         return result
     if len(scene.sources) > 1:
@@ -115,8 +111,8 @@ def read_or_reconstruct(scene: Scene) -> Reconstruction:
     return with_known(recon, scene_inputs.of_frames(frames, options), options)
 
 
-def reconstruct_photographs(
-    scene: Scene, steps: Steps
+def _reconstruct(
+    scene: Scene, options: Options, paths: tuple[Path, ...], steps: Steps
 ) -> tuple[Reconstruction, PointSource | None]:
     """Reconstructs photographs in four steps.
 
@@ -127,21 +123,17 @@ def reconstruct_photographs(
         InputError: photographs or options cannot be used, or memory is short.
         vggt_jax.CheckpointError: the model cannot be loaded.
     """
-    options = scene.options()
-    model, inputs, points = _load_and_read(scene, options, steps)
-    plan = plan_scene(
-        inputs, model, dataclasses.replace(options, memory_check=False), say=_to_stderr
-    )
+    model, inputs, points = _load_and_read(scene, options, paths, steps)
+    plan = plan_scene(inputs, model, options, say=_to_stderr, refuse=False)
     _to_stderr(f"memory: {plan.memory}")
     if options.memory_check:
         plan.check_memory()
     try:
         with steps("compiling"):
             keep_compiled_programs()
-            program = compiled(inputs, model, plan, options)
+            run = prepare(inputs, model, plan, options, compile_now=True)
         with steps(f"reconstructing {plan.num_frames} frames") as say:
-            done = lambda num: say(f"{num} done")
-            return run(inputs, model, plan, options, program=program, done=done), points
+            return run(lambda num: say(f"{num} done")), points
     except jax.errors.JaxRuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -152,12 +144,10 @@ def reconstruct_photographs(
 
 
 def _load_and_read(
-    scene: Scene, options: Options, steps: Steps
+    scene: Scene, options: Options, paths: tuple[Path, ...], steps: Steps
 ) -> tuple[SceneModel, scene_inputs.SceneInputs, PointSource | None]:
     """The model, the photographs, and where points come from."""
-    paths = scene.paths()
     first_path, is_alone = paths[0], len(paths) == 1
-    _check_photographs(paths, allow_single_image=scene.allow_single_image)
     if scene.changed("fps", "frames") and (not is_alone or first_path.is_dir()):
         raise InputError("--fps and --frames are for a video; name one file, or leave them out")
     with steps("loading the model"):
@@ -179,8 +169,13 @@ def _to_stderr(message: str) -> None:
     tqdm.tqdm.write(message, file=sys.stderr)
 
 
-def _check_photographs(images: Sequence[Path], *, allow_single_image: bool) -> None:
-    """Finds what is wrong with the choice of photographs, before a model is loaded for them."""
+def _checked_photographs(scene: Scene) -> tuple[Path, ...]:
+    """The photographs that were named.
+
+    Raises:
+        InputError: something is wrong with them that shows before a model is loaded.
+    """
+    images = scene.paths()
     folders = [path for path in images if path.is_dir()]
     if folders and len(images) > 1:
         raise InputError(f"{folders[0]}: is a folder; give one folder, or image files only")
@@ -188,11 +183,12 @@ def _check_photographs(images: Sequence[Path], *, allow_single_image: bool) -> N
     if missing := [path for path in paths if not path.exists()]:
         raise InputError(f"{missing[0]}: no such file")
     is_image = paths[0].suffix.lower() in EXTENSIONS
-    if len(paths) == 1 and is_image and not allow_single_image:
+    if len(paths) == 1 and is_image and not scene.allow_single_image:
         raise InputError(
             f"{paths[0]}: one image is no scene; give two or more photographs, or "
             "--allow-single-image (the models were not trained for it)"
         )
+    return images
 
 
 def _source_of_points(

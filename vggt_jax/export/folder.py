@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -12,6 +11,7 @@ from vggt_jax.export.points import select_points
 from vggt_jax.export.scene_pictures import write_scene_pictures
 from vggt_jax.files import OVERVIEW, RESULTS
 from vggt_jax.scene.confidence import (
+    PointSource,
     allowed_pixels,
     confidence_limits,
     confidence_of,
@@ -37,7 +37,7 @@ def write_scene(
     result: Reconstruction,
     *,
     say: Callable[[str], object],
-    points: Literal["depth", "head"] | None,
+    points: PointSource | None,
     confidence_percentile: float | None,
     min_confidence: float | None,
     max_points: int,

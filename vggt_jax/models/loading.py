@@ -23,7 +23,6 @@ from vggt_jax.models.base import ModelConfig, SceneModel
 from vggt_jax.models.conversion import load_official
 from vggt_jax.models.registry import families, family_of
 
-Model = SceneModel
 SomeModel = TypeVar("SomeModel", bound=nnx.Module | SceneModel)
 
 # Smaller official files are converted anew each time, which takes less than a second.

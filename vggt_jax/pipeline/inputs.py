@@ -49,6 +49,12 @@ class SceneInputs:
         others = (i for i in range(len(self.frames.images)) if i != self.reference)
         return [self.reference, *others]
 
+    @property
+    def ordered_images(self) -> np.ndarray:
+        """The images [s height width 3] in that order; no copy where it is the photographs' own."""
+        images = self.frames.images
+        return images if self.reference == 0 else images[self.order]
+
 
 def load(options: Options) -> SceneModel:
     """The model that the options name: one at hand, one to load, or, for None, the small one.

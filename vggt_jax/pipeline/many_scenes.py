@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import contextvars
 import dataclasses
 import functools
 import hashlib
@@ -28,8 +27,7 @@ from vggt_jax.pipeline.memory import free_memory, is_out_of_memory
 from vggt_jax.pipeline.options import Options, takes
 from vggt_jax.pipeline.plan import Plan, plan_scene
 from vggt_jax.pipeline.reconstruct import reconstruct
-from vggt_jax.pipeline.run import batch_arguments, finish, scene_arguments
-from vggt_jax.pipeline.streaming import Stream
+from vggt_jax.pipeline.run import batch_arguments, finish, program_for, scene_arguments
 from vggt_jax.scene.reconstruction import Reconstruction
 from vggt_jax.scene.results import write_reconstruction
 
@@ -118,8 +116,7 @@ def reconstruct_scenes(
     scenes, out = _by_name(scenes), Path(out)
     model = load(options)
     check_model(model, options)
-    settings = options.of_results() | {"model": _fingerprint(model)}
-    _check_settings(out, json.loads(json.dumps(settings)))
+    _check_settings(out, options.of_results() | {"model": _fingerprint(model)})
 
     skipped = tuple(name for name in scenes if (out / name / RESULTS).exists())
     finished = set(skipped)
@@ -131,7 +128,7 @@ def reconstruct_scenes(
     free = free_memory(model) if options.memory_check else None
 
     def read_scene(name: str) -> "_Scene":
-        of_scene = dataclasses.replace(options.of_scene(name), progress=False)
+        of_scene = options.of_scene(name)
         inputs = read(waiting[name], model, of_scene)
         return _Scene(name, of_scene, inputs, plan_scene(inputs, model, of_scene, free=free))
 
@@ -199,13 +196,13 @@ def _run_if_it_fits(*arguments: Any) -> Reconstruction | None:
 
 def _run(model: SceneModel, batch: list[_Scene], options: ManyScenesOptions) -> Reconstruction:
     """The batch without its images: still being computed, or streamed to the host."""
-    static = {"attention": batch[0].plan.attention, "compute_dtype": options.compute_dtype}
-    inputs, plans = [scene.inputs for scene in batch], [scene.plan for scene in batch]
-    if not plans[0].streamed:
-        arguments = batch_arguments(inputs, plans, options.batch_size)
+    inputs, plan = [scene.inputs for scene in batch], batch[0].plan
+    if not plan.streamed:
+        arguments = batch_arguments(inputs, plan, options.batch_size)
+        static = {"attention": plan.attention, "compute_dtype": options.compute_dtype}
         return _reconstruct(model, **jax.device_put(arguments), **static)
-    arguments = scene_arguments(inputs[0], plans[0])
-    result = Stream.of(model, arguments, **static)(model, **arguments)
+    arguments = scene_arguments(inputs[0], plan)
+    result = program_for(model, arguments, plan, options)(model, **arguments)
     return jax.tree.map(lambda x: x[None], dataclasses.replace(result, images=None))
 
 
@@ -274,7 +271,7 @@ def _check_settings(out: Path, settings: dict[str, Any]) -> None:
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read; choose another folder") from error
     # What an earlier version did not write down had its default.
-    settings_of_defaults = json.loads(json.dumps(Options().of_results()))
+    settings_of_defaults = Options().of_results()
     if changed := [
         name
         for name, value in settings.items()
@@ -316,9 +313,7 @@ def _read_ahead(
     """Names and their scenes as they will be, in order; a few are being read ahead."""
     queue: collections.deque[tuple[str, Future]] = collections.deque()
     for name in names:
-        # What a caller set for its context, such as `tuned.override`, holds for the plan, too.
-        here = contextvars.copy_context()
-        queue.append((name, readers.submit(here.run, read_scene, name)))
+        queue.append((name, readers.submit(read_scene, name)))
         if len(queue) > 2 * num_readers:
             yield queue.popleft()
     yield from queue

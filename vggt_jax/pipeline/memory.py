@@ -12,8 +12,7 @@ from pallas_kernels import tuned
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.scene_attention import SceneAttention
-from vggt_jax.models.base import ModelConfig
-from vggt_jax.models.loading import Model
+from vggt_jax.models.base import ModelConfig, SceneModel
 from vggt_jax.models.registry import family_of
 from vggt_jax.pipeline.streaming import frames_on_device
 from vggt_jax.trunk.memory import ForwardPass
@@ -131,7 +130,7 @@ class MemoryCheck:
 
 
 def check_memory(
-    model: Model,
+    model: SceneModel,
     shape: tuple[int, ...],
     *,
     num_query_points: int = 0,
@@ -169,7 +168,7 @@ def check_memory(
     return MemoryCheck(shape=shape, needed=estimate(num_frames), free=free, fitting=fitting)
 
 
-def free_memory(model: Model) -> int | None:
+def free_memory(model: SceneModel) -> int | None:
     """Free bytes for a model's programs, its weights included, which are on the device already;
     None where the device does not tell."""
     free = available_memory()
@@ -181,7 +180,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
 
 
-def weight_bytes(model: Model) -> int:
+def weight_bytes(model: SceneModel) -> int:
     """Bytes of a model's parameters."""
     return sum(leaf.size * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(model))
 

@@ -1,6 +1,5 @@
 """`infer` and `plan`: one scene, by the four steps of every reconstruction."""
 
-import dataclasses
 from typing import Any
 
 import tqdm
@@ -56,5 +55,5 @@ def plan(images: Any, options: Options) -> Plan:
     """
 
     model = load(options)
-    options = dataclasses.replace(options, memory_check=False)
-    return plan_scene(read(images, model, options), model, options, say=lambda message: None)
+    inputs = read(images, model, options)
+    return plan_scene(inputs, model, options, say=lambda message: None, refuse=False)

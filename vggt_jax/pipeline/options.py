@@ -117,13 +117,14 @@ class Options:
             calibration.intrinsics_by_name(self.intrinsics)
 
     def of_scene(self, name: str) -> "Options":
-        """These options for one of many scenes: its name in place of "{scene}" in paths."""
+        """These options for one of many scenes: its name in place of "{scene}" in paths, and no
+        progress of its own."""
         paths = {
             field: Path(str(value).replace("{scene}", name))
             for field in ("masks", "intrinsics")
             if isinstance(value := getattr(self, field), str | os.PathLike)
         }
-        return dataclasses.replace(self, **paths)
+        return dataclasses.replace(self, progress=False, **paths)
 
     def of_results(self) -> dict[str, Any]:
         """Those that change a result, by name, as JSON: two runs that agree give the same files."""

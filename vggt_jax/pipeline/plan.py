@@ -9,7 +9,7 @@ import numpy as np
 from vggt_jax.errors import InputError
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.scene_attention import SceneAttention
-from vggt_jax.models.base import SceneModel
+from vggt_jax.models.base import ModelConfig, SceneModel
 from vggt_jax.pipeline import timing
 from vggt_jax.pipeline.inputs import SceneInputs
 from vggt_jax.pipeline.memory import MemoryCheck, check_memory
@@ -23,6 +23,7 @@ class Plan:
     """How a scene is reconstructed on the default device.
 
     Attributes:
+        config: of the model.
         num_frames: of the scene.
         padded_frames: as many frames are computed.
         masks_padding: whether the program is told how many frames count, and so serves scenes of
@@ -33,10 +34,9 @@ class Plan:
         streamed: whether maps leave the device in chunks of frames while others are computed.
         compute_dtype: the name of the type of matrix products.
         memory: the estimate beside what is free.
-        seconds: how long it will take once compiled, by what was measured on this kind of device;
-            None for others.
     """
 
+    config: ModelConfig
     num_frames: int
     padded_frames: int
     masks_padding: bool
@@ -46,7 +46,18 @@ class Plan:
     streamed: bool
     compute_dtype: str
     memory: MemoryCheck
-    seconds: float | None
+
+    @property
+    def seconds(self) -> float | None:
+        """How long it will take once compiled, by what was measured on this kind of device; None
+        for others."""
+        return timing.estimate_seconds(
+            self.config,
+            self.padded_frames,
+            *self.size,
+            attention=self.attention,
+            compute_dtype=self.compute_dtype,
+        )
 
     def check_memory(self) -> None:
         """Refuses a scene that by the estimate does not fit.
@@ -67,16 +78,16 @@ class Plan:
         if self.padded_frames > self.num_frames:
             padding = f", padded to {self.padded_frames}"
         maps = "streamed to the host" if self.streamed else "at once"
-        seconds = "unknown on this device"
-        if self.seconds is not None:
-            seconds = f"about {self.seconds:.1f} s, without compiling"
+        time, seconds = "unknown on this device", self.seconds
+        if seconds is not None:
+            time = f"about {seconds:.1f} s, without compiling"
         lines = {
             "frames": f"{self.num_frames} of {width}x{height}{padding}",
             "attention": f"{self.attention}" + (f" ({self.why_dense})" if self.why_dense else ""),
             "products": self.compute_dtype,
             "maps": maps,
             "memory": f"{self.memory}",
-            "time": seconds,
+            "time": time,
         }
         return "\n".join(f"{name:>10}: {text}" for name, text in lines.items())
 
@@ -88,6 +99,7 @@ def plan_scene(
     *,
     say: Callable[[str], None] = warnings.warn,
     free: int | None = None,
+    refuse: bool = True,
 ) -> Plan:
     """Decides attention, padding and streaming, and estimates memory and time.
 
@@ -95,10 +107,11 @@ def plan_scene(
         inputs: of `read`.
         say: takes the message that a scene runs dense although another attention was asked for.
         free: bytes of the device that are free, weights included; by default what it says now.
+        refuse: whether to refuse a scene that does not fit, if `options.memory_check` holds; its
+            plan can do so later.
 
     Raises:
-        InputError: by the estimate the scene does not fit into the memory, and
-            `options.memory_check` holds.
+        InputError: by the estimate the scene does not fit into the memory.
     """
     num_frames, height, width, _ = inputs.frames.images.shape
     attention, why_dense = _decide(options.attention, model, (num_frames, height, width))
@@ -118,6 +131,7 @@ def plan_scene(
         free=free,
     )
     plan = Plan(
+        config=model.config,
         num_frames=num_frames,
         padded_frames=padded,
         masks_padding=padded > num_frames or (options.pad_frames and is_shared(padded)),
@@ -127,11 +141,8 @@ def plan_scene(
         streamed=streamed,
         compute_dtype=np.dtype(compute_dtype).name,
         memory=memory,
-        seconds=timing.estimate_seconds(
-            model.config, padded, height, width, attention=attention, compute_dtype=compute_dtype
-        ),
     )
-    if options.memory_check:
+    if refuse and options.memory_check:
         plan.check_memory()
     return plan
 

@@ -11,7 +11,6 @@ import numpy as np
 from vggt_jax import geometry
 from vggt_jax.errors import InputError
 from vggt_jax.host import with_numpy
-from vggt_jax.images.frames import Frames
 from vggt_jax.models.base import SceneModel
 from vggt_jax.pipeline import reconstruct as programs
 from vggt_jax.pipeline.inputs import SceneInputs
@@ -33,13 +32,11 @@ def run(
     plan: Plan,
     options: Options,
     *,
-    program: Program | None = None,
     done: Callable[[int], object] = lambda num: None,
 ) -> Reconstruction:
     """Reconstructs one scene.
 
     Args:
-        program: of `compiled` for the same plan; None compiles when first called.
         done: called with the number of frames that are done.
 
     Returns:
@@ -48,18 +45,36 @@ def run(
     Raises:
         InputError: what is known of the scene does not fit what was predicted.
     """
+    return prepare(inputs, model, plan, options)(done)
+
+
+def prepare(
+    inputs: SceneInputs,
+    model: SceneModel,
+    plan: Plan,
+    options: Options,
+    *,
+    compile_now: bool = False,
+) -> Callable[[Callable[[int], object]], Reconstruction]:
+    """`run` up to the point where the device starts; what it returns does the rest, given `done`.
+
+    Args:
+        compile_now: whether to compile now; otherwise the first call does, unless one like it has.
+    """
     arguments = scene_arguments(inputs, plan)
-    if program is None:
-        program = _program(model, arguments, plan, options, compile_now=False)
-    return finish(program(model, **arguments, done=done), inputs, options)
+    program = program_for(model, arguments, plan, options, compile_now=compile_now)
+    return lambda done: finish(program(model, **arguments, done=done), inputs, options)
 
 
-def compiled(inputs: SceneInputs, model: SceneModel, plan: Plan, options: Options) -> Program:
-    """The program of one scene, compiled now."""
-    return _program(model, scene_arguments(inputs, plan), plan, options, compile_now=True)
-
-
-def _program(model, arguments, plan: Plan, options: Options, *, compile_now: bool) -> Program:
+def program_for(
+    model: SceneModel,
+    arguments: dict[str, Any],
+    plan: Plan,
+    options: Options,
+    *,
+    compile_now: bool = False,
+) -> Program:
+    """What reconstructs these `scene_arguments`: in chunks if the plan says so, else at once."""
     static = {"attention": plan.attention, "compute_dtype": options.compute_dtype}
     if plan.streamed:
         return Stream.of(model, arguments, **static, compiled=compile_now)
@@ -78,32 +93,31 @@ def _program(model, arguments, plan: Plan, options: Options, *, compile_now: boo
 
 def scene_arguments(inputs: SceneInputs, plan: Plan) -> dict[str, Any]:
     """The arguments of `reconstruct` for one scene, padded, the reference frame first."""
-    arguments = batch_arguments([inputs], [plan], 1)
+    arguments = batch_arguments([inputs], plan, 1)
     return {name: x[0] for name, x in arguments.items() if x is not None}
 
 
 def batch_arguments(
-    scenes: Sequence[SceneInputs], plans: Sequence[Plan], batch_size: int
+    scenes: Sequence[SceneInputs], plan: Plan, batch_size: int
 ) -> dict[str, np.ndarray | None]:
     """The arguments of `reconstruct` for scenes that share a program.
 
     Args:
+        plan: of any of them.
         batch_size: a batch that lacks scenes repeats its last.
     """
     scenes = [scenes[min(i, len(scenes) - 1)] for i in range(batch_size)]
-    first, plan = scenes[0], plans[0]
-    shape = (batch_size, plan.padded_frames, *first.frames.images.shape[1:])
-    is_whole = batch_size == 1 and plan.padded_frames == plan.num_frames
-    if is_whole and first.reference == 0:
-        images = first.frames.images[None]  # without a copy
+    first = scenes[0].ordered_images
+    if batch_size == 1 and plan.padded_frames == len(first):
+        images = first[None]  # without a copy
     else:
-        images = np.zeros(shape, first.frames.images.dtype)
+        images = np.zeros((batch_size, plan.padded_frames, *first.shape[1:]), first.dtype)
         for of_scene, scene in zip(images, scenes, strict=True):
-            of_scene[: len(scene.frames.images)] = scene.frames.images[scene.order]
+            of_scene[: len(scene.frames.images)] = scene.ordered_images
     num_frames = query_points = None
     if plan.masks_padding:
         num_frames = np.array([len(scene.frames.images) for scene in scenes], np.int32)
-    if first.query_points is not None:
+    if scenes[0].query_points is not None:
         query_points = np.array([scene.query_points for scene in scenes], np.float32)
     return {"images": images, "num_frames": num_frames, "query_points": query_points}
 
@@ -119,7 +133,7 @@ def in_order(result: Reconstruction, inputs: SceneInputs) -> Reconstruction:
 
     NumPy arrays in the result are not copied where the order stays.
     """
-    frames: Frames = inputs.frames
+    frames = inputs.frames
     num_frames = len(frames.images)
     places = np.argsort(inputs.order)
     stats = jax.tree.map(np.array, jax.device_get(result.attention_stats))

@@ -29,7 +29,8 @@ import numpy as np
 from vggt_jax.errors import InputError
 from vggt_jax.files import output_folder
 from vggt_jax.layers.attention import Dense
-from vggt_jax.models.loading import Model, named_parameters
+from vggt_jax.models.base import SceneModel
+from vggt_jax.models.loading import named_parameters
 from vggt_jax.pipeline.reconstruct import reconstruct
 
 Platform = Literal["cpu", "cuda"]
@@ -37,7 +38,7 @@ PROGRAM, WEIGHTS, SIGNATURE = "program.stablehlo", "weights.npz", "signature.jso
 
 
 def export_stablehlo(
-    model: Model,
+    model: SceneModel,
     out: str | os.PathLike,
     *,
     num_frames: int,

@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from pallas_kernels import tuned
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.scene_attention import SceneAttention
-from vggt_jax.models.loading import Model
+from vggt_jax.models.base import SceneModel
 from vggt_jax.scene.reconstruction import Reconstruction
 from vggt_jax.trunk.alternation import TrunkOutput
 from vggt_jax.trunk.frames import encode_and_aggregate
@@ -50,7 +50,7 @@ class Stream:
     @classmethod
     def of(
         cls,
-        model: Model,
+        model: SceneModel,
         inputs: dict[str, Any],
         *,
         attention: SceneAttention = Dense(),
@@ -80,7 +80,7 @@ class Stream:
 
     def __call__(
         self,
-        model: Model,
+        model: SceneModel,
         *,
         images: np.ndarray,
         query_points: np.ndarray | None = None,

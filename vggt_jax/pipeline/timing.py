@@ -54,12 +54,13 @@ def count_work(
     layout = TokenLayout.for_images(height, width, config.patch_size, config.num_special_tokens)
     tokens = num_frames * layout.tokens_per_frame
     modules = model.traits.compute_type_modules
+    parameters = named_parameters(model)
     of_tokens = sum(
         leaf.size
-        for name, leaf in named_parameters(model).items()
+        for name, leaf in parameters.items()
         if name.startswith(modules) and name.endswith(".kernel")
     )
-    dim = named_parameters(model)["global_blocks.attn.proj.kernel"].shape[-1]
+    dim = parameters["global_blocks.attn.proj.kernel"].shape[-1]
     pairs = sum(
         value.num_pairs(
             num_frames=num_frames,

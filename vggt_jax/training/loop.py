@@ -16,8 +16,8 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vggt_jax.errors import InputError
+from vggt_jax.models.base import SceneModel
 from vggt_jax.models.loading import (
-    Model,
     SomeModel,
     load_model,
     named_parameters,
@@ -338,7 +338,7 @@ _SHORT = {"loss": "total", "cam": "camera", "depth": "depth_error", "points": "p
 _SHORT |= {"turn": "pair_rotation", "aim": "pair_direction", "grad": "gradient_norm"}
 
 
-def export_model(model: Model, params: dict, path: pathlib.Path) -> None:
+def export_model(model: SceneModel, params: dict, path: pathlib.Path) -> None:
     """Writes a model with these parameters, every kernel in bfloat16, as a checkpoint of ours.
 
     Args:
