@@ -18,9 +18,9 @@ from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.linear import Linear
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.scene_attention import AttentionStats
-from vggt_jax.models import ConfigFields, ModelFamily, ModelTraits
+from vggt_jax.models import ConfigFields, ModelFamily, ModelTraits, TrunkModel
 from vggt_jax.trunk.alternation import TrunkOutput, kept_layers, make_trunk_blocks, run_trunk
-from vggt_jax.trunk.frames import encode_and_aggregate, layout_of_images
+from vggt_jax.trunk.frames import encode_and_aggregate
 from vggt_jax.trunk.memory import trunk_memory
 
 
@@ -50,7 +50,8 @@ class MadeUpOutput:
     attention_stats: AttentionStats | None
 
 
-class MadeUp(nnx.Module):
+class MadeUp(TrunkModel):
+    output: ClassVar = MadeUpOutput
     traits: ClassVar = ModelTraits(
         name="made_up",
         title="the made-up model",
@@ -85,10 +86,6 @@ class MadeUp(nnx.Module):
     def kept_layers(self):
         return kept_layers((), self.num_layers)
 
-    def layout(self, images):
-        c = self.config
-        return layout_of_images(images, patch_size=c.patch_size, num_special=c.num_special_tokens)
-
     def encode(self, images, *, attention=Dense(), compute_dtype=None):
         if images.dtype == jnp.uint8:
             images = images / 255
@@ -120,11 +117,6 @@ class MadeUp(nnx.Module):
             num_frames=num_frames,
             precision=Precision.from_compute_dtype(compute_dtype),
         )
-
-    def decode(self, trunk, layout, *, compute_dtype=None, **options):
-        of_scene = self.decode_scene(trunk, layout, compute_dtype=compute_dtype)
-        of_frames = self.decode_frames(trunk, layout, compute_dtype=compute_dtype)
-        return MadeUpOutput(**of_scene, **of_frames)
 
     def decode_scene(
         self,

@@ -11,7 +11,7 @@ import vggt_jax
 from vggt_jax import BlockSparse, CheckpointError, InputError, VGGTConfig, models
 from vggt_jax.models import loading, registry
 from vggt_jax.models.vggt.family import FAMILY as VGGT_FAMILY
-from vggt_jax.pipeline import memory, streaming
+from vggt_jax.pipeline import memory, streaming, timing
 
 SPARSE = BlockSparse(min_tokens=0, sparse_ratio=0.5, block_q=16, block_k=8)
 
@@ -52,6 +52,11 @@ def test_it_is_saved_and_loaded(tmp_path, model, images, recon):
         for name in narrow
         if name.endswith(".kernel") and not name.startswith(("camera_head", "pixel_head"))
     }
+
+
+def test_its_work_is_counted():
+    work = timing.count_work(MadeUpConfig(), 3, 28, 42, attention=SPARSE)
+    assert work["maps"] == 0 and work["attention"] > 0 and work["products"] > 0
 
 
 def test_without_its_line_it_is_unknown(tmp_path, model, monkeypatch):

@@ -17,7 +17,7 @@ from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.rope import rope_tables
 from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.layers.vit import IMAGE_MEAN, IMAGE_STD, VisionTransformer
-from vggt_jax.models.base import ModelTraits, Predicted
+from vggt_jax.models.base import ModelTraits, Predicted, TrunkModel
 from vggt_jax.models.pi3.config import Pi3Config
 from vggt_jax.models.pi3.heads.points import PixelHead, points_from_raw
 from vggt_jax.models.pi3.heads.pose import PoseHead
@@ -30,11 +30,11 @@ from vggt_jax.trunk.alternation import (
     make_trunk_blocks,
     run_trunk,
 )
-from vggt_jax.trunk.frames import encode_and_aggregate, encode_frames, layout_of_images
+from vggt_jax.trunk.frames import encode_and_aggregate, encode_frames
 from vggt_jax.trunk.token_layout import TokenLayout
 
 
-class Pi3(nnx.Module):
+class Pi3(TrunkModel):
     """π³ with random parameters; `vggt_jax.load_model` reads trained ones.
 
     No frame is the reference: all have the same special tokens, so that frames in another order
@@ -42,6 +42,7 @@ class Pi3(nnx.Module):
     `jax.jit` as an argument.
     """
 
+    output: ClassVar = Pi3Output
     traits: ClassVar = ModelTraits(
         name="pi3",
         title="π³",
@@ -123,11 +124,6 @@ class Pi3(nnx.Module):
         return kept_layers((), self.num_layers)
 
     @property
-    def num_dense_heads(self) -> int:
-        """Heads with convolutions over whole images: none, maps are products of tokens."""
-        return 0
-
-    @property
     def point_sources(self) -> tuple[PointSource, ...]:
         """Where a point cloud can come from, the best first: "head" or "depth"."""
         return ("head", "depth")
@@ -168,18 +164,6 @@ class Pi3(nnx.Module):
             compute_dtype=compute_dtype,
         )
         return self.decode(trunk, layout, attention=attention, compute_dtype=compute_dtype)
-
-    def layout(self, images: Array) -> TokenLayout:
-        """Where the tokens of these images lie.
-
-        Raises:
-            ValueError: images are no `[b s height width 3]` of fitting sides and type.
-        """
-        return layout_of_images(
-            images,
-            patch_size=self.config.patch_size,
-            num_special=self.config.num_special_tokens,
-        )
 
     def encode(
         self,
@@ -227,30 +211,6 @@ class Pi3(nnx.Module):
             num_frames=num_frames,
             precision=Precision.from_compute_dtype(compute_dtype),
         )
-
-    def decode(
-        self,
-        trunk: TrunkOutput,
-        layout: TokenLayout,
-        *,
-        query_points: Float[Array, "b m 2"] | None = None,
-        attention: SceneAttention = Dense(),
-        num_frames: Int[Array, " b"] | None = None,
-        compute_dtype: DTypeLike | None = None,
-    ) -> Pi3Output:
-        """Runs the heads; the arguments are those of the call, which checks them."""
-        of_scene = self.decode_scene(
-            trunk,
-            layout,
-            query_points=query_points,
-            attention=attention,
-            num_frames=num_frames,
-            compute_dtype=compute_dtype,
-        )
-        of_frames = self.decode_frames(
-            trunk, layout, attention=attention, compute_dtype=compute_dtype
-        )
-        return Pi3Output(**of_scene, **of_frames)
 
     def decode_scene(
         self,

@@ -15,23 +15,24 @@ from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.layers.vit import VisionTransformer
-from vggt_jax.models.base import ModelTraits, Predicted
+from vggt_jax.models.base import ModelTraits, Predicted, TrunkModel
 from vggt_jax.models.vggt.config import VGGTConfig
 from vggt_jax.models.vggt.heads.camera import CameraHead
 from vggt_jax.models.vggt.heads.track import Tracker, TrackHead
 from vggt_jax.models.vggt.outputs import VGGTOutput
 from vggt_jax.scene.confidence import PointSource
 from vggt_jax.trunk.alternation import TrunkOutput, kept_layers, make_trunk_blocks, run_trunk
-from vggt_jax.trunk.frames import encode_and_aggregate, encode_frames, layout_of_images
+from vggt_jax.trunk.frames import encode_and_aggregate, encode_frames
 from vggt_jax.trunk.token_layout import TokenLayout
 
 
-class VGGT(nnx.Module):
+class VGGT(TrunkModel):
     """VGGT with random parameters; `vggt_jax.load_model` reads trained ones.
 
     Use it as an immutable pytree: pass it to functions under `jax.jit` as an argument.
     """
 
+    output: ClassVar = VGGTOutput
     traits: ClassVar = ModelTraits(
         name="vggt",
         title="VGGT",
@@ -197,18 +198,6 @@ class VGGT(nnx.Module):
             compute_dtype=compute_dtype,
         )
 
-    def layout(self, images: Array) -> TokenLayout:
-        """Where the tokens of these images lie.
-
-        Raises:
-            ValueError: images are no `[b s height width 3]` of fitting sides and type.
-        """
-        return layout_of_images(
-            images,
-            patch_size=self.config.patch_size,
-            num_special=self.config.num_special_tokens,
-        )
-
     def encode(
         self,
         images: Float[Array, "b s height width 3"] | UInt8[Array, "b s height width 3"],
@@ -259,30 +248,6 @@ class VGGT(nnx.Module):
             precision=Precision.from_compute_dtype(compute_dtype),
             recompute=recompute,
         )
-
-    def decode(
-        self,
-        trunk: TrunkOutput,
-        layout: TokenLayout,
-        *,
-        query_points: Float[Array, "b m 2"] | None = None,
-        attention: SceneAttention = Dense(),
-        num_frames: Int[Array, " b"] | None = None,
-        compute_dtype: DTypeLike | None = None,
-    ) -> VGGTOutput:
-        """Runs the heads; the arguments are those of the call, which checks them."""
-        of_scene = self.decode_scene(
-            trunk,
-            layout,
-            query_points=query_points,
-            attention=attention,
-            num_frames=num_frames,
-            compute_dtype=compute_dtype,
-        )
-        of_frames = self.decode_frames(
-            trunk, layout, attention=attention, compute_dtype=compute_dtype
-        )
-        return VGGTOutput(**of_scene, **of_frames)
 
     def decode_scene(
         self,
