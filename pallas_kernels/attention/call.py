@@ -34,6 +34,11 @@ class AttentionCall:
             return None
         return self.kv_tokens
 
+    @property
+    def for_kernels(self) -> tuple[Array, Array, Array, BlockMap, Array | None, float]:
+        """What kernels take first: q, k, v, the map, `partial_kv_tokens` and the scale."""
+        return self.q, self.k, self.v, self.block_map, self.partial_kv_tokens, self.scale
+
 
 def blocks_unsupported_because(
     block_map: BlockMap, *, smallest_q: int, smallest_k: int, max_capacity: int

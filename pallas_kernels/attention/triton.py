@@ -26,17 +26,7 @@ def configure(call: AttentionCall) -> TritonConfig:
 
 
 def run(call: AttentionCall, *, config: TritonConfig, interpret: bool):
-    return attention(
-        call.q,
-        call.k,
-        call.v,
-        call.block_map,
-        call.partial_kv_tokens,
-        call.scale,
-        config,
-        key_bias=call.key_bias,
-        interpret=interpret,
-    )
+    return attention(*call.for_kernels, config, key_bias=call.key_bias, interpret=interpret)
 
 
 def attention(

@@ -2,12 +2,12 @@
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from vggt_jax.cli.generated import Flag
-from vggt_jax.cli.scene import OptionalFloat, OptionalInt, OptionalPath, Scene
+from vggt_jax.cli.generated import options_of
+from vggt_jax.cli.scene import Scene
 from vggt_jax.errors import InputError
 from vggt_jax.export.format import (
     OPTIONS_OF_EVERY_FORMAT,
@@ -16,20 +16,14 @@ from vggt_jax.export.format import (
     format_names,
     formats_with,
 )
-from vggt_jax.export.images import Images
 from vggt_jax.images.frames import Frames
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportCommand(Scene):
-    """Write a scene for other programs: a folder of results, or photographs, reconstructed first.
+    """What `vggt-jax export` does; `Export` has the options of exports besides."""
 
-    vggt-jax export scene/ --format glb --out scene.glb
-    vggt-jax export scene/ --format colmap --images photographs/ --out colmap
-    vggt-jax export photographs/ --model facebook/VGGT-1B --format nerfstudio --out nerf
-    """
-
-    if TYPE_CHECKING:  # `Export` has these and all the others, made from `ExportOptions`.
+    if TYPE_CHECKING:
         format: str
         images: Path | None
         tracks: str
@@ -94,36 +88,29 @@ class ExportCommand(Scene):
         return paths[0] if is_one else paths
 
 
-def _fields() -> list[tuple[str, Any, Any]]:
-    """The annotated options of exports, as fields of a command."""
-    formats = {name: format_named(name).description for name in format_names()}
-    choice = tyro.conf.arg(
-        metavar=f"{{{','.join(formats)}}}",
-        help="; ".join(f"{name}: {what}" for name, what in formats.items()) + ".",
-    )
-    fields: list[tuple[str, Any, Any]] = [("format", Annotated[str, choice], dataclasses.field())]
-    hints = get_type_hints(ExportOptions, include_extras=True)
-    for field in dataclasses.fields(ExportOptions):
-        if get_origin(hints[field.name]) is not Annotated:
-            continue
-        kind, text = get_args(hints[field.name])
-        if field.name not in OPTIONS_OF_EVERY_FORMAT:
-            text = f"{text} ({', '.join(formats_with(field.name))})"
-        # A union or a switch is shown as all commands show it.
-        shown = {
-            Images | None: OptionalPath,
-            int | None: OptionalInt,
-            float | None: OptionalFloat,
-        }.get(kind, Flag if field.default is False else kind)
-        arg = tyro.conf.arg(help=f"{text}.")
-        fields.append((field.name, Annotated[shown, arg], dataclasses.field(default=field.default)))
-    return fields
+_FORMATS = {name: format_named(name).description for name in format_names()}
 
 
-if TYPE_CHECKING:
-    Export = ExportCommand
-else:
-    Export = dataclasses.make_dataclass(
-        "Export", _fields(), bases=(ExportCommand,), frozen=True, kw_only=True
-    )
-    Export.__doc__ = ExportCommand.__doc__
+def _with_formats(name: str, text: str) -> str:
+    """The help of an option, which names the formats that it is for."""
+    is_general = name in OPTIONS_OF_EVERY_FORMAT
+    return f"{text}." if is_general else f"{text} ({', '.join(formats_with(name))})."
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+@options_of(ExportOptions, as_types={"images": Path | None}, describe=_with_formats)
+class Export(ExportCommand):
+    """Write a scene for other programs: a folder of results, or photographs, reconstructed first.
+
+    vggt-jax export scene/ --format glb --out scene.glb
+    vggt-jax export scene/ --format colmap --images photographs/ --out colmap
+    vggt-jax export photographs/ --model facebook/VGGT-1B --format nerfstudio --out nerf
+    """
+
+    format: Annotated[
+        str,
+        tyro.conf.arg(
+            metavar=f"{{{','.join(_FORMATS)}}}",
+            help="; ".join(f"{name}: {what}" for name, what in _FORMATS.items()) + ".",
+        ),
+    ]

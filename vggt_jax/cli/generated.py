@@ -8,6 +8,7 @@ import re
 import textwrap
 import types
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,29 +18,40 @@ Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior
 Default = Annotated[bool, tyro.conf.arg(help_behavior_hint="(default)")]
 
 
-def options_of(kind: type, *, leave_out: tuple[str, ...], as_types: dict[str, Any] | None = None):
+def options_of(
+    kind: type,
+    *,
+    leave_out: tuple[str, ...] = (),
+    as_types: dict[str, Any] | None = None,
+    describe: Callable[[str, str], str] = lambda name, text: text,
+):
     """Gives a class, before it becomes a dataclass, the fields of an options class.
 
     A field that the class has itself stays: it is written in another way on the command line.
 
     Args:
-        kind: a dataclass whose fields have docstrings, which become the help.
+        kind: a dataclass. The help of a field is the text that its type is annotated with, or the
+            docstring below it; one with neither is no option.
         leave_out: its fields that are no command-line options of this name.
         as_types: types for fields that take less on the command line than in Python.
+        describe: the help of a field, from its name and text.
     """
 
     def decorate(cls):
-        help_texts, hints = _docstrings(kind), typing.get_type_hints(kind)
+        texts, hints = _docstrings(kind), typing.get_type_hints(kind, include_extras=True)
         own = {name for base in cls.__mro__ for name in getattr(base, "__annotations__", {})}
         added = {}
         for field in dataclasses.fields(kind):
-            if field.name in leave_out or field.name in own:
+            name, shown = field.name, hints[field.name]
+            if typing.get_origin(shown) is Annotated:
+                shown, texts[name] = typing.get_args(shown)
+            if name in leave_out or name in own or name not in texts:
                 continue
-            shown = (as_types or {}).get(field.name, hints[field.name])
-            help_text = tyro.conf.arg(help=help_texts[field.name])
+            shown = (as_types or {}).get(name, shown)
             default = str(field.default) if shown is str else field.default
-            added[field.name] = Annotated[_shown(shown, default), help_text]
-            setattr(cls, field.name, default)
+            help_text = tyro.conf.arg(help=describe(name, texts[name]))
+            added[name] = Annotated[_shown(shown, default), help_text]
+            setattr(cls, name, default)
         cls.__annotations__ = cls.__annotations__ | added
         return cls
 
