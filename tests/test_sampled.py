@@ -1,6 +1,8 @@
 """Sampled attention through every door: models, `infer`, many scenes, streaming, command line."""
 
+import dataclasses
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +10,15 @@ import numpy as np
 import pytest
 
 import vggt_jax
-from vggt_jax import Dense, InputError, Sampled
+from pallas_kernels import tuned
+from vggt_jax import AttentionStats, Dense, InputError, Sampled
 from vggt_jax.cli import bench
 from vggt_jax.cli.scene import chosen_attention
 from vggt_jax.pipeline import memory
 from vggt_jax.pipeline.inputs import read
 from vggt_jax.pipeline.options import Options
 from vggt_jax.pipeline.plan import plan_scene
+from vggt_jax.pipeline.run import with_more_keys
 from vggt_jax.pipeline.streaming import Stream
 
 # 24 patches of 28 x 42 pixels in four frames.
@@ -145,19 +149,65 @@ def test_memory_of_a_sample():
     )
     sampled = Sampled(num_keys=1000)
     array = 2 * 40 * 1374 * 1024
-    gathered = 2 * 2 * (1000 + 5 * 40) * 1024
+    gathered = 2 * 2 * (1000 + 5 * 40) * 1024 + 3 * 4 * 16 * 128 * (1000 + 5 * 40)
     assert estimate(sampled, jnp.bfloat16) == 2 * array + max(5 * array, 4 * array + gathered)
     assert estimate(Sampled(num_keys=40 * 1369), jnp.bfloat16) == estimate(Dense(), jnp.bfloat16)
 
 
+def test_more_keys_until_the_error_is_small(tiny):
+    """`infer` runs again with more keys, here all there are, which is dense attention."""
+    model = tiny(enable_track=False)
+    options = {"model": model, "attention": SAMPLED, "compute_dtype": jnp.float32}
+    with pytest.warns(UserWarning, match="above max_error=0.2: again, Sampled.num_keys=512"):
+        recon = vggt_jax.infer(frames(4), max_error=0.2, **options)
+    assert recon.attention_stats is None
+    recon = vggt_jax.infer(frames(4), max_error=100, **options)
+    assert recon.attention_stats.error.shape == (2, 2) and np.all(recon.attention_stats.error > 0)
+    with pytest.raises(InputError, match="max_error=0 must be positive"):
+        vggt_jax.infer(frames(4), max_error=0, **options)
+
+
+@pytest.mark.parametrize(
+    ("num_keys", "error", "expected"),
+    [(2048, 0.2, 9216), (2048, 0.05, None), (65_536, 0.2, None)],
+)
+def test_how_many_more_keys(num_keys, error, expected):
+    said = []
+    attention = Sampled(num_keys=num_keys, min_tokens=0)
+    stats = dataclasses.replace(AttentionStats.of_dense(3, 2), error=np.full((3, 2), 0.01))
+    stats.error[1] = error - 0.01, error + 0.01
+    more = with_more_keys(
+        SimpleNamespace(attention_stats=stats),
+        SimpleNamespace(attention=attention),
+        Options(attention=attention, max_error=0.1),
+        say=said.append,
+    )
+    assert (more and more.attention) == (expected and Sampled(num_keys=expected, min_tokens=0))
+    assert bool(said) == (error > 0.1)
+
+
+def test_auto_says_what_it_took(tiny):
+    model, said = tiny(), []
+    options = Options(model=model, attention="auto")
+    with tuned.override({"sampled.num_keys": 16, "sampled.min_tokens": 0}):
+        inputs = read(frames(4), model, options)
+        assert plan_scene(inputs, model, options, say=said.append).attention == SAMPLED
+    assert plan_scene(inputs, model, options, say=said.append).attention == Dense()
+    assert said[0].startswith("attention: Sampled(num_keys=16")
+    assert "because 4 frames have 24 patches, no more than num_keys=8192" in said[1]
+
+
 def test_options_of_the_command_line(monkeypatch):
-    chosen = chosen_attention(100, None, None, min_tokens=7, pool_mode="avg")
+    chosen = chosen_attention(None, 100, None, None, min_tokens=7, pool_mode="avg")
     assert chosen == Sampled(num_keys=100, min_tokens=7)
-    assert chosen_attention(None, None, None, min_tokens=7) == Dense()
+    assert chosen_attention(None, None, None, None, min_tokens=7) == Dense()
     with pytest.raises(InputError, match="--num-keys samples keys.*give one of them"):
-        chosen_attention(100, 0.5, None, min_tokens=7)
+        chosen_attention(None, 100, 0.5, None, min_tokens=7)
+    assert chosen_attention("auto", None, None, None, min_tokens=7) == "auto"
+    with pytest.raises(InputError, match="--attention auto says how to attend; leave out"):
+        chosen_attention("auto", 100, None, None, min_tokens=7)
     with pytest.raises(InputError, match=r"--num-keys=0 must be in \[1, 65536\]"):
-        chosen_attention(0, None, None, min_tokens=7)
+        chosen_attention(None, 0, None, None, min_tokens=7)
     timed = []
     monkeypatch.setattr(bench.Bench, "_run", lambda self, attentions: timed.append(attentions))
     bench.Bench(num_keys=9, sparse_ratio=0.5).run()

@@ -32,6 +32,7 @@ from vggt_jax.scene.masking import with_mask as with_mask
 from vggt_jax.scene.reconstruction import Reconstruction as Reconstruction
 from vggt_jax.scene.results import load_reconstruction as load_reconstruction
 from vggt_jax.trunk.attention.block_sparse import BlockSparse as BlockSparse
+from vggt_jax.trunk.attention.plan import AttentionPlan as AttentionPlan
 from vggt_jax.trunk.attention.sampled import Sampled as Sampled
 from vggt_jax.viewer import view as view
 

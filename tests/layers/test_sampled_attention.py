@@ -70,6 +70,24 @@ def exact(arrays, patches, frames=S):
     return out.reshape(frames, P, N, H)
 
 
+def test_the_error_is_that_of_the_sample(arrays):
+    """By layer the estimate is as large as the true error, for which dense attention is needed."""
+    arrays = [*arrays[:2], arrays[2] + 1]  # Without, results are smaller than errors.
+    q, k, v = (np.asarray(x, np.float64)[:, :P].reshape(S * P, N, H) for x in arrays)
+    scores = np.exp(np.einsum("qnh,knh->nqk", q, k) / H**0.5)
+    dense = np.einsum("nqk,knh->qnh", scores / scores.sum(-1, keepdims=True), v)
+    dense = dense.reshape(S, P, N, H)[:, SPECIAL:]
+    found, true = [], []
+    for layer in range(40):
+        out, stats = attend(*arrays, layer, None)
+        difference = np.asarray(out)[:, SPECIAL:P] - dense
+        true.append(np.sqrt(np.mean(difference**2, (0, 1, 3)) / np.mean(dense**2, (0, 1, 3))))
+        found.append(stats.error)
+    mean = lambda errors: np.sqrt(np.mean(np.square(errors), axis=0))
+    np.testing.assert_allclose(mean(found), mean(true), rtol=0.3)
+    assert np.all(mean(true) > 0.1)
+
+
 def test_each_sampled_patch_stands_for_as_many_as_were_left_out(arrays, relative_error):
     patches, number, weight = drawn(Sampled(num_keys=40, seed=3), layer=5)
     assert number == 40
@@ -261,3 +279,13 @@ def test_settings_are_a_value():
     assert "fewer than min_tokens=4096" in Sampled(num_keys=100).why_dense(**few)
     assert Sampled(num_keys=100).decided().why_dense(**few) is None
     assert "no more than num_keys=4000" in Sampled(num_keys=4000).decided().why_dense(**few)
+
+
+@pytest.mark.parametrize("order", ["hilbert", "tiles"])
+def test_the_same_patches_in_any_order_of_tokens(order):
+    in_raster = drawn(Sampled(num_keys=40))[0]
+    options = {"num_heads": N, "num_frames": S, "grid": (ROWS, COLUMNS)}
+    found = np.asarray(draw_patches(Sampled(num_keys=40), token_order=order, **options)[0])
+    frame, place = np.divmod(found, PATCHES)
+    patch = patch_order(order, ROWS, COLUMNS)[place]
+    np.testing.assert_array_equal(frame * PATCHES + patch, in_raster)

@@ -59,11 +59,13 @@ class Bench:
         if any(side < 14 or side % 14 for side in self.size):
             raise InputError(f"--size {self.size} must be multiples of 14, such as 518 518")
         choose = functools.partial(chosen_attention, min_tokens=0)
-        attentions = {"dense": choose(None, None, None)}
+        attentions = {"dense": choose(None, None, None, None)}
         if self.num_keys is not None:
-            attentions[f"{self.num_keys} keys"] = choose(self.num_keys, None, None)
+            attentions[f"{self.num_keys} keys"] = choose(None, self.num_keys, None, None)
         if self.sparse_ratio is not None:
-            attentions[f"sparse {self.sparse_ratio:g}"] = choose(None, self.sparse_ratio, None)
+            attentions[f"sparse {self.sparse_ratio:g}"] = choose(
+                None, None, self.sparse_ratio, None
+            )
         self._run(attentions)
 
     def _run(self, attentions: dict[str, Any]) -> None:

@@ -19,8 +19,8 @@ from vggt_jax.models.loading import cache_folder
 from vggt_jax.pipeline import inputs as scene_inputs
 from vggt_jax.pipeline.memory import is_out_of_memory
 from vggt_jax.pipeline.options import Options
-from vggt_jax.pipeline.plan import plan_scene
-from vggt_jax.pipeline.run import prepare, with_known
+from vggt_jax.pipeline.plan import Plan, plan_scene
+from vggt_jax.pipeline.run import prepare, with_known, with_more_keys
 from vggt_jax.scene.confidence import PointSource
 from vggt_jax.scene.reconstruction import Reconstruction
 from vggt_jax.scene.results import load_reconstruction
@@ -64,6 +64,8 @@ def reconstruct_files(scene: Scene, out: Path, *, max_points: int, overwrite: bo
                 f"kept {stats.density.mean():.1%} of the blocks with {stats.covered.mean():.1%} of "
                 "the pooled probability"
             )
+        error = np.nanmax(np.mean(stats.error, axis=-1)) if (stats.error > 0).any() else 0
+        kept += f" with a sampling error of up to {error:.2g}" if error > 0 else ""
         print(f"attention {kept}, and saved {stats.saved.mean():.1%} of the arithmetic")
     print(steps)
 
@@ -124,7 +126,26 @@ def _reconstruct(
         vggt_jax.CheckpointError: the model cannot be loaded.
     """
     model, inputs, points = _load_and_read(scene, options, paths, steps)
-    plan = plan_scene(inputs, model, options, say=_to_stderr, refuse=False)
+    while True:
+        plan = plan_scene(inputs, model, options, say=_to_stderr, refuse=False)
+        result = _run_plan(model, inputs, plan, options, steps)
+        if (more := with_more_keys(result, plan, options, say=_to_stderr)) is None:
+            return result, points
+        options = more
+
+
+def _run_plan(
+    model: SceneModel,
+    inputs: scene_inputs.SceneInputs,
+    plan: Plan,
+    options: Options,
+    steps: Steps,
+) -> Reconstruction:
+    """Checks memory, compiles and runs.
+
+    Raises:
+        InputError: memory is short.
+    """
     _to_stderr(f"memory: {plan.memory}")
     if options.memory_check:
         plan.check_memory()
@@ -133,7 +154,7 @@ def _reconstruct(
             keep_compiled_programs()
             run = prepare(inputs, model, plan, options, compile_now=True)
         with steps(f"reconstructing {plan.num_frames} frames") as say:
-            return run(lambda num: say(f"{num} done")), points
+            return run(lambda num: say(f"{num} done"))
     except jax.errors.JaxRuntimeError as error:
         if not is_out_of_memory(error):
             raise

@@ -169,6 +169,9 @@ class Scene:
     min_confidence: OptionalFloat = None
     """Leave out points with a confidence not above this. Its scale is the model's: from 1 without
     bound for VGGT, where nothing is left out by default, and [0, 1] for Pi3, where it is 0.1."""
+    attention: OptionalText = None
+    """How the tokens of all photographs attend to each other: dense, auto (a sample where that is
+    faster, as --num-keys), or a plan of `vggt-jax calibrate`. By default dense."""
     num_keys: OptionalInt = None
     """Attention over all photographs sees a sample of so many patches, which stands for all of
     them. 8192 suits fifty photographs and more. By default it sees everything."""
@@ -237,6 +240,7 @@ class Scene:
         if self.sparse_layers and self.sparse_ratio is None and self.cdf_threshold is None:
             raise InputError("--sparse-layers needs --sparse-ratio or --cdf-threshold")
         attention = chosen_attention(
+            self.attention,
             self.num_keys,
             self.sparse_ratio,
             self.cdf_threshold,
@@ -312,16 +316,19 @@ class Scene:
 
 
 def chosen_attention(
+    name: str | None,
     num_keys: int | None,
     sparse_ratio: float | None,
     cdf_threshold: float | None,
     *,
     min_tokens: int,
     **settings: Any,
-) -> SceneAttention:
-    """Attention by a sample if a number of keys is given, block-sparse if a share is, else dense.
+) -> SceneAttention | str:
+    """What is named; or by a sample if a number of keys is given, block-sparse if a share is, else
+    dense.
 
     Args:
+        name: as `Options.attention` takes it.
         min_tokens: scenes of fewer tokens run dense.
         settings: others of `BlockSparse`.
 
@@ -334,7 +341,14 @@ def chosen_attention(
             "--num-keys samples keys, --sparse-ratio and --cdf-threshold choose blocks; give one "
             "of them"
         )
+    if name is not None and (num_keys is not None or is_sparse):
+        raise InputError(
+            f"--attention {name} says how to attend; leave out --num-keys, --sparse-ratio and "
+            "--cdf-threshold"
+        )
     try:
+        if name is not None:
+            return name
         if num_keys is not None:
             return Sampled(num_keys=num_keys, min_tokens=min_tokens)
         if not is_sparse:

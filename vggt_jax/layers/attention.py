@@ -30,6 +30,7 @@ from vggt_jax.layers.linear import Linear, apply_linear
 from vggt_jax.layers.norm import LayerNorm
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.scene_attention import AttentionStats, SceneAttention
+from vggt_jax.layers.token_order import TokenOrder
 
 Implementation = Literal["mosaic_gpu", "cudnn", "xla", "triton"]
 
@@ -64,9 +65,9 @@ class Dense(SceneAttention):
         return self
 
     def attend(
-        self, q, k, v, *, num_special, grid, layer, num_frames, precision: Precision
+        self, q, k, v, *, num_special, grid, token_order, layer, num_frames, precision: Precision
     ) -> tuple[Float[Array, "b s p n h"], AttentionStats]:
-        del layer
+        del token_order, layer
         b, s, padded, n, h = q.shape
         p = num_special + grid[0] * grid[1]
         scene = lambda x: x[:, :, :p].reshape(b, s * p, n, h)
@@ -112,7 +113,9 @@ class NotDense(SceneAttention):
     def decided(self) -> "NotDense":
         return dataclasses.replace(self, min_tokens=0)  # pyright: ignore[reportArgumentType]
 
-    def attend(self, q, k, v, *, num_special, grid, layer, num_frames, precision: Precision):
+    def attend(
+        self, q, k, v, *, num_special, grid, token_order, layer, num_frames, precision: Precision
+    ):
         def scene(q, k, v, num_frames):
             return self.attend_scene(
                 q,
@@ -120,6 +123,7 @@ class NotDense(SceneAttention):
                 v,
                 num_special=num_special,
                 grid=grid,
+                token_order=token_order,
                 layer=layer,
                 num_frames=num_frames,
                 precision=precision,
@@ -136,6 +140,7 @@ class NotDense(SceneAttention):
         *,
         num_special: int,
         grid: tuple[int, int],
+        token_order: TokenOrder,
         layer: Int[Array, ""],
         num_frames: Int[Array, ""] | None,
         precision: Precision,

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
 
 import jax
@@ -33,25 +34,36 @@ class AttentionStats:
             of queries, as a share of the highest possible, in [0, 1]. 0 where each looks at one
             block alone, 1 where all blocks matter alike. Not measured, NaN, in dense layers and
             where keys are sampled.
+        error: of attention to a sample, the sampling error of what patches get, as a share of its
+            root mean square, estimated from how the two halves of the sample differ (see
+            `Sampled`). 0 in dense layers; NaN, not measured, for blocks.
     """
 
     density: Float[Array | np.ndarray, "*layers n"]
     covered: Float[Array | np.ndarray, "*layers n"]
     saved: Float[Array | np.ndarray, "*layers n"]
     entropy: Float[Array | np.ndarray, "*layers n"]
+    error: Float[Array | np.ndarray, "*layers n"]
 
     @classmethod
     def of_dense(cls, *shape: int) -> Self:
         """What dense attention would report."""
         full = lambda value: jnp.full(shape, value, jnp.float32)
-        return cls(density=full(1.0), covered=full(1.0), saved=full(0.0), entropy=full(np.nan))
+        return cls(
+            density=full(1.0),
+            covered=full(1.0),
+            saved=full(0.0),
+            entropy=full(np.nan),
+            error=full(0.0),
+        )
 
 
 class SceneAttention(abc.ABC):
     """How the tokens of all frames of a scene attend to each other.
 
-    `Dense`, `Sampled` or `BlockSparse`: a frozen value, static under `jax.jit`. The trunk asks it
-    for the value of each layer (`of_layers`) and has each attend; it never asks for its type.
+    `Dense`, `Sampled` or `BlockSparse`, or an `AttentionPlan` of some of them: a frozen value,
+    static under `jax.jit`. The trunk asks it for the value of each layer (`for_scene`) and has each
+    attend; it never asks for its type.
     """
 
     token_order: TokenOrder = "raster"
@@ -70,6 +82,16 @@ class SceneAttention(abc.ABC):
         """The value for a scene of which `why_dense` is known to be None, however it is padded."""
         return self
 
+    def with_keys_times(self, factors: Sequence[float]) -> "SceneAttention":
+        """The value with so many times the sampled keys, as far as there can be; itself if it
+        samples none.
+
+        Args:
+            factors: of each layer; a value that is the same in all layers takes the largest.
+        """
+        del factors
+        return self
+
     def of_layers(self, depth: int) -> "list[SceneAttention]":
         """The value of each layer of a trunk.
 
@@ -77,6 +99,20 @@ class SceneAttention(abc.ABC):
             ValueError: the trunk has other layers than this value speaks of.
         """
         return [self] * depth
+
+    def for_scene(self, depth: int, *, num_tokens: int, num_patches: int) -> "list[SceneAttention]":
+        """What each layer of a trunk does with a scene: dense where a value asks for it.
+
+        Raises:
+            ValueError: the trunk has other layers than this value speaks of.
+        """
+        size = {"num_tokens": num_tokens, "num_patches": num_patches}
+        if self.why_dense(**size):
+            return [self.within_frames] * depth
+        return [
+            value.within_frames if value.why_dense(**size) else value
+            for value in self.of_layers(depth)
+        ]
 
     @abc.abstractmethod
     def attend(
@@ -87,6 +123,7 @@ class SceneAttention(abc.ABC):
         *,
         num_special: int,
         grid: tuple[int, int],
+        token_order: TokenOrder,
         layer: Int[Array, ""],
         num_frames: Int[Array, " b"] | None,
         precision: Precision,
@@ -95,8 +132,9 @@ class SceneAttention(abc.ABC):
 
         Args:
             num_special: how many leading tokens of a frame are special.
-            grid: rows and columns of patches that follow them, in `token_order`. Tokens beyond do
-                not count, and their results mean nothing.
+            grid: rows and columns of patches that follow them. Tokens beyond do not count, and
+                their results mean nothing.
+            token_order: how these patches follow one another.
             layer: which layer of the trunk this is.
             num_frames: how many leading frames of each scene count, None for all.
         """

@@ -106,7 +106,7 @@ def check_model(model: SceneModel, options: Options) -> None:
         InputError: there is one.
     """
     try:
-        options.attention.of_layers(model.num_layers)
+        options.scene_attention.of_layers(model.num_layers)
     except ValueError as error:
         raise InputError(str(error)) from error
     for name, needed in (

@@ -1,5 +1,6 @@
 """`infer` and `plan`: one scene, by the four steps of every reconstruction."""
 
+import warnings
 from typing import Any
 
 import tqdm
@@ -7,7 +8,7 @@ import tqdm
 from vggt_jax.pipeline.inputs import load, read
 from vggt_jax.pipeline.options import Options, takes
 from vggt_jax.pipeline.plan import Plan, plan_scene
-from vggt_jax.pipeline.run import run
+from vggt_jax.pipeline.run import run, with_more_keys
 from vggt_jax.scene.reconstruction import Reconstruction
 
 
@@ -30,14 +31,19 @@ def infer(images: Any, options: Options) -> Reconstruction:
     """
     model = load(options)
     inputs = read(images, model, options)
-    plan = plan_scene(inputs, model, options)
-    with tqdm.tqdm(
-        total=plan.num_frames,
-        desc="frames",
-        unit="frame",
-        disable=not (options.progress and plan.streamed),
-    ) as bar:
-        return run(inputs, model, plan, options, done=lambda num: bar.update(num - bar.n))
+    while True:
+        plan = plan_scene(inputs, model, options)
+        with tqdm.tqdm(
+            total=plan.num_frames,
+            desc="frames",
+            unit="frame",
+            disable=not (options.progress and plan.streamed),
+        ) as bar:
+            advance = lambda num, bar=bar: bar.update(num - bar.n)
+            result = run(inputs, model, plan, options, done=advance)
+        if (more := with_more_keys(result, plan, options, say=warnings.warn)) is None:
+            return result
+        options = more
 
 
 @takes(Options)

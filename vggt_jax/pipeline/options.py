@@ -19,6 +19,7 @@ from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.models.base import SceneModel
 from vggt_jax.scene import calibration
+from vggt_jax.trunk.attention.plan import attention_of
 
 P = ParamSpec("P")
 A = TypeVar("A")
@@ -41,10 +42,14 @@ class Options:
     model that ships with the package, and is said once."""
     config: str | os.PathLike | None = None
     """JSON configuration of an official checkpoint that is not of a released size."""
-    attention: SceneAttention = Dense()
-    """How the tokens of all frames attend to each other: `Dense()`, or `Sampled(...)` or
-    `BlockSparse(...)` for many photographs; with few tokens it warns and is dense (their
-    `min_tokens`)."""
+    attention: SceneAttention | str | os.PathLike = Dense()
+    """How the tokens of all frames attend to each other: `Dense()`, or `Sampled(...)`,
+    `BlockSparse(...)` or an `AttentionPlan` (or its file) for many photographs; with few tokens it
+    warns and is dense (their `min_tokens`). "auto" samples where that is faster than dense, and
+    says what it took."""
+    max_error: float | None = None
+    """Sample more keys until the sampling error (`AttentionStats.error`, the mean over heads) of no
+    layer is above this. Each try is a run, with four times the keys for half the error."""
     mode: Mode | None = None
     """How photographs come to size: crop keeps the width and cuts tall ones, pad keeps everything
     and fills with white, budget stretches all to one size of about the shape of the first. Needed
@@ -105,6 +110,10 @@ class Options:
         ):
             if getattr(self, one) is not None and getattr(self, other) is not None:
                 raise InputError(f"{one} and {other} say the same in two ways; give one of them")
+        if self.attention != "auto":
+            object.__setattr__(self, "attention", attention_of(self.attention))
+        if self.max_error is not None and not 0 < self.max_error < math.inf:
+            raise InputError(f"max_error={self.max_error:g} must be positive")
         if self.focal is not None and not 0 < self.focal < math.inf:
             raise InputError(f"focal={self.focal:g} must be positive")
         for name in ("known_distance", "known_depth"):
@@ -115,6 +124,11 @@ class Options:
             raise InputError(f"config={self.config} is for an official checkpoint; name its model")
         if isinstance(self.intrinsics, str | os.PathLike) and "{scene}" not in str(self.intrinsics):
             calibration.intrinsics_by_name(self.intrinsics)
+
+    @property
+    def scene_attention(self) -> SceneAttention:
+        """`attention` as a value, on the default device."""
+        return attention_of(self.attention)
 
     def of_scene(self, name: str) -> "Options":
         """These options for one of many scenes: its name in place of "{scene}" in paths, and no
@@ -134,7 +148,7 @@ class Options:
             if field.name not in ("model", "pad_frames", "memory_check", "progress")
         }
         compute_dtype = self.compute_dtype and np.dtype(self.compute_dtype).name
-        return as_text | {"compute_dtype": compute_dtype, "attention": repr(self.attention)}
+        return as_text | {"compute_dtype": compute_dtype, "attention": repr(self.scene_attention)}
 
 
 def _as_json(value: Any) -> Any:

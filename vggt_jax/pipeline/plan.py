@@ -105,7 +105,8 @@ def plan_scene(
 
     Args:
         inputs: of `read`.
-        say: takes the message that a scene runs dense although another attention was asked for.
+        say: takes the message that a scene runs dense although another attention was asked for, or
+            which one was chosen.
         free: bytes of the device that are free, weights included; by default what it says now.
         refuse: whether to refuse a scene that does not fit, if `options.memory_check` holds; its
             plan can do so later.
@@ -114,8 +115,11 @@ def plan_scene(
         InputError: by the estimate the scene does not fit into the memory.
     """
     num_frames, height, width, _ = inputs.frames.images.shape
-    attention, why_dense = _decide(options.attention, model, (num_frames, height, width))
-    if why_dense is not None:
+    asked = options.scene_attention
+    attention, why_dense = _decide(asked, model, (num_frames, height, width))
+    if options.attention == "auto":
+        say(f"attention: {attention}" + (f", because {why_dense}" if why_dense else ""))
+    elif why_dense is not None:
         say(why_dense)
     padded = bucket(num_frames) if options.pad_frames else num_frames
     streamed = is_streamed(padded, height, width)

@@ -11,6 +11,7 @@ from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.models.base import SceneModel
 from vggt_jax.scene.reconstruction import Reconstruction
+from vggt_jax.trunk.attention.plan import attention_of
 
 
 def reconstruct(
@@ -18,7 +19,7 @@ def reconstruct(
     images: Float[Array, "*b s height width 3"] | UInt8[Array, "*b s height width 3"],
     *,
     query_points: Float[Array, "*b m 2"] | None = None,
-    attention: SceneAttention = Dense(),
+    attention: SceneAttention | str = Dense(),
     num_frames: Int[Array, "*b"] | None = None,
     compute_dtype: DTypeLike | None = None,
 ) -> Reconstruction:
@@ -31,7 +32,7 @@ def reconstruct(
         query_points: pixels `(x, y)` of the first frame to follow through all frames, by a model
             with a track head.
         attention, num_frames, compute_dtype: see the call of the model; `num_frames` has the scene
-            axis if the images do.
+            axis if the images do, and `attention` may be "auto", see `Options`.
 
     Raises:
         ValueError: shapes or types do not fit.
@@ -47,7 +48,7 @@ def reconstruct(
     output = model(
         add_scene(images),
         query_points=None if query_points is None else add_scene(query_points),
-        attention=attention,
+        attention=attention_of(attention),
         num_frames=None if num_frames is None else add_scene(num_frames),
         compute_dtype=compute_dtype,
     )

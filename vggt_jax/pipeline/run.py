@@ -91,6 +91,30 @@ def program_for(
     return call
 
 
+def with_more_keys(
+    result: Reconstruction, plan: Plan, options: Options, *, say: Callable[[str], None]
+) -> Options | None:
+    """Options that sample more keys, for `options.max_error` to hold; None where it does.
+
+    Args:
+        result: of these options and this plan.
+        say: takes what is done, or that no more can be.
+    """
+    if options.max_error is None or (stats := result.attention_stats) is None:
+        return None
+    errors = np.nan_to_num(np.mean(stats.error, axis=-1))
+    if (worst := float(errors.max())) <= options.max_error:
+        return None
+    # The error falls with the root of their number; a tenth more, for the estimate is one.
+    factors = np.maximum(1.1 * (errors / options.max_error) ** 2, 1.0)
+    more = plan.attention.with_keys_times(factors.tolist())
+    if more == plan.attention:
+        say(f"max_error={options.max_error:g} is not reached: {worst:.3g} with {more}")
+        return None
+    say(f"a sampling error of {worst:.3g}, above max_error={options.max_error:g}: again, {more}")
+    return dataclasses.replace(options, attention=more)
+
+
 def scene_arguments(inputs: SceneInputs, plan: Plan) -> dict[str, Any]:
     """The arguments of `reconstruct` for one scene, padded, the reference frame first."""
     arguments = batch_arguments([inputs], plan, 1)

@@ -67,7 +67,11 @@ def count_work(
             num_special=layout.num_special,
             num_patches=layout.rows * layout.columns,
         )
-        for value in attention.of_layers(model.num_layers)
+        for value in attention.for_scene(
+            model.num_layers,
+            num_tokens=tokens,
+            num_patches=num_frames * layout.rows * layout.columns,
+        )
     )
     return {
         "products": 2.0 * of_tokens * tokens,

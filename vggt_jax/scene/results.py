@@ -128,6 +128,10 @@ def load_reconstruction(path: str | os.PathLike) -> Reconstruction:
             "run infer again"
         )
     stats: dict[str, Any] = {name: arrays.get(f"attention_{name}") for name in _STATS}
+    if (
+        stats["error"] is None and stats["density"] is not None
+    ):  # as in files before it was measured
+        stats["error"] = np.full_like(stats["density"], np.nan)
     fields: dict[str, Any] = {name: arrays.get(name) for name in _ARRAYS}
     return Reconstruction(
         **fields,

@@ -125,9 +125,9 @@ def run_trunk(
         raise ValueError(f"{taps=} must be layers of the trunk, in [0, {depth})")
     dense = attention.within_frames
     grid = (layout.rows, layout.columns)
-    if attention.why_dense(num_tokens=s * p, num_patches=s * grid[0] * grid[1]):
+    settings = attention.for_scene(depth, num_tokens=s * p, num_patches=s * grid[0] * grid[1])
+    if all(setting == dense for setting in settings):
         attention = dense
-    settings = attention.of_layers(depth)
     # The patches of a frame change places here, and change back wherever they are kept.
     order = layout.order(attention.token_order).astype(np.int32)
     moved = not np.array_equal(order, np.arange(p))
@@ -148,6 +148,7 @@ def run_trunk(
             setting.attend,
             num_special=layout.num_special,
             grid=grid,
+            token_order=attention.token_order,
             num_frames=num_frames,
             precision=precision,
         )
@@ -221,5 +222,5 @@ def run_trunk(
         kept=kept,
         layers=layers,
         first_tokens=firsts[-1],
-        attention_stats=None if attention is dense else by_scene,
+        attention_stats=None if attention == dense else by_scene,
     )

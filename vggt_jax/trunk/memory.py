@@ -57,8 +57,6 @@ def trunk_memory(
     tokens = num_frames * layout.tokens_per_frame
     stream = 4 * tokens * dim
     patches = layout.rows * layout.columns
-    if attention.why_dense(num_tokens=tokens, num_patches=num_frames * patches):
-        attention = attention.within_frames
     extra = max(
         value.extra_bytes(
             num_frames=num_frames,
@@ -68,7 +66,9 @@ def trunk_memory(
             head_dim=dim // num_heads,
             itemsize=wide,
         )
-        for value in set(attention.of_layers(depth))
+        for value in set(
+            attention.for_scene(depth, num_tokens=tokens, num_patches=num_frames * patches)
+        )
     )
     if wide == 2:
         # Normalised tokens; queries, keys and values, each turned before the next; and one more,

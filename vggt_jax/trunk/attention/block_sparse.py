@@ -141,8 +141,10 @@ class BlockSparse(NotDense):
             "and there are no attention_stats; min_tokens=0 makes it sparse"
         )
 
-    def attend_scene(self, q, k, v, *, num_special, grid, layer, num_frames, precision: Precision):
-        del precision  # Products of float32 have the highest.
+    def attend_scene(
+        self, q, k, v, *, num_special, grid, token_order, layer, num_frames, precision: Precision
+    ):
+        del token_order, precision  # Products of float32 have the highest.
         if isinstance(self.sparse_ratio, tuple) or isinstance(self.cdf_threshold, tuple):
             raise ValueError("numbers by layer: of_layers(depth) has the value of each layer")
         return sparse_attention(
@@ -280,5 +282,6 @@ def sparse_attention(
         covered=jnp.sum(selection.retained_mass, axis=-1) / num_live,
         saved=jnp.maximum(1 - done, 0.0),
         entropy=jnp.sum(selection.entropy, axis=-1) / num_live / highest,
+        error=jnp.full(n, jnp.nan),
     )
     return out, stats

@@ -2,24 +2,30 @@
 
 import dataclasses
 import functools
+import math
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.blocks import count_blocks, leading
 from vggt_jax.layers.attention import NotDense, bytes_of_scores, dense_attention
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.scene_attention import AttentionStats
-from vggt_jax.layers.token_order import patch_order
+from vggt_jax.layers.token_order import TokenOrder, patch_order
 
 # Products of places in the sample must be within 32 bits.
 _MOST_KEYS = 2**16
 
 # Keys come in whole tiles of the kernels, so that none needs a mask.
 _TILE = 64
+
+# Queries, spread evenly over the scene, for which the sampling error is estimated in each layer.
+_NUM_PROBES = 128
 
 # The golden ratio less one, as a fraction of 2**32. Its multiples, without what is before the
 # point, are as evenly spread as any sequence, wherever it is cut.
@@ -39,7 +45,9 @@ class Sampled(NotDense):
     is dense attention.
 
     The error falls with the number of keys, whatever the number of frames, so the time of attention
-    grows linearly with frames; docs/attention.md has the measurements.
+    grows linearly with frames; docs/attention.md has the measurements. `AttentionStats.error` says
+    how large it is in the scene at hand: for 128 queries of patches attention is computed by each
+    half of the sample alone, and half of the root mean square of the difference is the estimate.
 
     Attributes:
         num_keys: how many patches are sampled for each layer and head, from 1 to 65,536.
@@ -89,13 +97,21 @@ class Sampled(NotDense):
             return None
         return f"{found}: attention is dense, and there are no attention_stats"
 
-    def attend_scene(self, q, k, v, *, num_special, grid, layer, num_frames, precision: Precision):
+    def with_keys_times(self, factors: Sequence[float]) -> "Sampled":
+        """In steps of 512 keys, so that few programs serve all scenes."""
+        wanted = math.ceil(self.num_keys * max(factors) / 512) * 512
+        return dataclasses.replace(self, num_keys=min(max(wanted, self.num_keys), _MOST_KEYS))
+
+    def attend_scene(
+        self, q, k, v, *, num_special, grid, token_order, layer, num_frames, precision: Precision
+    ):
         return sampled_attention(
             q,
             k,
             v,
             num_special=num_special,
             grid=grid,
+            token_order=token_order,
             attention=self,
             layer=layer,
             num_frames=num_frames,
@@ -111,9 +127,10 @@ class Sampled(NotDense):
     def extra_bytes(
         self, *, num_frames, num_special, num_patches, num_heads, head_dim, itemsize
     ) -> int:
-        """Sampled keys and values, and in plain JAX scores of some queries."""
+        """Sampled keys and values, scores of the probes, and in plain JAX of some queries."""
         num_keys = num_frames * num_special + min(self.num_keys, num_frames * num_patches)
         gathered = 2 * num_keys * num_heads * head_dim * itemsize
+        gathered += 3 * 4 * num_heads * _NUM_PROBES * num_keys
         if itemsize == 2:
             return gathered
         tokens = num_frames * (num_special + num_patches)
@@ -126,6 +143,7 @@ def draw_patches(
     num_heads: int,
     num_frames: int,
     grid: tuple[int, int],
+    token_order: TokenOrder = "raster",
     layer: int | Int[Array, ""] = 0,
     frames_that_count: int | Int[Array, ""] | None = None,
 ) -> tuple[Int[Array, "keys n"], Int[Array, ""], Float[Array, ""]]:
@@ -138,12 +156,13 @@ def draw_patches(
     Args:
         num_frames: frames of the scene, padded ones included.
         grid: rows and columns of patches in a frame.
+        token_order: how these patches follow one another.
         frames_that_count: how many leading ones do, None for all.
 
     Returns:
-        The sampled patches, counted from the first of the scene on, row by row; no patch stands
-        twice among those that count. Their number, no more than there are patches. And of how many
-        patches each is one.
+        The sampled patches, counted from the first of the scene on, in the order of the tokens; no
+        patch stands twice among those that count. Their number, no more than there are patches. And
+        of how many patches each is one.
     """
     per_frame = grid[0] * grid[1]
     slots = min(attention.num_keys, num_frames * per_frame)
@@ -165,7 +184,9 @@ def draw_patches(
     frame, step = jnp.divmod(place, per_frame)
     start = start[None] + frame.astype(jnp.uint32) * _GOLDEN
     along = (step + _share_of(start, per_frame)) % per_frame
-    patch = frame * per_frame + jnp.asarray(patch_order("hilbert", *grid), jnp.int32)[along]
+    place_of_patch = np.argsort(patch_order(token_order, *grid))
+    along_curve = place_of_patch[patch_order("hilbert", *grid)]
+    patch = frame * per_frame + jnp.asarray(along_curve, jnp.int32)[along]
     weight = num_patches.astype(jnp.float32) / num_keys.astype(jnp.float32)
     return patch, num_keys, weight
 
@@ -184,15 +205,17 @@ def sampled_attention(
     num_special: int,
     grid: tuple[int, int],
     attention: Sampled,
+    token_order: TokenOrder = "raster",
     layer: int | Int[Array, ""] = 0,
     num_frames: Int[Array, ""] | None = None,
-    precision: jax.lax.Precision = jax.lax.Precision.HIGHEST,
+    precision: lax.Precision = lax.Precision.HIGHEST,
 ) -> tuple[Float[Array, "s p n h"], AttentionStats]:
     """Attention over all tokens of one scene, whose frames start with their special tokens.
 
     Args:
         grid: rows and columns of patches that follow. Tokens beyond do not count, and their results
             mean nothing.
+        token_order: how these patches follow one another.
         layer: which layer of the trunk this is.
         num_frames: how many leading frames count, None for all.
         precision: of float32 products.
@@ -206,6 +229,7 @@ def sampled_attention(
         num_heads=n,
         num_frames=s,
         grid=grid,
+        token_order=token_order,
         layer=layer,
         frames_that_count=num_frames,
     )
@@ -230,7 +254,15 @@ def sampled_attention(
         dense_attention, precision=precision, implementation=attention.implementation
     )
     everywhere = lambda bias: jnp.broadcast_to(bias[None, None], (1, n, len(bias)))
-    out = attend(flat(q)[None], gather(k)[None], gather(v)[None], key_bias=everywhere(biases))
+    keys, values = gather(k), gather(v)
+    out = attend(flat(q)[None], keys[None], values[None], key_bias=everywhere(biases))
+    error = _sampling_error(
+        flat(q)[_probes(frames * num_patches, num_patches, num_special, width)],
+        keys,
+        values,
+        biases,
+        first_sampled=count_blocks(s * num_special, _TILE) * _TILE,
+    )
     out = out.reshape(s, width, n, h)
     if num_special and not attention.sample_special_queries:
         # Their queries see everything but padding.
@@ -241,9 +273,9 @@ def sampled_attention(
         key_bias = everywhere(bias) if hides else None
         special = attend(queries, flat(k)[None], flat(v)[None], key_bias=key_bias)
         # Written into what is there; see `sparse_attention`.
-        out = jax.lax.optimization_barrier(out)
+        out = lax.optimization_barrier(out)
         special = special.reshape(s, num_special, n, h)
-        out = jax.lax.dynamic_update_slice(out, special, (np.int32(0),) * 4)
+        out = lax.dynamic_update_slice(out, special, (np.int32(0),) * 4)
 
     of_frames = jnp.maximum(jnp.float32(frames), 1.0)
     seen = (of_frames * num_special + num_sampled.astype(jnp.float32)) / (of_frames * p)
@@ -255,8 +287,58 @@ def sampled_attention(
         covered=of_heads(jnp.nan),
         saved=of_heads(1 - done),
         entropy=of_heads(jnp.nan),
+        error=jnp.where(num_sampled < frames * num_patches, error, 0.0),
     )
     return out, stats
+
+
+def _probes(num_that_count, num_patches, num_special, width) -> Int[Array, " probes"]:
+    """Tokens of patches, spread evenly over those that count."""
+    patch = jnp.arange(_NUM_PROBES, dtype=jnp.float32) * (jnp.float32(1 / _NUM_PROBES))
+    patch = jnp.minimum((patch * num_that_count).astype(jnp.int32), num_that_count - 1)
+    patch = jnp.maximum(patch, 0)
+    return patch // num_patches * width + num_special + patch % num_patches
+
+
+def _sampling_error(
+    q: Float[Array, "probes n h"],
+    k: Float[Array, "keys n h"],
+    v: Float[Array, "keys n h"],
+    bias: Float[Array, " keys"],
+    *,
+    first_sampled: int,
+) -> Float[Array, " n"]:
+    """The sampling error of attention to keys, as a share of the root mean square of its results.
+
+    Half of the difference of two estimates, by every other sampled key, whose weights are doubled.
+    That is the standard deviation of their mean, if halves are independent; they are spread
+    evenly, and so are a little better together.
+
+    Args:
+        bias: added to the scores of all heads; -inf for keys that do not count.
+        first_sampled: from which key on they are a sample.
+    """
+    q, k, v = (lax.stop_gradient(x) for x in (q, k, v))
+    place = np.arange(len(k))
+    is_even, is_sampled = place % 2 == 0, place >= first_sampled
+    scores = jnp.einsum("pnh,knh->npk", q, k, preferred_element_type=jnp.float32)
+    scores = scores * np.float32(q.shape[-1] ** -0.5) + bias
+    top = jnp.max(scores, axis=-1, keepdims=True)
+    weights = jnp.exp(scores - jnp.where(top > -jnp.inf, top, 0.0))
+
+    def by_half(half):
+        count = np.where(is_sampled, 2.0 * half, 1.0).astype(np.float32)
+        of_half = weights * count
+        total = jnp.maximum(jnp.sum(of_half, axis=-1), jnp.finfo(jnp.float32).tiny)
+        summed = jnp.einsum(
+            "npk,knh->pnh", of_half.astype(v.dtype), v, preferred_element_type=jnp.float32
+        )
+        return summed / total.T[..., None]
+
+    one, other = by_half(is_even), by_half(~is_even)
+    mean_square = lambda x: jnp.mean(jnp.square(x), axis=(0, 2))
+    size = jnp.maximum(mean_square((one + other) / 2), jnp.finfo(jnp.float32).tiny)
+    return jnp.sqrt(mean_square((one - other) / 2) / size)
 
 
 def _in_tiles(num_special, tokens, biases):
