@@ -9,6 +9,7 @@ from pallas_kernels.attention import (
     block_sparse_attention,
 )
 from pallas_kernels.block_map import BlockMap
+from pallas_kernels.key_mask import pack_key_mask
 from pallas_kernels.linear import linear
 from pallas_kernels.norm_rope import norm_rope
 from pallas_kernels.selection import (
@@ -40,6 +41,7 @@ __all__ = [
     "block_sparse_attention",
     "linear",
     "norm_rope",
+    "pack_key_mask",
     "select_blocks",
     "tuned",
 ]

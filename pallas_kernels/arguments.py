@@ -4,6 +4,9 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from pallas_kernels.blocks import count_blocks
+from pallas_kernels.key_mask import KEYS_PER_WORD
+
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 
 
@@ -37,6 +40,19 @@ def check_key_bias(key_bias, *, heads: int, keys: int):
         )
     if jnp.result_type(key_bias) != jnp.float32:
         raise ValueError(f"key_bias must be float32, not {jnp.result_type(key_bias)}")
+
+
+def check_key_mask(key_mask, *, rows: tuple[int, ...], keys: int):
+    """Raises ValueError unless it has a bit for each head, block of queries and key."""
+    if key_mask is None:
+        return
+    expected = (*rows, count_blocks(keys, KEYS_PER_WORD))
+    if jnp.shape(key_mask) != expected or jnp.result_type(key_mask) != jnp.uint32:
+        raise ValueError(
+            f"key_mask must be uint32 {expected} for {rows} heads and query blocks and {keys} "
+            f"keys, as pack_key_mask makes it, not {jnp.result_type(key_mask)} "
+            f"{jnp.shape(key_mask)}"
+        )
 
 
 def checked_scale(scale: float | None, head_dim: int) -> float:

@@ -107,6 +107,7 @@ def test_block_sparse_attention_of_a_batch_in_bfloat16(relative_error):
             k,
             v,
             num_special=special,
+            grid=(1, patches),
             sparse_ratio=0.0,
             cdf_threshold=None,
             attention=everything,

@@ -6,12 +6,13 @@ from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt32
 
 from pallas_kernels import devices, mosaic_gpu_call
 from pallas_kernels.arguments import (
     DTYPES,
     check_key_bias,
+    check_key_mask,
     check_kv_lengths,
     checked_scale,
     on_device,
@@ -53,6 +54,7 @@ def block_sparse_attention(
     *,
     kv_lengths: int | Int[Array, "..."] | None = None,
     key_bias: Float[Array, "n kv"] | None = None,
+    key_mask: UInt32[Array, "n qb words"] | None = None,
     scale: float | None = None,
     implementation: str | None = None,
     config: MosaicGpuConfig | TritonConfig | None = None,
@@ -68,6 +70,7 @@ def block_sparse_attention(
     *,
     kv_lengths: int | Int[Array, "..."] | None = None,
     key_bias: Float[Array, "n kv"] | None = None,
+    key_mask: UInt32[Array, "n qb words"] | None = None,
     scale: float | None = None,
     implementation: str | None = None,
     config: MosaicGpuConfig | TritonConfig | None = None,
@@ -82,6 +85,7 @@ def block_sparse_attention(
     *,
     kv_lengths: int | Int[Array, "..."] | None = None,
     key_bias: Float[Array, "n kv"] | None = None,
+    key_mask: UInt32[Array, "n qb words"] | None = None,
     scale: float | None = None,
     implementation: str | None = None,
     config: MosaicGpuConfig | TritonConfig | None = None,
@@ -105,13 +109,15 @@ def block_sparse_attention(
         key_bias: what is added to the scaled scores of each head and key, float32: finite, or -inf
             to leave a key out. The logarithm of a number makes a key count as often as that. It has
             a gradient. Where lengths can say the same as -inf, they are faster.
+        key_mask: keys that a block of queries leaves out, a bit for each head, query block and key,
+            as `pack_key_mask` makes it: within the blocks that `block_map` keeps.
         scale: of the scores, a positive number known when tracing; `1 / sqrt(h)` by default.
         implementation: "mosaic_gpu" (a Pallas kernel for Hopper GPUs, with JAX from 0.11 on:
             bfloat16 and float16, head dims 64 and 128, query blocks of 128 or more, key blocks of
-            64 or more), "triton" (a Pallas kernel for NVIDIA GPUs from Ampere on: head dims 32, 64
-            and 128), both for blocks of a power of two, up to 65,536 in a list; "xla" (any device,
-            memory bounded), "reference" (the oracle, all scores in memory), or None for the first
-            of them that can do this here. A name means that one or an error.
+            64 or more, no `key_mask`), "triton" (a Pallas kernel for NVIDIA GPUs from Ampere on:
+            head dims 32, 64 and 128), both for blocks of a power of two, up to 65,536 in a list;
+            "xla" (any device, memory bounded), "reference" (the oracle, all scores in memory), or
+            None for the first of them that can do this here. A name means that one or an error.
         config: settings of a kernel, whose implementation they imply; None for the tuned ones.
         return_lse: also return the log-sum-exp of each query's scaled scores, biases included,
             float32; `-inf` where it sees no key. Results over disjoint sets of keys can be merged
@@ -126,6 +132,7 @@ def block_sparse_attention(
     """
     _check_arguments(q, k, v, block_map, kv_lengths)
     check_key_bias(key_bias, heads=q.shape[1], keys=k.shape[0])
+    check_key_mask(key_mask, rows=block_map.counts.shape, keys=k.shape[0])
     call = AttentionCall(
         q=q,
         k=k,
@@ -133,6 +140,7 @@ def block_sparse_attention(
         block_map=block_map,
         kv_lengths=on_device(kv_lengths, beside=q),
         key_bias=key_bias,
+        key_mask=key_mask,
         scale=checked_scale(scale, q.shape[-1]),
     )
     chosen = OPERATION.choose(
@@ -162,7 +170,14 @@ def attention_unsupported_because(
     row = {"indices": like((1, 1, 1), jnp.int16), "counts": like((1, 1), jnp.int32)}
     block_map = BlockMap(**row, num_kv_blocks=1, block_q=block_q, block_k=block_k)
     call = AttentionCall(
-        q=q, k=k, v=k, block_map=block_map, kv_lengths=None, key_bias=None, scale=1.0
+        q=q,
+        k=k,
+        v=k,
+        block_map=block_map,
+        kv_lengths=None,
+        key_bias=None,
+        key_mask=None,
+        scale=1.0,
     )
     return OPERATION.unsupported_because(call)
 

@@ -3,7 +3,7 @@
 import dataclasses
 
 import jax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt32
 
 from pallas_kernels.block_map import BlockMap
 from pallas_kernels.blocks import tokens_per_block
@@ -20,6 +20,7 @@ class AttentionCall:
     block_map: BlockMap
     kv_lengths: int | Int[Array, "..."] | None
     key_bias: Float[Array, "n kv"] | None
+    key_mask: UInt32[Array, "n qb words"] | None
     scale: float = dataclasses.field(metadata={"static": True})
 
     @property

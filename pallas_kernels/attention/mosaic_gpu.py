@@ -80,6 +80,8 @@ def unsupported_because(call: AttentionCall) -> str | None:
         return "float32 is not supported (bfloat16, float16)"
     if call.q.shape[-1] not in (64, 128):
         return f"head_dim={call.q.shape[-1]} is not supported (64, 128)"
+    if call.key_mask is not None:
+        return "key_mask is not supported"
     return blocks_unsupported_because(
         call.block_map, smallest_q=128, smallest_k=64, max_capacity=MAX_CAPACITY
     )

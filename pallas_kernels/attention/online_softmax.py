@@ -20,6 +20,7 @@ from jax.experimental.pallas import triton as plgpu
 
 from pallas_kernels.attention import overflow
 from pallas_kernels.blocks import count_blocks
+from pallas_kernels.key_mask import KEYS_PER_WORD
 from pallas_kernels.triton_call import triton_call
 
 _LOG2_E = math.log2(math.e)
@@ -30,14 +31,17 @@ _LOG2_E = math.log2(math.e)
 _MAX_FUSED = 2.0**24
 
 
-def redo(q, k, v, lists, block_map, scale, failed, out, lse, *, key_bias=None, config, interpret):
+def redo(
+    q, k, v, lists, block_map, scale, failed, out, lse,
+    *, key_bias=None, key_mask=None, config, interpret,
+):  # fmt: skip
     """Computes those tiles again of which `failed` is positive, whatever their scores.
 
     Args:
         failed: of each tile of `config.tile_q` queries, heads after each other.
         out, lse: results so far [t n h] and [n t]; the others are kept.
     """
-    launch = Launch(q, k, v, lists, block_map, scale, key_bias, config, interpret)
+    launch = Launch(q, k, v, lists, block_map, scale, key_bias, key_mask, config, interpret)
 
     def attend(*refs):
         *inputs, failed_ref, _, _, out_ref, lse_ref = refs
@@ -67,7 +71,7 @@ FLAG = pl.BlockSpec((1,), lambda i: (i,))
 class Launch:
     """What launches of the kernel for some arguments share: one program for a tile of queries."""
 
-    def __init__(self, q, k, v, lists, block_map, scale, key_bias, config, interpret):
+    def __init__(self, q, k, v, lists, block_map, scale, key_bias, key_mask, config, interpret):
         t, n, h = q.shape
         block_q, block_k = block_map.block_q, block_map.block_k
         tile_q = config.tile_q
@@ -87,6 +91,13 @@ class Launch:
         if key_bias is not None:  # In units of unscaled scores.
             self.operands.append(jnp.pad(key_bias / scale, ((0, 0), (0, missing))))
             self.in_specs.append(pl.BlockSpec((None, k.shape[0]), lambda i: (i // tiles, 0)))
+        if key_mask is not None:
+            # In whole blocks of keys, as signed numbers, which shift as well.
+            words = count_blocks(max(k.shape[0], block_map.num_kv_blocks * block_k), KEYS_PER_WORD)
+            key_mask = lax.bitcast_convert_type(key_mask, jnp.int32)
+            key_mask = jnp.pad(key_mask, ((0, 0), (0, 0), (0, words - key_mask.shape[-1])))
+            self.operands.append(key_mask)
+            self.in_specs.append(pl.BlockSpec((None, None, words), lambda i: (*row(i), 0)))
         self.operands += lists.operands()
         self.in_specs += [
             pl.BlockSpec((None, None, capacity), lambda i: (*row(i), 0)),
@@ -104,6 +115,7 @@ class Launch:
             block_k=block_k,
             tile_k=config.tile_k,
             has_bias=key_bias is not None,
+            has_mask=key_mask is not None,
             has_partial_blocks=lists.kv_tokens is not None,
             interpret=interpret,
         )
@@ -133,11 +145,12 @@ class Launch:
 
 def _attend_tile(
     program, q_ref, k_ref, v_ref, *refs, num_queries, scale, block_k, tile_k,
-    has_bias, has_partial_blocks, any_scores, interpret,
+    has_bias, has_mask, has_partial_blocks, any_scores, interpret,
 ):  # fmt: skip
     """Program number `program`. Unless it is to work for `any_scores`, a flag tells failure."""
     refs = list(refs)
     bias_ref = refs.pop(0) if has_bias else None
+    mask_ref = refs.pop(0) if has_mask else None
     indices_ref, num_whole = refs.pop(0), refs.pop(0)[0]
     num_listed, tokens_ref = num_whole, None
     if has_partial_blocks:
@@ -166,21 +179,29 @@ def _attend_tile(
         block = indices_ref[lax.div(i, jnp.int32(pieces_per_block))].astype(jnp.int32)
         return block, lax.rem(i, jnp.int32(pieces_per_block)) * piece
 
-    def keys_of(i):
+    def first_of(i):
         block, start = locate(i)
-        return pl.ds(block * block_k + start, piece)
+        return block * block_k + start
 
     def product(a, b):
         precision = lax.Precision.HIGHEST if dtype == jnp.float32 else None
         return jnp.dot(a, b, preferred_element_type=jnp.float32, precision=precision)
 
-    def score(q, keys, bias_factor):
-        """Unscaled scores of some keys, by their indices, with their biases."""
+    def score(q, keys, first, bias_factor):
+        """Unscaled scores of some keys, by their indices, with their biases.
+
+        `first`: the first of them, which the others follow, but for those that do not count.
+        """
         scores = product(q, k_ref[keys, :].T)
-        if bias_ref is None:
-            return scores
-        biases = bias_ref[keys][None]
-        return scores + (biases if bias_factor is None else biases * bias_factor[:, None])
+        if bias_ref is not None:
+            biases = bias_ref[keys][None]
+            scores += biases if bias_factor is None else biases * bias_factor[:, None]
+        if mask_ref is not None:
+            place = first + lane
+            words = mask_ref[lax.shift_right_logical(place, jnp.int32(5))]
+            hidden = lax.shift_right_logical(words, place & 31) & 1
+            scores = jnp.where(hidden[None] != 0, -jnp.inf, scores)
+        return scores
 
     def walk(q, exponents, reference, correction_exponent, bias_factor=None):
         """Walks the list with the online softmax: the outputs, their weights' sums, the references.
@@ -206,22 +227,26 @@ def _attend_tile(
             return out, total * correction + sums, new_ref
 
         def whole_step(j, carry):
-            spans = [keys_of(j * pieces_per_step + i) for i in range(pieces_per_step)]
-            scores = [score(q, span, bias_factor) for span in spans]
+            firsts = [first_of(j * pieces_per_step + i) for i in range(pieces_per_step)]
+            spans = [pl.ds(first, piece) for first in firsts]
+            scores = [score(q, *keys, bias_factor) for keys in zip(spans, firsts, strict=True)]
             values = [v_ref[span, :] for span in spans]
-            return accumulate(carry, scores, values, may_be_empty=biases_may_hide)
+            return accumulate(carry, scores, values, may_be_empty=keys_may_be_hidden)
 
         def odd_step(i, carry):
             """One piece: first what the steps left of the whole blocks, then the partial blocks."""
             if tokens_ref is None:
-                span = keys_of(i)
-                scores = score(q, span, bias_factor)
-                return accumulate(carry, [scores], [v_ref[span, :]], may_be_empty=biases_may_hide)
+                span = pl.ds(first_of(i), piece)
+                scores = score(q, span, first_of(i), bias_factor)
+                may_be_empty = keys_may_be_hidden
+                return accumulate(carry, [scores], [v_ref[span, :]], may_be_empty=may_be_empty)
             block, start = locate(i)
             tokens = tokens_ref[block]  # at least one
             # Keys that do not count are not read: the last one that does takes their place.
+            first = block * block_k + start
             rows = block * block_k + jnp.minimum(start + lane, tokens - 1)
-            scores = jnp.where((start + lane)[None] < tokens, score(q, rows, bias_factor), -jnp.inf)
+            scores = score(q, rows, first, bias_factor)
+            scores = jnp.where((start + lane)[None] < tokens, scores, -jnp.inf)
             return accumulate(carry, [scores], [v_ref[rows, :]], may_be_empty=True)
 
         nothing = (
@@ -239,7 +264,7 @@ def _attend_tile(
 
     # Where all keys so far are left out by their biases, a tile fails, unless it is to work for any
     # scores.
-    biases_may_hide = has_bias and any_scores
+    keys_may_be_hidden = has_mask or (has_bias and any_scores)
     factor = scale * _LOG2_E
     if any_scores:
         halvings = overflow.halvings(q)
@@ -260,6 +285,8 @@ def _attend_tile(
             correction_exponent=lambda old, new: old - new,
         )
         good = (jnp.abs(ref) < _MAX_FUSED) & (jnp.max(jnp.abs(out), axis=1) < jnp.inf)
+        if has_mask and not has_bias:  # which may hide all keys; biases are for `any_scores`
+            good |= (ref == -jnp.inf) & (total == 0)
         bad = exists & (num_listed > 0) & ~good
         failed_ref[0][0] = jnp.max(bad.astype(jnp.int32))
 

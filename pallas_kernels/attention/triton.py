@@ -26,18 +26,29 @@ def configure(call: AttentionCall) -> TritonConfig:
 
 
 def run(call: AttentionCall, *, config: TritonConfig, interpret: bool):
-    return attention(*call.for_kernels, config, key_bias=call.key_bias, interpret=interpret)
+    more = {"key_bias": call.key_bias, "key_mask": call.key_mask, "interpret": interpret}
+    return attention(*call.for_kernels, config, **more)
 
 
 def attention(
-    q, k, v, block_map, kv_tokens, scale, config: TritonConfig, *, key_bias=None, interpret=False
+    q,
+    k,
+    v,
+    block_map,
+    kv_tokens,
+    scale,
+    config: TritonConfig,
+    *,
+    key_bias=None,
+    key_mask=None,
+    interpret=False,
 ):
     """The output [t n h] in q's type and the log-sum-exp [t n].
 
     `kv_tokens`: how many tokens of each key block count, or None where all blocks are whole.
     """
     lists = list_keys(block_map, kv_tokens, interpret=interpret)
-    launch = Launch(q, k, v, lists, block_map, scale, key_bias, config, interpret)
+    launch = Launch(q, k, v, lists, block_map, scale, key_bias, key_mask, config, interpret)
     if q.dtype == jnp.float32:  # Its products dwarf what a faster softmax would save.
         out, lse = launch(
             functools.partial(launch.attend, any_scores=True), name="block_sparse_attention"
@@ -51,6 +62,6 @@ def attention(
         out_shape=[flags],
         name="block_sparse_attention",
     )
-    options = {"key_bias": key_bias, "config": config, "interpret": interpret}
-    out, lse = redo(q, k, v, lists, block_map, scale, failed, out, lse, **options)
+    more = {"key_bias": key_bias, "key_mask": key_mask, "config": config, "interpret": interpret}
+    out, lse = redo(q, k, v, lists, block_map, scale, failed, out, lse, **more)
     return out, lse.T

@@ -9,6 +9,7 @@ from jax import lax
 from pallas_kernels.attention import overflow
 from pallas_kernels.attention.call import AttentionCall
 from pallas_kernels.blocks import count_blocks, leading, tokens_that_count
+from pallas_kernels.key_mask import unpack_key_mask
 
 # Keys and values gathered at a time, in bytes.
 _MAX_GATHERED_BYTES = 32 * 2**20
@@ -25,6 +26,7 @@ def run(call: AttentionCall):
         call.kv_tokens,
         call.scale,
         key_bias=call.key_bias,
+        key_mask=call.key_mask,
     )
 
 
@@ -37,6 +39,7 @@ def attention(
     scale,
     *,
     key_bias=None,
+    key_mask=None,
     keys_per_step=_KEYS_PER_STEP,
     max_gathered_bytes=_MAX_GATHERED_BYTES,
 ):
@@ -46,7 +49,7 @@ def attention(
     a time: the listed keys and values are gathered, and the softmax is corrected as its maximum
     grows.
     """
-    t, n, h = q.shape
+    (t, n, h), num_keys = q.shape, k.shape[0]
     block_q, block_k = block_map.block_q, block_map.block_k
     # What does not count must not spoil a product by being infinite.
     counts = tokens_that_count(kv_tokens, k.shape[0], block_k)[:, None, None]
@@ -64,13 +67,21 @@ def attention(
 
     @jax.checkpoint
     def attend(inputs):
-        queries, indices, counts = inputs  # [n, r, block_q, h], [n, r, capacity], [n, r]
+        # [n, r, block_q, h], [n, r, capacity], [n, r], [n, r, words]
+        queries, indices, counts, *mask = inputs
         halvings = overflow.halvings(queries)
         queries = overflow.halve(queries, halvings)
         factor = overflow.restore(halvings, scale)
         bias_factor = overflow.halve_bias(halvings)
         live = leading(counts, block_map.capacity)
-        lists = jax.tree.map(lambda x: _in_steps(x, slots), (indices.astype(jnp.int32), live))
+        indices = indices.astype(jnp.int32)
+        hidden = None
+        if mask:
+            hidden = unpack_key_mask(mask[0], num_keys)
+            missing = block_map.num_kv_blocks * block_k - num_keys
+            hidden = jnp.pad(hidden, ((0, 0), (0, 0), (0, missing)))
+            hidden = hidden.reshape(*hidden.shape[:2], -1, block_k)  # [n, r, kb, block_k]
+        lists = jax.tree.map(lambda x: _in_steps(x, slots), (indices, live))
         rows = queries.shape[:-1]
         start = (
             jnp.zeros(queries.shape, jnp.float32),
@@ -78,7 +89,7 @@ def attention(
             jnp.zeros(rows, jnp.float32),
         )
         (out, top, total), _ = lax.scan(
-            lambda carry, some: (step(queries, factor, bias_factor, carry, some), None),
+            lambda carry, some: (step(hidden, queries, factor, bias_factor, carry, some), None),
             start,
             lists,
         )
@@ -88,17 +99,18 @@ def attention(
         return jnp.where(some[..., None], out / total[..., None], 0.0), lse
 
     operands = (q, block_map.indices, block_map.counts)
+    operands += () if key_mask is None else (key_mask,)
     out, lse = lax.map(attend, jax.tree.map(lambda x: _in_stripes(x, stripe), operands))
     # [stripes, n, r, block_q, ...] -> [t, n, ...]
     out, lse = (jnp.moveaxis(x, 1, 3).reshape(-1, n, *x.shape[4:])[:t] for x in (out, lse))
     return out.astype(v.dtype), lse
 
 
-def _attend_to_some(k, v, kv_tokens, key_bias, queries, factor, bias_factor, carry, some):
+def _attend_to_some(k, v, kv_tokens, key_bias, hidden, queries, factor, bias_factor, carry, some):
     """One step of the softmax over listed blocks; indices and whether they are live: [n, r, g].
 
-    `factor` makes scaled scores of differences of scores, `bias_factor` a bias as small as these
-    scores.
+    `hidden`: which keys of each block these queries leave out, [n, r, kb, block_k]. `factor` makes
+    scaled scores of differences of scores, `bias_factor` a bias as small as these scores.
     """
     out, top, total = carry
     indices, live = some
@@ -112,6 +124,8 @@ def _attend_to_some(k, v, kv_tokens, key_bias, queries, factor, bias_factor, car
     if key_bias is not None:
         scores += bias_factor[..., None, None] * gather(key_bias, indices)[:, :, None]
     counts = leading(jnp.where(live, kv_tokens[indices], 0), block_k)
+    if hidden is not None:
+        counts &= ~jnp.take_along_axis(hidden, indices[..., None], axis=2)
     scores = jnp.where(counts[:, :, None], scores, -jnp.inf)
 
     new_top = jnp.maximum(top, lax.stop_gradient(jnp.max(scores, axis=(-1, -2))))

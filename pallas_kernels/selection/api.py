@@ -45,6 +45,7 @@ def select_blocks(
     pool_mode: PoolMode = "avg",
     block_q: int = 128,
     block_k: int = 64,
+    score_block_q: int | None = None,
     num_sink_blocks: int = 0,
     q_length: int | np.integer | Int[Array, ""] | None = None,
     kv_lengths: int | Int[Array, "..."] | None = None,
@@ -78,6 +79,8 @@ def select_blocks(
             `RandomBaseline(sparse_ratio, random_key)`.
         pool_mode: "avg" or "max", over the tokens that count.
         block_q, block_k: tokens in a block.
+        score_block_q: pool so many queries, a part of `block_q`, to one vector; the probabilities
+            of a block are the mean over its parts. None for whole blocks, as the paper does.
         num_sink_blocks: so many leading key blocks are kept by every query block, beyond what the
             rule keeps, and take no part in it.
         q_length: how many leading queries count; None for all. Blocks without any keep nothing.
@@ -96,6 +99,8 @@ def select_blocks(
         NotImplementedError: the implementation named cannot do this here.
     """
     _check_arguments(q, k, pool_mode, block_q, block_k)
+    if score_block_q is not None and (score_block_q < 1 or block_q % score_block_q):
+        raise ValueError(f"{score_block_q=} must divide {block_q=}")
     # A choice of blocks has no gradient. Numbers that are known stay so.
     stop = lambda x: lax.stop_gradient(x) if isinstance(x, Tracer) else x
     q, k = stop(q), stop(k)
@@ -124,6 +129,7 @@ def select_blocks(
         pool_mode=pool_mode,
         block_q=block_q,
         block_k=block_k,
+        score_block_q=block_q if score_block_q is None else score_block_q,
         num_sink_blocks=num_sink_blocks,
         capacity=wanted if capacity is None else min(capacity, wanted),
         may_overflow=capacity is not None and capacity < wanted,

@@ -53,6 +53,7 @@ class SelectionCall:
         rule: prepared (`Rule.prepare`).
         capacity: room for blocks in a row.
         may_overflow: whether the rule can ask for more.
+        score_block_q: queries that are pooled into one vector, a part of a block of them.
         max_score_bytes: scores that exist at any one time.
     """
 
@@ -65,6 +66,7 @@ class SelectionCall:
     pool_mode: PoolMode = dataclasses.field(metadata={"static": True})
     block_q: int = dataclasses.field(metadata={"static": True})
     block_k: int = dataclasses.field(metadata={"static": True})
+    score_block_q: int = dataclasses.field(metadata={"static": True})
     num_sink_blocks: int = dataclasses.field(metadata={"static": True})
     capacity: int = dataclasses.field(metadata={"static": True})
     may_overflow: bool = dataclasses.field(metadata={"static": True})

@@ -24,9 +24,12 @@ def select(call: SelectionCall, *, pool: Callable, select_rows: Callable) -> Blo
     q_tokens = tokens_per_block(call.q_length, q.shape[0], call.block_q)
     kv_tokens = tokens_per_block(call.kv_lengths, k.shape[0], call.block_k)
     num_blocks = jnp.sum(kv_tokens[num_sink_blocks:] > 0, dtype=jnp.int32)
-    pooled_q = pool(q, q_tokens, call.block_q, call.pool_mode) * call.scale
+    part, parts = call.score_block_q, call.block_q // call.score_block_q
+    part_tokens = tokens_per_block(call.q_length, q.shape[0], part)
+    part_tokens = jnp.pad(part_tokens, (0, q_tokens.size * parts - part_tokens.size))
+    pooled_q = pool(q, part_tokens, part, call.pool_mode) * call.scale
     pooled_k = pool(k, kv_tokens, call.block_k, call.pool_mode)
-    num_heads, num_rows = pooled_q.shape[:2]
+    num_heads, num_rows = pooled_q.shape[0], q_tokens.size
     shape = (num_heads, num_rows)
     results = (
         jnp.zeros((*shape, capacity), index_dtype(kv_tokens.size)),
@@ -35,7 +38,7 @@ def select(call: SelectionCall, *, pool: Callable, select_rows: Callable) -> Blo
         jnp.zeros(shape, jnp.int32),
     )
     takes_part = (kv_tokens > 0) & (np.arange(kv_tokens.size) >= num_sink_blocks)
-    heads, rows = _stripe(num_heads, num_rows, call.max_score_bytes // (4 * kv_tokens.size))
+    heads, rows = _stripe(num_heads, num_rows, call.max_score_bytes // (4 * parts * kv_tokens.size))
     stripes = count_blocks(num_rows, rows)
 
     def select_stripe(i, carry):
@@ -45,10 +48,13 @@ def select(call: SelectionCall, *, pool: Callable, select_rows: Callable) -> Blo
         # same.
         head, row = heads * (i // stripes), jnp.minimum(rows * (i % stripes), num_rows - rows)
         of_heads = lambda x: lax.dynamic_slice_in_dim(x, head, heads)
-        queries = lax.dynamic_slice_in_dim(of_heads(pooled_q), row, rows, axis=1)
+        queries = lax.dynamic_slice_in_dim(of_heads(pooled_q), row * parts, rows * parts, axis=1)
         scores = jnp.einsum(
             "nqh,nkh->nqk", queries, of_heads(pooled_k), precision=lax.Precision.HIGHEST
         )
+        if parts > 1:
+            counts = lax.dynamic_slice_in_dim(part_tokens, row * parts, rows * parts) > 0
+            scores = _log_mean_probability(scores, counts, takes_part, parts)
         limits = call.rule.limits(
             Stripe(scores, takes_part, num_blocks, num_sink_blocks, head, row)
         )
@@ -98,6 +104,21 @@ def select(call: SelectionCall, *, pool: Callable, select_rows: Callable) -> Blo
         density=jnp.sum(counts.astype(jnp.float32), axis=-1) / pairs,
         missing=jnp.where(live, missing, 0),
     )
+
+
+def _log_mean_probability(scores, counts, takes_part, parts):
+    """Scores [n r kb] of blocks of queries, from those of their parts [n r*parts kb].
+
+    Each part has probabilities of its own, whose mean over the parts that count is that of the
+    block; what does not take part has none.
+    """
+    masses, _ = pooled_softmax(scores, takes_part)
+    masses = jnp.where(counts[:, None], masses, 0.0)
+    n, _, num_blocks = masses.shape
+    total = jnp.sum(masses.reshape(n, -1, parts, num_blocks), axis=2)
+    number = jnp.sum(counts.reshape(-1, parts), axis=1, dtype=jnp.int32)
+    mean = total / jnp.maximum(number, 1).astype(jnp.float32)[:, None]
+    return jnp.log(jnp.maximum(mean, jnp.finfo(jnp.float32).tiny))
 
 
 def _stripe(num_heads, num_rows, max_rows):

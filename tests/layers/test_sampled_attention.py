@@ -16,14 +16,15 @@ P = SPECIAL + PATCHES
 
 draw = jax.jit(
     draw_patches,
-    static_argnames=("attention", "num_heads", "num_frames", "grid"),
+    static_argnames=("seed", "slots", "num_heads", "num_frames", "grid"),
 )
 
 
 def drawn(attention, layer=0, frames=None, *, s=S, grid=(ROWS, COLUMNS), heads=N):
     """Patches [keys n], their number, and of how many each is one."""
     found = draw(
-        attention,
+        seed=attention.seed,
+        slots=attention.num_keys,
         num_heads=heads,
         num_frames=s,
         grid=grid,
@@ -285,7 +286,7 @@ def test_settings_are_a_value():
 def test_the_same_patches_in_any_order_of_tokens(order):
     in_raster = drawn(Sampled(num_keys=40))[0]
     options = {"num_heads": N, "num_frames": S, "grid": (ROWS, COLUMNS)}
-    found = np.asarray(draw_patches(Sampled(num_keys=40), token_order=order, **options)[0])
+    found = np.asarray(draw_patches(0, 40, token_order=order, **options)[0])
     frame, place = np.divmod(found, PATCHES)
     patch = patch_order(order, ROWS, COLUMNS)[place]
     np.testing.assert_array_equal(frame * PATCHES + patch, in_raster)

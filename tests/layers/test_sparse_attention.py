@@ -1,6 +1,7 @@
 """Block-sparse attention over a scene: its settings, and its values against a NumPy oracle."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from pallas_kernels.selection.reference import select_by_sorting
 from vggt_jax import BlockSparse, Dense
 from vggt_jax.layers import few_queries
 from vggt_jax.trunk.attention.block_sparse import sparse_attention
+from vggt_jax.trunk.attention.sampled import draw_patches
 
 RNG = np.random.default_rng(0)
 S, SPECIAL, PATCHES, N, H = 5, 3, 29, 2, 16
@@ -33,8 +35,13 @@ def pooled(x, block):
     return np.stack([x[i : i + block].mean(0) for i in range(0, len(x), block)])
 
 
-def oracle(q, k, v, frames, **rule):
-    """Token by token in float64, for the first frames; and what was kept [n qb kb] of patches."""
+def oracle(q, k, v, frames, *, score_block=BLOCK_Q, sample=None, weight=1.0, **rule):
+    """Token by token in float64, for the first frames; and what was kept [n qb kb] of patches.
+
+    Args:
+        score_block: queries that are pooled to predict what matters.
+        sample: patches [m n], each of which counts `weight` times where its block is not kept.
+    """
     q, k, v = (x[:frames].astype(np.float64) for x in (q, k, v))
     special = np.broadcast_to(np.arange(q.shape[1]) < SPECIAL, q.shape[:2]).reshape(-1)
     q, k, v = (x.reshape(-1, N, H) for x in (q, k, v))
@@ -42,25 +49,34 @@ def oracle(q, k, v, frames, **rule):
     for head in range(N):
         scores = q[:, head] @ k[:, head].T / np.sqrt(H)
         patch_q, patch_k = q[~special, head], k[~special, head]
-        coarse = pooled(patch_q, BLOCK_Q) @ pooled(patch_k, BLOCK_K).T / np.sqrt(H)
+        coarse = pooled(patch_q, score_block) @ pooled(patch_k, BLOCK_K).T / np.sqrt(H)
+        coarse = np.log(pooled(softmax(coarse, axis=1), BLOCK_Q // score_block))
         kept = select_by_sorting(coarse, **rule)
         fine = np.repeat(np.repeat(kept, BLOCK_Q, 0), BLOCK_K, 1)[: len(patch_q), : len(patch_k)]
-        mask = np.ones(scores.shape, bool)
-        mask[np.ix_(~special, ~special)] = fine
-        weights = np.where(mask, np.exp(scores - scores.max(1, keepdims=True)), 0)
+        count = fine.astype(np.float64)
+        if sample is not None:
+            stands_in = np.zeros(len(patch_k))
+            stands_in[sample[:, head]] = weight
+            count = np.where(fine, 1.0, stands_in)
+        counts = np.ones(scores.shape)
+        counts[np.ix_(~special, ~special)] = count
+        weights = counts * np.exp(scores - scores.max(1, keepdims=True))
         out[:, head] = weights @ v[:, head] / weights.sum(1, keepdims=True)
         masks.append(kept)
     return out.reshape(frames, -1, N, H), np.array(masks)
 
 
-def run(qkv, ratio, threshold, frames=None, layer=0, seed=None):
+def run(qkv, ratio, threshold, frames=None, layer=0, seed=None, **settings):
     """One layer, of settings that are the same in all tests but for its rule."""
     return sparse_attention(
         *qkv,
         num_special=SPECIAL,
+        grid=(1, PATCHES),
         sparse_ratio=ratio,
         cdf_threshold=threshold,
-        attention=BlockSparse(sparse_ratio=0.5, block_q=BLOCK_Q, block_k=BLOCK_K, random_seed=seed),
+        attention=BlockSparse(
+            sparse_ratio=0.5, block_q=BLOCK_Q, block_k=BLOCK_K, random_seed=seed, **settings
+        ),
         layer=layer,
         num_frames=frames,
     )
@@ -205,3 +221,39 @@ def test_settings_by_layer():
         attention.of_layers(4)
     with pytest.raises(ValueError, match=r"must be layers of the trunk, in \[0, 2\)"):
         BlockSparse(sparse_ratio=0.5, layers=(2,)).of_layers(2)
+
+
+with_a_sample = jax.jit(functools.partial(run, sample_ratio=0.2, score_block_q=8))
+
+
+@pytest.mark.parametrize("frames", [S, 3])
+def test_a_sample_stands_for_what_is_left_out(relative_error, frames):
+    """Blocks by finer scores, and a sample of which patches of kept blocks do not count twice."""
+    qkv, layer = scene(), 4
+    found, stats = with_a_sample(qkv, jnp.float32(0.75), None, jnp.int32(frames), layer)
+    patches = frames * PATCHES
+    sample, number, weight = draw_patches(
+        0,
+        2**16,
+        num_heads=N,
+        num_frames=S,
+        grid=(1, PATCHES),
+        layer=layer,
+        frames_that_count=frames,
+        share=0.2,
+    )
+    assert number == math.ceil(0.2 * patches) and weight == pytest.approx(patches / number)
+    settings = {"score_block": 8, "sample": np.asarray(sample)[:number], "weight": float(weight)}
+    rule = {"num_kept": int(-(-patches // BLOCK_K) * 0.25)}
+    expected, kept = oracle(*qkv, frames, **settings, **rule)
+    assert relative_error(found[:frames], expected) <= 1e-5
+    without, _ = oracle(*qkv, frames, score_block=8, **rule)
+    assert relative_error(without, expected) > 0.1
+    if frames < S:
+        return
+    whole, _ = oracle(*qkv, frames, sample=settings["sample"], weight=float(weight), **rule)
+    assert relative_error(whole, expected) > 0.01
+    sinks = -(-S * SPECIAL // BLOCK_K)
+    blocks = (kept.sum((1, 2)) + sinks * kept.shape[1]) / (kept.shape[1] * (kept.shape[2] + sinks))
+    seen = number / patches * PATCHES / (SPECIAL + PATCHES)
+    np.testing.assert_allclose(stats.density, blocks + seen, 1e-6)

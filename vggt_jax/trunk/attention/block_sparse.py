@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels import block_sparse_attention, select_blocks
+from pallas_kernels import BlockMap, block_sparse_attention, pack_key_mask, select_blocks
 from pallas_kernels.block_map import index_dtype
 from pallas_kernels.blocks import count_blocks
 from pallas_kernels.mosaic_gpu_call import align
@@ -18,6 +18,11 @@ from vggt_jax.layers.few_queries import attend_to_everything
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.scene_attention import AttentionStats, SceneAttention
 from vggt_jax.layers.token_order import TokenOrder
+from vggt_jax.trunk.attention.sampled import draw_patches
+
+# Patches in a sample, and in a block of them.
+_MOST_SAMPLED = 2**16
+_SAMPLE_BLOCK = 64
 
 
 @jax.tree_util.register_static
@@ -44,7 +49,16 @@ class BlockSparse(NotDense):
             padded ones too), because that is faster: on an H100 attention of a layer of VGGT-1B
             takes 0.10 ms dense and 0.145 keeping 25 % of 2,748 tokens (2 frames of 518x518), 0.26
             and 0.24 of 5,496. 0 for never.
-        block_q, block_k: tokens in a block of queries and in a block of keys.
+        block_q, block_k: tokens in a block of queries and in a block of keys. Small ones lose much
+            less, and take more time for as many keys; with "hilbert", blocks of 64 and 16 are about
+            8 by 8 and 4 by 4 patches.
+        sample_ratio: the share of the patches, in [0, 1), that every query sees beside its blocks,
+            drawn evenly: each stands for those around it that are left out, as `Sampled` tells.
+            0, for none, is the paper's method.
+        score_block_q: which blocks matter is predicted by so many queries at a time, a part of
+            `block_q`; the probabilities of a block are the mean over its parts. None for whole
+            blocks, as the paper does.
+        seed: of the sample.
         random_seed: keep as many blocks as `sparse_ratio` says, but drawn at random from this seed:
             the floor that a rule is to be measured against, of no use otherwise. The draw differs
             by layer, head and row, and is the same for all scenes. None keeps those that matter
@@ -61,6 +75,9 @@ class BlockSparse(NotDense):
     min_tokens: int = 4096
     block_q: int = 128
     block_k: int = 64
+    sample_ratio: float = 0.0
+    score_block_q: int | None = None
+    seed: int = 0
     random_seed: int | None = None
     implementation: Literal["mosaic_gpu", "triton", "xla"] | None = None
 
@@ -81,6 +98,14 @@ class BlockSparse(NotDense):
             raise ValueError(
                 f"random_seed={self.random_seed} draws a given number of blocks: give "
                 f"sparse_ratio, no cdf_threshold"
+            )
+        if not 0 <= self.sample_ratio < 1:
+            raise ValueError(f"sample_ratio={self.sample_ratio} must be in [0, 1)")
+        if self.score_block_q is not None and (
+            self.score_block_q < 1 or self.block_q % self.score_block_q
+        ):
+            raise ValueError(
+                f"score_block_q={self.score_block_q} must divide block_q={self.block_q}"
             )
         for name in ("sparse_ratio", "cdf_threshold"):
             value = getattr(self, name)
@@ -128,7 +153,7 @@ class BlockSparse(NotDense):
         special, patches = float(num_frames * num_special), float(num_frames * num_patches)
         kept = 1.0
         if self.sparse_ratio is not None and self.cdf_threshold is None:
-            kept -= float(np.mean(self.sparse_ratio))
+            kept = min(1.0, kept - float(np.mean(self.sparse_ratio)) + self.sample_ratio)
         return patches * (special + kept * patches) + special * (special + patches)
 
     def why_dense(self, *, num_tokens: int, num_patches: int) -> str | None:
@@ -144,7 +169,7 @@ class BlockSparse(NotDense):
     def attend_scene(
         self, q, k, v, *, num_special, grid, token_order, layer, num_frames, precision: Precision
     ):
-        del token_order, precision  # Products of float32 have the highest.
+        del precision  # Products of float32 have the highest.
         if isinstance(self.sparse_ratio, tuple) or isinstance(self.cdf_threshold, tuple):
             raise ValueError("numbers by layer: of_layers(depth) has the value of each layer")
         return sparse_attention(
@@ -152,7 +177,8 @@ class BlockSparse(NotDense):
             k,
             v,
             num_special=num_special,
-            num_tokens=num_special + grid[0] * grid[1],
+            grid=grid,
+            token_order=token_order,
             sparse_ratio=self.sparse_ratio,
             cdf_threshold=self.cdf_threshold,
             attention=self,
@@ -163,15 +189,22 @@ class BlockSparse(NotDense):
     def extra_bytes(
         self, *, num_frames, num_special, num_patches, num_heads, head_dim, itemsize
     ) -> int:
-        """The lists of kept blocks."""
-        del head_dim, itemsize
+        """The lists of kept blocks; the sample, its results and what it leaves out."""
         tokens = num_frames * (num_special + num_patches)
         rows, blocks = count_blocks(tokens, self.block_q), count_blocks(tokens, self.block_k)
         # A threshold may keep everything.
         left_out = 0
         if self.cdf_threshold is None and self.sparse_ratio is not None:
             left_out = np.min(self.sparse_ratio)
-        return num_heads * rows * int((1 - left_out) * blocks) * index_dtype(blocks).itemsize
+        lists = num_heads * rows * int((1 - left_out) * blocks) * index_dtype(blocks).itemsize
+        if not self.sample_ratio:
+            return lists
+        sampled = int(self.sample_ratio * num_frames * num_patches)
+        gathered = 2 * sampled * num_heads * head_dim * itemsize
+        # Bits of each head, and what they are made of, of one head at a time.
+        masks = num_heads * rows * sampled // 8 + rows * (blocks + sampled)
+        results = (itemsize + 4) * tokens * num_heads * head_dim
+        return lists + gathered + masks + results
 
 
 def sparse_attention(
@@ -180,12 +213,13 @@ def sparse_attention(
     v: Float[Array, "s p n h"],
     *,
     num_special: int,
+    grid: tuple[int, int],
     sparse_ratio: float | Float[Array, ""] | None,
     cdf_threshold: float | Float[Array, ""] | None,
     attention: BlockSparse,
+    token_order: TokenOrder = "raster",
     layer: int | Int[Array, ""] = 0,
     num_frames: Int[Array, ""] | None = None,
-    num_tokens: int | None = None,
 ) -> tuple[Float[Array, "s p n h"], AttentionStats]:
     """Attention over all tokens of one scene, whose frames start with their special tokens.
 
@@ -195,15 +229,16 @@ def sparse_attention(
     count.
 
     Args:
+        grid: rows and columns of patches that follow them. Tokens beyond do not count, and their
+            results are zero.
         sparse_ratio, cdf_threshold: in place of those of `attention`, which has all other settings.
-        layer: which layer of the trunk this is, for random blocks to differ.
+        token_order: how these patches follow one another.
+        layer: which layer of the trunk this is, for random blocks and samples to differ.
         num_frames: how many leading frames count, None for all.
-        num_tokens: how many leading tokens of each frame count, None for all. The results of others
-            are zero.
     """
     s, padded, n, h = q.shape
-    p = padded if num_tokens is None else num_tokens
-    num_patches, block_k = p - num_special, attention.block_k
+    num_patches, block_k = grid[0] * grid[1], attention.block_k
+    p = num_special + num_patches
     special = lambda x: x[:, :num_special].reshape(s * num_special, n, h)
 
     def patches(x):
@@ -245,6 +280,7 @@ def sparse_attention(
         pool_mode=attention.pool_mode,
         block_q=attention.block_q,
         block_k=block_k,
+        score_block_q=attention.score_block_q,
         num_sink_blocks=num_sink_blocks,
         q_length=frames * num_patches,
         kv_lengths=kv_lengths,
@@ -255,7 +291,30 @@ def sparse_attention(
     attend = functools.partial(
         block_sparse_attention, kv_lengths=kv_lengths, implementation=attention.implementation
     )
-    out = attend(patch_queries, k, v, selection.block_map)
+    sampled_share = jnp.float32(0)
+    if attention.sample_ratio:
+        out, sampled_share = _with_a_sample_of_the_rest(
+            patch_queries,
+            k,
+            v,
+            selection.block_map,
+            attend,
+            attention=attention,
+            sample=draw_patches(
+                attention.seed,
+                _MOST_SAMPLED,
+                num_heads=n,
+                num_frames=s,
+                grid=grid,
+                token_order=token_order,
+                layer=layer,
+                frames_that_count=num_frames,
+                share=attention.sample_ratio,
+            ),
+            first_patch=num_sink_blocks * block_k,
+        )
+    else:
+        out = attend(patch_queries, k, v, selection.block_map)
     out = out[: s * num_patches].reshape(s, num_patches, n, h)
     out = jnp.pad(out, ((0, 0), (num_special, padded - p), (0, 0), (0, 0)))
     if num_special:
@@ -268,20 +327,98 @@ def sparse_attention(
         of_special = of_special.reshape(s, num_special, n, h)
         out = jax.lax.dynamic_update_slice(out, of_special, (np.int32(0),) * 4)
 
-    block_map, live = selection.block_map, selection.block_map.counts > 0
+    stats = _stats(
+        selection,
+        num_patch_blocks=jnp.sum(kv_lengths[num_sink_blocks:] > 0, dtype=jnp.int32),
+        num_frames=frames,
+        tokens_per_frame=p,
+        num_special=num_special,
+        sampled_share=sampled_share,
+    )
+    return out, stats
+
+
+def _stats(
+    selection, *, num_patch_blocks, num_frames, tokens_per_frame, num_special, sampled_share
+) -> AttentionStats:
+    """What attention did to a scene, given which share of its patches was sampled."""
+    block_map, p = selection.block_map, tokens_per_frame
+    live = block_map.counts > 0
     num_live = jnp.maximum(jnp.sum(live, axis=-1, dtype=jnp.float32), 1.0)
-    num_patch_blocks = jnp.sum(kv_lengths[num_sink_blocks:] > 0, dtype=jnp.int32)
     highest = jnp.log(jnp.maximum(num_patch_blocks, 2).astype(jnp.float32))
     kept_pairs = jnp.sum(block_map.counts.astype(jnp.float32), axis=-1) * (
-        attention.block_q * block_k
+        block_map.block_q * block_map.block_k
     )
-    tokens = jnp.maximum(jnp.float32(frames * p), 1.0)
-    done = kept_pairs / tokens**2 + num_special / p
-    stats = AttentionStats(
-        density=selection.density,
+    tokens = jnp.maximum(jnp.float32(num_frames * p), 1.0)
+    share_of_patches = (p - num_special) / p
+    done = kept_pairs / tokens**2 + sampled_share * share_of_patches**2 + num_special / p
+    return AttentionStats(
+        density=jnp.minimum(selection.density + sampled_share * share_of_patches, 1.0),
         covered=jnp.sum(selection.retained_mass, axis=-1) / num_live,
         saved=jnp.maximum(1 - done, 0.0),
         entropy=jnp.sum(selection.entropy, axis=-1) / num_live / highest,
-        error=jnp.full(n, jnp.nan),
+        error=jnp.full_like(selection.density, jnp.nan),
     )
-    return out, stats
+
+
+def _with_a_sample_of_the_rest(
+    q, k, v, block_map, attend, *, attention, sample, first_patch
+) -> tuple[Float[Array, "t n h"], Float[Array, ""]]:
+    """Attention to kept blocks, and to sampled patches that stand for all others.
+
+    One softmax over both, by the log-sum-exps of its two parts. A sampled patch of a kept block
+    is left out of the sample, for it is seen already.
+
+    Args:
+        attend: `block_sparse_attention` with the lengths of the blocks.
+        sample: of `draw_patches`.
+        first_patch: where patches begin among the keys.
+
+    Returns:
+        The results, and which share of the patches was sampled.
+    """
+    patches, num_sampled, weight = sample
+    n, kv = q.shape[1], k.shape[0]
+    slots = count_blocks(len(patches), _SAMPLE_BLOCK) * _SAMPLE_BLOCK
+    keys = first_patch + jnp.pad(patches, ((0, slots - len(patches)), (0, 0)))
+    heads = np.arange(n, dtype=np.int32)[None]
+    gather = lambda x: x.at[keys, heads].get(mode="promise_in_bounds")
+    sampled_map = BlockMap.full(n, len(q), slots, block_q=attention.block_q, block_k=_SAMPLE_BLOCK)
+    of_blocks, lse_of_blocks = attend(q, k, v, block_map, return_lse=True)
+    of_sample, lse_of_sample = block_sparse_attention(
+        q,
+        gather(k),
+        gather(v),
+        sampled_map,
+        kv_lengths=num_sampled,
+        key_mask=_seen_already(block_map, keys, kv),
+        implementation=attention.implementation if attention.implementation == "xla" else None,
+        return_lse=True,
+    )
+    lse_of_sample += jnp.log(weight)
+    top = jax.lax.stop_gradient(jnp.maximum(lse_of_blocks, lse_of_sample))  # It cancels.
+    top = jnp.where(top == -jnp.inf, 0.0, top)
+    parts = [jnp.exp(lse - top) for lse in (lse_of_blocks, lse_of_sample)]
+    total = jnp.maximum(parts[0] + parts[1], jnp.finfo(jnp.float32).tiny)
+    merged = sum(
+        (part / total)[..., None] * out.astype(jnp.float32)
+        for part, out in zip(parts, (of_blocks, of_sample), strict=True)
+    )
+    return merged.astype(q.dtype), 1 / weight
+
+
+def _seen_already(block_map, keys, num_keys):
+    """Bits for `key_mask`: which of some keys [m n] are in blocks that a row keeps."""
+    block_of_key = jnp.arange(num_keys, dtype=jnp.int32) // block_map.block_k
+
+    def of_head(head):
+        indices, counts, keys = head
+        listed = np.arange(block_map.capacity) < counts[:, None]
+        # What is not listed goes past the end, and is dropped.
+        blocks = jnp.where(listed, indices.astype(jnp.int32), block_map.num_kv_blocks)
+        rows = np.arange(block_map.num_q_blocks)[:, None]
+        kept = jnp.zeros((block_map.num_q_blocks, block_map.num_kv_blocks), bool)
+        kept = kept.at[rows, blocks].set(True, mode="drop")
+        return pack_key_mask(kept[:, block_of_key[keys]])
+
+    return jax.lax.map(of_head, (block_map.indices, block_map.counts, keys.T))

@@ -138,7 +138,8 @@ class Sampled(NotDense):
 
 
 def draw_patches(
-    attention: Sampled,
+    seed: int,
+    slots: int,
     *,
     num_heads: int,
     num_frames: int,
@@ -146,6 +147,7 @@ def draw_patches(
     token_order: TokenOrder = "raster",
     layer: int | Int[Array, ""] = 0,
     frames_that_count: int | Int[Array, ""] | None = None,
+    share: float = 1.0,
 ) -> tuple[Int[Array, "keys n"], Int[Array, ""], Float[Array, ""]]:
     """Which patches of a scene are sampled in a layer: a systematic sample for each head.
 
@@ -154,10 +156,12 @@ def draw_patches(
     offset on. Offset and starts differ by layer and head, drawn from the seed.
 
     Args:
+        slots: how many to draw at most.
         num_frames: frames of the scene, padded ones included.
         grid: rows and columns of patches in a frame.
         token_order: how these patches follow one another.
         frames_that_count: how many leading ones do, None for all.
+        share: of the patches that count, how many to draw at most.
 
     Returns:
         The sampled patches, counted from the first of the scene on, in the order of the tokens; no
@@ -165,12 +169,13 @@ def draw_patches(
         of how many patches each is one.
     """
     per_frame = grid[0] * grid[1]
-    slots = min(attention.num_keys, num_frames * per_frame)
+    slots = min(slots, num_frames * per_frame)
     frames = num_frames if frames_that_count is None else frames_that_count
     num_patches = jnp.int32(frames) * per_frame
-    num_keys = jnp.clip(num_patches, 1, slots)
+    wanted = jnp.ceil(num_patches.astype(jnp.float32) * np.float32(share)).astype(jnp.int32)
+    num_keys = jnp.clip(jnp.minimum(wanted, slots), 1, jnp.maximum(num_patches, 1))
 
-    key = jax.random.fold_in(jax.random.key(attention.seed), layer)
+    key = jax.random.fold_in(jax.random.key(seed), layer)
     offset, start = jax.random.bits(key, (2, num_heads), jnp.uint32)
     # Sample i is at (i * patches + offset) // keys. Patches and offset are taken apart into
     # multiples of `keys` and the rest, so that all products are within 32 bits.
@@ -225,7 +230,8 @@ def sampled_attention(
     p = num_special + num_patches
     frames = jnp.int32(s) if num_frames is None else num_frames
     patches, num_sampled, weight = draw_patches(
-        attention,
+        attention.seed,
+        attention.num_keys,
         num_heads=n,
         num_frames=s,
         grid=grid,
