@@ -9,7 +9,9 @@ many blocks as have a share of the probability; the threshold is fitted, so that
 share is dropped), and "random", the floor: as many blocks as "avg" keeps, drawn at random, once for
 each of --random-seeds. Blocks are dropped among the patches; special tokens always see and are seen
 by everything. With --num-keys also "sample": attention to so many patches, drawn evenly, each of
-which stands for those left out around it.
+which stands for those left out around it. With --blocks also "blocks": small blocks along a Hilbert
+curve, with a sample of the rest. With --budgets each of these twice, the second time with what a
+plan of `vggt-jax calibrate` gives to the layers, on average as much. With --plans these plans.
 
 Scenes are those of the synthetic world (--split, --num-scenes, --seed) or, with --scenes, of
 
@@ -38,7 +40,8 @@ from evaluation_scenes import FOLDER_LAYOUT, folder_batches, synthetic_batches
 import vggt_jax
 from vggt_jax import weights
 from vggt_jax.checkpoints.errors import CheckpointError
-from vggt_jax.evaluation import scene_metrics
+from vggt_jax.evaluation import pair_errors, scene_metrics
+from vggt_jax.layers.scene_attention import SceneAttention
 
 RULES = ("avg", "max", "hilbert", "cdf", "random")
 _FRAMES = 48
@@ -53,10 +56,12 @@ class Setting:
 
     rule: str
     dropped: float
-    attention: vggt_jax.Dense | vggt_jax.Sampled | vggt_jax.BlockSparse
+    attention: SceneAttention
     seed: int | None = None
     num_keys: int | None = None
     threshold: float | None = None
+    blocks: str | None = None
+    budgets: str | None = None
 
     @property
     def label(self) -> str:
@@ -65,6 +70,7 @@ class Setting:
             if self.rule in ("dense", "everything")
             else [self.rule, f"{self.dropped:.0%}"]
         )
+        parts += [x for x in (self.blocks, self.budgets) if x is not None]
         return " ".join(parts + ([f"seed {self.seed}"] if self.seed is not None else []))
 
 
@@ -110,6 +116,25 @@ def main():
     )
     parser.add_argument("--rules", nargs="*", choices=RULES, default=list(RULES))
     parser.add_argument("--num-keys", type=int, nargs="+", default=[], help="sizes of samples")
+    parser.add_argument(
+        "--blocks",
+        nargs="+",
+        default=[],
+        metavar="QUERIESxKEYS[:SCORED]",
+        help="sizes of small blocks, and of the parts of them that are scored (16x4:4)",
+    )
+    parser.add_argument(
+        "--kept", type=float, nargs="+", default=[0.25, 0.1, 0.05], help="shares for --blocks"
+    )
+    parser.add_argument(
+        "--sample-part",
+        type=float,
+        nargs="+",
+        default=[0.2, 0.4, 0.4],
+        help="how much of each --kept is the sample",
+    )
+    parser.add_argument("--budgets", type=pathlib.Path, help="a plan of `vggt-jax calibrate`")
+    parser.add_argument("--plans", type=pathlib.Path, nargs="+", default=[], help="plans to judge")
     parser.add_argument("--random-seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument(
         "--layers", type=int, nargs="+", help="sparse layers of the trunk; all without it"
@@ -144,12 +169,14 @@ def run(args):
         if settings is None:
             settings = settings_of(args, model, images)
         tokens = encode(model, images, compute_dtype=args.compute_dtype)
+        of_dense = None  # the first setting
         progress = tqdm.tqdm(
             settings, desc=f"scenes {len(names) - number_of_scenes + 1} to {len(names)}"
         )
         for setting in progress:
             progress.set_postfix_str(setting.label)
-            found = evaluate(args, model, images, tokens, truth, setting.attention)
+            found = evaluate(args, model, images, tokens, truth, setting.attention, of_dense)
+            of_dense = found["cameras"] if of_dense is None else of_dense
             own = operator.itemgetter(slice(number_of_scenes))
             found = jax.tree.map(own, jax.device_get(found))
             results.setdefault(setting, []).append(found)
@@ -252,12 +279,66 @@ def settings_of(args, model, images) -> list[Setting]:
             raise vggt_jax.InputError(
                 f"--num-keys {num_keys}: a scene has {patches} patches; choose fewer"
             )
-        sampled = vggt_jax.Sampled(num_keys=num_keys, min_tokens=0)
         dropped = round(1 - num_keys / patches, 4)
-        settings.append(
-            Setting(rule="sample", dropped=dropped, attention=sampled, num_keys=num_keys)
-        )
+        new = functools.partial(Setting, rule="sample", dropped=dropped, num_keys=num_keys)
+        sampled = vggt_jax.Sampled(num_keys=num_keys, min_tokens=0)
+        settings.append(new(attention=sampled))
+        if args.budgets:
+            plan = with_budgets(args.budgets, num_keys / patches, sampled_share(patches))
+            settings.append(new(attention=plan, budgets=args.budgets.stem))
+    for size in args.blocks:
+        for kept, part in zip(args.kept, args.sample_part, strict=True):
+            of_share = blocks_of_share(size, part)
+            new = functools.partial(Setting, rule="blocks", dropped=round(1 - kept, 4), blocks=size)
+            settings.append(new(attention=of_share(kept)))
+            if args.budgets:
+                plan = with_budgets(args.budgets, kept, of_share)
+                settings.append(new(attention=plan, budgets=args.budgets.stem))
+    for path in args.plans:
+        plan = vggt_jax.AttentionPlan.load(path).decided()
+        settings.append(Setting(rule="plan", dropped=0.0, attention=plan, budgets=path.stem))
     return settings
+
+
+def sampled_share(patches: int):
+    """Attention to a share of so many patches, by a sample."""
+    return lambda share: vggt_jax.Sampled(num_keys=round(share * patches), min_tokens=0)
+
+
+def blocks_of_share(size: str, part: float):
+    """Attention to a share of the patches, of which a part is a sample, by blocks of a size."""
+    blocks, _, scored = size.partition(":")
+    block_q, block_k = map(int, blocks.split("x"))
+    return lambda share: vggt_jax.BlockSparse(
+        sparse_ratio=1 - share * (1 - part),
+        sample_ratio=share * part,
+        token_order="hilbert",
+        block_q=block_q,
+        block_k=block_k,
+        score_block_q=int(scored) if scored else None,
+        min_tokens=0,
+    )
+
+
+def with_budgets(path: pathlib.Path, share: float, of_share) -> vggt_jax.AttentionPlan:
+    """Attention to a share of the patches on average, divided among layers as a plan does it.
+
+    A layer that would see more than all of them is dense, and the others share the rest.
+    """
+    plan = vggt_jax.AttentionPlan.load(path)
+    keys = [getattr(layer, "num_keys", None) for layer in plan.layers]
+    most = max((number for number in keys if number is not None), default=1)
+    wanted = np.array([2 * most if number is None else number for number in keys], np.float64)
+    shares = wanted / wanted.mean() * share
+    for _ in range(len(shares)):
+        free = shares < 1
+        if free.all():
+            break
+        shares = np.where(free, shares, 1.0)
+        rest = share * len(shares) - (~free).sum()
+        shares = np.where(free, shares * rest / max(shares[free].sum(), 1e-9), shares)
+    layers = (vggt_jax.Dense() if x >= 1 else of_share(x) for x in shares)
+    return vggt_jax.AttentionPlan(layers=tuple(layers), min_tokens=0)
 
 
 def fit_thresholds(args, model, images, sparse) -> dict[float, float]:
@@ -310,7 +391,7 @@ def aggregate(model, images, tokens, *, attention, compute_dtype, taps=None):
 
 @functools.partial(jax.jit, static_argnames=("compute_dtype", "max_points"))
 def compare(model, images, trunk, truth, *, compute_dtype, max_points):
-    """Metrics by name, one number for each scene."""
+    """Metrics by name, one number for each scene; and the cameras."""
     output = model.decode(trunk, model.layout(images), compute_dtype=compute_dtype)
     fields = model.scene_fields(vars(output), images.shape[2:4])
     recon = vggt_jax.Reconstruction(images=images, pixel_centre=model.pixel_centre, **fields)
@@ -321,28 +402,43 @@ def compare(model, images, trunk, truth, *, compute_dtype, max_points):
         )
     predictions = recon.camera_from_world, recon.depth, points
     # One scene after the other: distances between points need the memory.
-    return jax.lax.map(
+    metrics = jax.lax.map(
         lambda scene: scene_metrics(*scene[0], scene[1], max_points=max_points),
         (predictions, truth),
     )
+    return metrics, recon.camera_from_world
 
 
-def evaluate(args, model, images, tokens, truth, attention) -> dict:
-    """Metrics [b] and statistics of attention [b layers n] of one setting."""
+@jax.jit
+def drift(camera_from_world, of_dense):
+    """The mean angle in degrees, of 30 at most, between the relative poses of two predictions."""
+    errors = pair_errors(camera_from_world, of_dense)
+    mean = lambda angles: jnp.mean(jnp.minimum(angles, 30.0), axis=-1)
+    return {"drift_rotation": mean(errors.rotation), "drift_translation": mean(errors.translation)}
+
+
+def evaluate(args, model, images, tokens, truth, attention, of_dense=None) -> dict:
+    """Metrics [b], statistics of attention [b layers n] and cameras of one setting.
+
+    Args:
+        of_dense: cameras by dense attention; None for those of this setting.
+    """
     options = {"compute_dtype": args.compute_dtype}
     trunk = aggregate(model, images, tokens, attention=attention, **options)
     stats = trunk.attention_stats
     # Without the statistics the heads are compiled once for all settings.
     trunk = dataclasses.replace(trunk, attention_stats=None)
-    metrics = compare(model, images, trunk, truth, max_points=args.max_points, **options)
-    return {"metrics": metrics, "stats": {} if stats is None else vars(stats)}
+    metrics, cameras = compare(model, images, trunk, truth, max_points=args.max_points, **options)
+    metrics |= drift(cameras, cameras if of_dense is None else of_dense)
+    stats = {} if stats is None else vars(stats)
+    return {"metrics": metrics, "stats": stats, "cameras": cameras}
 
 
 def summarise(setting: Setting, batches: list[dict], dense: list[dict]) -> dict:
     """A line of the results: means over scenes, what they gain on dense attention in the same
     scenes, the standard errors of both, means by layer."""
     line = {"rule": setting.rule, "dropped": setting.dropped}
-    for name in ("seed", "threshold", "num_keys"):
+    for name in ("seed", "threshold", "num_keys", "blocks", "budgets"):
         if (value := getattr(setting, name)) is not None:
             line[name] = value
     metrics, errors, differences, failed = {}, {}, {}, 0
@@ -386,9 +482,18 @@ COLUMNS = {
     "ate": "ATE",
     "rpe_translation": "RPE t", "rpe_rotation": "RPE r", "abs_rel": "AbsRel", "delta1": "δ<1.25",
     "accuracy": "acc.", "completeness": "comp.", "chamfer": "chamfer", "f_score": "F",
-    "normal_consistency": "normals",
+    "normal_consistency": "normals", "drift_translation": "drift",
 }  # fmt: skip
-COLOURS = {"avg": "C0", "max": "C1", "hilbert": "C2", "cdf": "C3", "random": "0.5", "sample": "C4"}
+COLOURS = {
+    "avg": "C0",
+    "max": "C1",
+    "hilbert": "C2",
+    "cdf": "C3",
+    "random": "0.5",
+    "sample": "C4",
+    "blocks": "C5",
+    "plan": "C6",
+}
 
 
 def report(out: pathlib.Path):
@@ -422,9 +527,8 @@ def tables(about: dict, lines: list[dict]) -> str:
         ),
         "",
         "| rule | asked to drop | density | covered | saved | entropy | AUC@30 - dense | "
-        + " | ".join(columns.values())
-        + " |",
-        "|" + "---|" * (7 + len(columns)),
+        "AUC@3 - dense | " + " | ".join(columns.values()) + " |",
+        "|" + "---|" * (8 + len(columns)),
     ]
     for line in lines:
         rule = line["rule"]
@@ -434,10 +538,11 @@ def tables(about: dict, lines: list[dict]) -> str:
             rule += f" ({line['threshold']:g})"
         if "num_keys" in line:
             rule += f" ({line['num_keys']})"
+        rule += "".join(f" {line[x]}" for x in ("blocks", "budgets") if x in line)
         cells = [rule, "" if rule in ("dense", "everything") else f"{line['dropped']:.0%}"]
         shares = ("density", "covered", "saved", "entropy")
         cells += [cell(line.get(name), ".3f") for name in shares]
-        cells.append(difference(line, "auc_30"))
+        cells += [difference(line, "auc_30"), difference(line, "auc_3")]
         cells += [
             cell(line["metrics"].get(name), ".2f" if name == "rpe_rotation" else ".3f")
             for name in columns
