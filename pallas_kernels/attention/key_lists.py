@@ -84,9 +84,9 @@ def _whole_blocks_first(indices, counts, kv_tokens, kinds, block_k, *, interpret
 
     def kernel(indices_ref, counts_ref, tokens_ref, *refs):
         *kinds_ref, out_ref, num_whole_ref, num_listed_ref = refs
-        lanes = lax.broadcasted_iota(jnp.int32, (width,), 0)
-        listed = lanes < counts_ref[0]
-        blocks = plgpu.load(indices_ref.at[lanes], mask=listed, other=0)
+        places = lax.broadcasted_iota(jnp.int32, (width,), 0)
+        listed = places < counts_ref[0]
+        blocks = plgpu.load(indices_ref.at[places], mask=listed, other=0)
         tokens = tokens_ref[blocks.astype(jnp.int32)]
         whole = listed & (tokens == block_k)
         kept = listed & (tokens > 0)

@@ -1,7 +1,7 @@
 """Block-sparse attention for Hopper GPUs, in a Pallas kernel on the Mosaic GPU backend.
 
 One block of threads lives on each multiprocessor until all is done. It works on several tiles of
-128 queries at a time, the *query tiles in flight*, which the code calls streams. Of each stream:
+128 queries at a time, the *query tiles in flight*. For each of them:
 
 - Two warp groups, the *consumers*, compute 64 queries each: scores of 64 keys, weights, and their
   sum over values, with the tensor cores (`wgmma`, asynchronous) and accumulators in registers.
@@ -9,8 +9,8 @@ One block of threads lives on each multiprocessor until all is done. It works on
   shared memory (TMA, asynchronous), as far ahead as there is room.
 
 Who waits for whom, by barriers in shared memory: consumers wait for `*_full` (a tile has come), and
-the producer for `*_free` (both consumers are done with what was there). Streams know nothing of
-each other: while one waits, or does what leaves the tensor cores idle, the others use them.
+the producer for `*_free` (both consumers are done with what was there). Query tiles know nothing
+of each other: while one waits, or does what leaves the tensor cores idle, the others use them.
 
 In a consumer, scores of the next tile and values of this one are asked for together, and weights
 are computed while the tensor cores work:
@@ -50,15 +50,16 @@ from pallas_kernels.mosaic_gpu_call import align, mosaic_gpu_call, smem_tiles
 
 _LOG2_E = math.log2(math.e)
 
-# Queries of a consumer, the rows of one wgmma instruction; consumers of a stream; keys of a tile.
+# Queries of a consumer, the rows of one wgmma instruction; consumers of a query tile; keys of a
+# tile.
 _ROWS = 64
 _CONSUMERS = 2
 TILE_Q = _CONSUMERS * _ROWS
 TILE_K = 64
 
-# By how many places each work slot, a *lane*, moves on from round to round, so that none has the
+# By how many places each work slot moves on from round to round, so that none has the
 # longest list every time: the best of those tried on random lists with a tenfold spread of lengths.
-# With 264 lanes and 16 heads the busiest has 24 % more to do than the average for 108 tiles a head,
+# With 264 slots and 16 heads the busiest has 24 % more to do than the average for 108 tiles a head,
 # 6 % for 536 and 1 % for 2144.
 _TURN = 29
 
@@ -66,7 +67,7 @@ _TURN = 29
 _SUMS = 8
 
 # Registers of each thread after consumers have taken over what the producers do not need: what the
-# multiprocessor has, by number of streams.
+# multiprocessor has, by query tiles in flight.
 _CONSUMER_REGISTERS = {1: 240, 2: 112}
 _PRODUCER_REGISTERS = 24
 
@@ -163,7 +164,7 @@ def attention(
 def _over_scenes(run):
     """`run` with the leading axis of all arrays, that of scenes, made longer by `jax.vmap`.
 
-    So one launch shares out the work of all scenes. Pallas would add an axis to the grid, and lanes
+    So one launch shares out the work of all scenes. Pallas would add an axis to the grid, and slots
     would start and end with every scene.
     """
     folded = jax.custom_batching.custom_vmap(run)
@@ -187,7 +188,7 @@ def _run(q, k, v, order, *rest, num_tiles, has_bias, config, interpret, **option
     kernel = functools.partial(
         _kernel,
         num_tiles=num_tiles,
-        num_lanes=num_blocks * config.query_tiles,
+        num_work_slots=num_blocks * config.query_tiles,
         has_bias=has_bias,
         config=config,
         **options,
@@ -235,10 +236,10 @@ def _scratch(dtype, h, has_bias, config, interpret):
 
 
 def _work_order(lists, block_map, tiles):
-    """In which order the lanes take the tiles of queries of a scene, as `head * tiles + tile`.
+    """In which order the work slots take the tiles of queries of a scene, as `head * tiles + tile`.
 
     Heads come after each other, so that their keys stay in the L2 cache. In a head, lists get
-    shorter, and in the next one longer: lanes that had the longest of each round in the one have
+    shorter, and in the next one longer: slots that had the longest of each round in the one have
     the shortest in the other.
     """
     n, num_rows = lists.num_listed.shape
@@ -253,17 +254,17 @@ def _work_order(lists, block_map, tiles):
 
 def _kernel(
     q_ref, k_ref, v_ref, order_ref, indices_ref, num_whole_ref, *refs,
-    num_tiles, num_lanes, factor, block_q, block_k, has_bias, config,
+    num_tiles, num_work_slots, factor, block_q, block_k, has_bias, config,
     q_smem, k_smem, v_smem, out_smem, lse_smem,
     q_full, k_full, v_full, q_free, k_free, v_free, cleaned, weights_smem=None,
     bias_smem=None,
 ):  # fmt: skip
-    """A block of threads. Its streams, and those of all others, are the `num_lanes` lanes."""
+    """A block of threads. Its query tiles in flight, and all others', are the work slots."""
     *partial_refs, out_ref, lse_ref = refs
     bias_ref = partial_refs.pop() if has_bias else None
     num_listed_ref, tokens_ref = partial_refs or (num_whole_ref, None)
     has_partial_blocks = tokens_ref is not None
-    streams, stages = config.query_tiles, config.stages
+    num_q_slots, stages = config.query_tiles, config.stages
     _, _, h = q_smem.shape
     dtype = q_smem.dtype
     parts = block_k // TILE_K  # of a block of keys
@@ -273,9 +274,9 @@ def _kernel(
     warpgroup = lax.axis_index("warpgroup")
     int32 = jnp.int32
 
-    def slot_of(stream, i):
-        """Where the i-th tile of keys of a stream is in shared memory."""
-        return stream * stages + lax.rem(i, int32(stages))
+    def slot_of(q_slot, i):
+        """Where the i-th tile of keys of a query tile in flight is in shared memory."""
+        return q_slot * stages + lax.rem(i, int32(stages))
 
     def key_tile_of(scene, head, row, i):
         """Which tile of keys the i-th of a list is; a list without an entry has one, too."""
@@ -288,16 +289,16 @@ def _kernel(
     def steps_of(counts_ref, scene, head, row):
         return jnp.maximum(counts_ref[scene, head, row] * parts, 1)
 
-    def for_each_item(lane, work):
-        """`work(round, scene, head, tile, row, done)` for the tiles of queries of a lane. Given how
+    def for_each_item(work_slot, work):
+        """`work(round, scene, head, tile, row, done)` for the query tiles of a work slot. Given how
         many tiles of keys it has taken before, it returns how many it has taken then; so does this,
         in the end.
         """
-        rounds, rest = divmod(num_items, num_lanes)
-        place = lambda r: lax.rem(lane + r * _TURN, int32(num_lanes))
+        rounds, rest = divmod(num_items, num_work_slots)
+        place = lambda r: lax.rem(work_slot + r * _TURN, int32(num_work_slots))
 
         def item(r, done):
-            i = r * num_lanes + place(r)
+            i = r * num_work_slots + place(r)
             scene = lax.div(i, int32(items_of_scene))
             work_item = order_ref[scene, i - scene * items_of_scene]
             head = lax.div(work_item, int32(num_tiles))
@@ -308,7 +309,7 @@ def _kernel(
         last = (place(int32(rounds)) < rest).astype(int32)
         return lax.fori_loop(0, rounds + last, item, int32(0))
 
-    def produce(stream):
+    def produce(q_slot):
         def fetch_tile(r, scene, head, tile, row, done):
             steps = steps_of(num_listed_ref, scene, head, row)
             # Which tile is next is read while this one is fetched.
@@ -316,20 +317,20 @@ def _kernel(
 
             @pl.when(r > 0)
             def _():
-                plgpu.barrier_wait(q_free.at[stream])
+                plgpu.barrier_wait(q_free.at[q_slot])
 
             for consumer in range(_CONSUMERS):
                 rows = pl.ds(tile * TILE_Q + consumer * _ROWS, _ROWS)
                 plgpu.copy_gmem_to_smem(
                     q_ref.at[scene, rows, head],
-                    q_smem.at[stream * _CONSUMERS + consumer],
-                    q_full.at[stream],
+                    q_smem.at[q_slot * _CONSUMERS + consumer],
+                    q_full.at[q_slot],
                 )
 
             def step(i, key_tile):
                 following = key_tile_of(scene, head, row, jnp.minimum(i + 1, steps - 1))
                 rows = pl.ds(key_tile * TILE_K, TILE_K)
-                slot = slot_of(stream, done + i)
+                slot = slot_of(q_slot, done + i)
                 for ref, smem, full, free in (
                     (k_ref, k_smem, k_full, k_free),
                     (v_ref, v_smem, v_full, v_free),
@@ -349,22 +350,22 @@ def _kernel(
             lax.fori_loop(0, steps, step, first)
             return done + steps
 
-        taken = for_each_item(block * streams + stream, fetch_tile)
+        taken = for_each_item(block * num_q_slots + q_slot, fetch_tile)
 
         # Shared memory is given back only when nobody uses it any more.
         @pl.when(taken > 0)
         def _():
-            plgpu.barrier_wait(q_free.at[stream])
+            plgpu.barrier_wait(q_free.at[q_slot])
 
         for i in range(stages):
 
             @pl.when(taken > i)
             def _(i=i):
-                plgpu.barrier_wait(k_free.at[slot_of(stream, int32(i))])
-                plgpu.barrier_wait(v_free.at[slot_of(stream, int32(i))])
+                plgpu.barrier_wait(k_free.at[slot_of(q_slot, int32(i))])
+                plgpu.barrier_wait(v_free.at[slot_of(q_slot, int32(i))])
 
-    def consume(stream, consumer):
-        me = stream * _CONSUMERS + consumer
+    def consume(q_slot, consumer):
+        me = q_slot * _CONSUMERS + consumer
         queries = q_smem.at[me]
         across = lambda x, shape: lax.broadcast_in_dim(x, shape, [0])
         accumulator = lambda shape: plgpu.WGMMAAccumulatorRef(shape, jnp.float32)
@@ -439,8 +440,8 @@ def _kernel(
                 v_smem.at[slot][...] = jnp.where(keep, values, jnp.zeros_like(values))
                 plgpu.commit_smem()
 
-            plgpu.barrier_arrive(cleaned.at[stream])
-            plgpu.barrier_wait(cleaned.at[stream])
+            plgpu.barrier_arrive(cleaned.at[q_slot])
+            plgpu.barrier_wait(cleaned.at[q_slot])
 
         def keys_that_count(scene, head, row, i):
             """How many keys count of the i-th tile of a list."""
@@ -454,9 +455,9 @@ def _kernel(
         def attend_tile(r, scene, head, tile, row, done):
             steps = steps_of(num_listed_ref, scene, head, row)
             whole_steps = steps_of(num_whole_ref, scene, head, row)
-            slot = lambda i: slot_of(stream, done + i)
+            slot = lambda i: slot_of(q_slot, done + i)
 
-            plgpu.barrier_wait(q_full.at[stream])
+            plgpu.barrier_wait(q_full.at[q_slot])
             first_count = keys_that_count(scene, head, row, int32(0))
             scores, biases = score_alone(slot(int32(0)))
             scores = leave_out(scores, first_count)
@@ -526,7 +527,7 @@ def _kernel(
                 return out[...], last_sums
 
             out, sums = pl.run_scoped(accumulate, accumulator((_ROWS, h)))
-            plgpu.barrier_arrive(q_free.at[stream])
+            plgpu.barrier_arrive(q_free.at[q_slot])
 
             total = sums.sum(axis=1)
             some = total > 0
@@ -551,15 +552,15 @@ def _kernel(
             plgpu.copy_smem_to_gmem(lse_smem.at[me], lse_ref.at[scene, head, rows])
             return done + steps
 
-        for_each_item(block * streams + stream, attend_tile)
+        for_each_item(block * num_q_slots + q_slot, attend_tile)
         plgpu.wait_smem_to_gmem(0)
 
-    @pl.when(warpgroup < streams * _CONSUMERS)
+    @pl.when(warpgroup < num_q_slots * _CONSUMERS)
     def _():
-        plgpu.set_max_registers(_CONSUMER_REGISTERS[streams], action="increase")
+        plgpu.set_max_registers(_CONSUMER_REGISTERS[num_q_slots], action="increase")
         consume(lax.div(warpgroup, int32(_CONSUMERS)), lax.rem(warpgroup, int32(_CONSUMERS)))
 
-    @pl.when(warpgroup == streams * _CONSUMERS)
+    @pl.when(warpgroup == num_q_slots * _CONSUMERS)
     def _():
         plgpu.set_max_registers(_PRODUCER_REGISTERS, action="decrease")
 
@@ -567,7 +568,7 @@ def _kernel(
         def each_warp():
             warp = lax.axis_index("warp")
 
-            @pl.when(warp < streams)
+            @pl.when(warp < num_q_slots)
             def _():
                 produce(warp)
 

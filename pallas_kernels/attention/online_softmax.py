@@ -164,7 +164,7 @@ def _attend_tile(
     piece = min(block_k, tile_k)
     pieces_per_block = block_k // piece
     pieces_per_step = tile_k // piece
-    lane = lax.broadcasted_iota(jnp.int32, (piece,), 0)
+    offset = lax.broadcasted_iota(jnp.int32, (piece,), 0)
 
     num_tiles = jnp.int32(pl.cdiv(num_queries, tile_q))
     first_query = lax.rem(program, num_tiles) * tile_q
@@ -197,7 +197,7 @@ def _attend_tile(
             biases = bias_ref[keys][None]
             scores += biases if bias_factor is None else biases * bias_factor[:, None]
         if mask_ref is not None:
-            place = first + lane
+            place = first + offset
             words = mask_ref[lax.shift_right_logical(place, jnp.int32(5))]
             hidden = lax.shift_right_logical(words, place & 31) & 1
             scores = jnp.where(hidden[None] != 0, -jnp.inf, scores)
@@ -244,9 +244,9 @@ def _attend_tile(
             tokens = tokens_ref[block]  # at least one
             # Keys that do not count are not read: the last one that does takes their place.
             first = block * block_k + start
-            rows = block * block_k + jnp.minimum(start + lane, tokens - 1)
+            rows = block * block_k + jnp.minimum(start + offset, tokens - 1)
             scores = score(q, rows, first, bias_factor)
-            scores = jnp.where((start + lane)[None] < tokens, scores, -jnp.inf)
+            scores = jnp.where((start + offset)[None] < tokens, scores, -jnp.inf)
             return accumulate(carry, [scores], [v_ref[rows, :]], may_be_empty=True)
 
         nothing = (

@@ -145,7 +145,7 @@ def keep_row(
         is_sink = each(lambda block: block < num_sink_blocks, positions(scores))
         sinks = each(lambda v, sink: v & sink, valid, is_sink)
         valid = each(lambda v, sink: v & ~sink, valid, is_sink)
-    kept, covered = keep_blocks(scores, valid, num_kept, probability)
+    kept, retained = keep_blocks(scores, valid, num_kept, probability)
     missing = jnp.int32(0)
     if may_overflow:
         room = jnp.int32(capacity) - (count_in(sinks) if num_sink_blocks else 0)
@@ -153,14 +153,14 @@ def keep_row(
         as_int = lambda row: each(lambda part: part.astype(jnp.int32), row)
 
         def cut():
-            fewer, covered = keep_blocks(scores, valid, room, None)
-            return as_int(fewer), covered
+            fewer, retained = keep_blocks(scores, valid, room, None)
+            return as_int(fewer), retained
 
-        kept, covered = lax.cond(missing > 0, cut, lambda: (as_int(kept), covered))
+        kept, retained = lax.cond(missing > 0, cut, lambda: (as_int(kept), retained))
         kept = each(lambda part: part > 0, kept)
     if num_sink_blocks:
         kept = each(operator.or_, kept, sinks)
-    return kept, covered, missing
+    return kept, retained, missing
 
 
 def each(function, *rows):

@@ -71,7 +71,7 @@ def _kernel(
     place_ref, scores_ref, tokens_ref, num_kept_ref, *refs, num_rows, has_probability, **options
 ):
     probability = refs[0][0] if has_probability else None
-    indices_ref, counts_ref, covered_ref, missing_ref = refs[-4:]
+    indices_ref, counts_ref, retained_ref, missing_ref = refs[-4:]
     (num_blocks,) = scores_ref.shape
     capacity = indices_ref.shape[-1]
 
@@ -79,7 +79,7 @@ def _kernel(
     spans = _spans(num_blocks)
     scores = tuple(load(scores_ref, blocks) for blocks in spans)
     tokens = tuple(load(tokens_ref, blocks) for blocks in spans)
-    kept, covered, missing = keep_row(scores, tokens, num_kept_ref[0], probability, **options)
+    kept, retained, missing = keep_row(scores, tokens, num_kept_ref[0], probability, **options)
 
     program = pl.program_id(0)
     head, row = place_ref[0] + program // num_rows, place_ref[1] + program % num_rows
@@ -89,7 +89,7 @@ def _kernel(
         slot = jnp.where(here, rank - 1, capacity)
         plgpu.store(indices_ref.at[head, row, slot], block.astype(indices_ref.dtype), mask=here)
     counts_ref[head, row] = count
-    covered_ref[head, row] = covered
+    retained_ref[head, row] = retained
     missing_ref[head, row] = missing
 
 
