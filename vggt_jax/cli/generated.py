@@ -71,10 +71,11 @@ def taken(command: Any, kind: type, *names: str) -> dict[str, Any]:
 def in_dashes(message: str, kind: type) -> str:
     """A message with the names of options as they are written on the command line."""
     names = "|".join(field.name for field in dataclasses.fields(kind))
-    message = re.sub(rf"(?<![-\w])({names})=(?!False)", r"--\1 ", message)
+    message = re.sub(rf"(?<![-\w/.])({names})=(?!False)", r"--\1 ", message)
     # Words of English stay what they are.
     two_words = "|".join(x.name for x in dataclasses.fields(kind) if "_" in x.name)
-    message = re.sub(rf"(?<![-\w])({two_words})(?![\w=])", r"--\1", message)
+    # Nor are parts of paths options.
+    message = re.sub(rf"(?<![-\w/.])({two_words})(?![\w=/]|\.\w)", r"--\1", message)
     return re.sub(r"--[a-z]+(?:_[a-z]+)+", lambda found: found[0].replace("_", "-"), message)
 
 

@@ -14,9 +14,9 @@ from PIL import Image, ImageOps
 from vggt_jax.errors import InputError
 from vggt_jax.export.cameras import Cameras, checked_names
 from vggt_jax.files import replacing
-from vggt_jax.images.decoding import reading
-from vggt_jax.images.files import EXTENSIONS
 from vggt_jax.images.frames import FrameTransform
+from vggt_jax.images.kinds import PICTURES as EXTENSIONS
+from vggt_jax.images.opening import reading
 from vggt_jax.images.video import decoded_frames, indices_of_names
 from vggt_jax.scene.reconstruction import Reconstruction
 

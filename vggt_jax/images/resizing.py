@@ -193,15 +193,24 @@ def _padded(transform: FrameTransform, model_size: tuple[int, int]) -> FrameTran
 
 def model_frame(
     image: Image.Image, transform: FrameTransform, resampling: Image.Resampling
-) -> UInt8[np.ndarray, "model_height model_width 3"]:
-    """The model frame: the image resized, cut to what is shown of it, white around it."""
+) -> UInt8[np.ndarray, "model_height model_width *channels"]:
+    """The model frame: the image resized, cut to what is shown of it, white around it.
+
+    An image of one channel gives a frame without axis of channels. One that was decoded smaller
+    than the original is cut at fractions of its pixels where sides do not divide.
+    """
     height, width = transform.original_size
     # Scales are quotients of whole numbers, so rounding recovers these exactly.
     resized_size = (round(width * transform.scale_x), round(height * transform.scale_y))
-    resized = np.asarray(image.resize(resized_size, resampling))
+    box = None
+    if image.size != (width, height):
+        # It was made smaller by a whole number, the last pixels from what was left.
+        factor = max(1, round(width / image.width), round(height / image.height))
+        box = (0, 0, min(width / factor, image.width), min(height / factor, image.height))
+    resized = np.asarray(image.resize(resized_size, resampling, box=box))
     rows = [row - int(transform.offset_y) for row in transform.content_rows]
     columns = [column - int(transform.offset_x) for column in transform.content_columns]
-    frame = np.full((*transform.model_size, 3), WHITE, np.uint8)
+    frame = np.full((*transform.model_size, *resized.shape[2:]), WHITE, np.uint8)
     content = frame[slice(*transform.content_rows), slice(*transform.content_columns)]
     content[...] = resized[slice(*rows), slice(*columns)]
     return frame

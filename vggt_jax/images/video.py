@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import os
 import threading
+import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,10 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from vggt_jax.errors import InputError
+from vggt_jax.errors import InputError, InputWarning
+from vggt_jax.images.files import checked_file
+from vggt_jax.images.kinds import VIDEOS, extension
 
-EXTENSIONS = tuple(
-    ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .webm .wmv".split()
-)
 DEFAULT_FPS = 1.0  # official file: demo_gradio.py
 # A frame is chosen from the middle half of its share of the video: neighbours stay at least half a
 # step and at most one and a half apart.
@@ -118,7 +118,7 @@ def _name(path: Path, index: int) -> str:
 
 def is_video(path: Any) -> bool:
     """Whether a path ends like a video file."""
-    return isinstance(path, str | os.PathLike) and Path(path).suffix.lower() in EXTENSIONS
+    return isinstance(path, str | os.PathLike) and extension(Path(path)) in VIDEOS
 
 
 def choose_frames(
@@ -146,6 +146,9 @@ def choose_frames(
     Raises:
         InputError: PyAV is not installed, the file cannot be read as a video, has fewer frames than
             asked for, or an argument is out of its range.
+
+    Warns:
+        InputWarning: the file is damaged or cut, and a part of it is used.
     """
     path = Path(path)
     if fps is not None and frames is not None:
@@ -201,9 +204,9 @@ def _survey(
     """The time in seconds of every frame, and how sharp it is (0 if nobody asks)."""
     import tqdm
 
-    times, sharpness = [], []
+    times, sharpness, damage = [], [], []
     with (
-        contextlib.closing(_decode(path)) as frames,
+        contextlib.closing(_decode(path, damage)) as frames,
         tqdm.tqdm(desc="choosing frames", unit="frame", disable=not progress, leave=False) as bar,
     ):
         for frame in frames:
@@ -214,6 +217,14 @@ def _survey(
             bar.update()
     if not times:
         raise InputError(f"{path}: holds no frame that can be decoded; convert it to MP4")
+    if damage:
+        warnings.warn(
+            InputWarning(
+                f"{path}: is damaged or cut ({len(damage)} times: {damage[0]}); of it "
+                f"{len(times)} frames, to {times[-1]:.1f} s, can be decoded and are used"
+            ),
+            stacklevel=3,
+        )
     return np.array(times), np.array(sharpness)
 
 
@@ -225,8 +236,13 @@ def _sharpness(frame: Any) -> float:
     )
 
 
-def _decode(path: Path) -> Generator[Any, None, None]:
-    """The frames of the first video stream of a file."""
+def _decode(path: Path, damage: list[str] | None = None) -> Generator[Any, None, None]:
+    """The frames of a file's video, but those that are damaged.
+
+    Args:
+        path: the file.
+        damage: is told what went wrong, where frames came before or after it.
+    """
     try:
         import av.error
     except ImportError as error:
@@ -234,24 +250,73 @@ def _decode(path: Path) -> Generator[Any, None, None]:
             f"{path}: videos are read by PyAV, which is not installed; "
             "pip install 'vggt-jax[video]'"
         ) from error
-    if not path.exists():
-        raise InputError(f"{path}: no such file; check the path")
-    decoded = 0
+    checked_file(path)
+    decoded, problems = 0, []
     try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise InputError(f"{path}: holds no video, only other streams; give another file")
-            stream = container.streams.video[0]
+        # Titles and places are in any encoding, and nobody asks for them.
+        with av.open(str(path), metadata_errors="replace") as container:
+            stream = _main_stream(container, path)
             stream.thread_type = "AUTO"
-            for frame in container.decode(stream):
+            for frame in _good_frames(container, stream, problems):
                 yield frame
                 decoded += 1
     except av.error.FFmpegError as error:
-        where = f"after {decoded} frames " if decoded else ""
+        problems.append(error.strerror or str(error))
+    except (ValueError, MemoryError) as error:
+        problems.append(str(error))
+    if problems and not decoded:
         raise InputError(
-            f"{path}: cannot be read as a video {where}({error.strerror}); convert it to MP4 with "
-            "H.264, or give photographs"
-        ) from error
+            f"{path}: cannot be read as a video ({problems[0]}); convert it to MP4 with H.264, or "
+            "give photographs"
+        )
+    if damage is not None:
+        damage += problems
+
+
+def _good_frames(container: Any, stream: Any, problems: list[str]) -> Iterator[Any]:
+    """Decodes packet by packet, past those that are damaged."""
+    import av.error
+
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets)
+        except StopIteration:
+            return
+        except av.error.FFmpegError as error:  # The file ends here.
+            problems.append(error.strerror or str(error))
+            return
+        try:
+            frames = packet.decode()
+        except av.error.EOFError:
+            return
+        except av.error.FFmpegError as error:
+            problems.append(error.strerror or str(error))
+            continue
+        for frame in frames:
+            # Decoders fill what they miss with grey, or with an earlier frame.
+            if frame.is_corrupt:
+                problems.append("frames with missing parts")
+            else:
+                yield frame
+
+
+def _main_stream(container: Any, path: Path) -> Any:
+    """The video itself: cover art and thumbnails are streams of video, too."""
+    from av.stream import Disposition
+
+    pictures = Disposition.attached_pic | Disposition.timed_thumbnails
+    videos = [one for one in container.streams.video if not one.disposition & pictures]
+    if not videos:
+        only = "a cover picture" if container.streams.video else "other streams"
+        raise InputError(f"{path}: holds no video, only {only}; give another file")
+    return max(
+        videos,
+        key=lambda one: (
+            bool(one.disposition & Disposition.default),
+            (one.codec_context.width or 0) * (one.codec_context.height or 0),
+        ),
+    )
 
 
 # By PyAV's `rotation`: how far to turn the image counterclockwise, in degrees.
