@@ -1,7 +1,7 @@
 """One image, from a file or from memory, to upright RGB, with what is known of its pixels."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +54,11 @@ def read_file(path: Path, *, limits: Limits | None = None) -> Picture:
       InputError: there is no such file, or it cannot be read.
     """
     with opened(path) as (image, remarks):
-        size, is_deep = image.size, _is_deep(image)
+        size, is_deep = image.size, has_many_bits(image)
         image = loaded_small(image)
-        return _picture(image, str(path), size, limits, {*remarks}, is_deep=is_deep)
+        return upright_rgb(
+            image, str(path), limits, stored_size=size, remarks=remarks, is_deep=is_deep
+        )
 
 
 def read_pil(image: Image.Image, label: str, *, limits: Limits | None = None) -> Picture:
@@ -66,7 +68,7 @@ def read_pil(image: Image.Image, label: str, *, limits: Limits | None = None) ->
       InputError: it cannot be read.
     """
     with reading(label):
-        return _picture(image, label, image.size, limits, set())
+        return upright_rgb(image, label, limits)
 
 
 def read_array(array: np.ndarray, label: str, *, limits: Limits | None = None) -> Picture:
@@ -162,16 +164,31 @@ def composed_rgb(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     return image.convert("RGB"), alpha
 
 
-def _picture(
+def upright_rgb(
     image: Image.Image,
     label: str,
-    stored_size: tuple[int, int],
-    limits: Limits | None,
-    remarks: set[str],
+    limits: Limits | None = None,
     *,
+    stored_size: tuple[int, int] | None = None,
+    remarks: Iterable[str] = (),
     is_deep: bool = False,
 ) -> Picture:
-    width, height = stored_size
+    """An image of any mode as upright RGB of 8 bits; errors call it `label`.
+
+    Args:
+      image: decoded.
+      label: see above.
+      limits: stretches values; see `Limits`.
+      stored_size: (width, height) of the file's image, where this one is smaller.
+      remarks: of the file.
+      is_deep: whether only the upper bits of its colours were read.
+
+    Raises:
+      InputError: its values have no known range.
+      ValueError: Pillow knows no way.
+    """
+    remarks = set(remarks)
+    width, height = stored_size or image.size
     if image.getexif().get(ORIENTATION, 1) in _QUARTER_TURNS:
         width, height = height, width
     upright = ImageOps.exif_transpose(image)
@@ -186,8 +203,8 @@ def _picture(
     return Picture(image=rgb, size=(height, width), alpha=alpha, remarks=frozenset(remarks))
 
 
-def _is_deep(image: Image.Image) -> bool:
-    """Whether a file has more than 8 bits a channel, of which Pillow reads the upper ones."""
+def has_many_bits(image: Image.Image) -> bool:
+    """Whether a file that is opened has colours of 16 bits, of which Pillow reads the upper 8."""
     tiles = getattr(image, "tile", [])
     return image.mode in ("RGB", "RGBA") and any("16" in str(tile[3]) for tile in tiles)
 
