@@ -269,7 +269,7 @@ def short_names(paths: Sequence[Path]) -> list[str]:
     """File names, with as many parent folders as tell different paths apart."""
     different, names = set(paths), {}
     longest = max((len(path.parts) for path in paths), default=1)
-    for depth in range(1, longest + 1):
+    for depth in range(1, max(1, longest) + 1):
         names = {path: "/".join(path.parts[-depth:]) for path in different}
         if len(set(names.values())) == len(different):
             break

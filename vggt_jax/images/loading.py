@@ -296,6 +296,8 @@ def _sources(images: Any, pattern: str | Sequence[str]) -> list[_Source]:
     images = list(images)
     if not images:
         raise InputError("no images were given; pass at least one")
+    if any(isinstance(image, str) and not image for image in images):
+        raise InputError("the path of an image is empty; name a file")
     check_is_not_in_list(images)
 
     labels, pixels, readers, paths = [], [], [], {}

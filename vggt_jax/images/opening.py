@@ -56,7 +56,6 @@ _PIXELS_AT_ONCE = 400e6  # In all threads.
 _NEW_SUBFILE_TYPE, _SUBFILE_TYPE, _DNG_VERSION = 254, 255, 50706  # TIFF 6.0, DNG 1.7
 _REDUCED_OR_MASK = 0b101
 _MOST_PAGES = 64
-_MP_ENTRIES = 0xB002  # CIPA DC-007
 
 SEVERAL = "several"
 """A remark: the file holds several pictures, of which the first is taken."""
@@ -221,10 +220,13 @@ def _is_reduced(tags) -> bool:
 
 
 def _has_other_views(image) -> bool:
-    """Whether others than a thumbnail or a map of brightness lie behind a JPEG's picture."""
-    entries = image.mpinfo.get(_MP_ENTRIES, ())[1:]
-    kinds = [str(entry.get("Attribute", {}).get("MPType", "")) for entry in entries]
-    return any(kind.startswith(("Multi-Frame", "Baseline")) for kind in kinds)
+    """Whether pictures of the same size lie behind a JPEG's own: others are previews and maps."""
+    size, found = image.size, False
+    for page in range(1, min(image.n_frames, _MOST_PAGES)):
+        image.seek(page)
+        found = found or image.size == size
+    image.seek(0)
+    return found
 
 
 class _Room:
