@@ -20,6 +20,7 @@ from vggt_jax.cli.doctor import Doctor
 from vggt_jax.cli.export import Export
 from vggt_jax.cli.generated import in_dashes
 from vggt_jax.cli.infer import Infer
+from vggt_jax.cli.paths import check_paths
 from vggt_jax.cli.scene import in_our_spelling
 from vggt_jax.cli.view import View
 from vggt_jax.errors import InputError, InputWarning
@@ -55,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--conf_thres_value, --use_ba, ... `vggt-jax --version` tells the version.",
     )
     try:
+        check_paths(command)
         with _warnings_on_lines():
             return command.run() or 0
     except (InputError, CheckpointError) as error:
