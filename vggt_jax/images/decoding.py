@@ -126,16 +126,21 @@ def loaded_small(image: Image.Image) -> Image.Image:
     if not is_huge(image):
         image.load()  # All of it now, so that truncation is seen here.
         return image
-    factor, size = factor_of(image), image.size
+    factor, (width, height) = factor_of(image), image.size
     if image.format in ("JPEG", "MPO"):
-        image.draft(None, (size[0] // factor, size[1] // factor))
+        image.draft(None, (width // factor, height // factor))
     image.load()
-    if image.size == size and image.mode in ("L", "LA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"):
-        reduced, orientation = image.reduce(factor), image.getexif().get(ORIENTATION, 1)
-        reduced.info = image.info
-        reduced.getexif()[ORIENTATION] = orientation
-        return reduced
-    return image
+    small = image
+    if image.size == (width, height):
+        if image.mode not in ("L", "LA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"):
+            return image
+        small = image.reduce(factor)
+    # Where sides do not divide, the last pixels were made from what was left.
+    factor = max(round(width / small.width), round(height / small.height))
+    small = small.resize(small.size, box=(0, 0, width / factor, height / factor))
+    small.info = image.info
+    small.getexif()[ORIENTATION] = image.getexif().get(ORIENTATION, 1)
+    return small
 
 
 def composed_rgb(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:

@@ -79,11 +79,16 @@ def opened(path: str | Path) -> Iterator[tuple[Image.Image, set[str]]]:
     if extension(path) in RAW:
         raise _is_raw(label)
     with reading(label), open(path, "rb") as file:
-        image = _identified(file, path)
+        with _limit.lifted():
+            image = _identified(file, path)
         _check_size(image, label, path.stat().st_size)
         remarks = _go_to_photograph(image, label)
         with _room(math.prod(image.size)):
-            yield image, remarks
+            if not is_huge(image):
+                yield image, remarks
+                return
+            with _limit.lifted():
+                yield image, remarks
 
 
 @contextlib.contextmanager
@@ -112,7 +117,7 @@ def reading(label: str) -> Iterator[None]:
 
 def is_huge(image: Image.Image) -> bool:
     """Whether an image is decoded smaller than it is: above the number that Pillow warns of."""
-    return math.prod(image.size) > (Image.MAX_IMAGE_PIXELS or math.inf)
+    return math.prod(image.size) > _limit.pixels
 
 
 def factor_of(image: Image.Image) -> int:
@@ -172,8 +177,7 @@ def _is_raw(label: str) -> InputError:
 def _check_size(image: Image.Image, label: str, num_bytes: int) -> None:
     width, height = image.size
     pixels = width * height
-    usual = 2 * (Image.MAX_IMAGE_PIXELS or math.inf)  # Where Pillow refuses.
-    is_bomb = pixels > usual and pixels > _PIXELS_PER_BYTE * num_bytes
+    is_bomb = pixels > 2 * _limit.pixels and pixels > _PIXELS_PER_BYTE * num_bytes
     if is_bomb or pixels > _MOST_PIXELS or max(width, height) > _LONGEST_SIDE:
         raise InputError(
             f"{label}: too many pixels ({width}x{height} in a file of {num_bytes:,} bytes); make "
@@ -229,6 +233,37 @@ def _has_other_views(image) -> bool:
     return found
 
 
+class _Limit:
+    """Pillow's number of pixels that it warns of; at twice as many some decoders refuse.
+
+    It is one for the process. Here `_check_size` stands for it, so that it is lifted while a file
+    is identified, and while a huge one is decoded.
+    """
+
+    def __init__(self):
+        self._lock, self._num_lifted, self._usual = threading.Lock(), 0, None
+
+    @property
+    def pixels(self) -> float:
+        """The limit, lifted or not; infinite if somebody took it away."""
+        with self._lock:
+            return (self._usual if self._num_lifted else Image.MAX_IMAGE_PIXELS) or math.inf
+
+    @contextlib.contextmanager
+    def lifted(self) -> Iterator[None]:
+        with self._lock:
+            if not self._num_lifted:
+                self._usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            self._num_lifted += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._num_lifted -= 1
+                if not self._num_lifted:
+                    Image.MAX_IMAGE_PIXELS = self._usual
+
+
 class _Room:
     """Lets threads decode at once what fits into so many pixels, or one picture alone."""
 
@@ -248,4 +283,4 @@ class _Room:
                 self._changed.notify_all()
 
 
-_room = _Room(_PIXELS_AT_ONCE)
+_limit, _room = _Limit(), _Room(_PIXELS_AT_ONCE)

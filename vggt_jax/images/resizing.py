@@ -196,18 +196,13 @@ def model_frame(
 ) -> UInt8[np.ndarray, "model_height model_width *channels"]:
     """The model frame: the image resized, cut to what is shown of it, white around it.
 
-    An image of one channel gives a frame without axis of channels. One that was decoded smaller
-    than the original is cut at fractions of its pixels where sides do not divide.
+    An image of one channel gives a frame without axis of channels. It may be smaller than the
+    original, and shows all of it.
     """
     height, width = transform.original_size
     # Scales are quotients of whole numbers, so rounding recovers these exactly.
     resized_size = (round(width * transform.scale_x), round(height * transform.scale_y))
-    box = None
-    if image.size != (width, height):
-        # It was made smaller by a whole number, the last pixels from what was left.
-        factor = max(1, round(width / image.width), round(height / image.height))
-        box = (0, 0, min(width / factor, image.width), min(height / factor, image.height))
-    resized = np.asarray(image.resize(resized_size, resampling, box=box))
+    resized = np.asarray(image.resize(resized_size, resampling))
     rows = [row - int(transform.offset_y) for row in transform.content_rows]
     columns = [column - int(transform.offset_x) for column in transform.content_columns]
     frame = np.full((*transform.model_size, *resized.shape[2:]), WHITE, np.uint8)
