@@ -146,8 +146,11 @@ class FolderFormat(ExportFormat):
         entries = self._all_entries(
             with_images=photographs.are_written, with_masks=masks.are_written
         )
+        stale = self._all_entries(
+            with_images=photographs.are_written, with_masks=photographs.are_written
+        )
         with output_folder(
-            path, overwrite=options.overwrite, entries=entries, stale=entries
+            path, overwrite=options.overwrite, entries=entries, stale=stale
         ) as folder:
             notes = (*photographs.notes, *photographs.write(folder / "images", recon))
             notes = (*notes, *masks.notes)
