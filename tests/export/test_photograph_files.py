@@ -8,7 +8,7 @@ import unicodedata
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, TiffImagePlugin
 
 from vggt_jax import InputError, export_reconstruction, with_mask
 from vggt_jax.export.images import find_photographs
@@ -18,6 +18,7 @@ from vggt_jax.images.loading import load_images
 from vggt_jax.masks import load_masks
 
 SIZE = (90, 141)  # (height, width)
+PARTS = (0x8769, 0x8825)  # Of EXIF: the camera's and the place's.
 FOLDERS = ["colmap", "nerfstudio"]
 
 
@@ -108,11 +109,16 @@ def test_turned_photographs_keep_profile_and_camera(tmp_path, make_room, ending)
     folder, exif = tmp_path / "photos", Image.Exif()
     folder.mkdir()
     exif[0x0112], exif[0x010F], exif[0x0110] = 6, "Phone", "12 mini"
-    exif.get_ifd(0x8769).update({0xA405: 26, 0x920A: 4.25, 0x927C: b"note", 0xA002: 90})
-    exif.get_ifd(0x8825).update({1: "N", 2: (52.0, 30.0, 7.5)})
+    exif.get_ifd(PARTS[0]).update({0xA405: 26, 0x920A: 4.25, 0x927C: b"note", 0xA002: 90})
+    exif.get_ifd(PARTS[1]).update({1: "N", 2: (52.0, 30.0, 7.5)})
     for i in range(2):
         stored_pixels = Image.fromarray(np.rot90(colors(i), 1))
-        stored_pixels.save(folder / f"{i}.{ending}", exif=exif, icc_profile=srgb())
+        options = {"exif": exif}
+        if ending == "tif":  # Where Pillow writes no parts of what it is given as EXIF.
+            options = {"tiffinfo": TiffImagePlugin.ImageFileDirectory_v2()}
+            for tag, value in (*exif.items(), *((part, exif.get_ifd(part)) for part in PARTS)):
+                options["tiffinfo"][tag] = value
+        stored_pixels.save(folder / f"{i}.{ending}", icc_profile=srgb(), **options)
     recon = scene(make_room, folder)
     assert recon.transforms[0].original_size == SIZE
     export_reconstruction(recon, tmp_path / "out", format="colmap", images=folder)
@@ -120,7 +126,7 @@ def test_turned_photographs_keep_profile_and_camera(tmp_path, make_room, ending)
         assert written.size == (SIZE[1], SIZE[0]) and written.getexif().get(0x0112, 1) == 1
         assert written.info["icc_profile"] == srgb()
         found = written.getexif()
-        camera, place = found.get_ifd(0x8769), found.get_ifd(0x8825)
+        camera, place = map(found.get_ifd, PARTS)
         assert (found[0x010F], found[0x0110]) == ("Phone", "12 mini")
         assert camera[0xA405] == 26 and float(camera[0x920A]) == 4.25 and 0x927C not in camera
         assert camera[0xA002] == SIZE[1] and place[1] == "N"

@@ -10,9 +10,9 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from vggt_jax.errors import InputError
 from vggt_jax.images.decoding import (
@@ -177,16 +177,14 @@ def write(one: Stored, file: BinaryIO, limits: Limits | None) -> None:
             # A profile of grey is none for RGB.
             if isinstance(profile, bytes) and profile[16:20] == b"RGB ":
                 kept["icc_profile"] = profile
-        if exif := _camera_of(image, rgb.size):
-            kept["exif"] = exif
+        camera = _camera_of(image, rgb.size, one.format)
         rgb.info = {}
         if one.format in ("JPEG", "WEBP"):
             kept["quality"] = _JPEG_QUALITY
         try:
-            rgb.save(encoded, format=one.format, **kept)
-        except (ValueError, struct.error, TypeError, KeyError, OverflowError):
+            rgb.save(encoded, format=one.format, **kept, **camera)
+        except (ValueError, struct.error, TypeError, KeyError, OverflowError, RuntimeError):
             # What EXIF holds cannot be written again: its pixels can.
-            kept.pop("exif", None)
             encoded = io.BytesIO()
             rgb.save(encoded, format=one.format, **kept)
     file.write(encoded.getbuffer())
@@ -210,27 +208,37 @@ def _of_cmyk(image: Image.Image, profile: object) -> Image.Image | None:
     return converted
 
 
-def _camera_of(image: Image.Image, size: tuple[int, int]) -> bytes | None:
-    """What EXIF says of the camera, the place and the time, for pixels that are upright."""
+def _camera_of(image: Image.Image, size: tuple[int, int], format: str) -> dict[str, Any]:
+    """What EXIF says of the camera, the place and the time, for pixels that are upright.
+
+    Returns:
+      Options of Pillow's `save` for a format; none if there is nothing, or it is damaged.
+    """
     try:
-        old, new = image.getexif(), Image.Exif()
-        for tag in _CAMERA_TAGS:
-            if tag in old:
-                new[tag] = old[tag]
+        old = image.getexif()
+        tags = {tag: old[tag] for tag in _CAMERA_TAGS if tag in old}
+        parts = {}
         for part in (_EXIF_PART, _GPS_PART):
-            values = {
-                tag: value for tag, value in old.get_ifd(part).items() if tag not in _LEFT_OUT_TAGS
-            }
-            values |= {
-                tag: side
-                for tag, side in zip((_WIDTH_TAG, _HEIGHT_TAG), size, strict=True)
-                if tag in values
-            }
+            values = old.get_ifd(part)
+            values = {tag: value for tag, value in values.items() if tag not in _LEFT_OUT_TAGS}
+            sides = zip((_WIDTH_TAG, _HEIGHT_TAG), size, strict=True)
+            values |= {tag: side for tag, side in sides if tag in values}
             if values:
-                new.get_ifd(part).update(values)
-        return new.tobytes() if len(new) or new.get_ifd(_EXIF_PART) else None
+                parts[part] = values
+        if not tags and not parts:
+            return {}
+        if format == "TIFF":  # There it is no part of its own.
+            directory = TiffImagePlugin.ImageFileDirectory_v2()
+            for tag, value in {**tags, **parts}.items():
+                directory[tag] = value
+            return {"tiffinfo": directory}
+        new = Image.Exif()
+        new.update(tags)
+        for part, values in parts.items():
+            new.get_ifd(part).update(values)
+        return {"exif": new.tobytes()}
     except (ValueError, TypeError, KeyError, OverflowError, SyntaxError, struct.error):
-        return None  # Damaged, or of types that cannot be written.
+        return {}
 
 
 def check_size(one: Stored, size: tuple[int, int]) -> None:
