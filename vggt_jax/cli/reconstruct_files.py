@@ -203,7 +203,8 @@ def _checked_photographs(scene: Scene) -> tuple[Path, ...]:
     folders = [path for path in images if os.path.isdir(path)]
     if folders and len(images) > 1:
         raise InputError(f"{folders[0]}: is a folder; give one folder, or image files only")
-    paths, left_out = images, ""
+    paths: tuple[Path, ...] = images
+    left_out = ""
     if folders:
         found = photographs(folders[0], as_patterns(scene.pattern))
         paths, left_out = found.images, found.said_of_left_out()

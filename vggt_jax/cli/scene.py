@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -127,6 +127,9 @@ class Scene:
 
     Fields of `Options` that it does not have itself are added to it.
     """
+
+    if TYPE_CHECKING:
+        pattern: tuple[str, ...]
 
     sources: Annotated[
         tyro.conf.Positional[tuple[Path, ...]],

@@ -202,7 +202,7 @@ def upright_rgb(
         rgb = grey.convert("RGB")
     else:
         rgb, alpha = composed_rgb(upright)
-        if is_deep and max(high for _, high in rgb.getextrema()) < 256 * _SLIVER:
+        if is_deep and np.asarray(rgb).max() < 256 * _SLIVER:
             remarks.add(SLIVER)
         rgb = _stretched(rgb, limits) if limits else rgb
     return Picture(image=rgb, size=(height, width), alpha=alpha, remarks=frozenset(remarks))

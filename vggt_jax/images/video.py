@@ -254,7 +254,7 @@ def _decode(path: Path, damage: list[str] | None = None) -> Generator[Any, None,
     decoded, problems = 0, []
     try:
         # Titles and places are in any encoding, and nobody asks for them.
-        with av.open(str(path), metadata_errors="replace") as container:
+        with av.open(str(path), "r", metadata_errors="replace") as container:
             stream = _main_stream(container, path)
             stream.thread_type = "AUTO"
             for frame in _good_frames(container, stream, problems):
