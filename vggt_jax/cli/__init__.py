@@ -23,7 +23,7 @@ from vggt_jax.cli.infer import Infer
 from vggt_jax.cli.paths import check_paths
 from vggt_jax.cli.scene import in_our_spelling
 from vggt_jax.cli.view import View
-from vggt_jax.errors import InputError, InputWarning
+from vggt_jax.errors import InputError, InputWarning, printable
 from vggt_jax.pipeline.many_scenes import ManyScenesOptions
 
 _INTERRUPTED = 130  # what shells report for a command that Ctrl-C ended
@@ -60,7 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _warnings_on_lines():
             return command.run() or 0
     except (InputError, CheckpointError) as error:
-        print(f"vggt-jax: error: {in_dashes(str(error), ManyScenesOptions)}", file=sys.stderr)
+        text = in_dashes(str(error), ManyScenesOptions)
+        lines = "\n".join(map(printable, text.split("\n")))  # Those of checkpoints are several.
+        print(f"vggt-jax: error: {lines}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("vggt-jax: interrupted", file=sys.stderr)
@@ -78,7 +80,7 @@ def _warnings_on_lines() -> Iterator[None]:
         def on_a_line(message: Any, category: Any, *place: Any, **options: Any) -> None:
             if not issubclass(category, InputWarning):
                 show(message, category, *place, **options)
-            elif (text := in_dashes(str(message), ManyScenesOptions)) not in said:
+            elif (text := in_dashes(str(message), ManyScenesOptions, words=False)) not in said:
                 said.add(text)
                 tqdm.tqdm.write(f"vggt-jax: warning: {text}", file=sys.stderr)
 

@@ -26,6 +26,7 @@ DEFAULT_FPS = 1.0  # official file: demo_gradio.py
 # A frame is chosen from the middle half of its share of the video: neighbours stay at least half a
 # step and at most one and a half apart.
 _WINDOW = 0.5
+_MISSING = 0.1  # Share of its length that may be missing from a video without a word.
 _WIDTH_FOR_SHARPNESS = 320  # Of the image that sharpness is measured on: noise is averaged out.
 
 
@@ -204,7 +205,7 @@ def _survey(
     """The time in seconds of every frame, and how sharp it is (0 if nobody asks)."""
     import tqdm
 
-    times, sharpness, damage = [], [], []
+    times, sharpness, damage = [], [], _Damage()
     with (
         contextlib.closing(_decode(path, damage)) as frames,
         tqdm.tqdm(desc="choosing frames", unit="frame", disable=not progress, leave=False) as bar,
@@ -217,11 +218,11 @@ def _survey(
             bar.update()
     if not times:
         raise InputError(f"{path}: holds no frame that can be decoded; convert it to MP4")
-    if damage:
+    if (what := damage.said(times)) is not None:
         warnings.warn(
             InputWarning(
-                f"{path}: is damaged or cut ({len(damage)} times: {damage[0]}); of it "
-                f"{len(times)} frames, to {times[-1]:.1f} s, can be decoded and are used"
+                f"{path}: is damaged or cut ({what}); {len(times)} of its frames, to "
+                f"{times[-1]:.1f} s, can be decoded and are used"
             ),
             stacklevel=3,
         )
@@ -236,14 +237,32 @@ def _sharpness(frame: Any) -> float:
     )
 
 
-def _decode(path: Path, damage: list[str] | None = None) -> Generator[Any, None, None]:
+@dataclasses.dataclass
+class _Damage:
+    """What went wrong while frames came before or after it, and how long the file says it is."""
+
+    problems: list[str] = dataclasses.field(default_factory=list)
+    seconds: float = 0.0
+
+    def said(self, times: Sequence[float]) -> str | None:
+        """What is missing beside frames at these times; None if nothing seems to be."""
+        if self.problems:
+            return f"{len(self.problems)} times: {self.problems[0]}"
+        # Sound may be a little longer than pictures.
+        if self.seconds - (times[-1] - times[0]) > max(1.0, _MISSING * self.seconds):
+            return f"it says that it has {self.seconds:.1f} s"
+        return None
+
+
+def _decode(path: Path, damage: _Damage | None = None) -> Generator[Any, None, None]:
     """The frames of a file's video, but those that are damaged.
 
     Args:
         path: the file.
-        damage: is told what went wrong, where frames came before or after it.
+        damage: is told what went wrong.
     """
     try:
+        import av
         import av.error
     except ImportError as error:
         raise InputError(
@@ -254,9 +273,12 @@ def _decode(path: Path, damage: list[str] | None = None) -> Generator[Any, None,
     decoded, problems = 0, []
     try:
         # Titles and places are in any encoding, and nobody asks for them.
-        with av.open(str(path), "r", metadata_errors="replace") as container:
+        lenient: dict[str, Any] = {"metadata_errors": "replace"}
+        with av.open(str(path), **lenient) as container:
             stream = _main_stream(container, path)
             stream.thread_type = "AUTO"
+            if damage is not None:
+                damage.seconds = (container.duration or 0) / av.time_base
             for frame in _good_frames(container, stream, problems):
                 yield frame
                 decoded += 1
@@ -270,7 +292,7 @@ def _decode(path: Path, damage: list[str] | None = None) -> Generator[Any, None,
             "give photographs"
         )
     if damage is not None:
-        damage += problems
+        damage.problems += problems
 
 
 def _good_frames(container: Any, stream: Any, problems: list[str]) -> Iterator[Any]:
@@ -305,18 +327,12 @@ def _main_stream(container: Any, path: Path) -> Any:
     """The video itself: cover art and thumbnails are streams of video, too."""
     from av.stream import Disposition
 
+    stream = container.streams.best("video")  # FFmpeg's choice: no picture where there is more.
     pictures = Disposition.attached_pic | Disposition.timed_thumbnails
-    videos = [one for one in container.streams.video if not one.disposition & pictures]
-    if not videos:
-        only = "a cover picture" if container.streams.video else "other streams"
+    if stream is None or stream.disposition & pictures:
+        only = "other streams" if stream is None else "a cover picture"
         raise InputError(f"{path}: holds no video, only {only}; give another file")
-    return max(
-        videos,
-        key=lambda one: (
-            bool(one.disposition & Disposition.default),
-            (one.codec_context.width or 0) * (one.codec_context.height or 0),
-        ),
-    )
+    return stream
 
 
 # By PyAV's `rotation`: how far to turn the image counterclockwise, in degrees.
