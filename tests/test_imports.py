@@ -21,8 +21,8 @@ ALLOWED = {
 }  # fmt: skip
 # The parts of vggt_jax from the bottom up: each imports only parts that stand before it.
 ORDER = (
-    "errors", "host", "files", "geometry", "checkpoints", "weights", "layers", "images", "trunk",
-    "heads", "scene", "models", "synthetic", "evaluation", "export", "pipeline", "training",
+    "errors", "host", "files", "geometry", "checkpoints", "weights", "layers", "images", "masks",
+    "video", "trunk", "heads", "scene", "models", "synthetic", "evaluation", "export", "pipeline", "training",
     "viewer", "cli",
 )  # fmt: skip
 

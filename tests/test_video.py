@@ -1,5 +1,6 @@
 """Videos: which frames are chosen, that they are right and upright, and what is refused."""
 
+import os
 import struct
 
 import av
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 
 import vggt_jax
-from vggt_jax import InputError
+from vggt_jax import InputError, InputWarning
 from vggt_jax.images import video
 from vggt_jax.images.loading import load_images
 
@@ -28,11 +29,11 @@ def index_of(image):
     return round((float(np.asarray(image)[:8, :8].mean()) - 40) / 4)
 
 
-def write_video(path, pictures, *, rate=RATE, codec="mpeg4"):
+def write_video(path, pictures, *, rate=RATE, codec="mpeg4", pix_fmt="yuv420p"):
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate)
         stream.height, stream.width = pictures[0].shape[:2]
-        stream.pix_fmt, stream.bit_rate = "yuv420p", 4_000_000
+        stream.pix_fmt, stream.bit_rate = pix_fmt, 4_000_000
         for pixels in pictures:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())
@@ -174,3 +175,90 @@ def test_without_pyav_the_way_out_is_named(clip, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "av", None)
     with pytest.raises(InputError, match=r"pip install 'vggt-jax\[video\]'"):
         load_images(clip)
+
+
+def damaged(path, begin, end):
+    """A copy of a file of which the part between these shares is zero."""
+    data = bytearray(path.read_bytes())
+    begin, end = int(begin * len(data)), int(end * len(data))
+    data[begin:end] = bytes(end - begin)
+    path = path.with_name(f"damaged_{begin}{path.suffix}")
+    path.write_bytes(data)
+    return path
+
+
+@pytest.fixture(scope="module")
+def streamed(tmp_path_factory):
+    """A second of 12 frames, each by itself; its index stands at the end."""
+    path = tmp_path_factory.mktemp("video") / "streamed.mp4"
+    return write_video(path, [picture(i) for i in range(12)], codec="mjpeg", pix_fmt="yuvj420p")
+
+
+@pytest.mark.parametrize(("begin", "end"), [(0.6, 0.9), (0.4, 0.6)])
+def test_what_is_left_of_a_damaged_video_is_used_and_said(streamed, begin, end):
+    path = damaged(streamed, begin, end)
+    with pytest.warns(
+        InputWarning, match=r"is damaged or cut .* of its frames, to .* s, can be decoded"
+    ):
+        chosen = video.choose_frames(path, fps=12)
+    assert 4 <= len(chosen.indices) < 12
+    # Read again, the frames are those that were chosen.
+    shown = [index_of(image) for image in chosen.images()]
+    assert shown[:4] == [0, 1, 2, 3] and shown == sorted(shown) and len(shown) == len(set(shown))
+
+
+def test_a_cut_video_of_many_kinds(clip):
+    """Cut where its index still stands: at the end, as an interrupted copy leaves it."""
+    path = clip.with_name("whole.mkv")
+    write_video(path, [picture(i) for i in range(48)])
+    cut = clip.with_name("cut.mkv")
+    cut.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.warns(InputWarning, match=r"cut .*it says that it has 4.0 s.*; \d+ of its frames"):
+        chosen = video.choose_frames(cut, fps=12)  # Matroska needs no index to be read.
+    assert 10 < len(chosen.indices) < 40
+    assert [index_of(image) for image in chosen.images()][:5] == [0, 1, 2, 3, 4]
+
+
+def test_cover_art_is_not_the_video(tmp_path):
+    from av.stream import Disposition
+
+    path = tmp_path / "song.mp4"
+    with av.open(str(path), "w") as container:
+        cover = container.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 320, 320, "yuvj420p"
+        cover.disposition = Disposition.attached_pic
+        stream = container.add_stream("mpeg4", rate=RATE)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        stream.bit_rate = 4_000_000
+        white = av.VideoFrame.from_ndarray(np.full((320, 320, 3), 255, np.uint8), format="rgb24")
+        container.mux(cover.encode(white))
+        container.mux(cover.encode())
+        for i in range(6):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(i), format="rgb24")))
+        container.mux(stream.encode())
+    with av.open(str(path)) as container:
+        has_cover = any(one.disposition & Disposition.attached_pic for one in container.streams)
+    chosen = video.choose_frames(path, frames=6 if has_cover else 1)
+    assert [index_of(image) for image in chosen.images()] == list(range(6))
+    assert has_cover
+
+
+def test_titles_in_another_encoding(tmp_path):
+    path = tmp_path / "titled.mp4"
+    with av.open(str(path), "w") as container:
+        container.metadata["title"] = "titletitle"
+        stream = container.add_stream("mpeg4", rate=RATE)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for i in range(4):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(i), format="rgb24")))
+        container.mux(stream.encode())
+    data = path.read_bytes()
+    assert b"titletitle" in data
+    path.write_bytes(data.replace(b"titletitle", b"caf\xe9\xe2\xff ok!"))
+    assert len(video.choose_frames(path, frames=4).indices) == 4
+
+
+def test_a_pipe_is_no_video(tmp_path):
+    os.mkfifo(tmp_path / "clip.mp4")
+    with pytest.raises(InputError, match="is a pipe or a device"):
+        load_images(tmp_path / "clip.mp4")

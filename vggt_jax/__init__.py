@@ -2,6 +2,7 @@
 
 from vggt_jax.checkpoints.errors import CheckpointError as CheckpointError
 from vggt_jax.errors import InputError as InputError
+from vggt_jax.errors import InputWarning as InputWarning
 from vggt_jax.export import ExportReport as ExportReport
 from vggt_jax.export import export_reconstruction as export_reconstruction
 from vggt_jax.images.frames import Frames as Frames

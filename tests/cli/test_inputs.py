@@ -1,6 +1,7 @@
 """Video, masks, reference, intrinsics and scale on the command line."""
 
 import json
+import os
 
 import av
 import numpy as np
@@ -191,6 +192,75 @@ def test_known_intrinsics_and_scale(tmp_path, photographs, checkpoint, run):
     rotation, translation = np.split(scene(out).camera_from_world, [3], axis=-1)
     where = -(np.swapaxes(rotation, 1, 2) @ translation)[..., 0]
     assert np.linalg.norm(where[0] - where[2]) == pytest.approx(3, rel=1e-4)
+
+
+def test_what_is_left_out_is_one_line(tmp_path, photographs, checkpoint, run, refused, capsys):
+    """For one scene and for many; with the pattern that would do where companions are refused."""
+    (photographs / "clip.MOV").write_bytes(b"x")
+    (photographs / "known_depth").write_text("")
+    args = ["infer", photographs, "--model", checkpoint, "--size", 28, "--plan"]
+    assert run(*args) == 0
+    warned = [x for x in capsys.readouterr().err.splitlines() if "warning" in x]
+    (line,) = warned
+    assert line.startswith(f"vggt-jax: warning: {photographs}: 3 images read, and left out: ")
+    assert "1 video (clip.MOV)" in line and "1 other file (known_depth)" in line
+    Image.new("L", (160, 96), 255).save(photographs / "1_mask.png")
+    message = refused(*args)
+    assert "1 of 4 images go with others, as 1_mask.png with 1.png" in message
+    assert "--pattern '!*_mask.png'" in message
+    assert run(*args, "--pattern", "!*_mask.png") == 0
+    assert "3 of 28x14" in capsys.readouterr().out
+    assert run(*args, "--pattern", "0*", "--pattern", "2*") == 0
+    assert "2 of 28x14" in capsys.readouterr().out
+    only = refused(*args, "--pattern", "0*")
+    assert "one image is no scene" in only
+    batch = ["batch", tmp_path, "--model", checkpoint, "--out", tmp_path / "out", "--size", 28]
+    assert run(*batch) == 1
+    assert "failed: photographs: " in capsys.readouterr().err
+
+
+def test_folders_of_videos_and_of_scenes(tmp_path, checkpoint, refused):
+    folder = tmp_path / "capture"
+    folder.mkdir()
+    args = ["infer", folder, "--model", checkpoint, "--out", tmp_path / "out"]
+    (folder / "clip.MOV").write_bytes(b"x")
+    assert f"give the video itself: {folder}/clip.MOV" in refused(*args)
+    (folder / "more.mp4").write_bytes(b"x")
+    assert "`vggt-jax batch`" in refused(*args)
+    # One photograph beside pictures that are not read: those are named, too.
+    Image.new("RGB", (28, 14)).save(folder / "a.png")
+    (folder / "DSC_1.NEF").write_bytes(b"x")
+    message = refused(*args)
+    assert "one image is no scene" in message and "1 RAW file (DSC_1.NEF)" in message
+
+
+def test_stretching(tmp_path, checkpoint, run, refused, capsys):
+    folder = tmp_path / "thermal"
+    folder.mkdir()
+    for i in range(3):
+        values = np.linspace(21000, 24000, 14 * 28).reshape(14, 28)
+        Image.fromarray(values.astype(np.uint16)).save(folder / f"{i}.png")
+    args = ["infer", folder, "--model", checkpoint, "--size", 28]
+    out = tmp_path / "out"
+    assert run(*args, "--plan") == 0
+    warning = capsys.readouterr().err
+    assert "vggt-jax: warning: 3 images" in warning and "--stretch" in warning
+    assert run(*args, "--stretch", "--out", out) == 0
+    assert "warning: 3 images" not in capsys.readouterr().err
+    assert scene(out).images.max() == 255 and scene(out).images.min() == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "make"),
+    [("--model", "pipe"), ("--config", "/dev/zero"), ("--masks", "pipe"), ("--intrinsics", "pipe"),
+     ("--out", "/dev/null"), ("--out", "a" * 300), ("--model", "a" * 5000), ("--masks", "a/" * 3000)],
+)  # fmt: skip
+def test_paths_that_are_no_files(tmp_path, photographs, refused, monkeypatch, option, make):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    message = refused("infer", photographs, option, make)
+    assert option in message and len(message) < 400
+    assert "is a pipe or a device" in message or "File name too long" in message
 
 
 def no_mask(folder):

@@ -15,6 +15,7 @@ from vggt_jax.export.cameras import scene_cameras
 from vggt_jax.export.colmap import write_colmap
 from vggt_jax.export.images import check_photographs, find_photographs, write_photographs
 from vggt_jax.export.nerfstudio import write_nerfstudio
+from vggt_jax.export.photograph import stored
 from vggt_jax.export.points import scene_points
 from vggt_jax.files import output_folder
 from vggt_jax.images.loading import load_images
@@ -119,11 +120,12 @@ def test_photographs_that_stay_are_checked(tmp_path):
     Image.new("RGB", (6, 4)).save(tmp_path / "a.jpg", exif=exif)
     cameras = types.SimpleNamespace(original_sizes=((6, 4),))
     with pytest.raises(InputError, match="a.jpg: is stored turned"):
-        check_photographs(cameras, [tmp_path / "a.jpg"])
+        check_photographs(cameras, [stored(tmp_path / "a.jpg")])
     Image.new("RGB", (4, 6)).save(tmp_path / "a.jpg")
-    check_photographs(cameras, [tmp_path / "a.jpg"])
+    assert check_photographs(cameras, [stored(tmp_path / "a.jpg")]) == ()
     with pytest.raises(InputError, match="4x6 pixels, and what was reconstructed had 7x6"):
-        check_photographs(types.SimpleNamespace(original_sizes=((6, 7),)), [tmp_path / "a.jpg"])
+        another = types.SimpleNamespace(original_sizes=((6, 7),))
+        check_photographs(another, [stored(tmp_path / "a.jpg")])
 
 
 def test_turned_pictures_without_quality_are_turned(tmp_path):
@@ -133,7 +135,8 @@ def test_turned_pictures_without_quality_are_turned(tmp_path):
     path = tmp_path / "a.tif"
     Image.fromarray(pixels).save(path, exif=exif, compression="tiff_lzw")
     cameras = types.SimpleNamespace(names=("a.tif",), original_sizes=((6, 4),))
-    assert write_photographs(tmp_path / "out", cameras, [path]) == 1
+    (note,) = write_photographs(tmp_path / "out", cameras, [stored(path)])
+    assert note.startswith("1 photographs were turned")
     found = np.asarray(Image.open(tmp_path / "out" / "a.tif"))
     np.testing.assert_array_equal(found, np.rot90(pixels, -1))
 
@@ -271,7 +274,7 @@ def test_photographs_that_do_not_fit(tmp_path, make_room, contents):
     refused("no such folder", tmp_path / "nowhere")
     refused("3 images for a reconstruction of 4 frames", sorted(room.folder.iterdir())[:3])
     (room.folder / "view 2.png").write_text("no picture")
-    refused("view 2.png: cannot be read", room.folder)
+    refused("view 2.png: not an image", room.folder)
     refused("1 images for a reconstruction of 4 frames", room.folder / "view 0.png")
     (room.folder / "clip.mp4").write_text("no video")
     refused("clip.mp4: is not the video that was .* called clip_000000", room.folder / "clip.mp4")

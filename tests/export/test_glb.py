@@ -8,6 +8,7 @@ import pytest
 import trimesh
 
 from vggt_jax import InputError, export_reconstruction
+from vggt_jax.export.glb import write_glb
 
 # glTF: y up, z towards the viewer.
 TURN = np.diag([1.0, -1.0, -1.0, 1.0])
@@ -31,7 +32,6 @@ def test_points_and_cameras_come_back(tmp_path, make_room, mode):
     cloud = scene.geometry["points"]
     expected = room.recon.points_from_depth()[room.valid]
     np.testing.assert_allclose(cloud.vertices, expected * [1, -1, -1], rtol=1e-5, atol=1e-5)
-    np.testing.assert_array_equal(cloud.colors[:, :3], room.recon.images[room.valid])
     for i, pose in enumerate(poses(room)):
         matrix, name = scene.graph.get(f"camera_view_{i}")
         np.testing.assert_allclose(matrix, TURN @ pose @ TURN, rtol=0, atol=1e-5)
@@ -64,6 +64,29 @@ def test_the_file_says_what_gltf_says(tmp_path, make_room):
     assert points["primitives"][0]["mode"] == 0  # POINTS
     accessor = content["accessors"][points["primitives"][0]["attributes"]["POSITION"]]
     assert accessor["count"] == 17
+
+
+def test_colours_are_linear(tmp_path):
+    """As glTF 2.0 has COLOR_0; IEC 61966-2-1 says what linear is."""
+    colors = np.arange(256, dtype=np.uint8)[:, None].repeat(3, axis=1)
+    colors[:, 1] = 255 - colors[:, 0]
+    path = tmp_path / "points.glb"
+    write_glb(path, np.arange(768, dtype=np.float32).reshape(256, 3), colors, None)
+    data = path.read_bytes()
+    (size,) = struct.unpack("<I", data[12:16])
+    content = json.loads(data[20 : 20 + size])
+    accessor = content["accessors"][content["meshes"][0]["primitives"][0]["attributes"]["COLOR_0"]]
+    assert (accessor["componentType"], accessor["type"]) == (5126, "VEC3")
+    assert "normalized" not in accessor and accessor["count"] == 256
+    view = content["bufferViews"][accessor["bufferView"]]
+    assert view["byteLength"] == 256 * 12
+    start = 20 + size + 8 + view["byteOffset"]
+    values = np.frombuffer(data, "<f4", 256 * 3, start).reshape(256, 3)
+    srgb = colors / 255
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    np.testing.assert_allclose(values, linear, rtol=1e-6)
+    read = trimesh.load(path).geometry["points"].colors
+    np.testing.assert_allclose(read[:, :3], linear * 255, rtol=0, atol=1)
 
 
 def test_without_cameras_and_of_a_suitable_size(tmp_path, make_room):

@@ -1,10 +1,14 @@
 """The command `vggt-jax`, one file for each of its commands."""
 
+import contextlib
+import io
 import os
 import sys
-from collections.abc import Sequence
-from typing import Annotated
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any
 
+import tqdm
 import tyro
 
 import vggt_jax
@@ -16,9 +20,10 @@ from vggt_jax.cli.doctor import Doctor
 from vggt_jax.cli.export import Export
 from vggt_jax.cli.generated import in_dashes
 from vggt_jax.cli.infer import Infer
+from vggt_jax.cli.paths import check_paths
 from vggt_jax.cli.scene import in_our_spelling
 from vggt_jax.cli.view import View
-from vggt_jax.errors import InputError
+from vggt_jax.errors import InputError, InputWarning, printable
 from vggt_jax.pipeline.many_scenes import ManyScenesOptions
 
 _INTERRUPTED = 130  # what shells report for a command that Ctrl-C ended
@@ -51,17 +56,44 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--conf_thres_value, --use_ba, ... `vggt-jax --version` tells the version.",
     )
     try:
-        return command.run() or 0
+        check_paths(command)
+        with _warnings_on_lines():
+            return command.run() or 0
     except (InputError, CheckpointError) as error:
-        print(f"vggt-jax: error: {in_dashes(str(error), ManyScenesOptions)}", file=sys.stderr)
+        text = in_dashes(str(error), ManyScenesOptions)
+        lines = "\n".join(map(printable, text.split("\n")))  # Those of checkpoints are several.
+        print(f"vggt-jax: error: {lines}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("vggt-jax: interrupted", file=sys.stderr)
         return _INTERRUPTED
 
 
+@contextlib.contextmanager
+def _warnings_on_lines() -> Iterator[None]:
+    """Prints what is said of input as errors are printed, each once."""
+    said: set[str] = set()
+
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def on_a_line(message: Any, category: Any, *place: Any, **options: Any) -> None:
+            if not issubclass(category, InputWarning):
+                show(message, category, *place, **options)
+            elif (text := in_dashes(str(message), ManyScenesOptions, words=False)) not in said:
+                said.add(text)
+                tqdm.tqdm.write(f"vggt-jax: warning: {text}", file=sys.stderr)
+
+        warnings.simplefilter("always", InputWarning)
+        warnings.showwarning = on_a_line
+        yield
+
+
 def entry() -> None:
     """The console command: `main`, which ends the process."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # Names of files are any bytes.
     code = main()
     if code == _INTERRUPTED:
         # Threads of the compiler may still run, and do not survive an orderly end.

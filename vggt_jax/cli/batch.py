@@ -7,7 +7,7 @@ from typing import Any
 
 from vggt_jax.cli.generated import options_of, taken
 from vggt_jax.cli.scene import WRITTEN_OTHERWISE, Scene
-from vggt_jax.errors import InputError
+from vggt_jax.errors import InputError, printable
 from vggt_jax.pipeline.many_scenes import ManyScenesOptions
 
 
@@ -45,9 +45,11 @@ class Batch(Scene):
         fields["progress"] = True
         report = reconstruct_scenes(folder, self.out, **fields)
         for name, reason in report.failed.items():
-            print(f"failed: {name}: {reason}", file=sys.stderr)
+            print(printable(f"failed: {name}: {reason}"), file=sys.stderr)
         print(
-            f"{len(report.written)} scenes written to {self.out}, {len(report.skipped)} were "
-            f"there, {len(report.failed)} failed"
+            printable(
+                f"{len(report.written)} scenes written to {self.out}, {len(report.skipped)} were "
+                f"there, {len(report.failed)} failed"
+            )
         )
         return 1 if report.failed else 0

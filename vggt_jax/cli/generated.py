@@ -68,13 +68,21 @@ def taken(command: Any, kind: type, *names: str) -> dict[str, Any]:
     return {x: getattr(command, x) for x in fields if x not in names and hasattr(command, x)}
 
 
-def in_dashes(message: str, kind: type) -> str:
-    """A message with the names of options as they are written on the command line."""
+def in_dashes(message: str, kind: type, *, words: bool = True) -> str:
+    """A message with the names of options as they are written on the command line.
+
+    Args:
+        words: whether names stand in sentences, too, and not with a value alone.
+    """
     names = "|".join(field.name for field in dataclasses.fields(kind))
-    message = re.sub(rf"(?<![-\w])({names})=(?!False)", r"--\1 ", message)
+    message = re.sub(rf"(?<![-\w/.])({names})=True", r"--\1", message)
+    message = re.sub(rf"(?<![-\w/.])({names})=(?!False)", r"--\1 ", message)
+    if not words:
+        return message
     # Words of English stay what they are.
     two_words = "|".join(x.name for x in dataclasses.fields(kind) if "_" in x.name)
-    message = re.sub(rf"(?<![-\w])({two_words})(?![\w=])", r"--\1", message)
+    # Nor are parts of paths options.
+    message = re.sub(rf"(?<![-\w/.])({two_words})(?![\w=/]|\.\w)", r"--\1", message)
     return re.sub(r"--[a-z]+(?:_[a-z]+)+", lambda found: found[0].replace("_", "-"), message)
 
 

@@ -1,5 +1,6 @@
 """From photographs to files: what `vggt-jax infer` does, step by step with progress and timings."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -9,11 +10,13 @@ import tqdm
 
 from vggt_jax.cli.scene import Scene
 from vggt_jax.cli.steps import Steps
-from vggt_jax.errors import InputError
+from vggt_jax.errors import InputError, printable
 from vggt_jax.export.folder import FILES, write_scene
 from vggt_jax.files import output_folder
-from vggt_jax.images.files import EXTENSIONS, find_images
+from vggt_jax.images.files import as_patterns, checked_file, photographs
 from vggt_jax.images.frames import Frames
+from vggt_jax.images.kinds import is_picture
+from vggt_jax.images.video import is_video
 from vggt_jax.models.base import SceneModel
 from vggt_jax.models.loading import cache_folder
 from vggt_jax.pipeline import inputs as scene_inputs
@@ -39,7 +42,7 @@ def reconstruct_files(scene: Scene, out: Path, *, max_points: int, overwrite: bo
     folders = {
         path if path.is_dir() else path.parent
         for path in paths
-        if path.is_dir() or path.suffix.lower() in EXTENSIONS
+        if path.is_dir() or is_picture(path)
     }
     if out.exists() and any(out.samefile(folder) for folder in folders):
         raise InputError(f"{out}: holds the photographs; choose another --out")
@@ -56,7 +59,7 @@ def reconstruct_files(scene: Scene, out: Path, *, max_points: int, overwrite: bo
                 max_points=max_points,
             )
     num_frames, height, width, _ = result.images.shape
-    print(f"{num_frames} frames of {width}x{height}, {num_points:,} points -> {out}")
+    print(printable(f"{num_frames} frames of {width}x{height}, {num_points:,} points -> {out}"))
     if (stats := result.attention_stats) is not None:
         kept = f"saw {stats.density.mean():.1%} of the keys"
         if not np.isnan(stats.covered).any():  # Of a sample it is not measured.
@@ -197,17 +200,24 @@ def _checked_photographs(scene: Scene) -> tuple[Path, ...]:
         InputError: something is wrong with them that shows before a model is loaded.
     """
     images = scene.paths()
-    folders = [path for path in images if path.is_dir()]
+    folders = [path for path in images if os.path.isdir(path)]
     if folders and len(images) > 1:
         raise InputError(f"{folders[0]}: is a folder; give one folder, or image files only")
-    paths = find_images(folders[0]) if folders else list(images)
-    if missing := [path for path in paths if not path.exists()]:
-        raise InputError(f"{missing[0]}: no such file")
-    is_image = paths[0].suffix.lower() in EXTENSIONS
+    paths: tuple[Path, ...] = images
+    left_out = ""
+    if folders:
+        found = photographs(folders[0], as_patterns(scene.pattern))
+        paths, left_out = found.images, found.said_of_left_out()
+    elif scene.pattern:
+        raise InputError("--pattern is for a folder of photographs; leave it out")
+    for path in paths:
+        checked_file(path)
+    is_image = not is_video(paths[0]) and not scene.changed("fps", "frames")
     if len(paths) == 1 and is_image and not scene.allow_single_image:
         raise InputError(
             f"{paths[0]}: one image is no scene; give two or more photographs, or "
             "--allow-single-image (the models were not trained for it)"
+            + (f"; beside it lie {left_out}" if left_out else "")
         )
     return images
 

@@ -3,10 +3,11 @@
 import contextlib
 import dataclasses
 import math
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -15,7 +16,7 @@ from vggt_jax import weights
 from vggt_jax.cli.generated import Flag, options_of, taken
 from vggt_jax.errors import InputError
 from vggt_jax.files import RESULTS
-from vggt_jax.images.files import find_images
+from vggt_jax.images.files import as_patterns, scene_folder
 from vggt_jax.images.frames import Frames
 from vggt_jax.images.masks import Background
 from vggt_jax.layers.attention import Dense
@@ -117,6 +118,7 @@ def in_our_spelling(argv: Sequence[str]) -> list[str]:
         "config": Path | None,
         "size": int | None,
         "reference": str,
+        "pattern": tyro.conf.UseAppendAction[tuple[str, ...]],
         "compute_dtype": Literal["float32", "bfloat16"] | None,
     },
 )
@@ -125,6 +127,9 @@ class Scene:
 
     Fields of `Options` that it does not have itself are added to it.
     """
+
+    if TYPE_CHECKING:
+        pattern: tuple[str, ...]
 
     sources: Annotated[
         tyro.conf.Positional[tuple[Path, ...]],
@@ -208,11 +213,8 @@ class Scene:
             InputError: nothing was, or in both ways.
         """
         paths = self.named()
-        if len(paths) == 1 and (paths[0] / "images").is_dir():
-            try:
-                find_images(paths[0])
-            except InputError:
-                return (paths[0] / "images",)
+        if len(paths) == 1 and os.path.isdir(paths[0]):
+            return (scene_folder(paths[0], as_patterns(self.pattern)).path,)
         return paths
 
     def named(self) -> tuple[Path, ...]:

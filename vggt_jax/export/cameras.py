@@ -31,6 +31,8 @@ class Cameras:
       original_intrinsics: [s 3 3] for the photographs.
       original_sizes: (height, width) of the photographs.
       transforms: between the two.
+      masks: names of the masks of the photographs below the folder `masks` of an export; empty
+        where there are none.
     """
 
     names: tuple[str, ...]
@@ -39,6 +41,7 @@ class Cameras:
     original_intrinsics: Float64[np.ndarray, "s 3 3"]
     original_sizes: tuple[tuple[int, int], ...]
     transforms: tuple[FrameTransform, ...]
+    masks: tuple[str, ...] = ()
 
     def world_from_camera(self) -> Float64[np.ndarray, "s 4 4"]:
         """Poses as 4x4 matrices, OpenCV."""
@@ -118,7 +121,7 @@ def checked_names(
     names = tuple(name.replace("\\", "/") for name in names)
     for i, name in enumerate(names):
         path = PurePosixPath(name)
-        if not name or path.is_absolute() or ".." in path.parts:
+        if not name or "\0" in name or path.is_absolute() or ".." in path.parts:
             raise InputError(f"frame {i}: {name!r} is no name of a file inside a folder of images")
         if distinct and name in names[:i]:
             raise InputError(

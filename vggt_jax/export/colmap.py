@@ -17,6 +17,7 @@ from vggt_jax.scene.reconstruction import Reconstruction
 
 # Points: fewer hardly hold two frames together (COLMAP asks for as many to place an image).
 _FEWEST_SHARED = 30
+_SHOWN_FROM = 3  # Photographs that must see a point for COLMAP's window to show it, by default.
 MORE_TRACKS = "raise max_reprojection_error, or depth_tolerance for tracks from depth"
 _MAX_TRACKS = 100_000  # Default of the official demo_colmap.py, as a start for splatting plenty.
 
@@ -267,6 +268,12 @@ def _write(
     )
     if adjustment is not None:
         notes += _notes_of_adjustment(adjustment, cameras.names, shared=options.shared_camera)
+    length = np.bincount(found.observed_point, minlength=len(found.points))
+    if (num_hidden := int((length < _SHOWN_FROM).sum())) > len(length) / 2:
+        notes.append(
+            f"{num_hidden:,} of {len(length):,} points are seen by two photographs alone, which "
+            "COLMAP's window hides: set Render > Render options > Minimum track length to 2"
+        )
     if not errors.num_points:
         notes.append(
             f"no point is seen alike by {options.min_track_length} frames, so there are cameras "

@@ -31,6 +31,8 @@ from vggt_jax.export.images import (
     find_photographs,
     lie_in_place,
 )
+from vggt_jax.export.masks import FOLDER as MASKS
+from vggt_jax.export.masks import SceneMasks
 from vggt_jax.export.points import scene_points
 from vggt_jax.export.tracks import TrackErrors
 from vggt_jax.files import check_file, check_output_folder, output_folder
@@ -126,13 +128,13 @@ class FileFormat(ExportFormat):
 
 @dataclass(frozen=True, kw_only=True)
 class FolderFormat(ExportFormat):
-    """A format that is a folder with the photographs in `images`.
+    """A format that is a folder with the photographs in `images`, and masks of them in `masks`.
 
     Attributes:
-      entries: what the folder holds beside `images`.
+      entries: what the folder holds beside `images` and `masks`.
       write: `write(recon, folder, cameras, options)` writes a scene in NumPy arrays into an empty
         folder, which takes its place when all went well. `cameras` has the names of the files in
-        `images`.
+        `images`, and of those in `masks` if there are any.
     """
 
     entries: tuple[str, ...]
@@ -140,18 +142,26 @@ class FolderFormat(ExportFormat):
 
     def export(self, recon: Reconstruction, path: Path, options: "ExportOptions") -> Written:
         photographs = Photographs.of(scene_cameras(recon), recon, path, options.images)
-        entries = self._all_entries(with_images=photographs.are_written)
+        masks = SceneMasks.of(recon, photographs, path)
+        entries = self._all_entries(
+            with_images=photographs.are_written, with_masks=masks.are_written
+        )
+        stale = self._all_entries(
+            with_images=photographs.are_written, with_masks=photographs.are_written
+        )
         with output_folder(
-            path, overwrite=options.overwrite, entries=entries, stale=entries
+            path, overwrite=options.overwrite, entries=entries, stale=stale
         ) as folder:
             notes = (*photographs.notes, *photographs.write(folder / "images", recon))
-            written = self.write(recon, folder, photographs.cameras, options)
+            notes = (*notes, *masks.notes)
+            masks.write(folder, recon)
+            written = self.write(recon, folder, masks.cameras, options)
             return dataclasses.replace(written, notes=(*notes, *written.notes))
 
     def check_place(self, path: Path, options: "ExportOptions") -> None:
         images = options.images
         with_images = images is not None and not lie_in_place(images, path)
-        entries = self._all_entries(with_images=with_images)
+        entries = self._all_entries(with_images=with_images, with_masks=False)
         check_output_folder(path, overwrite=options.overwrite, entries=entries)
 
     def check_frames(self, frames: Frames, options: "ExportOptions") -> None:
@@ -161,8 +171,9 @@ class FolderFormat(ExportFormat):
         if options.shared_camera:
             check_one_size(names, [transform.original_size for transform in frames.transforms])
 
-    def _all_entries(self, *, with_images: bool) -> list[str]:
-        return [*self.entries, *(["images"] if with_images else [])]
+    def _all_entries(self, *, with_images: bool, with_masks: bool) -> list[str]:
+        images, masks = ["images"] * with_images, [MASKS] * with_masks
+        return [*self.entries, *images, *masks]
 
 
 _formats: dict[str, ExportFormat] = {}

@@ -1,7 +1,9 @@
 """Coloured points and cameras as binary glTF."""
 
+import functools
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -18,6 +20,7 @@ GLTF_FROM_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
 # The length of a camera as a share of the distance from the cameras' middle to the median point:
 # large enough to see, small enough to see past.
 _CAMERA_SIZE = 0.05
+_FLOAT = 5126  # glTF 2.0
 _COLORMAP = "turbo"  # From the first camera (blue) to the last (red).
 
 
@@ -32,9 +35,10 @@ def write_glb(
     """Writes a binary glTF file that Blender, Windows' 3D Viewer and three.js read.
 
     glTF's world has y up, so the world is turned half around x: `x_gltf = (x, -y, -z)`. Points are
-    a geometry `points`; every camera is a node `camera_NAME` with a pyramid, whose tip is the
-    centre of projection and whose base is the image. The node's matrix is world_from_camera in the
-    axes of glTF's cameras: x right, y up, looking along -z.
+    a geometry `points`, whose colours are linear, as glTF has them, in floats, so that dark
+    ones stay apart; every camera is a node `camera_NAME` with a pyramid, whose tip is the centre of
+    projection and whose base is the image. The node's matrix is world_from_camera in the axes of
+    glTF's cameras: x right, y up, looking along -z.
 
     Args:
       path: the file; its folder is made if it is missing.
@@ -68,10 +72,33 @@ def write_glb(
             pyramid = _pyramid(cameras, i, camera_size)
             pose = GLTF_FROM_OPENCV @ poses[i] @ GLTF_FROM_OPENCV
             scene.add_geometry(pyramid, node_name=name, geom_name=name, transform=pose)
-    data = scene.export(file_type="glb")
+    set_colors = functools.partial(_set_colors, colors=colors)
+    data = scene.export(file_type="glb", buffer_postprocessor=set_colors)
     assert isinstance(data, bytes)
     with replacing(path) as file:
         file.write(data)
+
+
+def _linear(colors: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+    """Linear colours of sRGB, both in [0, 1]; IEC 61966-2-1."""
+    return np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
+
+
+def _set_colors(
+    buffers: dict[Any, bytes], tree: dict[str, Any], colors: UInt8[np.ndarray, "m 3"]
+) -> None:
+    """Gives the points linear colours in floats; trimesh writes the 8 bits that it is given."""
+    table = _linear(np.arange(256) / 255).astype("<f4")
+    for mesh in tree["meshes"]:
+        if mesh["name"] != "points":
+            continue
+        # Both are ordered by the places that they will have in the file.
+        place = mesh["primitives"][0]["attributes"]["COLOR_0"]
+        accessor = list(tree["accessors"].values())[place]
+        for name in ("min", "max", "normalized"):
+            accessor.pop(name, None)
+        accessor |= {"componentType": _FLOAT, "type": "VEC3"}
+        buffers[list(buffers)[accessor["bufferView"]]] = table[colors].tobytes()
 
 
 def _suitable_size(points: np.ndarray, centres: np.ndarray) -> float:
@@ -99,7 +126,8 @@ def _pyramid(cameras: Cameras, i: int, size: float):
     walls = np.array([[0, 1, 2], [0, 2, 3], [0, 3, 4], [0, 4, 1]])
     faces = np.concatenate([walls, walls[:, ::-1]])
     share = i / max(len(cameras.names) - 1, 1)
-    color = np.round(np.array(colormaps[_COLORMAP](share)) * 255).astype(np.uint8)
+    color = np.append(_linear(np.array(colormaps[_COLORMAP](share)[:3])), 1.0)
+    color = np.round(color * 255).astype(np.uint8)
     return trimesh.Trimesh(
         rays * size * np.diag(GLTF_FROM_OPENCV)[:3],
         faces,

@@ -3,27 +3,26 @@
 import dataclasses
 import os
 import re
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from vggt_jax.errors import InputError
 from vggt_jax.export.cameras import Cameras, checked_names
+from vggt_jax.export.photograph import Stored, check_size, limits_of, stored
+from vggt_jax.export.photograph import write as write_photograph
 from vggt_jax.files import replacing
-from vggt_jax.images.decoding import reading
-from vggt_jax.images.files import EXTENSIONS
+from vggt_jax.images.files import composed, counted, listed, scene_folder
 from vggt_jax.images.frames import FrameTransform
+from vggt_jax.images.kinds import PICTURES, is_picture
 from vggt_jax.images.video import decoded_frames, indices_of_names
 from vggt_jax.scene.reconstruction import Reconstruction
 
 Images = str | os.PathLike | Sequence[str | os.PathLike]
 
-_ORIENTATION = 0x0112  # The EXIF tag.
-_JPEG_QUALITY = 95
 _EXTENSION = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,4}$")
 
 
@@ -68,10 +67,10 @@ def find_photographs(names: Sequence[str], images: Images) -> tuple[Path, ...] |
                 "for each frame, in their order"
             )
     else:
-        folder = Path(images)
-        if not folder.is_dir():
-            indices_of_names(folder, names)
+        if not Path(images).is_dir():
+            indices_of_names(images, names)
             return None
+        folder = scene_folder(images).path
         # Names hold as many folders as told them apart; the folder given may be the last of these.
         paths = tuple(_in_folder(folder, name) for name in names)
         if len(set(paths)) < len(set(names)):
@@ -86,17 +85,27 @@ def find_photographs(names: Sequence[str], images: Images) -> tuple[Path, ...] |
 
 def _in_folder(folder: Path, name: str) -> Path:
     """The file of a frame in a folder; the first that was tried where there is none."""
-    extensions = ("",) if has_extension(name) else ("", *EXTENSIONS)
+    extensions = ("",) if has_extension(name) else ("", *PICTURES)
     tried = [
         folder / f"{place}{extension}"
         for place in (name, Path(name).name)
         for extension in extensions
     ]
-    return next((path for path in tried if path.is_file()), tried[0])
+    found = next((path for path in tried if path.is_file()), None)
+    return found or next(filter(None, map(_alike, tried)), tried[0])
+
+
+def _alike(path: Path) -> Path | None:
+    """A file whose name looks the same: accents may be written in two ways."""
+    if path.name.isascii() or not path.parent.is_dir():
+        return None
+    return next(
+        (one for one in path.parent.iterdir() if composed(one.name) == composed(path.name)), None
+    )
 
 
 def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in EXTENSIONS and not path.is_dir()
+    return is_picture(path) and not path.is_dir()
 
 
 def has_extension(name: str) -> bool:
@@ -115,68 +124,75 @@ def _first_repeated(paths: Sequence[Path]) -> Path:
     return next(path for i, path in enumerate(paths) if path in paths[:i])
 
 
-def _upright(image: Image.Image, path: Path, size: tuple[int, int]) -> Image.Image:
-    """The image itself, or turned as its EXIF data says, of the (height, width) asked for."""
-    is_turned = image.getexif().get(_ORIENTATION, 1) != 1
-    upright = ImageOps.exif_transpose(image) if is_turned else image
-    if (upright.height, upright.width) != size:
-        raise InputError(
-            f"{path}: {upright.width}x{upright.height} pixels, and what was reconstructed "
-            f"had {size[1]}x{size[0]}; give the folder that was reconstructed"
-        )
-    return upright
-
-
-def check_photographs(cameras: Cameras, paths: Sequence[Path]) -> None:
+def check_photographs(cameras: Cameras, photographs: Sequence[Stored]) -> tuple[str, ...]:
     """Checks photographs that stay where they are.
+
+    Returns:
+      Notes on what other programs misread.
 
     Raises:
       InputError: one is not of the size that was reconstructed, or is stored turned, which COLMAP,
         gsplat and nerfstudio do not see.
     """
-    for path, size in zip(paths, cameras.original_sizes, strict=True):
-        with reading(str(path)), Image.open(path) as image:
-            is_turned = _upright(image, path, size) is not image
-        if is_turned:
+    for one, size in zip(photographs, cameras.original_sizes, strict=True):
+        check_size(one, size)
+        if one.is_turned:
             raise InputError(
-                f"{path}: is stored turned, and lies where it would be read as it is stored; "
+                f"{one.path}: is stored turned, and lies where it would be read as it is stored; "
                 "choose another --out, where photographs are written upright"
             )
+    if not (unlike := [one for one in photographs if one.unlike]):
+        return ()
+    note = (
+        f"{counted(len(unlike), 'photograph')} ({listed([one.path.name for one in unlike])}) "
+        f"{_are(unlike)} {_kinds(unlike)}, which other programs misread, and left as it lies here; "
+        "with another --out it is written as RGB of 8 bits"
+    )
+    return (note,)
 
 
-def write_photographs(folder: Path, cameras: Cameras, paths: Sequence[Path]) -> int:
-    """Copies photographs to `folder`, under the names of the frames.
+def write_photographs(
+    folder: Path, cameras: Cameras, photographs: Sequence[Stored]
+) -> tuple[str, ...]:
+    """Writes photographs to `folder`, under the names of the frames.
 
-    Files are copied byte by byte, but where EXIF says that an image is to be turned: sizes and
-    cameras of a reconstruction are those of the turned image, while COLMAP, gsplat and nerfstudio
-    read pixels as they are stored. Such a one is turned and written again.
+    Files are copied byte by byte, but where EXIF says that an image is to be turned, and where it
+    is no 8-bit RGB: sizes and cameras of a reconstruction are those of the turned image, while
+    COLMAP, gsplat and nerfstudio read pixels as they are stored. Such a one is written again, with
+    its colour profile and what EXIF says of the camera.
 
     Returns:
-      How many were turned.
+      Notes on what was changed.
 
     Raises:
       InputError: a photograph cannot be read, is not of the size that was reconstructed, or cannot
         be written.
     """
-    turned = 0
-    for name, path, size in zip(cameras.names, paths, cameras.original_sizes, strict=True):
-        target = folder / name
-        try:
-            with Image.open(path) as image:
-                upright = _upright(image, path, size)
-                is_turned = upright is not image
-                with replacing(target) as file:
-                    if is_turned:
-                        lossy = image.format in ("JPEG", "MPO", "WEBP", "AVIF")
-                        quality = {"quality": _JPEG_QUALITY} if lossy else {}
-                        upright.save(file, format=image.format, **quality)
-                    else:
-                        with open(path, "rb") as original:
-                            shutil.copyfileobj(original, file)
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise InputError(f"{path}: cannot be read as an image ({error})") from error
-        turned += is_turned
-    return turned
+    for one, size in zip(photographs, cameras.original_sizes, strict=True):
+        check_size(one, size)
+    limits = limits_of(photographs)
+    for name, one in zip(cameras.names, photographs, strict=True):
+        with replacing(folder / name) as file:
+            write_photograph(one, file, limits)
+    notes = []
+    if turned := sum(one.is_turned for one in photographs):
+        notes.append(f"{turned} photographs were turned as their EXIF data says, and written anew")
+    if unlike := [one for one in photographs if one.unlike]:
+        notes.append(
+            f"{counted(len(unlike), 'photograph')} ({listed([one.path.name for one in unlike])}) "
+            f"{_are(unlike)} {_kinds(unlike)}, and written anew as RGB of 8 bits"
+        )
+    if limits:
+        notes.append("grey of more bits is stretched from what all photographs use of it")
+    return tuple(notes)
+
+
+def _are(photographs: Sequence[Stored]) -> str:
+    return "is" if len(photographs) == 1 else "are"
+
+
+def _kinds(photographs: Sequence[Stored]) -> str:
+    return " or ".join(dict.fromkeys(what for one in photographs for what in one.unlike))
 
 
 def write_video_frames(folder: Path, cameras: Cameras, video: Path, names: Sequence[str]) -> None:
@@ -221,7 +237,7 @@ class Photographs:
     Attributes:
       cameras: under the names of the files.
       frame_names: what the reconstruction calls the frames.
-      paths: where the photographs are; None where they are frames, or those of a video.
+      photographs: how they are stored; None where they are frames, or those of a video.
       video: that the frames come from.
       are_written: whether the folder is part of the export.
       notes: what a person should know, a sentence each.
@@ -229,7 +245,7 @@ class Photographs:
 
     cameras: Cameras
     frame_names: tuple[str, ...]
-    paths: tuple[Path, ...] | None = None
+    photographs: tuple[Stored, ...] | None = None
     video: Path | None = None
     are_written: bool
     notes: tuple[str, ...] = ()
@@ -251,30 +267,47 @@ class Photographs:
         """
         names = checked_names(cameras.names, len(cameras.names), distinct=True)
 
-        def made(called: tuple[str, ...], **fields) -> "Photographs":
+        def made(called: tuple[str, ...], notes: Iterable[str] = (), **fields) -> "Photographs":
             # a.x and a.y would both become a.png.
-            called = called if len(set(called)) == len(names) else _with_png(names)
-            renamed = dataclasses.replace(cameras, names=called)
-            return cls(cameras=renamed, frame_names=names, **fields)
+            if len({composed(name) for name in called}) < len(names):
+                called = tuple(
+                    name if one == name else f"{name}{PurePosixPath(one).suffix or '.png'}"
+                    for name, one in zip(names, called, strict=True)
+                )
+            readable = tuple(map(_in_utf8, called))
+            if num_changed := sum(a != b for a, b in zip(called, readable, strict=True)):
+                notes = (*notes, f"{counted(num_changed, 'name')} that are no UTF-8 were changed")
+            renamed = dataclasses.replace(cameras, names=readable)
+            return cls(cameras=renamed, frame_names=names, notes=tuple(notes), **fields)
 
         if images is not None:
             paths = find_photographs(names, images)
             if paths is None:
                 assert isinstance(images, str | os.PathLike)
                 return made(_with_png(names), video=Path(images), are_written=True)
+            photographs = tuple(map(stored, paths))
             if lie_in_place(images, path):
                 assert isinstance(images, str | os.PathLike)
-                check_photographs(cameras, paths)
+                notes = check_photographs(cameras, photographs)
                 called = tuple(file.relative_to(images).as_posix() for file in paths)
-                return made(called, paths=paths, are_written=False)
-            # Frames of arrays have no extension: it is that of their file.
+                return cls(
+                    cameras=dataclasses.replace(cameras, names=called),
+                    frame_names=names,
+                    photographs=photographs,
+                    are_written=False,
+                    notes=notes,
+                )
+            _check_not_in_place(paths, path)
+            # Frames of arrays have no extension: it is that of their file, or of its new format.
             called = tuple(
-                name
-                if has_extension(name) or PurePosixPath(name).name == file.name
-                else f"{name}{file.suffix}"
-                for name, file in zip(names, paths, strict=True)
+                one.name(
+                    name
+                    if has_extension(name) or PurePosixPath(name).name == one.path.name
+                    else f"{name}{one.path.suffix}"
+                )
+                for name, one in zip(names, photographs, strict=True)
             )
-            return made(called, paths=paths, are_written=True)
+            return made(called, photographs=photographs, are_written=True)
         height, width = recon.images.shape[1:3]
         untouched = FrameTransform.identity((height, width))
         if all(transform == untouched for transform in cameras.transforms):
@@ -290,22 +323,38 @@ class Photographs:
             f"the photographs are not at hand: give the {of}, or put {called[0]} and "
             f"the others into {path / 'images'}, turned as their EXIF data says"
         )
-        return made(called, are_written=False, notes=(note,))
+        return made(called, (note,), are_written=False)
 
-    def write(self, folder: Path, recon: Reconstruction) -> list[str]:
+    def write(self, folder: Path, recon: Reconstruction) -> tuple[str, ...]:
         """Writes them to `folder`, and returns notes."""
         if not self.are_written:
-            return []
+            return ()
         if self.video is not None:
             write_video_frames(folder, self.cameras, self.video, self.frame_names)
-            return []
-        if self.paths is None:
+        elif self.photographs is not None:
+            return write_photographs(folder, self.cameras, self.photographs)
+        else:
             write_frames(folder, self.cameras, np.asarray(recon.images))
-            return []
-        turned = write_photographs(folder, self.cameras, self.paths)
-        if not turned:
-            return []
-        return [f"{turned} photographs were turned as their EXIF data says, and written anew"]
+        return ()
+
+
+def _check_not_in_place(paths: Sequence[Path], out: Path) -> None:
+    """Checks that photographs are not read from where they will be written."""
+    place = out / "images"
+    if place.is_dir() and (inside := [one for one in paths if _lies_in(one, place)]):
+        raise InputError(
+            f"{inside[0]}: lies in {place}, which would be replaced; give that folder itself as "
+            "the images, and it is left as it is, or choose another --out"
+        )
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    return folder.resolve() in path.resolve().parents
+
+
+def _in_utf8(name: str) -> str:
+    """A name in which bytes that are no UTF-8 are written out, for programs that know no others."""
+    return re.sub("[\ud800-\udfff]", lambda found: f"_x{ord(found[0]) & 0xFF:02x}", name)
 
 
 def _with_png(names: Iterable[str]) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from jaxtyping import Float, UInt8
 
 from vggt_jax.export.cameras import Cameras
 from vggt_jax.export.format import ExportOptions, FolderFormat, Written
+from vggt_jax.export.masks import FOLDER as MASKS
 from vggt_jax.export.ply import write_point_cloud
 from vggt_jax.files import replacing
 from vggt_jax.scene.reconstruction import Reconstruction
@@ -30,7 +31,8 @@ def write_nerfstudio(
     `transform_matrix` is world_from_camera with the camera's axes as OpenGL has them (x right, y
     up, looking along -z). The world stays the reconstruction's for cameras and points alike:
     `applied_transform` is the identity, since versions of nerfstudio differ in whether points
-    follow it; they find what is up by themselves. Intrinsics are per frame, for the photographs,
+    follow it; they find what is up by themselves. Where `cameras` has masks, every frame names its
+    own, as nerfstudio asks for: white is used. Intrinsics are per frame, for the photographs,
     with pixel centres at 0.5.
 
     Source: https://docs.nerf.studio/quickstart/data_conventions.html
@@ -59,6 +61,7 @@ def _frame(cameras: Cameras, i: int) -> dict[str, Any]:
     (height, width), matrix = cameras.original_sizes[i], cameras.original_intrinsics[i]
     return {
         "file_path": f"images/{cameras.names[i]}",
+        **({"mask_path": f"{MASKS}/{cameras.masks[i]}"} if cameras.masks else {}),
         "w": width,
         "h": height,
         "fl_x": float(matrix[0, 0]),

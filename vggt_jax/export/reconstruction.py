@@ -7,7 +7,7 @@ from typing import Literal
 
 import jax
 
-from vggt_jax.errors import InputError
+from vggt_jax.errors import InputError, printable
 from vggt_jax.export.cameras import CameraModel
 from vggt_jax.export.format import ExportOptions, Written
 from vggt_jax.export.images import Images
@@ -39,7 +39,7 @@ class ExportReport(Written):
             lines += [f"after bundle adjustment: {self.errors}"]
         elif self.errors is not None:
             lines += [str(self.errors)]
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+        return "\n".join(map(printable, [*lines, *(f"note: {note}" for note in self.notes)]))
 
 
 def export_reconstruction(

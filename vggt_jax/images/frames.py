@@ -134,11 +134,14 @@ class Frames:
       names: one per frame: file names, with as many parent folders as it takes to tell them apart,
         or the number of the frame where it did not come from a path.
       transforms: one per frame, to and from original pixels.
+      opaque: False on pixels of the photographs that are more transparent than not, which are
+        white in `images`; True on padding. None where all are opaque.
     """
 
     images: UInt8[np.ndarray, "s height width 3"] | Float32[np.ndarray, "s height width 3"]
     names: tuple[str, ...]
     transforms: tuple[FrameTransform, ...]
+    opaque: Bool[np.ndarray, "s height width"] | None = None
 
     def valid_mask(self) -> Bool[np.ndarray, "s height width"]:
         """True on pixels that show the photograph, False on padding; bool [s height width]."""

@@ -2,10 +2,13 @@
 
 Host side: numpy and Pillow. `load_images` does what the official `utils/load_fn.py` (VGGT) and
 `utils/basic.py` (π³) do, value for value, and also honours the orientation that a camera writes
-into EXIF and every kind of transparency.
+into EXIF and every kind of transparency. What is left out or read in another way than somebody
+could expect is said once, as an `InputWarning`.
 """
 
+import dataclasses
 import os
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -15,17 +18,27 @@ from typing import Any, get_args
 import numpy as np
 from PIL import Image
 
-from vggt_jax.errors import InputError
+from vggt_jax.errors import InputError, InputWarning
 from vggt_jax.images.decoding import (
+    SLIVER,
+    Limits,
+    Picture,
     checked_pixels,
     is_array,
+    measure,
     read_array,
     read_file,
     read_pil,
-    reading,
 )
-from vggt_jax.images.files import find_images, short_names
+from vggt_jax.images.files import (
+    as_patterns,
+    counted,
+    listed,
+    photographs,
+    short_names,
+)
 from vggt_jax.images.frames import Frames, FrameTransform
+from vggt_jax.images.opening import SEVERAL, reading
 from vggt_jax.images.resizing import (
     DEFAULT_SIZE,
     Mode,
@@ -42,6 +55,14 @@ from vggt_jax.images.resizing import (
 )
 from vggt_jax.images.video import VideoFrames, check_is_not_in_list, choose_frames, is_video
 
+_CLEAR = "clear"
+_SAID = {
+    SEVERAL: "{images} of several pictures or pages: the first of each is taken",
+    SLIVER: "{images} of 16 bits that use a quarter of their range or less, and are dark to black; "
+    "stretch=True stretches what they use",
+    _CLEAR: "{images} with transparent pixels, which are left out as by a mask",
+}
+
 
 def load_images(
     images: Any,
@@ -52,6 +73,8 @@ def load_images(
     patch_size: int = 14,
     fps: float | None = None,
     frames: int | None = None,
+    pattern: str | Sequence[str] = (),
+    stretch: bool = False,
     progress: bool = False,
 ) -> Frames:
     """Reads images and brings them to sides that are whole patches, like the official loaders.
@@ -68,13 +91,15 @@ def load_images(
     `load_images_as_tensor` in π³'s `utils/basic.py`.
 
     The official loaders neither turn images by their EXIF orientation nor composite transparency
-    (that of VGGT does for RGBA).
+    (that of VGGT does for RGBA). Here it lies on white, and is left out of what is made of the
+    frames (`Frames.opaque`). A picture of more than 89 million pixels is decoded smaller.
 
     Args:
-      images: a folder, a path, or a sequence of paths, of PIL images or of arrays [height width 3]
-        (uint8, or float in [0, 1], rounded to uint8 before resizing), any sizes. Or one array
-        [s height width 3] whose sides are whole patches: it is passed through untouched, float
-        arrays as float32. Or a video file, or what `video.choose_frames` chose of one.
+      images: a folder (or one with the photographs in its folder `images`), a path, or a sequence
+        of paths, of PIL images or of arrays [height width 3] (uint8, or float in [0, 1], rounded to
+        uint8 before resizing), any sizes. Or one array [s height width 3] whose sides are whole
+        patches: it is passed through untouched, float arrays as float32. Or a video file, or what
+        `video.choose_frames` chose of one.
       mode: None means `default_mode`, and that images which would differ in shape are an error.
       default_mode: what the model was made for.
       size: side of the target square, or (height, width); whole patches. For `"budget"` an int of
@@ -82,10 +107,20 @@ def load_images(
       patch_size: side of a patch in pixels.
       fps, frames: of a video, how many frames to take in a second or in all; see
         `video.choose_frames`. With either, a file of any name is read as a video.
+      pattern: of a folder, the files to take, such as "*.color.png"; with "!" before it, those to
+        leave out, such as "!*_mask.png". One or several.
+      stretch: bring the range of values that the images use, a thousandth at either end aside, to
+        all of [0, 255], the same for all images of a scene: for cameras of 12 bits in 16, thermal
+        ones, and floats.
       progress: shows a progress bar.
 
     Returns:
       The frames, in the order given.
+
+    Warns:
+      InputWarning: files of the folder are no photographs, by kind; of files only one of several
+        pictures is taken; pixels are transparent; values use a sliver of their range; a video is
+        damaged. Each is said once.
 
     Raises:
       InputError: an image cannot be read or has values out of range, no image was given, shapes
@@ -97,7 +132,10 @@ def load_images(
         if given not in (None, *get_args(Mode)):
             raise InputError(f"mode={given!r} is unknown; use 'crop', 'pad' or 'budget'")
     images = _video_if_any(images, fps, frames, progress)
+    _check_pattern(images, pattern)
     if is_array(images):
+        if stretch:
+            raise InputError("stretch=True is for files and lists; one array is passed as it is")
         size = DEFAULT_SIZE if size is None else size
         return _pass_through(images, mode, checked_size(size, patch_size), patch_size)
 
@@ -105,56 +143,149 @@ def load_images(
     resampling = Image.Resampling.LANCZOS if mode == "budget" else Image.Resampling.BICUBIC
     if mode == "budget":
         budget = checked_budget(size, patch_size)
-        labels, names, readers = _sources(images)
-        first = readers[0]()
-        readers[0] = lambda: first
-        size_of_first = (first.height, first.width)
-        target_size = size_within_budget(size_of_first, budget, patch_size, labels[0])
+        sources = _stretched(_sources(images, pattern), stretch)
+        first = sources[0].read()
+        sources[0] = dataclasses.replace(sources[0], read=lambda: first)
+        target_size = size_within_budget(first.size, budget, patch_size, sources[0].label)
         fit = partial(fit_by_stretching, budget=budget if is_strict else None)
     else:
         target_size = checked_size(DEFAULT_SIZE if size is None else size, patch_size)
-        labels, names, readers = _sources(images)
+        sources = _stretched(_sources(images, pattern), stretch)
         fit = fit_by_padding if mode == "pad" else fit_by_cropping
 
-    def prepare(label: str, read: Callable[[], Image.Image]) -> tuple[np.ndarray, FrameTransform]:
-        image = read()
-        width, height = image.size
-        transform = fit((height, width), target_size, patch_size, label)
-        return model_frame(image, transform, resampling), transform
+    def prepare(source: _Source) -> _Prepared:
+        picture = source.read()
+        transform = fit(picture.size, target_size, patch_size, source.label)
+        frame, opaque = model_frame(picture.image, transform, resampling), None
+        if picture.alpha is not None:
+            opaque = model_frame(picture.alpha, transform, resampling) >= 128
+        return _Prepared(frame=frame, opaque=opaque, transform=transform, remarks=picture.remarks)
 
-    # Each worker holds one original at a time. Frames go straight to their place in the batch, of
-    # the first one's shape; those of another shape wait beside it.
-    batch, others, transforms = np.empty(0, np.uint8), {}, []
-    executor = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))
-    try:
-        results = executor.map(prepare, labels, readers)
-        for i, (frame, transform) in enumerate(_with_progress(results, len(labels), progress)):
-            if i == 0:
-                batch = np.empty((len(labels), *frame.shape), np.uint8)
-            if frame.shape == batch.shape[1:]:
-                batch[i] = frame
-            else:
-                others[i] = frame
-            transforms.append(transform)
-    finally:
-        executor.shutdown(cancel_futures=True)
-
-    if others:
+    prepared = _all_prepared(prepare, sources, progress)
+    names, transforms = tuple(source.name for source in sources), prepared.transforms
+    batch, opaque = prepared.batch, prepared.opaque
+    if prepared.others:
         if is_strict:
             raise shapes_differ(transforms, names)
-        batch, transforms = padded_to_largest(batch, others, transforms)
-    return Frames(images=batch, names=names, transforms=tuple(transforms))
+        batch, padded = padded_to_largest(batch, prepared.others, transforms)
+        opaque = _padded_opaque(opaque, transforms, padded)
+        transforms = padded
+    _say(prepared.remarks, names)
+    all_opaque = None
+    if opaque:
+        all_opaque = np.ones(batch.shape[:3], bool)
+        for i, of_frame in opaque.items():
+            all_opaque[i] = of_frame
+    return Frames(images=batch, names=names, transforms=tuple(transforms), opaque=all_opaque)
 
 
-def _sources(
-    images: Any,
-) -> tuple[list[str], tuple[str, ...], list[Callable[[], Image.Image]]]:
-    """For every image: what errors call it, its name, and the function that reads it as RGB."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Source:
+    """An image to read.
+
+    Attributes:
+      label: what errors call it.
+      name: of its frame.
+      read: reads it, with `limits` if it can be stretched.
+      pixels: what is measured to stretch it; None if it cannot be.
+    """
+
+    label: str
+    name: str
+    read: Callable[..., Picture]
+    pixels: Any = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Prepared:
+    """A frame, and what is known of it."""
+
+    frame: np.ndarray
+    opaque: np.ndarray | None
+    transform: FrameTransform
+    remarks: frozenset[str]
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Batch:
+    """Frames of the first one's shape, by index those of other shapes, and what is known of all."""
+
+    batch: np.ndarray
+    others: dict[int, np.ndarray]
+    transforms: list[FrameTransform]
+    opaque: dict[int, np.ndarray]
+    remarks: dict[str, list[int]]
+
+
+def _all_prepared(
+    prepare: Callable[[_Source], _Prepared], sources: Sequence[_Source], progress: bool
+) -> _Batch:
+    """Reads in several threads.
+
+    Each worker holds one original at a time. Frames go straight to their place in the batch, of the
+    first one's shape; those of another shape wait beside it.
+    """
+    result = _Batch(batch=np.empty(0, np.uint8), others={}, transforms=[], opaque={}, remarks={})
+    executor = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))
+    try:
+        prepared = executor.map(prepare, sources)
+        for i, one in enumerate(_with_progress(prepared, len(sources), progress)):
+            if i == 0:
+                result.batch = np.empty((len(sources), *one.frame.shape), np.uint8)
+            if one.frame.shape == result.batch.shape[1:]:
+                result.batch[i] = one.frame
+            else:
+                result.others[i] = one.frame
+            result.transforms.append(one.transform)
+            remarks = one.remarks
+            if one.opaque is not None and not one.opaque.all():
+                result.opaque[i], remarks = one.opaque, remarks | {_CLEAR}
+            for remark in remarks:
+                result.remarks.setdefault(remark, []).append(i)
+    finally:
+        executor.shutdown(cancel_futures=True)
+    return result
+
+
+def _padded_opaque(
+    opaque: dict[int, np.ndarray],
+    transforms: Sequence[FrameTransform],
+    padded: Sequence[FrameTransform],
+) -> dict[int, np.ndarray]:
+    """What is opaque, on the larger frames that padding made."""
+    result = {}
+    for i, of_frame in opaque.items():
+        result[i] = np.ones(padded[i].model_size, bool)
+        before, after = transforms[i], padded[i]
+        top = after.content_rows[0] - before.content_rows[0]
+        left = after.content_columns[0] - before.content_columns[0]
+        height, width = of_frame.shape
+        result[i][top : top + height, left : left + width] = of_frame
+    return result
+
+
+def _say(remarks: dict[str, list[int]], names: Sequence[str]) -> None:
+    """Warns of what was remarked of images, once for each remark."""
+    for remark, text in _SAID.items():
+        if indices := remarks.get(remark):
+            images = counted(len(indices), "image") + f" ({listed([names[i] for i in indices])})"
+            warnings.warn(InputWarning(text.format(images=images)), stacklevel=3)
+
+
+def _sources(images: Any, pattern: str | Sequence[str]) -> list[_Source]:
+    """Every image that is to be read."""
     if isinstance(images, VideoFrames):
-        return [f"{images.path}: {name}" for name in images.names], images.names, images.readers()
+        frames = zip(images.names, images.readers(), strict=True)
+        return [
+            _Source(
+                label=f"{images.path}: {name}",
+                name=name,
+                read=lambda read=read: Picture.of(read()),
+            )
+            for name, read in frames
+        ]
     if isinstance(images, (str, os.PathLike)):
-        path = Path(images)
-        images = find_images(path) if path.is_dir() else [path]
+        images = _of_path(images, pattern)
     elif isinstance(images, Image.Image):
         images = [images]
     elif not isinstance(images, Iterable) or isinstance(images, (bytes, dict)):
@@ -165,12 +296,14 @@ def _sources(
     images = list(images)
     if not images:
         raise InputError("no images were given; pass at least one")
+    if any(isinstance(image, str) and not image for image in images):
+        raise InputError("the path of an image is empty; name a file")
     check_is_not_in_list(images)
 
-    labels, readers, paths = [], [], {}
+    labels, pixels, readers, paths = [], [], [], {}
     for i, item in enumerate(images):
         if isinstance(item, (str, os.PathLike)):
-            paths[i] = Path(item)
+            paths[i] = item = Path(item)
             label, read = str(paths[i]), partial(read_file, paths[i])
         elif isinstance(item, Image.Image):
             label = f"image {i} ({getattr(item, 'filename', '') or 'a PIL image'})"
@@ -178,17 +311,57 @@ def _sources(
                 item.load()  # Here and not in a worker: the same object may be given twice.
             read = partial(read_pil, item, label)
         elif is_array(item):
-            label = f"image {i} (an array)"
-            read = partial(read_array, np.asarray(item), label)
+            label, item = f"image {i} (an array)", np.asarray(item)
+            read = partial(read_array, item, label)
         else:
             raise InputError(
                 f"image {i} of type {type(item).__name__} is not understood; pass paths, PIL "
                 "images or arrays [height width 3]"
             )
         labels.append(label)
+        pixels.append(item)
         readers.append(read)
     names = dict(zip(paths, short_names(list(paths.values())), strict=True))
-    return labels, tuple(names.get(i, f"{i:04d}") for i in range(len(images))), readers
+    return [
+        _Source(label=labels[i], name=names.get(i, f"{i:04d}"), read=readers[i], pixels=pixels[i])
+        for i in range(len(images))
+    ]
+
+
+def _of_path(images: str | os.PathLike, pattern: str | Sequence[str]) -> Sequence[Path]:
+    """The images of a folder, whose other files are spoken of, or one file."""
+    if not os.fspath(images):
+        raise InputError("the path of the images is empty; '.' is the current folder")
+    if not os.path.isdir(images):
+        return [Path(images)]
+    folder = photographs(images, pattern)
+    if message := folder.message():
+        warnings.warn(InputWarning(message), stacklevel=4)
+    return folder.images
+
+
+def _check_pattern(images: Any, pattern: str | Sequence[str]) -> None:
+    is_folder = isinstance(images, (str, os.PathLike)) and os.path.isdir(images)
+    if as_patterns(pattern) and not is_folder:
+        raise InputError(f"{pattern=} is for a folder of images; give one, or leave it out")
+
+
+def _stretched(sources: list[_Source], stretch: bool) -> list[_Source]:
+    """The sources with readers that stretch the range which all of them use, by type of pixels."""
+    if not stretch:
+        return sources
+    if any(source.pixels is None for source in sources):
+        raise InputError("stretch=True is for images, not for videos; leave it out")
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as executor:
+        ranges = list(executor.map(lambda one: measure(one.pixels, one.label), sources))
+    limits: dict[str, tuple[float, float]] = {}
+    for kind, low, high in ranges:
+        lowest, highest = limits.get(kind, (low, high))
+        limits[kind] = min(low, lowest), max(high, highest)
+    shared: Limits = limits
+    return [
+        dataclasses.replace(source, read=partial(source.read, limits=shared)) for source in sources
+    ]
 
 
 def _video_if_any(images: Any, fps: float | None, frames: int | None, progress: bool) -> Any:
@@ -197,7 +370,7 @@ def _video_if_any(images: Any, fps: float | None, frames: int | None, progress: 
         (alone,) = images
         images = alone if is_video(alone) else images
     is_asked_for = fps is not None or frames is not None
-    if isinstance(images, (str, os.PathLike)) and not Path(images).is_dir():
+    if isinstance(images, (str, os.PathLike)) and not os.path.isdir(images):
         if is_asked_for or is_video(images):
             return choose_frames(images, fps=fps, frames=frames, progress=progress)
     elif is_asked_for:

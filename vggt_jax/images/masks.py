@@ -6,7 +6,7 @@ White means use and black leave out, as in COLMAP. The model sees photographs as
 
 import os
 from collections.abc import Collection, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -14,9 +14,10 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageOps
 
 from vggt_jax.errors import InputError
-from vggt_jax.images.decoding import reading
-from vggt_jax.images.files import EXTENSIONS
+from vggt_jax.images.files import composed, files_below
 from vggt_jax.images.frames import Frames, FrameTransform
+from vggt_jax.images.kinds import is_picture
+from vggt_jax.images.opening import opened, reading
 
 Background = Literal["white", "black", "sky"]
 
@@ -74,7 +75,8 @@ def load_masks(masks: Any, frames: Frames) -> Bool[np.ndarray, "s height width"]
 
     Args:
         masks: a folder with one mask for each photograph, of the same name (`a.jpg` and `a.png`),
-            or with another extension behind it (`a.jpg.png`, as COLMAP names them); or a sequence
+            or with another extension behind it (`a.jpg.png`, as COLMAP names them), in the folder
+            itself or in folders like those of the photographs (`cam0/a.jpg.png`); or a sequence
             of paths, PIL images or arrays [height width] (bool, or numbers where 0 is left out),
             one for each frame.
         frames: as `load_images` returns them.
@@ -109,26 +111,26 @@ def load_masks(masks: Any, frames: Frames) -> Bool[np.ndarray, "s height width"]
 
 
 def find_masks(folder: str | os.PathLike, names: Sequence[str]) -> list[Path]:
-    """The mask of each photograph in a folder; see `load_masks`.
+    """The mask of each photograph in a folder and the folders in it; see `load_masks`.
 
     Raises:
         InputError: the folder cannot be read, or lacks a mask.
     """
     folder = Path(folder)
     try:
-        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS)
-    except OSError as error:
-        raise InputError(
-            f"{folder}: the folder of masks cannot be read ({error.strerror})"
-        ) from error
+        paths = [path for path in files_below(folder) if is_picture(path)]
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"{folder}: the folder of masks cannot be read ({why})") from error
     by_stem: dict[str, list[Path]] = {}
     for path in paths:
-        by_stem.setdefault(path.stem, []).append(path)
+        by_stem.setdefault(composed(path.stem), []).append(path)
     found = []
     for name in names:
-        photograph = Path(name)
+        photograph = PurePosixPath(composed(name))
         # COLMAP's naming first: it tells a.jpg from a.png.
         candidates = by_stem.get(photograph.name) or by_stem.get(photograph.stem) or []
+        candidates = _closest(candidates, folder, photograph)
         if len(candidates) != 1:
             tried = f"{photograph.stem}.png or {photograph.name}.png"
             what = f"{len(candidates)} masks" if candidates else "no mask"
@@ -143,12 +145,25 @@ def find_masks(folder: str | os.PathLike, names: Sequence[str]) -> list[Path]:
     return found
 
 
+def _closest(candidates: list[Path], folder: Path, photograph: PurePosixPath) -> list[Path]:
+    """Of masks with the name of a photograph those with most of its folders in common."""
+
+    def in_common(path: Path) -> int:
+        ours, theirs = (
+            [composed(part) for part in reversed(one.parent.parts)]
+            for one in (path.relative_to(folder), photograph)
+        )
+        same = [one == other for one, other in zip(ours, theirs, strict=False)]
+        return same.index(False) if False in same else len(same)
+
+    # Of those the ones that lie least deep.
+    rank = {path: (in_common(path), -len(path.parts)) for path in candidates}
+    return [path for path in candidates if rank[path] == max(rank.values())]
+
+
 def _read_mask(source: Any, label: str) -> Bool[np.ndarray, "height width"]:
     if isinstance(source, str | os.PathLike):
-        path = Path(source)
-        if not path.is_file():
-            raise InputError(f"{path}: no such file; check the path of the mask")
-        with reading(label), Image.open(path) as image:
+        with opened(Path(source)) as (image, _):
             image.load()
             return _used_pixels(image)
     if isinstance(source, Image.Image):

@@ -193,15 +193,19 @@ def _padded(transform: FrameTransform, model_size: tuple[int, int]) -> FrameTran
 
 def model_frame(
     image: Image.Image, transform: FrameTransform, resampling: Image.Resampling
-) -> UInt8[np.ndarray, "model_height model_width 3"]:
-    """The model frame: the image resized, cut to what is shown of it, white around it."""
+) -> UInt8[np.ndarray, "model_height model_width *channels"]:
+    """The model frame: the image resized, cut to what is shown of it, white around it.
+
+    An image of one channel gives a frame without axis of channels. It may be smaller than the
+    original, and shows all of it.
+    """
     height, width = transform.original_size
     # Scales are quotients of whole numbers, so rounding recovers these exactly.
     resized_size = (round(width * transform.scale_x), round(height * transform.scale_y))
     resized = np.asarray(image.resize(resized_size, resampling))
     rows = [row - int(transform.offset_y) for row in transform.content_rows]
     columns = [column - int(transform.offset_x) for column in transform.content_columns]
-    frame = np.full((*transform.model_size, 3), WHITE, np.uint8)
+    frame = np.full((*transform.model_size, *resized.shape[2:]), WHITE, np.uint8)
     content = frame[slice(*transform.content_rows), slice(*transform.content_columns)]
     content[...] = resized[slice(*rows), slice(*columns)]
     return frame

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import os
 import threading
+import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,15 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from vggt_jax.errors import InputError
+from vggt_jax.errors import InputError, InputWarning
+from vggt_jax.images.files import checked_file
+from vggt_jax.images.kinds import VIDEOS, extension
 
-EXTENSIONS = tuple(
-    ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .webm .wmv".split()
-)
 DEFAULT_FPS = 1.0  # official file: demo_gradio.py
 # A frame is chosen from the middle half of its share of the video: neighbours stay at least half a
 # step and at most one and a half apart.
 _WINDOW = 0.5
+_MISSING = 0.1  # Share of its length that may be missing from a video without a word.
 _WIDTH_FOR_SHARPNESS = 320  # Of the image that sharpness is measured on: noise is averaged out.
 
 
@@ -118,7 +119,7 @@ def _name(path: Path, index: int) -> str:
 
 def is_video(path: Any) -> bool:
     """Whether a path ends like a video file."""
-    return isinstance(path, str | os.PathLike) and Path(path).suffix.lower() in EXTENSIONS
+    return isinstance(path, str | os.PathLike) and extension(Path(path)) in VIDEOS
 
 
 def choose_frames(
@@ -146,6 +147,9 @@ def choose_frames(
     Raises:
         InputError: PyAV is not installed, the file cannot be read as a video, has fewer frames than
             asked for, or an argument is out of its range.
+
+    Warns:
+        InputWarning: the file is damaged or cut, and a part of it is used.
     """
     path = Path(path)
     if fps is not None and frames is not None:
@@ -201,9 +205,9 @@ def _survey(
     """The time in seconds of every frame, and how sharp it is (0 if nobody asks)."""
     import tqdm
 
-    times, sharpness = [], []
+    times, sharpness, damage = [], [], _Damage()
     with (
-        contextlib.closing(_decode(path)) as frames,
+        contextlib.closing(_decode(path, damage)) as frames,
         tqdm.tqdm(desc="choosing frames", unit="frame", disable=not progress, leave=False) as bar,
     ):
         for frame in frames:
@@ -214,6 +218,14 @@ def _survey(
             bar.update()
     if not times:
         raise InputError(f"{path}: holds no frame that can be decoded; convert it to MP4")
+    if (what := damage.said(times)) is not None:
+        warnings.warn(
+            InputWarning(
+                f"{path}: is damaged or cut ({what}); {len(times)} of its frames, to "
+                f"{times[-1]:.1f} s, can be decoded and are used"
+            ),
+            stacklevel=3,
+        )
     return np.array(times), np.array(sharpness)
 
 
@@ -225,33 +237,102 @@ def _sharpness(frame: Any) -> float:
     )
 
 
-def _decode(path: Path) -> Generator[Any, None, None]:
-    """The frames of the first video stream of a file."""
+@dataclasses.dataclass
+class _Damage:
+    """What went wrong while frames came before or after it, and how long the file says it is."""
+
+    problems: list[str] = dataclasses.field(default_factory=list)
+    seconds: float = 0.0
+
+    def said(self, times: Sequence[float]) -> str | None:
+        """What is missing beside frames at these times; None if nothing seems to be."""
+        if self.problems:
+            return f"{len(self.problems)} times: {self.problems[0]}"
+        # Sound may be a little longer than pictures.
+        if self.seconds - (times[-1] - times[0]) > max(1.0, _MISSING * self.seconds):
+            return f"it says that it has {self.seconds:.1f} s"
+        return None
+
+
+def _decode(path: Path, damage: _Damage | None = None) -> Generator[Any, None, None]:
+    """The frames of a file's video, but those that are damaged.
+
+    Args:
+        path: the file.
+        damage: is told what went wrong.
+    """
     try:
+        import av
         import av.error
     except ImportError as error:
         raise InputError(
             f"{path}: videos are read by PyAV, which is not installed; "
             "pip install 'vggt-jax[video]'"
         ) from error
-    if not path.exists():
-        raise InputError(f"{path}: no such file; check the path")
-    decoded = 0
+    checked_file(path)
+    decoded, problems = 0, []
     try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise InputError(f"{path}: holds no video, only other streams; give another file")
-            stream = container.streams.video[0]
+        # Titles and places are in any encoding, and nobody asks for them.
+        lenient: dict[str, Any] = {"metadata_errors": "replace"}
+        with av.open(str(path), **lenient) as container:
+            stream = _main_stream(container, path)
             stream.thread_type = "AUTO"
-            for frame in container.decode(stream):
+            if damage is not None:
+                damage.seconds = (container.duration or 0) / av.time_base
+            for frame in _good_frames(container, stream, problems):
                 yield frame
                 decoded += 1
     except av.error.FFmpegError as error:
-        where = f"after {decoded} frames " if decoded else ""
+        problems.append(error.strerror or str(error))
+    except (ValueError, MemoryError) as error:
+        problems.append(str(error))
+    if problems and not decoded:
         raise InputError(
-            f"{path}: cannot be read as a video {where}({error.strerror}); convert it to MP4 with "
-            "H.264, or give photographs"
-        ) from error
+            f"{path}: cannot be read as a video ({problems[0]}); convert it to MP4 with H.264, or "
+            "give photographs"
+        )
+    if damage is not None:
+        damage.problems += problems
+
+
+def _good_frames(container: Any, stream: Any, problems: list[str]) -> Iterator[Any]:
+    """Decodes packet by packet, past those that are damaged."""
+    import av.error
+
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets)
+        except StopIteration:
+            return
+        except av.error.FFmpegError as error:  # The file ends here.
+            problems.append(error.strerror or str(error))
+            return
+        try:
+            frames = packet.decode()
+        except av.error.EOFError:
+            return
+        except av.error.FFmpegError as error:
+            problems.append(error.strerror or str(error))
+            continue
+        for frame in frames:
+            # Decoders fill what they miss with grey, or with an earlier frame.
+            if frame.is_corrupt:
+                problems.append("frames with missing parts")
+            else:
+                yield frame
+
+
+def _main_stream(container: Any, path: Path) -> Any:
+    """The video itself: cover art and thumbnails are streams of video, too."""
+    from av.stream import Disposition
+
+    stream = container.streams.best("video")  # FFmpeg's choice: no picture where there is more.
+    pictures = Disposition.attached_pic | Disposition.timed_thumbnails
+    if stream is None or stream.disposition & pictures:
+        only = "other streams" if stream is None else "a cover picture"
+        raise InputError(f"{path}: holds no video, only {only}; give another file")
+    return stream
 
 
 # By PyAV's `rotation`: how far to turn the image counterclockwise, in degrees.

@@ -133,6 +133,8 @@ def read_frames(images: Any, model: SceneModel, options: Options) -> Frames:
         patch_size=model.config.patch_size,
         fps=options.fps,
         frames=options.frames,
+        pattern=options.pattern,
+        stretch=options.stretch,
         progress=options.progress,
     )
 
@@ -172,12 +174,16 @@ def check_tracking(model: SceneModel, size: tuple[int, int]) -> None:
 
 
 def _usable_pixels(frames: Frames, options: Options) -> np.ndarray | None:
-    if options.masks is None and not options.background:
+    if options.masks is None and not options.background and frames.opaque is None:
         return None
     mask = frames.valid_mask() if options.masks is None else load_masks(options.masks, frames)
     mask &= background_mask(frames.images, options.background)
+    if frames.opaque is not None:
+        mask &= frames.opaque
     if not mask.any():
-        raise InputError("masks and background leave no pixel of any photograph; change them")
+        raise InputError(
+            "masks, background and transparency leave no pixel of any photograph; change them"
+        )
     return mask
 
 

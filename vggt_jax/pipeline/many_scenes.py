@@ -8,7 +8,6 @@ import hashlib
 import json
 import operator
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -19,8 +18,6 @@ import tqdm
 
 from vggt_jax.errors import InputError
 from vggt_jax.files import RESULTS, remove_unfinished, replacing
-from vggt_jax.images.files import find_images
-from vggt_jax.images.video import is_video
 from vggt_jax.models.base import SceneModel
 from vggt_jax.pipeline.inputs import SceneInputs, check_model, load, read
 from vggt_jax.pipeline.memory import free_memory, is_out_of_memory
@@ -28,6 +25,7 @@ from vggt_jax.pipeline.options import Options, takes
 from vggt_jax.pipeline.plan import Plan, plan_scene
 from vggt_jax.pipeline.reconstruct import reconstruct
 from vggt_jax.pipeline.run import batch_arguments, finish, program_for, scene_arguments
+from vggt_jax.pipeline.scenes import scenes_by_name
 from vggt_jax.scene.reconstruction import Reconstruction
 from vggt_jax.scene.results import write_reconstruction
 
@@ -36,7 +34,6 @@ _TOO_LARGE = (
     "does not fit into the memory of the device; choose fewer frames, a smaller size or a smaller "
     "batch_size"
 )
-_NAME = re.compile(r"[\w\-. +()]*[\w\-+()]")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,7 +102,7 @@ def reconstruct_scenes(
 
     Args:
         scenes: a folder with a folder of photographs, or a video, for each scene, or photographs by
-            name, each as `infer` takes them.
+            name, each as `infer` takes them. What in a folder belongs to no scene is said.
         out: the folder of results.
         options: keyword arguments, which are the fields of `ManyScenesOptions`: those of `Options`
             and some more.
@@ -115,7 +112,7 @@ def reconstruct_scenes(
             be written or holds results of other options.
         vggt_jax.CheckpointError: the model cannot be loaded.
     """
-    scenes, out = _by_name(scenes), Path(out)
+    scenes, out = scenes_by_name(scenes), Path(out)
     model = load(options)
     check_model(model, options)
     _check_settings(out, options.of_results() | {"model": _fingerprint(model)})
@@ -219,46 +216,6 @@ def _reconstruct(model, images, num_frames, query_points, *, attention, compute_
         compute_dtype=compute_dtype,
     )
     return dataclasses.replace(result, images=None)  # The host has them.
-
-
-def _by_name(scenes: str | os.PathLike | Mapping[str, Any]) -> dict[str, Any]:
-    """The scenes, by names that can be folders."""
-    if isinstance(scenes, Mapping):
-        scenes = dict(scenes)
-    else:
-        folder = Path(scenes)
-        if not folder.is_dir():
-            raise InputError(f"{folder}: no such folder")
-        scenes = {}
-        for path in sorted(folder.iterdir()):
-            if not _is_scene(path):
-                continue
-            name = path.name if path.is_dir() else path.stem
-            if name in scenes:
-                both = f"{scenes[name].name} and {path.name}"
-                raise InputError(f"{folder}: {both} would both be scene {name}; rename one")
-            scenes[name] = path
-        if not scenes:
-            raise InputError(
-                f"{folder}: holds no folders of photographs and no videos, one for each scene"
-            )
-    for name in scenes:
-        if not isinstance(name, str) or not _NAME.fullmatch(name) or name.startswith("."):
-            raise InputError(
-                f"scene name {name!r} cannot be a folder; use letters, digits, - and _"
-            )
-    return scenes
-
-
-def _is_scene(path: Path) -> bool:
-    if path.name.startswith("."):
-        return False
-    if not path.is_dir():
-        return is_video(path)
-    try:
-        return bool(find_images(path))
-    except InputError:
-        return False
 
 
 def _check_settings(out: Path, settings: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
 from vggt_jax.errors import InputError
+from vggt_jax.images.files import as_patterns
 from vggt_jax.images.loading import Mode
 from vggt_jax.images.masks import Background
 from vggt_jax.layers.attention import Dense
@@ -62,6 +63,12 @@ class Options:
     """Of a video, frames to take a second, each the sharpest around its place; 1 by default."""
     frames: int | None = None
     """Of a video, how many frames to take in all, instead of --fps."""
+    pattern: str | Sequence[str] = ()
+    """Of a folder, the photographs to take, such as '*.color.png'; with ! before it, what to leave
+    out, such as '!*_mask.png'. May be repeated."""
+    stretch: bool = False
+    """Stretch the range of grey that the photographs use to all of it, the same for all of a scene:
+    for cameras of 12 bits in 16, thermal ones, and floats."""
     reference: int | str = 0
     """For VGGT, the photograph whose camera is the world, by index or name. The model sees it
     first; results are in the order given."""
@@ -100,6 +107,7 @@ class Options:
     def __post_init__(self):
         if isinstance(self.background, str):
             object.__setattr__(self, "background", (self.background,))
+        object.__setattr__(self, "pattern", as_patterns(self.pattern))
         if unknown := [x for x in self.background if x not in get_args(Background)]:
             known = ", ".join(get_args(Background))
             raise InputError(f"background={unknown[0]!r} is unknown; use some of {known}")

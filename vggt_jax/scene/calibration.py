@@ -17,6 +17,7 @@ from jaxtyping import Float64
 from vggt_jax import geometry
 from vggt_jax.errors import InputError
 from vggt_jax.host import with_numpy
+from vggt_jax.images.files import ByName
 from vggt_jax.images.frames import Frames
 from vggt_jax.scene.reconstruction import Reconstruction
 
@@ -85,10 +86,12 @@ def read_intrinsics(path: str | os.PathLike, names: Sequence[str]) -> Float64[np
             that are no intrinsics, such as null.
     """
     by_name = intrinsics_by_name(path)
-    if missing := [name for name in names if name not in by_name]:
-        raise InputError(
-            f"{path}: has no intrinsics of {missing[0]}, only of {len(by_name)} others"
-        )
+    known, there = list(by_name), ByName(by_name)
+    indices = [there.index(name) for name in names]
+    if None in indices:
+        missing = names[indices.index(None)]
+        raise InputError(f"{path}: has no intrinsics of {missing}, only of {len(by_name)} others")
+    names = [known[i] for i in indices if i is not None]
     for name in names:
         try:
             checked_intrinsics(by_name[name], 1)
@@ -248,8 +251,8 @@ def frame_index(names: Sequence[str], num_frames: int, frame: int | str) -> int:
         InputError: there is none.
     """
     if isinstance(frame, str):
-        if frame in names:
-            return names.index(frame)
+        if (found := ByName(names).index(frame)) is not None:
+            return found
         if not frame.isdecimal():
             known = f"{names[0]} to {names[-1]}" if names else "none has a name"
             raise InputError(f"no frame is called {frame!r} ({known}); give its name or its index")

@@ -1,0 +1,105 @@
+"""Pictures that go with photographs and are none: masks, depth, normals, labels beside them."""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import PurePath
+
+# Words in names of files, as data sets and programs that estimate them write them.
+_OF_PHOTOGRAPHS = frozenset(
+    "color colors colour colours rgb image img photo frame original jpg jpeg png tif tiff".split()
+)
+_OF_OTHERS = frozenset(
+    "albedo alpha annotation annotations conf confidence depth depthmap depths disp disparity edge "
+    "edges flow groundtruth gt infrared instance instances ir label labels mask masks matte mattes "
+    "normal normals occlusion panoptic seg segm segmentation semantic semantics silhouette "
+    "thumb thumbnail thumbnails uncertainty".split()
+)
+
+
+def found_among(names: Sequence[str], matches: Callable[[str, Sequence[str]], bool]) -> str | None:
+    """What to say where some of the images of a folder go with others of them; None if none do.
+
+    `frame-01.depth.png` goes with `frame-01.color.png`, `a_mask.png` with `a.jpg`, `depth01.png`
+    with `frame01.jpg`, `r_0_normal_0001.png` with `r_0.png`; a word alone says nothing.
+
+    Args:
+        names: of the files.
+        matches: `files.matches`, to prove the pattern that is proposed.
+    """
+    parts = {name: _parts(PurePath(name).stem) for name in names}
+    keys = {name: tuple(x for x in parts[name] if x not in _OF_PHOTOGRAPHS) for name in names}
+    word = {name: next((x for x in parts[name] if x in _OF_OTHERS), None) for name in names}
+    photographs = [name for name in names if word[name] is None]
+    by_key = {keys[name]: name for name in reversed(photographs)}
+    pairs = {}
+    for name in names:
+        # COLMAP's name of a mask: that of the whole file with another ending behind it.
+        if PurePath(name).stem in keys:
+            pairs[name] = PurePath(name).stem
+        if name in pairs or (of := word[name]) is None:
+            continue
+        at = parts[name].index(of)
+        without = tuple(x for x in keys[name] if x != of)
+        before = tuple(x for x in parts[name][:at] if x not in _OF_PHOTOGRAPHS)
+        partner = by_key.get(without) or (before and by_key.get(before))
+        if partner:
+            pairs[name] = partner
+    if not pairs:
+        return None
+    first, partner = next(iter(pairs.items()))
+    patterns = _patterns(names, set(pairs), {of for name in pairs if (of := word[name])}, matches)
+    how = " and ".join(f"pattern={pattern!r}" for pattern in patterns)
+    return (
+        f"{len(pairs)} of {len(names)} images go with others, as {first} with {partner}, and are "
+        f"no photographs; take the photographs with {how}, or move the others"
+    )
+
+
+def _parts(stem: str) -> list[str]:
+    """The words and numbers of a name."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", stem)
+    return re.findall(r"[0-9]+|[^\W\d_]+", spaced.casefold())
+
+
+def _patterns(
+    names: Sequence[str],
+    others: set[str],
+    words: set[str],
+    matches: Callable[[str, Sequence[str]], bool],
+) -> list[str]:
+    """The fewest patterns that take all names but the others."""
+    wanted = {name for name in names if name not in others}
+
+    def does(patterns: list[str]) -> bool:
+        return {name for name in names if matches(name, patterns)} == wanted
+
+    # What the photographs alone have in common, then what the others have.
+    for proposed, most in (
+        ({f"*{PurePath(name).suffix}" for name in wanted}, 3),
+        ({f"*{_end(name)}" for name in wanted}, 1),
+        ({f"{_beginning(name)}*" for name in wanted}, 1),
+        ({f"!*{_end(name)}" for name in others}, 3),
+        ({f"!*{_as_written(word, others)}*" for word in words}, 5),
+    ):
+        if len(proposed) <= most and does(sorted(proposed)):
+            return sorted(proposed)
+    return sorted("!" + re.sub(r"([][*?])", r"[\1]", name) for name in others)
+
+
+def _end(name: str) -> str:
+    """What follows the last number or name: `.color.png`, `_mask.png`, `.jpg`."""
+    ending = re.search(r"(?<=.)([-_. ][^\W\d_]+|(?<=\d)[^\W\d_]+)?\.[^.]+$", name)
+    return ending[0] if ending else name
+
+
+def _beginning(name: str) -> str:
+    """The letters that a name begins with."""
+    found = re.match(r"[^\W\d_]*", name)
+    return found[0] if found else ""
+
+
+def _as_written(word: str, names: set[str]) -> str:
+    for name in sorted(names):
+        if (at := name.casefold().find(word)) >= 0:
+            return name[at : at + len(word)]
+    return word

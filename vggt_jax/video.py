@@ -1,0 +1,5 @@
+"""Videos: which of their frames to take."""
+
+from vggt_jax.images.video import VideoFrames, choose_frames
+
+__all__ = ["VideoFrames", "choose_frames"]
