@@ -208,12 +208,7 @@ class Scene:
             InputError: nothing was, or in both ways.
         """
         paths = self.named()
-        if len(paths) == 1 and (paths[0] / "images").is_dir():
-            try:
-                find_images(paths[0])
-            except InputError:
-                return (paths[0] / "images",)
-        return paths
+        return (folder_of_photographs(paths[0]),) if len(paths) == 1 else paths
 
     def named(self) -> tuple[Path, ...]:
         """The paths that were named.
@@ -313,6 +308,16 @@ class Scene:
         """The options among these, or among all of a scene, that have no default value."""
         fields = {field.name: field.default for field in dataclasses.fields(Scene)}
         return [name for name in names or fields if getattr(self, name) != fields[name]]
+
+
+def folder_of_photographs(path: Path) -> Path:
+    """A path, or the folder images in it where it is a folder without photographs of its own."""
+    if (path / "images").is_dir():
+        try:
+            find_images(path)
+        except InputError:
+            return path / "images"
+    return path
 
 
 def chosen_attention(

@@ -71,7 +71,8 @@ class Drift:
     def to_dict(self) -> dict[str, Any]:
         """As JSON-ready values, without what the model does not predict."""
         fields = {name: np.asarray(value) for name, value in vars(self).items()}
-        return {x: y.tolist() for x, y in fields.items() if not np.isnan(y).any()}
+        rounded = lambda x: np.vectorize(lambda value: float(f"{value:.4g}"))(x).tolist()
+        return {x: rounded(y) for x, y in fields.items() if not np.isnan(y).any()}
 
 
 jax.tree_util.register_dataclass(Drift)
@@ -199,12 +200,12 @@ def calibrate(
     depth = model.num_layers
     alike = dataclasses.replace(alike, layers=(sampled,) * depth)
     measured = [
-        _Scene.of(read(scene, model, options), model, options, alike, which=i)
+        _Scene.of(read(scene, model, options), model, options, alike, name=_name(scene, i))
         for i, scene in enumerate(scenes)
     ]
     num_runs = len(measured) * (depth + 3)
-    with tqdm.tqdm(total=num_runs, desc="runs", unit="run", disable=not progress) as bar:
-        by_scene = [scene.drift_of_layers(sampled, done=bar.update) for scene in measured]
+    with tqdm.tqdm(total=num_runs, unit="run", disable=not progress) as bar:
+        by_scene = [scene.drift_of_layers(sampled, bar) for scene in measured]
         drifts = Drift.mean(by_scene)
         layers = jax.tree.map(lambda x: x[:-1], drifts)
         most = min(scene.num_patches for scene in measured)
@@ -212,7 +213,7 @@ def calibrate(
         by_layer = dataclasses.replace(
             alike, layers=tuple(dataclasses.replace(sampled, num_keys=x) for x in keys)
         )
-        of_whole = [scene.drift(by_layer.layers, done=bar.update) for scene in measured]
+        of_whole = [scene.drift(by_layer.layers, bar) for scene in measured]
     report = CalibrationReport(
         num_keys=num_keys,
         num_frames=tuple(len(x.inputs.frames.images) for x in measured),
@@ -289,6 +290,11 @@ def _list_of_scenes(scenes: Any) -> Sequence[Any]:
     return scenes
 
 
+def _name(scene: Any, place: int) -> str:
+    """What messages call a scene."""
+    return os.fspath(scene) if isinstance(scene, str | os.PathLike) else f"scene {place}"
+
+
 @dataclasses.dataclass(kw_only=True)
 class _Scene:
     """A scene, and what dense attention makes of it."""
@@ -308,14 +314,14 @@ class _Scene:
         options: Options,
         alike: AttentionPlan,
         *,
-        which: int,
+        name: str,
     ) -> "_Scene":
         num_frames, height, width, _ = inputs.frames.images.shape
-        name = f"scene {which}, {num_frames} frames of {width}x{height}"
+        frames = f"{name}: {num_frames} frames of {width}x{height}"
         if num_frames < 3:
             raise InputError(
-                f"{name}: calibration needs three frames or more; a scene is a folder, a video, an "
-                "array or a list of files"
+                f"{frames}, but to calibrate takes three or more of each scene, which is a folder, "
+                "a video, an array or a list of files"
             )
         patch = model.config.patch_size
         per_frame = (height // patch) * (width // patch)
@@ -324,10 +330,9 @@ class _Scene:
             "num_patches": num_frames * per_frame,
         }
         if why := alike.why_dense(**size):
-            reason = why.partition(":")[0]
             raise InputError(
-                f"{name}, has {reason}, so it would run dense; give more frames, a larger size, or "
-                "a smaller number"
+                f"{frames} have {why.partition(':')[0]}, so that attention would be dense; take "
+                "more frames or a larger size, or lower this number"
             )
         # Two values, of which the one that takes more memory counts.
         both = (Dense(), *alike.layers[1:])
@@ -350,26 +355,31 @@ class _Scene:
             num_patches=size["num_patches"],
         )
 
-    def drift_of_layers(self, sampled: Sampled, *, done: Callable[[int], object]) -> Drift:
+    def drift_of_layers(self, sampled: Sampled, bar: tqdm.tqdm) -> Drift:
         """With each layer alone sampled, and at the end with all of them."""
         depth = self.model.num_layers
         run = self._runner((Dense(), sampled))
+        bar.set_description("dense")
         self.dense = run(np.zeros(depth, np.int32))
-        done(1)
+        bar.update()
+        choices = {f"layer {layer} alone": np.eye(depth)[layer] for layer in range(depth)}
         drifts = []
-        for choice in [*np.eye(depth, dtype=np.int32), np.ones(depth, np.int32)]:
-            drifts.append(jax.device_get(_drift(run(choice), self.dense)))
-            done(1)
+        for name, choice in (choices | {"all layers alike": np.ones(depth)}).items():
+            bar.set_description(name)
+            found = run(choice.astype(np.int32))
+            drifts.append(jax.device_get(_drift(found, self.dense)))
+            bar.update()
         self.dense = jax.device_get(self.dense)
         return jax.tree.map(lambda *x: np.stack(x).astype(np.float64), *drifts)
 
-    def drift(self, layers: tuple[SceneAttention, ...], *, done: Callable[[int], object]) -> Drift:
+    def drift(self, layers: tuple[SceneAttention, ...], bar: tqdm.tqdm) -> Drift:
         """With these values of the layers."""
+        bar.set_description("keys by layer")
         values = tuple(dict.fromkeys(layers))
         run = self._runner(values)
         choice = np.array([values.index(value) for value in layers], np.int32)
         drift = jax.device_get(_drift(run(choice), jax.device_put(self.dense)))
-        done(1)
+        bar.update()
         return jax.tree.map(np.float64, drift)
 
     def _runner(
