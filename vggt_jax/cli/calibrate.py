@@ -107,7 +107,6 @@ class Calibrate:
         import vggt_jax
         from vggt_jax.cli.reconstruct_files import keep_compiled_programs
         from vggt_jax.pipeline.calibrate import calibrate
-        from vggt_jax.pipeline.calibration_picture import write_calibration_picture
 
         keep_compiled_programs()
         plan, report = calibrate(
@@ -129,6 +128,6 @@ class Calibrate:
             "device": jax.devices()[0].device_kind,
         }
         plan.save(self.out, about=about)
-        write_calibration_picture(picture, report)
+        report.write_picture(picture)
         print(report)
         print(f"plan -> {self.out}, picture -> {picture}")

@@ -11,15 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Int
 
 from vggt_jax.errors import InputError
-from vggt_jax.evaluation import pair_errors
+from vggt_jax.evaluation.drift import Drift, drift_between
 from vggt_jax.images.loading import Mode
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.models.base import SceneModel
+from vggt_jax.pipeline.calibration_report import CalibrationReport
 from vggt_jax.pipeline.inputs import SceneInputs, load, read
+from vggt_jax.pipeline.key_budgets import STEP, key_budgets
 from vggt_jax.pipeline.memory import check_memory, is_out_of_memory
 from vggt_jax.pipeline.options import Options
 from vggt_jax.pipeline.plan import Plan, plan_scene
@@ -27,100 +29,7 @@ from vggt_jax.pipeline.reconstruct import reconstruct
 from vggt_jax.pipeline.run import scene_arguments
 from vggt_jax.trunk.attention.choice import LayerChoice
 from vggt_jax.trunk.attention.plan import AttentionPlan
-from vggt_jax.trunk.attention.sampled import Sampled
-
-# Numbers of keys are multiples of this, a tile of the kernels.
-STEP = 64
-# No pair of cameras counts for more degrees, and no pixel for more than its whole depth.
-_MOST_DEGREES = 30.0
-_MOST_DEPTH = 1.0
-# What depth counts beside cameras.
-_SHARE_OF_DEPTH = 0.25
-# The fewest keys of a layer, as a share of the mean.
-_FLOOR = 1 / 8
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Drift:
-    """How far results are from those of dense attention, the mean over scenes; NaN where the model
-    predicts no such thing.
-
-    Attributes:
-        rotation, translation: the mean angle in degrees between the relative rotations, and between
-            the relative translations, of all pairs of frames; none counts for more than 30.
-        camera: the mean of the larger of both in each pair.
-        depth: the mean of `abs(depth / dense_depth - 1)`, where no pixel counts for more than 1. Of
-            a model without depth, the mean distance of points from those of dense attention, as a
-            share of their mean distance from their middle.
-    """
-
-    rotation: Float[Array | np.ndarray, "*layers"]
-    translation: Float[Array | np.ndarray, "*layers"]
-    camera: Float[Array | np.ndarray, "*layers"]
-    depth: Float[Array | np.ndarray, "*layers"]
-
-    @classmethod
-    def mean(cls, drifts: "Sequence[Drift]") -> "Drift":
-        """The mean over scenes."""
-        return jax.tree.map(lambda *x: np.mean(np.stack(x), axis=0), *drifts)
-
-    def relative_to(self, other: "Drift") -> float:
-        """How large it is in units of another: below 1 if better. Depth counts for a quarter."""
-        return float(_combined(self, lambda name, value: value / max(getattr(other, name), 1e-12)))
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON-ready values, without what the model does not predict."""
-        fields = {name: np.asarray(value) for name, value in vars(self).items()}
-        rounded = lambda x: np.vectorize(lambda value: float(f"{value:.4g}"))(x).tolist()
-        return {x: rounded(y) for x, y in fields.items() if not np.isnan(y).any()}
-
-
-jax.tree_util.register_dataclass(Drift)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CalibrationReport:
-    """What `calibrate` measured.
-
-    Attributes:
-        num_keys: the mean over layers.
-        num_frames, num_patches: of each scene.
-        size: (height, width) of the frames of each scene.
-        layers: the drift with one layer alone sampled to `num_keys`, by layer.
-        keys: what the budgets give to each layer; as many as there are patches is dense.
-        by_layer: the drift with all layers sampled to `keys`.
-        alike: the drift with all layers sampled to `num_keys`.
-    """
-
-    num_keys: int
-    num_frames: tuple[int, ...]
-    num_patches: tuple[int, ...]
-    size: tuple[tuple[int, int], ...]
-    layers: Drift
-    keys: tuple[int, ...]
-    by_layer: Drift
-    alike: Drift
-
-    @property
-    def is_better_by_layer(self) -> bool:
-        """Whether the plan has `keys`; otherwise all its layers are alike."""
-        return self.by_layer.relative_to(self.alike) < 1
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON-ready values."""
-        fields = {x.name: getattr(self, x.name) for x in dataclasses.fields(self)}
-        as_json = {x: y.to_dict() if isinstance(y, Drift) else y for x, y in fields.items()}
-        return as_json | {"chosen": "by_layer" if self.is_better_by_layer else "alike"}
-
-    def __str__(self) -> str:
-        chosen = "by layer" if self.is_better_by_layer else "all alike"
-        rows: list[tuple[Any, ...]] = [("layer", "keys", "camera, deg", "depth")]
-        of_layers = zip(self.keys, self.layers.camera, self.layers.depth, strict=True)
-        rows += [(i, keys, f"{a:.3f}", f"{b:.5f}") for i, (keys, a, b) in enumerate(of_layers)]
-        for name, drift in (("by layer", self.by_layer), ("all alike", self.alike)):
-            rows.append((name, self.num_keys, f"{drift.camera:.3f}", f"{drift.depth:.5f}"))
-        table = "\n".join("".join(f"{cell!s:>12}" for cell in row) for row in rows)
-        return f"drift against dense attention, each layer sampled alone\n{table}\nchosen: {chosen}"
+from vggt_jax.trunk.attention.sampled import MOST_KEYS, Sampled
 
 
 def calibrate(
@@ -208,12 +117,16 @@ def calibrate(
         by_scene = [scene.drift_of_layers(sampled, bar) for scene in measured]
         drifts = Drift.mean(by_scene)
         layers = jax.tree.map(lambda x: x[:-1], drifts)
-        most = min(scene.num_patches for scene in measured)
+        most = min(MOST_KEYS, *(scene.num_patches for scene in measured))
         keys = key_budgets(layers, num_keys, most=most)
         by_layer = dataclasses.replace(
             alike, layers=tuple(dataclasses.replace(sampled, num_keys=x) for x in keys)
         )
-        of_whole = [scene.drift(by_layer.layers, bar) for scene in measured]
+        of_alike = jax.tree.map(lambda x: x[-1], drifts)
+        of_whole = of_alike
+        if by_layer != alike:
+            of_whole = Drift.mean([scene.drift(by_layer.layers, bar) for scene in measured])
+        bar.update(num_runs - bar.n)
     report = CalibrationReport(
         num_keys=num_keys,
         num_frames=tuple(len(x.inputs.frames.images) for x in measured),
@@ -221,65 +134,10 @@ def calibrate(
         size=tuple(x.plan.size for x in measured),
         layers=layers,
         keys=keys,
-        by_layer=Drift.mean(of_whole),
-        alike=jax.tree.map(lambda x: x[-1], drifts),
+        by_layer=of_whole,
+        alike=of_alike,
     )
     return by_layer if report.is_better_by_layer else alike, report
-
-
-def key_budgets(
-    drift: Drift,
-    num_keys: int,
-    *,
-    most: int,
-    power: float = 0.5,
-    share_of_depth: float = _SHARE_OF_DEPTH,
-    floor: float = _FLOOR,
-) -> tuple[int, ...]:
-    """Numbers of keys by layer, in proportion to a power of the drift of each layer alone.
-
-    The drifts of cameras and of depth count as shares of their sums over layers. What a layer would
-    get beyond `most` goes to the others.
-
-    Args:
-        drift: of each layer.
-        num_keys: the mean over layers.
-        most: patches of a scene; what is above is rounded up to whole steps of 64.
-        share_of_depth: what depth counts beside cameras, if there are both.
-        floor: the least of a layer, as a share of the mean.
-    """
-    of_sum = lambda name, value: value / max(float(np.sum(value)), 1e-30)
-    weights = np.asarray(_combined(drift, of_sum, share_of_depth), np.float64) ** power
-    weights = np.maximum(weights, 1e-9 * max(weights.max(), 1e-9))
-    depth = len(weights)
-    total = depth * num_keys // STEP
-    least, most = max(1.0, floor * num_keys / STEP), -(-most // STEP)
-    shares = lambda scale: np.clip(scale * weights, least, most)
-    # The scale at which they sum up to the total, by bisection of its logarithm.
-    low, high = np.log(least / weights.max()), np.log(most / weights.min())
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if shares(np.exp(middle)).sum() < total else (low, middle)
-    wanted = shares(np.exp(high))
-    steps = np.floor(wanted + 1e-6).astype(int)
-    # What rounding left over goes to those that lost most by it.
-    for layer in np.argsort(steps - wanted, kind="stable")[: max(0, total - steps.sum())]:
-        steps[layer] += 1
-    return tuple((STEP * np.minimum(steps, most)).tolist())
-
-
-def _combined(
-    drift: Drift, scaled: Callable[[str, Any], Any], share_of_depth: float = _SHARE_OF_DEPTH
-) -> Any:
-    """The drift of cameras and that of depth, each scaled, as one number."""
-    parts = {
-        name: scaled(name, value)
-        for name in ("camera", "depth")
-        if not np.isnan(value := getattr(drift, name)).any()
-    }
-    if len(parts) == 1:
-        return next(iter(parts.values()))
-    return (1 - share_of_depth) * parts["camera"] + share_of_depth * parts["depth"]
 
 
 def _list_of_scenes(scenes: Any) -> Sequence[Any]:
@@ -288,6 +146,9 @@ def _list_of_scenes(scenes: Any) -> Sequence[Any]:
     if not isinstance(scenes, Sequence) or not len(scenes):
         raise InputError("scenes must be a list of scenes, each a folder, video or array of frames")
     return scenes
+
+
+_drift_between = jax.jit(drift_between)
 
 
 def _name(scene: Any, place: int) -> str:
@@ -367,7 +228,7 @@ class _Scene:
         for name, choice in (choices | {"all layers alike": np.ones(depth)}).items():
             bar.set_description(name)
             found = run(choice.astype(np.int32))
-            drifts.append(jax.device_get(_drift(found, self.dense)))
+            drifts.append(jax.device_get(_drift_between(found, self.dense)))
             bar.update()
         self.dense = jax.device_get(self.dense)
         return jax.tree.map(lambda *x: np.stack(x).astype(np.float64), *drifts)
@@ -378,7 +239,7 @@ class _Scene:
         values = tuple(dict.fromkeys(layers))
         run = self._runner(values)
         choice = np.array([values.index(value) for value in layers], np.int32)
-        drift = jax.device_get(_drift(run(choice), jax.device_put(self.dense)))
+        drift = jax.device_get(_drift_between(run(choice), jax.device_put(self.dense)))
         bar.update()
         return jax.tree.map(np.float64, drift)
 
@@ -421,24 +282,3 @@ def _predict(model, arguments, of_layer, *, values, compute_dtype):
     points = recon.world_points if recon.depth is None else None
     found = {"cameras": recon.camera_from_world, "depth": recon.depth, "points": points}
     return {name: value for name, value in found.items() if value is not None}
-
-
-@jax.jit
-def _drift(found: dict[str, Array], dense: dict[str, Array]) -> Drift:
-    nan = jnp.float32(jnp.nan)
-    rotation = translation = camera = depth = nan
-    if "cameras" in found:
-        errors = pair_errors(found["cameras"], dense["cameras"])
-        mean = lambda angle: jnp.mean(jnp.minimum(angle, _MOST_DEGREES))
-        rotation, translation = mean(errors.rotation), mean(errors.translation)
-        camera = mean(jnp.maximum(errors.rotation, errors.translation))
-    # What is not finite is as wrong as can be.
-    clipped = lambda x: jnp.mean(jnp.where(x < _MOST_DEPTH, x, _MOST_DEPTH))
-    if "depth" in found:
-        depth = clipped(jnp.abs(found["depth"] / dense["depth"] - 1))
-    elif "points" in found:
-        middle = jnp.mean(dense["points"], axis=(0, 1, 2))
-        length = lambda x: jnp.linalg.norm(x, axis=-1)
-        extent = jnp.mean(length(dense["points"] - middle))
-        depth = clipped(length(found["points"] - dense["points"]) / extent)
-    return Drift(rotation=rotation, translation=translation, camera=camera, depth=depth)
