@@ -1,5 +1,7 @@
 """Keys by layer: the rule, the drift that it goes by, and the choice of layers as data."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ import vggt_jax
 from vggt_jax import AttentionPlan, Dense, InputError, Sampled
 from vggt_jax.evaluation import Drift, drift_between, pair_errors
 from vggt_jax.pipeline import calibrate as module
+from vggt_jax.pipeline.calibration_report import CalibrationReport
 from vggt_jax.pipeline.key_budgets import key_budgets
 from vggt_jax.trunk.attention.choice import LayerChoice
 
@@ -54,6 +57,8 @@ def test_what_budgets_keep_to(camera, num_keys, most):
 def test_what_is_beyond_all_patches_goes_to_the_others():
     keys = key_budgets(drift([10_000.0, 1.0, 4.0]), 1280, most=1920)
     assert keys == (1920, 640, 1280)
+    # 1,000 patches are 16 steps, lest a layer that is to see all of them lacks some.
+    assert key_budgets(drift([1.0, 0.0, 0.0, 0.0]), 512, most=1000)[0] == 1024
 
 
 def test_drift_of_cameras_and_depth():
@@ -99,6 +104,20 @@ def test_better_is_what_drifts_less():
     assert drift(depth=0.02).relative_to(drift(depth=0.04)) == pytest.approx(0.5)
     # Depth counts less.
     assert drift(1.0, 0.08).relative_to(alike) < 1 < drift(4.0, 0.02).relative_to(alike)
+    report = CalibrationReport(
+        num_keys=128,
+        num_frames=(9,),
+        num_patches=(2000,),
+        size=((28, 42),),
+        layers=drift([2.0, 1.0]),
+        keys=(192, 64),
+        by_layer=drift(1.0),
+        alike=drift(2.0),
+    )
+    assert report.is_better_by_layer and report.to_dict()["chosen"] == "by_layer"
+    worse = dataclasses.replace(report, by_layer=report.alike, alike=report.by_layer)
+    assert not worse.is_better_by_layer and worse.to_dict()["chosen"] == "alike"
+    assert "chosen: all alike" in str(worse) and "192       2.000           -" in str(worse)
     assert drift(1.0).to_dict() == {"rotation": 1.0, "translation": 1.0, "camera": 1.0}
 
 
@@ -107,8 +126,10 @@ def images():
     return np.random.default_rng(0).integers(0, 256, (5, 70, 56, 3), np.uint8)  # 100 patches
 
 
-def test_layers_by_turns_are_one_program_and_what_plans_do(tiny, images):
+def test_layers_by_turns_are_one_program_and_what_plans_do(tiny):
     """Drifts are those of plans in which one layer is sampled; scenes of a shape share programs."""
+    # 132 patches, and one frame more as padding.
+    images = np.random.default_rng(0).integers(0, 256, (33, 28, 28, 3), np.uint8)
     model = tiny(depth=3, enable_depth=False, enable_point=False, enable_track=False)
     before = module._predict._cache_size()
     plan, report = vggt_jax.calibrate(
