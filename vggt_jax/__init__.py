@@ -18,6 +18,8 @@ from vggt_jax.models.pi3.outputs import Pi3Output as Pi3Output
 from vggt_jax.models.vggt.config import VGGTConfig as VGGTConfig
 from vggt_jax.models.vggt.model import VGGT as VGGT
 from vggt_jax.models.vggt.outputs import VGGTOutput as VGGTOutput
+from vggt_jax.pipeline.calibrate import calibrate as calibrate
+from vggt_jax.pipeline.calibration_report import CalibrationReport as CalibrationReport
 from vggt_jax.pipeline.many_scenes import ScenesReport as ScenesReport
 from vggt_jax.pipeline.many_scenes import reconstruct_scenes as reconstruct_scenes
 from vggt_jax.pipeline.one_scene import infer as infer

@@ -15,6 +15,7 @@ import vggt_jax
 from vggt_jax.checkpoints.errors import CheckpointError
 from vggt_jax.cli.batch import Batch
 from vggt_jax.cli.bench import Bench
+from vggt_jax.cli.calibrate import Calibrate
 from vggt_jax.cli.convert import Convert
 from vggt_jax.cli.doctor import Doctor
 from vggt_jax.cli.export import Export
@@ -34,6 +35,7 @@ Command = (
     | Annotated[Convert, tyro.conf.subcommand("convert")]
     | Annotated[View, tyro.conf.subcommand("view")]
     | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[Calibrate, tyro.conf.subcommand("calibrate")]
     | Annotated[Bench, tyro.conf.subcommand("bench")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )

@@ -16,6 +16,8 @@ from vggt_jax.evaluation.cameras import trajectory_errors as trajectory_errors
 from vggt_jax.evaluation.depth import DepthMetrics as DepthMetrics
 from vggt_jax.evaluation.depth import align_depth as align_depth
 from vggt_jax.evaluation.depth import depth_metrics as depth_metrics
+from vggt_jax.evaluation.drift import Drift as Drift
+from vggt_jax.evaluation.drift import drift_between as drift_between
 from vggt_jax.evaluation.points import PointMetrics as PointMetrics
 from vggt_jax.evaluation.points import nearest_neighbours as nearest_neighbours
 from vggt_jax.evaluation.points import normals_from_point_map as normals_from_point_map

@@ -62,7 +62,7 @@ class SceneAttention(abc.ABC):
     """How the tokens of all frames of a scene attend to each other.
 
     `Dense`, `Sampled` or `BlockSparse`, or an `AttentionPlan` of some of them: a frozen value,
-    static under `jax.jit`. The trunk asks it for the value of each layer (`for_scene`) and has each
+    static under `jax.jit`. The trunk asks it for the values of its layers (`branches`) and has each
     attend; it never asks for its type.
     """
 
@@ -113,6 +113,18 @@ class SceneAttention(abc.ABC):
             value.within_frames if value.why_dense(**size) else value
             for value in self.of_layers(depth)
         ]
+
+    def branches(
+        self, depth: int, *, num_tokens: int, num_patches: int
+    ) -> "tuple[list[SceneAttention], Int[Array | np.ndarray, ' depth']]":
+        """The values that the layers of a trunk have in a scene, and which of them each has.
+
+        Raises:
+            ValueError: the trunk has other layers than this value speaks of.
+        """
+        values = self.for_scene(depth, num_tokens=num_tokens, num_patches=num_patches)
+        distinct = list(dict.fromkeys(values))
+        return distinct, np.array([distinct.index(value) for value in values], np.int32)
 
     @abc.abstractmethod
     def attend(

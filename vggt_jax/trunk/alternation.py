@@ -125,8 +125,9 @@ def run_trunk(
         raise ValueError(f"{taps=} must be layers of the trunk, in [0, {depth})")
     dense = attention.within_frames
     grid = (layout.rows, layout.columns)
-    settings = attention.for_scene(depth, num_tokens=s * p, num_patches=s * grid[0] * grid[1])
-    if all(setting == dense for setting in settings):
+    size = {"num_tokens": s * p, "num_patches": s * grid[0] * grid[1]}
+    distinct, branch_of_layer = attention.branches(depth, **size)
+    if distinct == [dense]:
         attention = dense
     # The patches of a frame change places here, and change back wherever they are kept.
     order = layout.order(attention.token_order).astype(np.int32)
@@ -139,9 +140,6 @@ def run_trunk(
     def frame_layer(block: Block, x):
         run = lambda x: block.within_frames(x, rope, dense, precision, num_valid=p)
         return update_chunks(run, x, axis=1, max_chunk=chunk)
-
-    # One branch for each value that some layer has.
-    distinct = list(dict.fromkeys(settings))
 
     def branch_of(setting: SceneAttention):
         attend = functools.partial(
@@ -205,7 +203,6 @@ def run_trunk(
         firsts = jnp.concatenate([first_of_frame, x[:, :, 0]], axis=-1)
         return (x, kept), (firsts, stats)
 
-    branch_of_layer = np.array([distinct.index(setting) for setting in settings], np.int32)
     (_, kept), (firsts, stats) = jax.lax.scan(
         layer,
         (tokens, kept),

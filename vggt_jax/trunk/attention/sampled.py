@@ -19,7 +19,7 @@ from vggt_jax.layers.scene_attention import AttentionStats
 from vggt_jax.layers.token_order import TokenOrder, patch_order
 
 # Products of places in the sample must be within 32 bits.
-_MOST_KEYS = 2**16
+MOST_KEYS = 2**16
 
 # Keys come in whole tiles of the kernels, so that none needs a mask.
 _TILE = 64
@@ -70,7 +70,7 @@ class Sampled(NotDense):
 
     def __post_init__(self):
         for name, least, most in (
-            ("num_keys", 1, _MOST_KEYS),
+            ("num_keys", 1, MOST_KEYS),
             ("seed", 0, 2**32 - 1),
             ("min_tokens", 0, None),
         ):
@@ -100,7 +100,7 @@ class Sampled(NotDense):
     def with_keys_times(self, factors: Sequence[float]) -> "Sampled":
         """In steps of 512 keys, so that few programs serve all scenes."""
         wanted = math.ceil(self.num_keys * max(factors) / 512) * 512
-        return dataclasses.replace(self, num_keys=min(max(wanted, self.num_keys), _MOST_KEYS))
+        return dataclasses.replace(self, num_keys=min(max(wanted, self.num_keys), MOST_KEYS))
 
     def attend_scene(
         self, q, k, v, *, num_special, grid, token_order, layer, num_frames, precision: Precision
