@@ -1,71 +1,21 @@
-"""The command `vggt-jax`, one file for each of its commands."""
+"""The command `vggt-jax`, one file for each of its commands.
 
-import os
-import sys
+Imports wait until signals are handled: importing JAX takes seconds.
+"""
+
 from collections.abc import Sequence
-from typing import Annotated
-
-import tyro
-
-import vggt_jax
-from vggt_jax.checkpoints.errors import CheckpointError
-from vggt_jax.cli.batch import Batch
-from vggt_jax.cli.bench import Bench
-from vggt_jax.cli.convert import Convert
-from vggt_jax.cli.doctor import Doctor
-from vggt_jax.cli.export import Export
-from vggt_jax.cli.generated import in_dashes
-from vggt_jax.cli.infer import Infer
-from vggt_jax.cli.scene import in_our_spelling
-from vggt_jax.cli.view import View
-from vggt_jax.errors import InputError
-from vggt_jax.pipeline.many_scenes import ManyScenesOptions
-
-_INTERRUPTED = 130  # what shells report for a command that Ctrl-C ended
-
-Command = (
-    Annotated[Infer, tyro.conf.subcommand("infer")]
-    | Annotated[Batch, tyro.conf.subcommand("batch")]
-    | Annotated[Convert, tyro.conf.subcommand("convert")]
-    | Annotated[View, tyro.conf.subcommand("view")]
-    | Annotated[Export, tyro.conf.subcommand("export")]
-    | Annotated[Bench, tyro.conf.subcommand("bench")]
-    | Annotated[Doctor, tyro.conf.subcommand("doctor")]
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit code: 0, 2 where the input is at fault, or 1 where
-    some of many scenes are."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments == ["--version"]:
-        print(f"vggt-jax {vggt_jax.__version__}")
-        return 0
-    command = tyro.cli(
-        Command,
-        args=in_our_spelling(arguments),
-        prog="vggt-jax",
-        description="Photographs in; cameras, depth, point maps and tracks out.\n\n"
-        "Options are the same in all commands. Underscores are as good as dashes, and the "
-        "spellings of VGGT's scripts are understood: --image_folder, --scene_dir, "
-        "--conf_thres_value, --use_ba, ... `vggt-jax --version` tells the version.",
-    )
-    try:
-        return command.run() or 0
-    except (InputError, CheckpointError) as error:
-        print(f"vggt-jax: error: {in_dashes(str(error), ManyScenesOptions)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("vggt-jax: interrupted", file=sys.stderr)
-        return _INTERRUPTED
+    """Runs the command line and returns its exit code: 0; 2 where the input or the machine is at
+    fault; 1 where some of many scenes are; 130 or 143 where Ctrl-C or SIGTERM ended it."""
+    from vggt_jax.cli.commands import run
+
+    return run(argv)
 
 
 def entry() -> None:
     """The console command: `main`, which ends the process."""
-    code = main()
-    if code == _INTERRUPTED:
-        # Threads of the compiler may still run, and do not survive an orderly end.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
+    from vggt_jax.cli.endings import run_program
+
+    run_program(main, "vggt-jax")

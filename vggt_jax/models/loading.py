@@ -19,6 +19,7 @@ from vggt_jax import checkpoints, weights
 from vggt_jax.checkpoints import native
 from vggt_jax.checkpoints.errors import CheckpointError
 from vggt_jax.checkpoints.sources import find_checkpoint
+from vggt_jax.host import check_device
 from vggt_jax.models.base import ModelConfig, SceneModel
 from vggt_jax.models.conversion import load_official
 from vggt_jax.models.registry import families, family_of
@@ -51,9 +52,10 @@ def load_model(
     Raises:
         vggt_jax.CheckpointError: the checkpoint is missing, damaged or of another model, or does
             not fit its configuration; every problem is listed.
+        vggt_jax.InputError: JAX has no device.
     """
-    if source is None:
-        source = weights.small_model_path()
+    check_device()
+    source = weights.small_model_path() if source is None else source
     if checkpoints.is_native(source):
         if config is not None:
             raise CheckpointError(f"{source}: holds its own configuration; leave out config")
