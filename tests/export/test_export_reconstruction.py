@@ -314,7 +314,11 @@ def test_an_interrupted_folder_leaves_the_old_one(
 @pytest.mark.parametrize("format", ["ply", "glb"])
 def test_an_interrupted_file_leaves_the_old_one(tmp_path, make_room, contents, monkeypatch, format):
     path, recon = tmp_path / f"scene.{format}", make_room().recon
-    path.write_text("old")
+    path.write_text("a photograph")
+    with pytest.raises(InputError, match="was not written by an export of this format"):
+        export_reconstruction(recon, path, format=format, overwrite=True)
+    path.unlink()
+    export_reconstruction(recon, path, format=format, max_points=3)
     before = contents(tmp_path)
 
     def interrupted(source, target):

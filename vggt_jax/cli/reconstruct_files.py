@@ -11,7 +11,7 @@ from vggt_jax.cli.scene import Scene
 from vggt_jax.cli.steps import Steps
 from vggt_jax.errors import InputError
 from vggt_jax.export.folder import FILES, write_scene
-from vggt_jax.files import output_folder
+from vggt_jax.files import check_not_input, output_folder
 from vggt_jax.images.files import EXTENSIONS, find_images
 from vggt_jax.images.frames import Frames
 from vggt_jax.models.base import SceneModel
@@ -43,7 +43,10 @@ def reconstruct_files(scene: Scene, out: Path, *, max_points: int, overwrite: bo
     }
     if out.exists() and any(out.samefile(folder) for folder in folders):
         raise InputError(f"{out}: holds the photographs; choose another --out")
-    with output_folder(out, overwrite=overwrite, stale=FILES) as folder, Steps(5) as steps:
+    inputs = scene.inputs()
+    check_not_input(out, inputs)
+    writing = output_folder(out, overwrite=overwrite, stale=FILES, inputs=inputs)
+    with writing as folder, Steps(5) as steps:
         result, points = _reconstruct(scene, options, paths, steps)
         with steps("writing files"):
             num_points = write_scene(

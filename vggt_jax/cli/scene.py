@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -230,6 +231,12 @@ class Scene:
         if not paths:
             raise InputError("no images given; name a folder, a video or image files")
         return paths
+
+    def inputs(self) -> list[Path]:
+        """Every file and folder that is read, as far as it exists."""
+        others = (self.model, self.config, self.masks, self.intrinsics)
+        named = [*self.named(), *(Path(path) for path in others if path is not None)]
+        return [path for path in named if os.path.lexists(path)]
 
     def options(self) -> Options:
         """How photographs are reconstructed.

@@ -110,15 +110,18 @@ class FileFormat(ExportFormat):
     Attributes:
       write: `write(recon, path, options)` writes a scene in NumPy arrays to the file, whole or not
         at all (`files.replacing`).
+      mark: what the beginning of every file holds that `write` wrote: nothing else is
+        replaced.
     """
 
     write: Callable[[Reconstruction, Path, "ExportOptions"], Written]
+    mark: bytes = b""
 
     def export(self, recon: Reconstruction, path: Path, options: "ExportOptions") -> Written:
         return self.write(recon, path, options)
 
     def check_place(self, path: Path, options: "ExportOptions") -> None:
-        check_file(path, overwrite=options.overwrite)
+        check_file(path, overwrite=options.overwrite, mark=self.mark)
 
     def check_frames(self, frames: Frames, options: "ExportOptions") -> None:
         pass
@@ -142,7 +145,11 @@ class FolderFormat(ExportFormat):
         photographs = Photographs.of(scene_cameras(recon), recon, path, options.images)
         entries = self._all_entries(with_images=photographs.are_written)
         with output_folder(
-            path, overwrite=options.overwrite, entries=entries, stale=entries
+            path,
+            overwrite=options.overwrite,
+            entries=entries,
+            stale=entries,
+            inputs=photographs.paths or (),
         ) as folder:
             notes = (*photographs.notes, *photographs.write(folder / "images", recon))
             written = self.write(recon, folder, photographs.cameras, options)

@@ -213,7 +213,7 @@ def check_output_folder(
     if entries is None:
         foreign = [name for name in foreign if not (out / name).is_dir()]
     if foreign := [name for name in foreign if not _is_empty_folder(out / name)]:
-        raise InputError(f"{out / foreign[0]}: {_NOT_OURS}")
+        raise InputError(f"{out}: holds {', '.join(earlier)} already, and {foreign[0]} {_NOT_OURS}")
     if not overwrite:
         what = "is not empty" if entries is None else f"holds {', '.join(earlier)} already"
         raise InputError(f"{out}: {what}; choose another --out, or replace with --overwrite")
@@ -238,7 +238,7 @@ def _check_free(out: Path, name: str, removed: set[str], shown: Path) -> None:
         others = [path.relative_to(out).as_posix() for path in files]
         others = [path for path in others if path not in removed]
     if others:
-        raise InputError(f"{shown / others[0]}: {_NOT_OURS}")
+        raise InputError(f"{shown}: {others[0]} {_NOT_OURS}")
 
 
 def _check_inputs(out: Path, replaced: set[str], inputs: Sequence[str | os.PathLike]) -> None:

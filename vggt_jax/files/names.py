@@ -56,16 +56,11 @@ def check_not_input(out: Path, inputs: Iterable[str | os.PathLike], what: str = 
         what: the option that named it.
 
     Raises:
-        InputError: it is one of them, or the folder that such a file lies in.
+        InputError: it is one of them.
     """
     for path in map(Path, inputs):
-        folders = [path] if path.is_dir() else [path, path.parent]
-        if any(_is_same(out, one) for one in folders):
-            raise InputError(
-                f"{out}: holds {path}, which this command reads; choose another {what}"
-                if out.is_dir() and not path.is_dir()
-                else f"{out}: is what this command reads; choose another {what}"
-            )
+        if _is_same(out, path):
+            raise InputError(f"{out}: is what this command reads; choose another {what}")
 
 
 def _is_same(first: Path, second: Path) -> bool:

@@ -10,6 +10,8 @@ from vggt_jax.errors import InputError
 from vggt_jax.files import claims, system
 from vggt_jax.files.names import checked_path
 
+_BEGINNING = 2**16  # Bytes.
+
 
 class WriteError(InputError):
     """A file that cannot be written, for a reason of the system's.
@@ -70,8 +72,13 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
         raise WriteError(path, system.reason(error)) from error
 
 
-def check_file(path: Path, *, overwrite: bool) -> None:
+def check_file(path: Path, *, overwrite: bool, mark: bytes) -> None:
     """Checks that a file may be written here.
+
+    Args:
+      path: the file.
+      overwrite: whether an earlier one may be replaced.
+      mark: what the beginning of a file of ours holds.
 
     Raises:
       InputError: it is a folder, or a file that may not be replaced.
@@ -79,5 +86,23 @@ def check_file(path: Path, *, overwrite: bool) -> None:
     checked_path(path)
     if path.is_dir():
         raise InputError(f"{path}: is a folder; name a file")
-    if os.path.lexists(path) and not overwrite:
+    if not os.path.lexists(path):
+        return
+    if not _is_marked(path, mark):
+        raise InputError(
+            f"{path}: exists and was not written by an export of this format; move it away, or choose "
+            "another --out"
+        )
+    if not overwrite:
         raise InputError(f"{path}: exists; choose another --out, or replace with --overwrite")
+
+
+def _is_marked(path: Path, mark: bytes) -> bool:
+    if not path.is_file():
+        return False
+    try:
+        with open(path, "rb") as file:
+            beginning = file.read(_BEGINNING)
+            return mark in beginning or not beginning
+    except OSError as error:
+        raise WriteError(path, system.reason(error)) from error

@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from vggt_jax import checkpoints, weights
 from vggt_jax.checkpoints import native
 from vggt_jax.checkpoints.errors import CheckpointError
+from vggt_jax.checkpoints.rules import FLOATING
 from vggt_jax.checkpoints.sources import find_checkpoint
 from vggt_jax.host import check_device
 from vggt_jax.models.base import ModelConfig, SceneModel
@@ -119,8 +120,9 @@ def with_parameters(
         source: what messages call the parameters.
 
     Raises:
-        vggt_jax.CheckpointError: names or shapes differ from the model's, or values are not finite;
-            all of them are listed.
+        vggt_jax.CheckpointError: names or shapes differ from the model's, or values are not finite
+        or
+            no floating-point numbers; all of them are listed.
     """
     shapes = {name: leaf.shape for name, leaf in named_parameters(model).items()}
     problems = [f"missing: {name} {shape}" for name, shape in shapes.items() if name not in params]
@@ -129,6 +131,11 @@ def with_parameters(
         f"wrong shape: {name} {params[name].shape}, the model has {shape}"
         for name, shape in shapes.items()
         if name in params and params[name].shape != shape
+    ]
+    problems += [
+        f"wrong type: {name} {x.dtype.name}, expected a floating-point one"
+        for name, x in params.items()
+        if x.dtype.name not in FLOATING
     ]
     if problems:
         summary = f"{source}: {len(problems)} parameters do not fit the configuration"
@@ -184,19 +191,22 @@ def cache_folder() -> pathlib.Path:
 
 
 def _load_official(source, config) -> tuple[dict[str, np.ndarray], str, dict]:
-    path, name = find_checkpoint(source)
-    stat = path.stat()
-    if stat.st_size < _CACHE_FROM_BYTES:
+    found = find_checkpoint(source)
+    stats = [path.stat() for path in found.files]
+    if sum(stat.st_size for stat in stats) < _CACHE_FROM_BYTES:
         params, config, report = load_official(source, config)
         return params, report.model, config
-    beside = path.with_suffix(".json")
+    beside = found.beside.with_suffix(".json")
     if config is None and beside.is_file():
         config = beside
     if isinstance(config, str | os.PathLike):
         config = checkpoints.read_fields(config)
-    identity = [native.VERSION, str(path.resolve()), stat.st_size, stat.st_mtime_ns]
-    key = json.dumps([*identity, config])
-    stem = name.replace(os.sep, "--")[-80:]
+    files = [
+        [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
+        for path, stat in zip(found.files, stats, strict=True)
+    ]
+    key = json.dumps([native.VERSION, files, config])
+    stem = found.name.replace(os.sep, "--")[-80:]
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
     cached = cache_folder() / "checkpoints" / f"{stem}-{digest}.safetensors"
     if cached.exists():
@@ -208,8 +218,9 @@ def _load_official(source, config) -> tuple[dict[str, np.ndarray], str, dict]:
     params, config, report = load_official(source, config)
     document = {"model": report.model, "config": config, "checksum": report.checksum}
     try:
-        cached.unlink(missing_ok=True)
-        checkpoints.write(cached, params, document)
+        if not checkpoints.is_native(cached):
+            cached.unlink(missing_ok=True)
+        checkpoints.write(cached, params, document, overwrite=True)
     except (CheckpointError, OSError) as error:
         warnings.warn(f"the converted checkpoint is not kept: {error}", stacklevel=3)
     return params, report.model, config
