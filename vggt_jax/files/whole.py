@@ -90,8 +90,8 @@ def check_file(path: Path, *, overwrite: bool, mark: bytes) -> None:
         return
     if not _is_marked(path, mark):
         raise InputError(
-            f"{path}: exists and was not written by an export of this format; move it away, or choose "
-            "another --out"
+            f"{path}: exists and was not written by an export of this format; move it away, or "
+            "choose another --out"
         )
     if not overwrite:
         raise InputError(f"{path}: exists; choose another --out, or replace with --overwrite")
