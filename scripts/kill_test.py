@@ -1,12 +1,13 @@
 """Kills work with SIGKILL at random moments, and checks that nothing is lost, mixed or done twice.
 
-    python scripts/kill_test.py --kills 50                      # all five, about an hour on two cores
+    python scripts/kill_test.py --kills 50                  # all five, an hour on two cores
     python scripts/kill_test.py --kills 50 --only conversion export
 
-Each kill is followed by a look at what is there, as the next command would find it, and at the end by
-one run that is not killed. Processes are forked from one that has imported everything, so that time goes
-into the work. Half of the kills fall anywhere between the start and the end of the work, half after it
-has begun to write. A table says how often the results were those of before and of after.
+Each kill is followed by a look at what is there, as the next command would find it, and all of them
+by one run that is not killed. Processes are forked from one that has imported everything, so that
+time goes into the work. Half of the kills fall anywhere between the start and the end of the work,
+half after it has begun to write. A table says how often the results were those of before and of
+after.
 """
 
 import abc
@@ -59,8 +60,9 @@ class Work(abc.ABC):
         self.folder = folder
         folder.mkdir()
 
+    @abc.abstractmethod
     def prepare(self) -> None:
-        """Makes the good results that kills must not harm, without a device."""
+        """Makes what the work needs, and good results that kills must not harm."""
 
     @abc.abstractmethod
     def run(self, turn: int) -> None:
@@ -118,7 +120,15 @@ class Infer(Work):
     def run(self, turn: int) -> None:
         photographs = self.folder / "ab"[turn % 2]
         code = commands.run(
-            ["infer", str(photographs), "--out", str(self.folder / "out"), "--overwrite"]
+            [
+                "infer",
+                str(photographs),
+                "--out",
+                str(self.folder / "out"),
+                "--overwrite",
+                "--size",
+                "56",
+            ]
         )
         require(code == 0, f"exit {code}")
 
@@ -195,7 +205,14 @@ class Batch(Work):
 
     def run(self, turn: int) -> None:
         code = commands.run(
-            ["batch", str(self.folder / "scenes"), "--out", str(self.folder / "out")]
+            [
+                "batch",
+                str(self.folder / "scenes"),
+                "--out",
+                str(self.folder / "out"),
+                "--size",
+                "56",
+            ]
         )
         require(code == 0, f"exit {code}")
 
@@ -256,6 +273,7 @@ class Training(Work):
         return f"step {steps[-1]}" if steps else "nothing yet"
 
 
+_SMALL = ("--size", "56")  # Pixels.
 _TINY = dict(
     img_size=28, embed_dim=32, num_heads=2, depth=1, vit_depth=1, vit_num_heads=2,
     num_register_tokens=1, camera_trunk_depth=1, camera_num_heads=2, camera_iters=1, dpt_features=4,
@@ -292,7 +310,7 @@ def _forked(function: Callable[[], object]) -> tuple[int, int]:
         code = 0
     except Failed as finding:
         os.write(writing, f"FAILED: {finding}".encode())
-    except BaseException:
+    except BaseException:  # noqa: BLE001  told to the parent
         os.write(writing, f"FAILED: {traceback.format_exc()}".encode()[-3000:])
     finally:
         os._exit(code)
@@ -393,10 +411,7 @@ def main() -> int:
                 failed += 1
                 print(f"{name:<12}FAILED: {finding}", flush=True)
                 continue
-            counts = "".join(
-                f"{found[what]:>{width}}"
-                for what, width in (("old", 6), ("new", 6), ("going on", 10))
-            )
+            counts = f"{found['old']:>6}{found['new']:>6}{found['going on']:>10}"
             print(f"{name:<12}{kills:>6}{counts}{time.monotonic() - began:>9.0f}", flush=True)
     return 1 if failed else 0
 

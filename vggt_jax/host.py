@@ -20,10 +20,11 @@ def check_device() -> None:
     """
     try:
         jax.devices()
-    except RuntimeError as error:
+    # JAX asserts that it found a backend, where the platform is known and has none.
+    except (RuntimeError, AssertionError) as error:
         asked = os.environ.get("JAX_PLATFORMS")
         of = f" for JAX_PLATFORMS={asked}" if asked else ""
-        why = (str(error).splitlines() or ["no reason given"])[0]
+        why = (str(error).splitlines() or ["none is installed"])[0]
         raise InputError(
             f"JAX has no device{of} ({why}); install JAX for that platform (on an NVIDIA GPU: pip "
             "install 'vggt-jax[cuda]'), or set JAX_PLATFORMS=cpu"

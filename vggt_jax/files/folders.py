@@ -14,7 +14,7 @@ from vggt_jax.files.moves import Moves
 from vggt_jax.files.names import checked_path
 from vggt_jax.files.whole import WriteError
 
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 _NOT_OURS = (
     "was not written by an earlier run, or was changed since, and is not replaced; move it away, "
     "or choose another --out"

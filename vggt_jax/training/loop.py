@@ -418,7 +418,8 @@ def _check_frozen(frozen: tuple[str, ...], model: nnx.Module) -> None:
 
 
 def forget_later_lines(log: pathlib.Path, step: int) -> None:
-    """Removes from a log what a run that was killed wrote after its last checkpoint, and will again.
+    """Removes from a log what a run that was killed wrote after its last checkpoint, and will
+    again.
 
     Args:
         log: lines of JSON; need not exist. A last line that was cut off goes, too.
