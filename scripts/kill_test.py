@@ -126,8 +126,7 @@ class Infer(Work):
                 "--out",
                 str(self.folder / "out"),
                 "--overwrite",
-                "--size",
-                "56",
+                *_SMALL,
             ]
         )
         require(code == 0, f"exit {code}")
@@ -210,8 +209,7 @@ class Batch(Work):
                 str(self.folder / "scenes"),
                 "--out",
                 str(self.folder / "out"),
-                "--size",
-                "56",
+                *_SMALL,
             ]
         )
         require(code == 0, f"exit {code}")

@@ -3,10 +3,10 @@
 import json
 import os
 import stat
-from pathlib import Path
 from typing import Any
 
 from vggt_jax.errors import InputError
+from vggt_jax.files.names import checked_path
 
 _LARGEST = 64 * 2**20  # Bytes. A cameras.json of 10,000 photographs has 15 MB.
 
@@ -25,7 +25,7 @@ def read_json(
         InputError, or `error`: there is no such file, it is no file but a folder, pipe or device,
             it is larger than any of ours, nested deeper than any, or no JSON.
     """
-    path = Path(path)
+    path = checked_path(path, what, error=error)
     try:
         state = os.stat(path)
         if not stat.S_ISREG(state.st_mode):

@@ -440,4 +440,3 @@ def _step_of(line: bytes) -> float:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):
         return math.inf
-
