@@ -17,7 +17,8 @@ from vggt_jax.checkpoints.errors import CheckpointError, first_line
 # What torch.load raises for files that are truncated, damaged or something else.
 _LOAD_ERRORS = (
     RuntimeError, EOFError, LookupError, ValueError, OSError, AttributeError, TypeError,
-    AssertionError, ImportError, MemoryError, SafetensorError, OverflowError, struct.error, zipfile.BadZipFile,
+    AssertionError, ImportError, MemoryError, OverflowError, SafetensorError, struct.error,
+    zipfile.BadZipFile,
 )  # fmt: skip
 # PyTorch compresses nothing, and VGGT-1B's pickle, which tells where tensors are, has 0.3 MB.
 _MOST_COMPRESSED, _SMALL, _LARGEST_PICKLE = 4, 2**24, 2**26
