@@ -280,3 +280,50 @@ def test_arrays_of_a_file_are_mapped_and_read_only(tmp_path):
     write(path, params(), DOCUMENT)
     with pytest.raises(ValueError, match="read-only"):
         read(path)[0]["half"][0] = 1
+
+
+# Edited by hand
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("files", ["a"]), ("files", None), ("files", {"../x": 3}), ("files", {"/etc/passwd": 3}),
+     ("files", {"a": "b"}), ("files", {"a" * 5000: 1}), ("empty_parameters", [1]),
+     ("empty_parameters", 3), ("empty_parameters", {"x": 3}), ("empty_parameters", {"x": ["junk", [0]]}),
+     ("empty_parameters", {"x": ["float32", [10**6, 10**6]]}),
+     ("empty_parameters", {"x": ["float32", [0, -1]]}), ("empty_parameters", {"x": ["float32", [3]]}),
+     ("empty_parameters", {"x": ["object", [0]]}), ("empty_parameters", {"half": ["float32", [0]]})],
+)  # fmt: skip
+def test_configurations_of_folders_are_checked(tmp_path, field, value):
+    path = tmp_path / "out"
+    write(path, params(), DOCUMENT)
+    document = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(document | {field: value}))
+    assert str(path) in refused(read, path)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "1" * 5000, "null"])
+def test_documents_beyond_reason(tmp_path, text):
+    path = tmp_path / "out"
+    write(path, params(), DOCUMENT)
+    (path / "config.json").write_text(text)
+    assert str(path) in refused(read, path) and not is_native(path)
+
+
+def test_a_pipe_is_no_checkpoint(tmp_path):
+    os.mkfifo(tmp_path / "x.safetensors")
+    assert "is no file" in refused(read, tmp_path / "x.safetensors")
+    write(tmp_path / "out", params(), DOCUMENT)
+    (tmp_path / "out" / "config.json").unlink()
+    os.mkfifo(tmp_path / "out" / "config.json")
+    assert "is no file" in refused(read, tmp_path / "out")
+
+
+def test_files_of_others_stay_in_a_folder_that_is_replaced(tmp_path):
+    write(tmp_path / "out", params(), DOCUMENT)
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    (tmp_path / "out" / "arrays" / "mine").write_text("mine")
+    write(tmp_path / "out", {"a": np.float32([3, 5])}, DOCUMENT, overwrite=True)
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "out" / "arrays" / "mine").read_text() == "mine"
+    assert list(read(tmp_path / "out", verify=True)[0]) == ["a"]

@@ -63,7 +63,7 @@ class Moves:
             # A journal speaks of nothing but what it lies in or beside.
             out = staging.parent / PurePosixPath(out).name
             moves = cls(staging, out, map(_checked, removed), map(_checked, added))
-        except (ValueError, KeyError, TypeError):  # Nothing of ours: it appears whole.
+        except (ValueError, KeyError, TypeError, RecursionError):  # None of ours: it appears whole.
             (staging / _JOURNAL).unlink()
             return
         moves._go_on()

@@ -6,6 +6,7 @@ import lzma
 import math
 import os
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator, Mapping
@@ -27,6 +28,7 @@ _HEADERS = {
 _DAMAGE = (
     OSError, ValueError, EOFError, KeyError, TypeError, SyntaxError, MemoryError, OverflowError,
     RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error,
+    tokenize.TokenError,
 )  # fmt: skip
 
 

@@ -30,6 +30,7 @@ class Entry:
 
 _PIXELS = ("s", "height", "width")
 _OF_STATS = tuple(f"attention_{field.name}" for field in dataclasses.fields(AttentionStats))
+_LATER = ("attention_error",)  # Missing in files of earlier versions.
 
 TABLE: Mapping[str, Entry] = {
     "schema_version": Entry((), _INTEGERS),
@@ -45,7 +46,10 @@ TABLE: Mapping[str, Entry] = {
     "tracks": Entry(("s", "points", 2), _FLOATS, ("track_visibility", "track_confidence")),
     "track_visibility": Entry(("s", "points"), _FLOATS),
     "track_confidence": Entry(("s", "points"), _FLOATS),
-    **{name: Entry(("layers", "heads"), _FLOATS, _OF_STATS) for name in _OF_STATS},
+    **{
+        name: Entry(("layers", "heads"), _FLOATS, tuple(x for x in _OF_STATS if x not in _LATER))
+        for name in _OF_STATS
+    },
     # No rows where a scene has no names, or nobody resized it.
     "names": Entry(("named",), _TEXT),
     "original_sizes": Entry(("resized", 2), _INTEGERS),

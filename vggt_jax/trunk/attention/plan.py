@@ -11,6 +11,7 @@ import jax
 
 from pallas_kernels import tuned
 from vggt_jax.errors import InputError
+from vggt_jax.files import replacing
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.layers.token_order import TokenOrder
@@ -119,7 +120,8 @@ class AttentionPlan(SceneAttention):
         layers = [_to_json(layer) for layer in self.layers]
         content = {"format": _FORMAT, "version": _VERSION, "min_tokens": self.min_tokens}
         content |= {"layers": layers, "about": dict(about or {})}
-        Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        with replacing(path) as file:
+            file.write(json.dumps(content, indent=1).encode() + b"\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "AttentionPlan":
