@@ -323,6 +323,10 @@ def _ended(child: int, reading: int) -> tuple[int, str]:
     return os.waitpid(child, 0)[1], said.decode()
 
 
+def _lives(child: int) -> bool:
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
+
 def _has_begun_to_write(work: Work) -> bool:
     for place in work.places():
         for path in place.glob(".vggt-jax-*"):
@@ -349,7 +353,7 @@ def kill_at_random(work: Work, kills: int, rng: random.Random) -> tuple[int, dic
         if turn % 2:
             time.sleep(rng.uniform(0, 1.05 * lasts))
         else:
-            while time.monotonic() - began < 2 * lasts and not _has_begun_to_write(work):
+            while _lives(child) and not _has_begun_to_write(work):
                 time.sleep(0.002)
             time.sleep(rng.uniform(0, 0.05 * lasts + 0.02))
         os.kill(child, signal.SIGKILL)

@@ -8,9 +8,12 @@ import pytest
 
 # A program that says that it is ready, is somewhere for long, and cleans up.
 _PROGRAM = """
-import gc, hashlib, pathlib, sys, time
+import gc, hashlib, pathlib, signal, sys, time
 from vggt_jax.cli import endings
 
+# What runs in the background, as tests may, begins with some of them ignored.
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 endings._PATIENCE = 0.5
 
 def program():
