@@ -41,7 +41,8 @@ def load_model(
 
     Args:
         source: a checkpoint of ours (a folder, or a `.safetensors` file); an official
-            `.safetensors`, `.pt` or `.pth` file; or a name on huggingface.co such as
+            `.safetensors`, `.pt`, `.pth`, `.ckpt` or `.bin` file, or a folder that holds one or its
+            shards; or a name on huggingface.co such as
             `"facebook/VGGT-1B"` or `"yyfz233/Pi3"`. It tells which model it is. What is not ours is
             converted on the way, and the result is kept under `cache_folder()` if it is large. None
             is the small model that ships with the package (vggt_jax/weights/MODEL_CARD.md).
