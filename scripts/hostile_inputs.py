@@ -372,7 +372,8 @@ class Generator:
                 f"a pickle of {mib} MiB", lambda path=path: vggt_jax.load_model(path, config=config)
             )
         path = self.new("predictions.npz")
-        np.savez(path, **self.arrays | {"depth": np.array([Payload(self.marker)], object)})
+        arrays = self.arrays | {"depth": np.array([Payload(self.marker)], object)}
+        np.savez(path, **arrays)  # pyright: ignore[reportArgumentType]
         yield Input("results with code", self._results(path))
 
     # Images

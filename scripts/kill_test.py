@@ -302,7 +302,8 @@ def _forked(function: Callable[[], object]) -> tuple[int, int]:
     try:
         os.close(reading)
         quiet = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(quiet, 1), os.dup2(quiet, 2)
+        for stream in (1, 2):
+            os.dup2(quiet, stream)
         said = function()
         os.write(writing, str(said).encode())
         code = 0

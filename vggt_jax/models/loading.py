@@ -68,7 +68,9 @@ def load_model(
         params, name, fields = _load_official(source, config.to_dict() if is_object else config)
     known = families()
     if name not in known:
-        raise CheckpointError(f"{source}: model {name!r} is unknown; known are {sorted(known)}")
+        raise CheckpointError(
+            f"{source}: model {name[:60]!r} is unknown; known are {sorted(known)}"
+        )
     model = abstract_model(known[name].config.from_dict(fields))
     model = with_parameters(model, params, source=str(source))
     return model if dtype is None else with_dtype(model, dtype)
