@@ -6,9 +6,17 @@ python convert/from_torch.py SOURCE DESTINATION [--config FILE.json] [--dtype fl
 import sys
 from pathlib import Path
 
+
+def main() -> int:
+    """Runs the command line and returns its exit code."""
+    from vggt_jax.models.conversion import main
+
+    return main()
+
+
 if __name__ == "__main__":
     # The package of this repository, whether or not it is installed.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from vggt_jax.models.conversion import main
+    from vggt_jax.cli.endings import run_program
 
-    sys.exit(main())
+    run_program(main, "from_torch.py")

@@ -63,15 +63,17 @@ def test_an_interrupted_file_leaves_the_old_one(tmp_path, error):
 def test_what_is_stale_goes_with_what_replaces_it(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    for name in ("a", "b", "mine"):
-        (out / name).write_text("old")
+    with output_folder(out, overwrite=False) as folder:
+        for name in ("a", "b"):
+            (folder / name).write_text("old")
+    (out / "mine").write_text("mine")
     with output_folder(out, overwrite=True, stale=("a", "b", "c")) as folder:
         (folder / "a").write_text("new")
-    assert listing(out) == ["a", "mine"] and (out / "a").read_text() == "new"
-    (out / "b").write_text("old")
+    assert listing(out) == [".vggt-jax.json", "a", "mine"]
+    assert (out / "a").read_text() == "new"
     with pytest.raises(KeyboardInterrupt), output_folder(out, overwrite=True, stale=("a", "b")):
         raise KeyboardInterrupt
-    assert listing(out) == ["a", "b", "mine"]
+    assert listing(out) == [".vggt-jax.json", "a", "mine"] and listing(tmp_path) == ["out"]
 
 
 def test_files_have_the_usual_permissions(tmp_path):

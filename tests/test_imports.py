@@ -54,7 +54,7 @@ def files(package):
 def test_there_is_something_to_check():
     assert len(files("vggt_jax")) > 20 and len(files("vggt_jax/checkpoints")) > 10
     assert "vggt_jax.layers.block" in imported(ROOT / "vggt_jax" / "trunk" / "alternation.py")
-    assert "torch" in packages(ROOT / "vggt_jax" / "checkpoints" / "sources.py")
+    assert "torch" in packages(ROOT / "vggt_jax" / "checkpoints" / "torch_file.py")
 
 
 @pytest.mark.parametrize("package", ALLOWED)

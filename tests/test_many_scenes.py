@@ -87,7 +87,7 @@ def test_a_batch_holds_scenes_of_one_kind(scenes, model):
         loaded.append((name, Future()))
         inputs = read_inputs(images, model, options)
         scene_plan = plan.plan_scene(inputs, model, options)
-        loaded[-1][1].set_result(many_scenes._Scene(name, options, inputs, scene_plan))
+        loaded[-1][1].set_result(many_scenes._Scene(name, options, inputs, scene_plan, {}))
     batches = many_scenes._batches(loaded, 2, fail=None)
     names = [[scene.name for scene in batch] for batch in batches]
     assert names == [["hall", "attic"], ["yard", "shed"], ["floats"], ["barn"]]
@@ -96,11 +96,11 @@ def test_a_batch_holds_scenes_of_one_kind(scenes, model):
 def test_a_run_goes_on_where_it_was_interrupted(tmp_path, scenes, model, monkeypatch):
     write, written, started = many_scenes.write_reconstruction, [], itertools.count()
 
-    def interrupted(folder, recon):
+    def interrupted(folder, recon, **others):
         if next(started) >= 2:
             raise KeyboardInterrupt
         written.append(folder.name)
-        write(folder, recon)
+        write(folder, recon, **others)
 
     monkeypatch.setattr(many_scenes, "write_reconstruction", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -112,7 +112,7 @@ def test_a_run_goes_on_where_it_was_interrupted(tmp_path, scenes, model, monkeyp
     # What a process leaves that is killed while it writes.
     left = next(tmp_path / name for name in scenes if name not in written)
     left.mkdir(exist_ok=True)
-    (left / ".predictions.npz.1f2e3d4c.tmp").write_bytes(b"half of a result")
+    (left / ".vggt-jax-1f2e3d4c.tmp").write_bytes(b"half of a result")
     report = run(scenes, tmp_path, model)
     assert set(report.skipped) == set(written) and len(report.written) == 3
     assert {path.parent.name for path in tmp_path.glob("*/predictions.npz")} == set(SIZES)
@@ -169,9 +169,9 @@ def test_a_run_goes_on_after_its_process_was_killed(tmp_path, scenes, model):
 def test_scenes_are_written_at_the_same_time(tmp_path, scenes, model, monkeypatch, batch_size):
     write, both = many_scenes.write_reconstruction, threading.Barrier(2)
 
-    def together(folder, recon):
+    def together(folder, recon, **others):
         both.wait(timeout=120)  # Each waits for another one to be written.
-        write(folder, recon)
+        write(folder, recon, **others)
 
     monkeypatch.setattr(many_scenes, "write_reconstruction", together)
     two = {name: scenes[name] for name in ("attic", "shed")}
@@ -184,10 +184,10 @@ def test_scenes_are_written_at_the_same_time(tmp_path, scenes, model, monkeypatc
 def test_a_disk_that_is_full_ends_the_run_and_loses_nothing(tmp_path, scenes, model, monkeypatch):
     write = many_scenes.write_reconstruction
 
-    def full(folder, recon):
+    def full(folder, recon, **others):
         if folder.name == "shed":
             raise InputError("no space left")
-        write(folder, recon)
+        write(folder, recon, **others)
 
     two = {name: scenes[name] for name in ("shed", "attic")}
     with monkeypatch.context() as patch:
@@ -309,7 +309,7 @@ def test_results_of_other_settings_are_not_mixed(tmp_path, scenes, model, tiny):
     with pytest.raises(InputError, match="holds results with another model"):
         run(scenes, tmp_path, trained_on)
     (tmp_path / "settings.json").write_text("{")
-    with pytest.raises(InputError, match="settings.json: cannot be read"):
+    with pytest.raises(InputError, match="settings.json: not a JSON document"):
         run(scenes, tmp_path, model)
 
 

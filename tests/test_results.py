@@ -1,6 +1,7 @@
 """vggt_jax.scene.results: what was written comes back, also by earlier versions; the rest is refused."""
 
 import dataclasses
+import zipfile
 
 import jax
 import numpy as np
@@ -11,7 +12,9 @@ import vggt_jax
 from vggt_jax import InputError, Reconstruction
 from vggt_jax.export import write_predictions
 from vggt_jax.images.loading import load_images
-from vggt_jax.scene.results import SCHEMA_VERSION, write_reconstruction
+from vggt_jax.scene import npz
+from vggt_jax.scene.results import SCHEMA_VERSION, made_from, write_reconstruction
+from vggt_jax.scene.table import TABLE
 from vggt_jax.trunk.attention.block_sparse import AttentionStats
 
 SIZES = [(61, 83), (97, 53), (47, 47)]  # (height, width): landscape, portrait and square
@@ -194,3 +197,133 @@ def test_results_that_cannot_be_used(tmp_path):
     path.write_bytes(data)
     with pytest.raises(InputError, match="damaged"):
         vggt_jax.load_reconstruction(path)
+
+
+# Edited and made up
+
+
+def written(tmp_path):
+    path = tmp_path / "predictions.npz"
+    write_reconstruction(path, everything(tmp_path, "pad"), made_from={"images/0.png": [3, 5]})
+    return path, contents(path)
+
+
+CHANGES = {
+    "a scalar": lambda x: np.array(1.0),
+    "one row less": lambda x: x[:-1],
+    "transposed": lambda x: x.T,
+    "text": lambda x: x.astype("U4"),
+    "complex": lambda x: x.astype(complex),
+    "structured": lambda x: np.zeros(x.shape, [("a", "f4")]),
+    "integers of time": lambda x: x.astype("M8[s]"),
+    "an axis more": lambda x: x[..., None],
+    "double integers": lambda x: x.astype(np.int64),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in TABLE if TABLE[name].axes[:1] == ("s",)])
+def test_every_array_is_checked(tmp_path, name):
+    path, arrays = written(tmp_path)
+    for what, change in CHANGES.items():
+        changed = change(arrays[name])
+        if changed.dtype == arrays[name].dtype and changed.shape == arrays[name].shape:
+            continue
+        np.savez(path, **arrays | {name: changed})
+        with pytest.raises(InputError) as caught:
+            vggt_jax.load_reconstruction(path)
+        assert str(path) in str(caught.value) and "\n" not in str(caught.value), what
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "what"),
+    [
+        ("original_sizes", [[0, 5]] * 3, "original_sizes holds values that no frame can have"),
+        ("original_sizes", [[10**12, 5]] * 3, "original_sizes holds values"),
+        ("model_from_original", [[0.0, 1, 0, 0]] * 3, "model_from_original holds values"),
+        ("model_from_original", [[1.0, np.inf, 0, 0]] * 3, "model_from_original holds values"),
+        ("content", [[0, 999, 0, 5]] * 3, "content holds values"),
+        ("content", [[5, 5, 0, 5]] * 3, "content holds values"),
+        ("pixel_centre", np.nan, r"pixel_centre=nan must lie in \[0, 1\)"),
+        ("pixel_centre", "x", "pixel_centre is str"),
+        ("confidence_kind", 3, "confidence_kind is int64"),
+        ("names", "abc", "names is str"),
+        ("intrinsics", None, "has depth and cameras and lacks intrinsics"),
+        ("depth_confidence", None, "has depth and lacks depth_confidence"),
+        ("track_confidence", None, "has tracks and lacks track_confidence"),
+        ("attention_saved", None, "lacks attention_saved"),
+        ("images", None, "lacks images"),
+    ],
+)
+def test_values_that_cannot_be(tmp_path, name, value, what):
+    path, arrays = written(tmp_path)
+    changed = arrays | {name: value if value is None else np.array(value)}
+    np.savez(path, **{name: x for name, x in changed.items() if x is not None})
+    with pytest.raises(InputError, match=what):
+        vggt_jax.load_reconstruction(path)
+
+
+def test_a_scene_without_frames_is_none(tmp_path):
+    path, arrays = written(tmp_path)
+    np.savez(path, **{name: x[:0] if x.ndim else x for name, x in arrays.items()})
+    with pytest.raises(InputError, match="holds no frames"):
+        vggt_jax.load_reconstruction(path)
+
+
+def member(shape, dtype="|u1"):
+    """A header that claims an array of this shape."""
+    text = f"{{'descr': {dtype!r}, 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\0" + len(text).to_bytes(2, "little") + text
+
+
+@pytest.mark.parametrize(
+    "head",
+    [member("(10**6, 10**6, 3)"), member("(1000000, 100000, 3333, 3)"), member("(-1, 3)"),
+     member("(2, 3)", "|O"), member("(2,)", "<U999999999"), member("()", "no type"), b"no header",
+     member("[[[[" * 100), b"\x93NUMPY\x03\0"],
+)  # fmt: skip
+def test_headers_that_claim_too_much(tmp_path, head):
+    path, arrays = written(tmp_path)
+    del arrays["images"]
+    np.savez(path, **arrays)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("images.npy", head)
+    with pytest.raises(InputError, match="predictions.npz: ") as caught:
+        vggt_jax.load_reconstruction(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "is_read"), [("images", False), ("bomb", True)])
+def test_what_unpacks_to_much_is_not_unpacked(tmp_path, monkeypatch, name, is_read):
+    monkeypatch.setattr(npz, "_SMALL", 2**20)
+    path, arrays = written(tmp_path)
+    arrays.pop(name, None)
+    np.savez(path, **arrays)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        with archive.open(f"{name}.npy", "w") as file:
+            file.write(member("(10, 1000000, 1, 3)"))
+            for _ in range(30):
+                file.write(bytes(10**6))
+    if is_read:  # Nobody asks for it.
+        assert vggt_jax.load_reconstruction(path).images.shape[0] == 3
+        return
+    with pytest.raises(InputError, match="claims to hold 0.0 GiB in 0.[0-9] MiB"):
+        vggt_jax.load_reconstruction(path)
+
+
+def test_compressed_and_swapped_results_are_read(tmp_path):
+    path, arrays = written(tmp_path)
+    expected = vggt_jax.load_reconstruction(path)
+    swapped = {name: x.astype(x.dtype.newbyteorder(">")) for name, x in arrays.items()}
+    np.savez_compressed(path, **swapped)
+    assert_same(vggt_jax.load_reconstruction(path), expected)
+
+
+def test_what_a_scene_was_made_from_is_read_alone(tmp_path):
+    path, arrays = written(tmp_path)
+    assert made_from(path) == {"images/0.png": [3, 5]}
+    del arrays["made_from"]
+    np.savez(path, **arrays)
+    assert made_from(path) is None
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match="damaged"):
+        made_from(path)

@@ -1,11 +1,34 @@
-"""Functions of JAX for callers who have NumPy arrays."""
+"""JAX for callers on the host: whether it has a device, and its functions for NumPy arrays."""
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+
+from vggt_jax.errors import InputError
+
+
+def check_device() -> None:
+    """Checks that JAX has a device to compute on.
+
+    Raises:
+        InputError: it has none: JAX_PLATFORMS names a platform that is not installed or has no
+            device here, or its driver does not start.
+    """
+    try:
+        jax.devices()
+    # JAX asserts that it found a backend, where the platform is known and has none.
+    except (RuntimeError, AssertionError) as error:
+        asked = os.environ.get("JAX_PLATFORMS")
+        of = f" for JAX_PLATFORMS={asked}" if asked else ""
+        why = (str(error).splitlines() or ["none is installed"])[0]
+        raise InputError(
+            f"JAX has no device{of} ({why}); install JAX for that platform (on an NVIDIA GPU: pip "
+            "install 'vggt-jax[cuda]'), or set JAX_PLATFORMS=cpu"
+        ) from error
 
 
 def with_numpy(function: Callable[..., Any], *arrays: Any, **settings: Any) -> Any:

@@ -1,6 +1,7 @@
 """Our checkpoint on disk: round trips, atomic writing, and damage."""
 
 import json
+import os
 import shutil
 
 import ml_dtypes
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from vggt_jax.checkpoints import atomic, checksum, is_native, native, read, write
+from vggt_jax.checkpoints import checksum, is_native, native, read, write
 from vggt_jax.checkpoints.errors import CheckpointError
+from vggt_jax.files import system
 
 DOCUMENT = {"model": "vggt", "config": {"depth": 3}}
 KINDS = ["folder", "file.safetensors"]
@@ -91,8 +93,8 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch, name, failure):
     written = []
 
     def fail_after(write_into):
-        def run(path, *arguments):
-            write_into(path, *arguments)
+        def run(place, *arguments):
+            write_into(place, *arguments)
             written.extend(tmp_path.iterdir())
             raise failure
 
@@ -103,7 +105,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch, name, failure):
     expected = KeyboardInterrupt if isinstance(failure, KeyboardInterrupt) else CheckpointError
     with pytest.raises(expected):
         write(tmp_path / name, params(), DOCUMENT)
-    assert len(written) == 1 and written[0].name.startswith(f"{name}.partial-")
+    assert len(written) == 1 and written[0].name.startswith(".vggt-jax-")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -117,7 +119,7 @@ def test_a_failed_write_keeps_what_was_there(tmp_path, monkeypatch, name):
     monkeypatch.setattr(native, "_write_file", fail)
     monkeypatch.setattr(native, "_write_folder", fail)
     message = refused(write, tmp_path / name, {}, DOCUMENT, overwrite=True)
-    assert message == f"{tmp_path / name}: cannot be written (disk on fire)"
+    assert message.startswith(f"{tmp_path / name}") and "cannot be written (disk on fire" in message
     assert read(tmp_path / name, verify=True)[0].keys() == params().keys()
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
@@ -125,14 +127,16 @@ def test_a_failed_write_keeps_what_was_there(tmp_path, monkeypatch, name):
 def test_a_failed_replacement_is_undone(tmp_path, monkeypatch):
     path = tmp_path / "folder"
     write(path, params(), DOCUMENT)
-    rename = atomic.os.rename
+    replace = os.replace
 
-    def fail_on_partial(source, target):
-        if ".partial-" in str(source):
+    def fail_on_new(source, target):
+        if "/new/" in str(source):
             raise OSError("stale handle")
-        rename(source, target)
+        replace(source, target)
 
-    monkeypatch.setattr(atomic.os, "rename", fail_on_partial)
+    # Where folders cannot be exchanged in one step.
+    monkeypatch.setattr(system, "exchange", lambda first, second: False)
+    monkeypatch.setattr(os, "replace", fail_on_new)
     assert "stale handle" in refused(write, path, {"a": np.ones(3)}, DOCUMENT, overwrite=True)
     monkeypatch.undo()
     assert read(path, verify=True)[0].keys() == params().keys()
@@ -276,3 +280,50 @@ def test_arrays_of_a_file_are_mapped_and_read_only(tmp_path):
     write(path, params(), DOCUMENT)
     with pytest.raises(ValueError, match="read-only"):
         read(path)[0]["half"][0] = 1
+
+
+# Edited by hand
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("files", ["a"]), ("files", None), ("files", {"../x": 3}), ("files", {"/etc/passwd": 3}),
+     ("files", {"a": "b"}), ("files", {"a" * 5000: 1}), ("empty_parameters", [1]),
+     ("empty_parameters", 3), ("empty_parameters", {"x": 3}), ("empty_parameters", {"x": ["junk", [0]]}),
+     ("empty_parameters", {"x": ["float32", [10**6, 10**6]]}),
+     ("empty_parameters", {"x": ["float32", [0, -1]]}), ("empty_parameters", {"x": ["float32", [3]]}),
+     ("empty_parameters", {"x": ["object", [0]]}), ("empty_parameters", {"half": ["float32", [0]]})],
+)  # fmt: skip
+def test_configurations_of_folders_are_checked(tmp_path, field, value):
+    path = tmp_path / "out"
+    write(path, params(), DOCUMENT)
+    document = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(document | {field: value}))
+    assert str(path) in refused(read, path)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "1" * 5000, "null"])
+def test_documents_beyond_reason(tmp_path, text):
+    path = tmp_path / "out"
+    write(path, params(), DOCUMENT)
+    (path / "config.json").write_text(text)
+    assert str(path) in refused(read, path) and not is_native(path)
+
+
+def test_a_pipe_is_no_checkpoint(tmp_path):
+    os.mkfifo(tmp_path / "x.safetensors")
+    assert "is no file" in refused(read, tmp_path / "x.safetensors")
+    write(tmp_path / "out", params(), DOCUMENT)
+    (tmp_path / "out" / "config.json").unlink()
+    os.mkfifo(tmp_path / "out" / "config.json")
+    assert "is no file" in refused(read, tmp_path / "out")
+
+
+def test_files_of_others_stay_in_a_folder_that_is_replaced(tmp_path):
+    write(tmp_path / "out", params(), DOCUMENT)
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    (tmp_path / "out" / "arrays" / "mine").write_text("mine")
+    write(tmp_path / "out", {"a": np.float32([3, 5])}, DOCUMENT, overwrite=True)
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "out" / "arrays" / "mine").read_text() == "mine"
+    assert list(read(tmp_path / "out", verify=True)[0]) == ["a"]

@@ -56,20 +56,25 @@ def test_types_without_a_numpy_counterpart_are_named(tmp_path):
 def test_missing_files_are_named(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     message = one_line(load_official, name)
-    assert message.startswith(f"{name}: no such file; give a .safetensors, .pt or .pth file")
+    assert message.startswith(
+        f"{name}: no such file; give a .safetensors, .pt, .pth, .ckpt or .bin file"
+    )
 
 
 def test_other_files_are_refused(tmp_path):
     path = tmp_path / "weights.npz"
     path.write_bytes(b"123")
-    assert one_line(load_official, path) == f"{path}: must be a .safetensors, .pt or .pth file"
+    assert (
+        one_line(load_official, path)
+        == f"{path}: must be a .safetensors, .pt, .pth, .ckpt or .bin file"
+    )
 
 
 def test_a_folder_is_searched(tmp_path):
     assert "holds neither model.safetensors nor model.pt" in one_line(find_checkpoint, tmp_path)
     for name in ("model.pt", "model.safetensors"):
         (tmp_path / name).touch()
-        assert find_checkpoint(tmp_path)[0] == tmp_path / name
+        assert find_checkpoint(tmp_path).files == (tmp_path / name,)
 
 
 def test_another_model_is_recognised_whatever_the_configuration(save):
@@ -173,7 +178,8 @@ def test_a_hub_name_is_downloaded(tmp_path, monkeypatch, toy):
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     monkeypatch.chdir(tmp_path)
-    assert find_checkpoint("facebook/VGGT-1B") == (toy, "facebook/VGGT-1B/model.pt")
+    found = find_checkpoint("facebook/VGGT-1B")
+    assert found.files == (toy,) and found.name == "facebook/VGGT-1B/model.pt"
     assert asked == [
         ("facebook/VGGT-1B", "model.safetensors", False),
         ("facebook/VGGT-1B", "model.pt", False),
@@ -188,7 +194,8 @@ def test_without_a_network_the_cache_is_searched(tmp_path, monkeypatch, toy):
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     monkeypatch.chdir(tmp_path)
-    assert find_checkpoint("facebook/VGGT-1B") == (toy, "facebook/VGGT-1B/model.pt")
+    found = find_checkpoint("facebook/VGGT-1B")
+    assert found.files == (toy,) and found.name == "facebook/VGGT-1B/model.pt"
 
 
 @pytest.mark.parametrize(

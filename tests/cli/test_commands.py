@@ -12,7 +12,7 @@ import trimesh
 from PIL import Image
 
 from vggt_jax import cli
-from vggt_jax.cli import bench
+from vggt_jax.cli import bench, commands
 from vggt_jax.cli.scene import SPELLINGS, in_our_spelling
 from vggt_jax.pipeline import memory
 
@@ -262,7 +262,7 @@ def test_every_spelling_has_a_counterpart(capsys):
 def test_the_same_option_means_the_same_everywhere():
     """Options of one name have one type, and for scenes the same default."""
     types = {}
-    for command in (cli.Infer, cli.Convert, cli.Export, cli.Bench):
+    for command in (commands.Infer, commands.Convert, commands.Export, commands.Bench):
         for name, kind in command.__annotations__.items():
             # An option may bring its help with it, which is no part of its type.
             marks = [
@@ -272,7 +272,7 @@ def test_the_same_option_means_the_same_everywhere():
             ]
             if marks:
                 kind = Annotated[kind.__origin__, *marks]
-            if (command, name) not in [(cli.Bench, "frames"), (cli.Bench, "size")]:
+            if (command, name) not in [(commands.Bench, "frames"), (commands.Bench, "size")]:
                 types.setdefault(name, set()).add(str(kind).replace("typing.", ""))
     different = {name for name, kinds in types.items() if len(kinds) > 1}
     assert different <= {"max_points"}

@@ -20,11 +20,11 @@ def test_infer_writes_everything(tmp_path, photographs, checkpoint, capsys, run)
     assert run(*args, "--query-points", "20,30", "--query-points", "159,95") == 0
     assert {path.name for path in out.iterdir()} == {
         "predictions.npz", "cameras.json", "points.ply", "overview.png", "depth_pictures",
-        "track_pictures",
+        "track_pictures", ".vggt-jax.json",
     }  # fmt: skip
     assert len(list((out / "depth_pictures").iterdir())) == 3
     assert len(list((out / "track_pictures").iterdir())) == 3
-    assert not list(tmp_path.glob("**/.vggt-jax*"))
+    assert not list(tmp_path.glob("**/.vggt-jax-*"))
 
     arrays = np.load(out / "predictions.npz")
     assert arrays["depth"].shape == (3, 84, 140) and arrays["images"].dtype == np.uint8
@@ -76,9 +76,9 @@ def test_infer_keeps_earlier_results_unless_told(tmp_path, photographs, checkpoi
     assert [path.name for path in out.iterdir()] == ["notes.txt"]
     assert run(*args, "--overwrite") == 0
     assert (out / "notes.txt").read_text() == "mine"
-    (out / "depth_pictures" / "stale_depth.png").write_text("of a longer scene")
+    (out / "depth_pictures" / "mine.png").write_text("of somebody else")
     assert run(*args, "--overwrite", "--points", "head") == 0
-    assert len(list((out / "depth_pictures").iterdir())) == 3
+    assert len(list((out / "depth_pictures").iterdir())) == 3 + 1
 
 
 def change_nothing(folder):

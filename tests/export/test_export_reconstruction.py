@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 import types
 
@@ -10,14 +11,14 @@ import pytest
 import trimesh
 from PIL import Image
 
-from vggt_jax import InputError, export_reconstruction, files
+from vggt_jax import InputError, export_reconstruction
 from vggt_jax.export.cameras import scene_cameras
 from vggt_jax.export.colmap import write_colmap
 from vggt_jax.export.images import check_photographs, find_photographs, write_photographs
 from vggt_jax.export.nerfstudio import write_nerfstudio
 from vggt_jax.export.photograph import stored
 from vggt_jax.export.points import scene_points
-from vggt_jax.files import output_folder
+from vggt_jax.files import output_folder, system
 from vggt_jax.images.loading import load_images
 from vggt_jax.scene.reconstruction import Reconstruction
 
@@ -316,26 +317,32 @@ def test_an_interrupted_folder_leaves_the_old_one(
 @pytest.mark.parametrize("format", ["ply", "glb"])
 def test_an_interrupted_file_leaves_the_old_one(tmp_path, make_room, contents, monkeypatch, format):
     path, recon = tmp_path / f"scene.{format}", make_room().recon
-    path.write_text("old")
+    path.write_text("a photograph")
+    with pytest.raises(InputError, match="was not written by an export of this format"):
+        export_reconstruction(recon, path, format=format, overwrite=True)
+    path.unlink()
+    export_reconstruction(recon, path, format=format, max_points=3)
     before = contents(tmp_path)
 
     def interrupted(source, target):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(files.os, "replace", interrupted)
+    monkeypatch.setattr(os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         export_reconstruction(recon, path, format=format, overwrite=True)
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("failing", range(5))
+@pytest.mark.parametrize("failing", range(8))
 def test_moves_that_stop_halfway_are_undone(tmp_path, contents, monkeypatch, failing):
     out = tmp_path / "out"
-    (out / "a").mkdir(parents=True)
-    (out / "a" / "x").write_text("old")
-    (out / "b").write_text("old")
+    with output_folder(out, overwrite=False) as folder:
+        (folder / "a").mkdir()
+        for name in ("a/x", "b"):
+            (folder / name).write_text("old")
     (out / "mine").write_text("mine")
-    before, replace, count = contents(tmp_path), files.os.replace, 0
+    before, replace, count = contents(tmp_path), os.replace, 0
+    monkeypatch.setattr(system, "exchange", lambda first, second: False)
 
     def interrupted(source, target):
         nonlocal count
@@ -344,11 +351,12 @@ def test_moves_that_stop_halfway_are_undone(tmp_path, contents, monkeypatch, fai
             raise KeyboardInterrupt
         replace(source, target)
 
-    with pytest.raises(KeyboardInterrupt), output_folder(out, overwrite=True) as folder:
+    writing = output_folder(out, overwrite=True, stale=("a", "b"))
+    with pytest.raises(KeyboardInterrupt), writing as folder:
         (folder / "a").mkdir()
         for name in ("a/x", "a/y", "b", "c"):
             (folder / name).write_text("new")
-        monkeypatch.setattr(files.os, "replace", interrupted)
+        monkeypatch.setattr(os, "replace", interrupted)
     assert contents(tmp_path) == before
 
 

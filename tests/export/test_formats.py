@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from vggt_jax import InputError, cli, export_reconstruction
+from vggt_jax.cli import commands
 from vggt_jax.export import ExportOptions, FileFormat, FolderFormat, Written, register_format
 from vggt_jax.export import format as formats
 from vggt_jax.files import replacing
@@ -65,7 +66,7 @@ def test_a_file_of_another_format(tmp_path, make_room, made_up):
 def test_a_folder_of_another_format(tmp_path, make_room, made_up, contents):
     room, out = make_room(), tmp_path / "out"
     report = export_reconstruction(room.recon, out, format="poses", images=room.folder)
-    assert sorted(path.name for path in out.iterdir()) == ["images", "poses.txt"]
+    assert sorted(path.name for path in out.iterdir()) == [".vggt-jax.json", "images", "poses.txt"]
     assert contents(out / "images") == contents(room.folder)
     assert (out / "poses.txt").read_text().startswith("view 0.png ")
     assert report.num_frames == 4 and "note: without points" in str(report)
@@ -105,8 +106,8 @@ def test_every_option_has_one_meaning():
         default = function[field.name].default
         if field.name != "format":
             assert default == field.default, field.name
-        assert field.name in {option.name for option in dataclasses.fields(cli.Export)}
+        assert field.name in {option.name for option in dataclasses.fields(commands.Export)}
     assert set(function) - {"recon", "path"} == {x.name for x in dataclasses.fields(ExportOptions)}
-    for option in dataclasses.fields(cli.Export):
+    for option in dataclasses.fields(commands.Export):
         if option.name in function and option.name != "format":
             assert option.default == function[option.name].default, option.name

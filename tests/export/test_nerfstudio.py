@@ -59,4 +59,4 @@ def test_the_same_bytes_twice(tmp_path, make_room, contents):
     first = contents(tmp_path / "a")
     assert first == contents(tmp_path / "b")
     images = [f"images/view {i}.png" for i in range(4)]
-    assert sorted(first) == [*images, "points.ply", "transforms.json"]
+    assert sorted(first) == [".vggt-jax.json", *images, "points.ply", "transforms.json"]

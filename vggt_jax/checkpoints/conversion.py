@@ -16,6 +16,7 @@ from vggt_jax.checkpoints.official import Configuration, OfficialKeys, identify
 from vggt_jax.checkpoints.report import ConversionReport
 from vggt_jax.checkpoints.rules import DTYPES, fill, leave_out
 from vggt_jax.checkpoints.sources import find_checkpoint, read_tensors
+from vggt_jax.checkpoints.wrapping import without_wrapping
 
 
 def convert_tensors(
@@ -46,11 +47,12 @@ def convert_tensors(
         raise CheckpointError(f"{dtype=} must be None or one of {', '.join(DTYPES)}")
     if native.is_native(source):
         raise CheckpointError(f"{source}: is converted already; load it as it is")
-    path, name = find_checkpoint(source)
-    tensors, ignored = _without(read_tensors(path), ignore, name)
+    found = find_checkpoint(source)
+    name = found.name
+    tensors, ignored = _of_the_model(read_tensors(*found.files), ignore, name, known)
     model = identify(tensors, name, known)
     official = known[model]
-    settled, recognised_as = _configuration(official, config, path, name, tensors)
+    settled, recognised_as = _configuration(official, config, found.beside, name, tensors)
     tensors, unused = leave_out(tensors, official.unused(settled))
     params = fill(official.rules(settled), tensors, source=name, model=recognised_as, dtype=dtype)
     dtypes = Counter()
@@ -72,25 +74,35 @@ def convert_tensors(
     return params, settled.to_dict(), report
 
 
-def _without(
-    tensors: Mapping[str, np.ndarray], prefixes: Sequence[str], name: str
+def _of_the_model(
+    tensors: Mapping[str, np.ndarray],
+    prefixes: Sequence[str],
+    name: str,
+    known: Mapping[str, OfficialKeys],
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The tensors by official key, and why others are left out: `--ignore` is heard for keys as
+    they are in the file, and for official ones."""
+    reasons = {prefix: f"--ignore {prefix}" for prefix in prefixes}
+    left, ignored = leave_out(tensors, reasons)
+    unwrapped, outside = without_wrapping(left, name, known)
+    official, ignored_later = leave_out(unwrapped, reasons)
+    heard = [*ignored, *ignored_later]
     for prefix in prefixes:
-        if not any(key.startswith(prefix) for key in tensors):
+        if not any(key.startswith(prefix) for key in heard):
             raise CheckpointError(f"{name}: no key begins with {prefix!r}, as --ignore says")
-    return leave_out(tensors, {prefix: f"--ignore {prefix}" for prefix in prefixes})
+    return official, ignored | outside | ignored_later
 
 
 def _configuration(
     official: OfficialKeys,
     config: str | os.PathLike | Mapping[str, Any] | None,
-    path: Path,
+    beside: Path,
     name: str,
     tensors: Mapping[str, np.ndarray],
 ) -> tuple[Configuration, str]:
     """Returns the configuration and where it comes from."""
     build = official.config.from_dict
-    beside = path.with_suffix(".json")
+    beside = beside.with_suffix(".json")
     if isinstance(config, Mapping):
         return build(config, "configuration"), "configuration given by the caller"
     if config is not None:

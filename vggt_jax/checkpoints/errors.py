@@ -7,4 +7,5 @@ class CheckpointError(ValueError):
 
 def first_line(error: BaseException) -> str:
     """Returns the first line of an error's message, or its type where it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)

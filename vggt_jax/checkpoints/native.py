@@ -7,18 +7,24 @@ checkpoint, a flat mapping from parameter name to array) and, after a conversion
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
 
+import ml_dtypes
 import numpy as np
 
-from vggt_jax.checkpoints.atomic import written_whole
 from vggt_jax.checkpoints.errors import CheckpointError, first_line
 from vggt_jax.checkpoints.orbax_arrays import read_arrays, write_arrays
 from vggt_jax.checkpoints.safetensors_file import read_safetensors, write_safetensors
+from vggt_jax.errors import InputError
+from vggt_jax.files import checked_path, read_json, replacing
+from vggt_jax.files.claims import settle
+from vggt_jax.files.documents import parse_json
+from vggt_jax.files.folders import place_for_folder
 
 FORMAT = "vggt-jax"
 """What `config.json` names as its format."""
@@ -31,6 +37,8 @@ Document = dict[str, Any]
 _CONFIG, _REPORT, _ARRAYS = "config.json", "report.json", "arrays"
 _EMPTY, _FILES = "empty_parameters", "files"  # fields of config.json for reading a folder
 _FIELDS = {"version": int, "model": str, "config": dict, "checksum": str}
+_TYPES = {"float16": np.float16, "float32": np.float32, "float64": np.float64}
+_TYPES |= {"bfloat16": ml_dtypes.bfloat16}
 
 
 def checksum(params: Mapping[str, np.ndarray]) -> str:
@@ -48,8 +56,8 @@ def checksum(params: Mapping[str, np.ndarray]) -> str:
 
 def is_native(path: str | os.PathLike) -> bool:
     """Returns whether a path names itself one of our checkpoints, complete or damaged."""
-    path = Path(path)
     try:
+        path = checked_path(path, "checkpoint", error=CheckpointError)
         if path.is_dir():
             return _read_json(path / _CONFIG).get("format") == FORMAT
         return path.suffix == ".safetensors" and FORMAT in read_safetensors(path)[1]
@@ -72,7 +80,9 @@ def read(path: str | os.PathLike, *, verify: bool = False) -> tuple[Params, Docu
         CheckpointError: the checkpoint is missing, incomplete, damaged, of a newer version, or
             `verify` finds other values than were written.
     """
-    path = Path(path)
+    path = checked_path(path, "checkpoint", error=CheckpointError)
+    if not path.exists() or (path.is_dir() and not (path / _CONFIG).exists()):
+        settle(Path(os.path.realpath(path)))  # A process that was killed may have been writing it.
     if not path.exists():
         raise CheckpointError(f"{path}: no such checkpoint")
     if path.is_dir():
@@ -83,7 +93,7 @@ def read(path: str | os.PathLike, *, verify: bool = False) -> tuple[Params, Docu
             raise CheckpointError(
                 f"{path}: not a checkpoint of {FORMAT}; convert it with convert/from_torch.py"
             )
-        document = _checked(_parse(metadata[FORMAT], path), path)
+        document = _checked(_as_object(_parse(metadata[FORMAT], path)), path)
     if verify and (found := checksum(params)) != document["checksum"]:
         raise CheckpointError(
             f"{path}: damaged: its checksum is {found}, not {document['checksum']} as written; "
@@ -99,7 +109,8 @@ def check_destination(destination: str | os.PathLike, *, overwrite: bool = False
         CheckpointError: the destination exists (and is no checkpoint of ours or `overwrite` is
             false), or its folder cannot be written.
     """
-    destination = Path(destination)
+    destination = checked_path(destination, "destination", error=CheckpointError)
+    settle(Path(os.path.realpath(destination)))
     empty_folder = destination.is_dir() and not any(destination.iterdir())
     if os.path.lexists(destination) and not empty_folder:
         if not is_native(destination):
@@ -160,23 +171,33 @@ def write(
             f"{destination}: needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; make room "
             "or choose another path"
         )
-    write_into = _write_file if destination.suffix == ".safetensors" else _write_folder
     try:
-        with written_whole(destination) as partial:
-            write_into(partial, params, documents)
+        if destination.suffix == ".safetensors":
+            with replacing(destination) as file:
+                _write_file(file, params, documents)
+        else:
+            with place_for_folder(destination) as place:
+                _write_folder(place.new, params, documents)
+                # Again: another process may have written there meanwhile.
+                check_destination(destination, overwrite=overwrite)
+                place.put(_listed(destination))
     except (OSError, ValueError) as error:  # ValueError comes from TensorStore
-        raise CheckpointError(f"{destination}: cannot be written ({first_line(error)})") from error
+        if isinstance(error, CheckpointError):
+            raise
+        problem = first_line(error)
+        if not isinstance(error, InputError) or str(destination) not in problem:
+            problem = f"{destination}: cannot be written ({problem})"
+        raise CheckpointError(problem) from error
 
 
-def _write_file(path: Path, params: Params, documents: Mapping[str, Document]) -> None:
+def _write_file(file: BinaryIO, params: Params, documents: Mapping[str, Document]) -> None:
     metadata = {FORMAT: json.dumps(documents[_CONFIG])}
     if _REPORT in documents:
         metadata["report"] = json.dumps(documents[_REPORT])
-    write_safetensors(path, params, metadata)
+    write_safetensors(file, params, metadata)
 
 
 def _write_folder(path: Path, params: Params, documents: Mapping[str, Document]) -> None:
-    path.mkdir()
     write_arrays(path / _ARRAYS, {name: x for name, x in params.items() if x.size})
     files = sorted(file for file in path.rglob("*") if file.is_file())
     folder_fields = {
@@ -189,42 +210,91 @@ def _write_folder(path: Path, params: Params, documents: Mapping[str, Document])
         (path / name).write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
 
 
+def _listed(folder: Path) -> set[str]:
+    """The files that a checkpoint in a folder lists as its own, by their paths in it; none if it
+    holds no checkpoint."""
+    if not is_native(folder):
+        return set()
+    listed = _read_json(folder / _CONFIG).get(_FILES)
+    return {_CONFIG, _REPORT, *(listed if isinstance(listed, dict) else ())}
+
+
 def _read_folder(path: Path) -> tuple[Params, Document]:
     document = _checked(_read_json(path / _CONFIG), path)
-    for name, size in document.pop(_FILES, {}).items():
+    for name, size in _files(document.pop(_FILES, {}), path).items():
         found = (path / name).stat().st_size if (path / name).is_file() else 0
         if found != size:
             raise CheckpointError(
                 f"{path}: incomplete, {name} has {found} of {size} bytes; copy or convert it again"
             )
+    empty = _empty_parameters(document.pop(_EMPTY, {}), path)
     params = read_arrays(path / _ARRAYS)
-    for name, (dtype, shape) in document.pop(_EMPTY, {}).items():
-        params[name] = np.empty(shape, dtype)
-    return params, document
+    if twice := sorted(params.keys() & empty.keys()):
+        raise CheckpointError(
+            f"{path}: {_CONFIG} calls {twice[0]} empty, which has values; convert it again"
+        )
+    return params | empty, document
+
+
+def _files(listed: Any, path: Path) -> dict[str, int]:
+    """The sizes of the files of a folder, as its configuration lists them."""
+    is_right = isinstance(listed, dict) and all(
+        isinstance(size, int) and _is_name(name) for name, size in listed.items()
+    )
+    if not is_right:
+        raise CheckpointError(
+            f"{path}: {_FILES} in {_CONFIG} must be sizes by name; convert it again"
+        )
+    return listed
+
+
+def _is_name(name: str) -> bool:
+    """Whether a path stays in the folder that it is relative to, and a system takes it."""
+    parts = PurePosixPath(name).parts
+    short = len(name) < 4000 and all(len(os.fsencode(part)) < 256 for part in parts)
+    return short and "\0" not in name and name[:1] != "/" and ".." not in parts
+
+
+def _empty_parameters(listed: Any, path: Path) -> Params:
+    """The parameters without elements, as the configuration of a folder lists them."""
+    params = {}
+    for name, entry in listed.items() if isinstance(listed, dict) else [("", listed)]:
+        match entry:
+            case [str(dtype), [*shape]] if dtype in _TYPES and _is_empty(shape):
+                params[name] = np.empty(shape, _TYPES[dtype])
+            case _:
+                raise CheckpointError(
+                    f"{path}: {_EMPTY} in {_CONFIG} must be types and shapes of arrays without "
+                    f"elements, by name, not {str(entry)[:60]!r}; convert it again"
+                )
+    return params
+
+
+def _is_empty(shape: list[Any]) -> bool:
+    are_lengths = all(type(length) is int and 0 <= length < 2**31 for length in shape)
+    return are_lengths and len(shape) <= 8 and math.prod(shape) == 0
 
 
 def _read_json(path: Path) -> Document:
-    try:
-        return _parse(path.read_bytes(), path)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    return _as_object(read_json(path, error=CheckpointError))
 
 
-def _parse(text: str | bytes, path: Path) -> Document:
-    try:
-        document = json.loads(text)
-    except ValueError as error:
-        raise CheckpointError(f"{path}: damaged, not a JSON document ({error})") from error
+def _parse(text: str | bytes, path: Path) -> Any:
+    return parse_json(text, f"{path}: damaged", error=CheckpointError)
+
+
+def _as_object(document: Any) -> Document:
     return document if isinstance(document, dict) else {}
 
 
 def _checked(document: Document, path: Path) -> Document:
     if document.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: format={document.get('format')!r}, expected {FORMAT!r}")
+        found = str(document.get("format"))[:60]
+        raise CheckpointError(f"{path}: format={found!r}, expected {FORMAT!r}")
     for field, kind in _FIELDS.items():
         if not isinstance(document.get(field), kind):
             raise CheckpointError(
-                f"{path}: {field}={document.get(field)!r} must be {kind.__name__}"
+                f"{path}: {field}={str(document.get(field))[:60]} must be {kind.__name__}"
             )
     if document["version"] > VERSION:
         raise CheckpointError(

@@ -16,7 +16,8 @@ Transform = Callable[[np.ndarray], np.ndarray]
 DTYPES = ("float32", "bfloat16")
 """What `dtype` of `fill` may name, besides None."""
 
-_FLOATING = ("float64", "float32", "float16", "bfloat16")
+FLOATING = ("float64", "float32", "float16", "bfloat16")
+"""Names of the types that parameters may have in a file."""
 _LAYER = "{layer}"
 
 
@@ -164,7 +165,7 @@ def fill(
 
 
 def _misfit(slot: Slot, x: np.ndarray) -> bool:
-    return x.shape != slot.rule.shape or x.dtype.name not in _FLOATING
+    return x.shape != slot.rule.shape or x.dtype.name not in FLOATING
 
 
 def _structural_problems(
@@ -186,9 +187,9 @@ def _structural_problems(
             if x.shape != shape
         ],
         "not floating point": [
-            f"{key} is {x.dtype.name}, expected one of {', '.join(_FLOATING)}"
+            f"{key} is {x.dtype.name}, expected one of {', '.join(FLOATING)}"
             for key, _, x in shared
-            if x.dtype.name not in _FLOATING
+            if x.dtype.name not in FLOATING
         ],
     }
 

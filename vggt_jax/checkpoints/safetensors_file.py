@@ -9,7 +9,7 @@ import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -54,6 +54,8 @@ def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], di
         CheckpointError: the file is missing, truncated or of another kind.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path}: is no file; give a .safetensors file")
     try:
         with safe_open(path, framework="np"):
             pass  # the header is sound and covers the file
@@ -81,12 +83,12 @@ def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], di
 
 
 def write_safetensors(
-    path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+    file: BinaryIO, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 ) -> None:
-    """Writes C-contiguous arrays to a `.safetensors` file, one at a time.
+    """Writes C-contiguous arrays to an open `.safetensors` file, one at a time.
 
     Raises:
-        OSError: the file cannot be written.
+        OSError: it cannot be written.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     # The widest types come first, so that every array is aligned.
@@ -101,10 +103,9 @@ def write_safetensors(
         }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for x in arrays.values():
-            file.write(x.reshape(-1).view(np.uint8).data)
+    file.write(struct.pack("<Q", len(text)) + text)
+    for x in arrays.values():
+        file.write(x.reshape(-1).view(np.uint8).data)
 
 
 def _read_header(path: Path) -> tuple[dict, int]:

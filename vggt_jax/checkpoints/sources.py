@@ -1,100 +1,194 @@
-"""Official checkpoints: where they are, and their tensors as memory-mapped NumPy arrays."""
+"""Official checkpoints: where they are, and their tensors as memory-mapped NumPy arrays.
 
+What a file is, its content tells, whatever its name.
+"""
+
+import dataclasses
 import os
-import pickle
 import re
+import stat
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from vggt_jax.checkpoints.errors import CheckpointError, first_line
 from vggt_jax.checkpoints.safetensors_file import read_safetensors
+from vggt_jax.checkpoints.torch_file import read_torch
+from vggt_jax.files import checked_path, read_json
 
-_FILES = ("model.safetensors", "model.pt")  # in order of preference; those on huggingface.co
-_PICKLES = (".pt", ".pth")
-_WRAPPERS = ("model", "state_dict")
-_PREFIX = "module."
+_HUB_FILES = ("model.safetensors", "model.pt")  # in order of preference; those on huggingface.co
+_FILES = (*_HUB_FILES, "pytorch_model.bin")  # that a folder of several is taken to mean
+_INDEX = ".index.json"
+_TORCH = (".pt", ".pth", ".ckpt", ".bin")
+_SUFFIXES = (".safetensors", *_TORCH)
+_SHARD = re.compile(r"(.*)-\d+-of-(\d+)(\.\w+)")
+_FORMS = "a .safetensors, .pt, .pth, .ckpt or .bin file"
 
-# What torch.load raises for files that are truncated, damaged or something else.
-_LOAD_ERRORS = (RuntimeError, EOFError, LookupError, ValueError, OSError)
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """An official checkpoint.
+
+    Attributes:
+        files: one, or the shards of one.
+        name: what people call it.
+        beside: the path beside which its configuration may lie, with the suffix `.json`.
+    """
+
+    files: tuple[Path, ...]
+    name: str
+    beside: Path
+
+    @classmethod
+    def of_file(cls, path: Path, name: str | None = None) -> "Source":
+        """A checkpoint in one file."""
+        return cls((path,), name or str(path), path)
 
 
-def find_checkpoint(source: str | os.PathLike) -> tuple[Path, str]:
-    """Finds the file of a checkpoint, downloading it where the source is a hub name.
+def find_checkpoint(source: str | os.PathLike) -> Source:
+    """Finds the files of a checkpoint, downloading it where the source is a hub name.
 
     Args:
-        source: a `.safetensors`, `.pt` or `.pth` file, a folder with model.safetensors or model.pt,
-            or a name on huggingface.co such as `facebook/VGGT-1B`.
-
-    Returns:
-        The file, and its name for people.
+        source: a file, whose content tells what it is; a folder with model.safetensors, model.pt,
+            an index of shards, or one checkpoint of any name; an index of shards; or a name on
+            huggingface.co such as `facebook/VGGT-1B`.
 
     Raises:
-        CheckpointError: there is no such file, folder or name, or it cannot be downloaded.
+        CheckpointError: there is no such file, folder or name, it cannot be downloaded, or a folder
+            holds several checkpoints.
     """
-    path = Path(source)
+    path = checked_path(source, "checkpoint", error=CheckpointError)
     if path.is_dir():
-        files = [path / name for name in _FILES if (path / name).is_file()]
-        if not files:
-            raise CheckpointError(
-                f"{path}: the folder holds neither {' nor '.join(_FILES)}; name the file itself"
-            )
-        path = files[0]
-    is_file_name = path.exists() or path.suffix in (".safetensors", *_PICKLES)
+        return _in_folder(path)
+    is_file_name = path.exists() or path.suffix in _SUFFIXES
     if not is_file_name and re.fullmatch(r"[\w.-]+/[\w.-]+", os.fspath(source)):
         return _download(os.fspath(source))
     if not path.exists():
         raise CheckpointError(
-            f"{path}: no such file; give a .safetensors, .pt or .pth file, a folder that holds "
-            "one, or a name on huggingface.co such as facebook/VGGT-1B"
+            f"{path}: no such file; give {_FORMS}, a folder that holds one, or a name on "
+            "huggingface.co such as facebook/VGGT-1B"
         )
-    return path, str(path)
+    return _shards(path) if path.name.endswith(_INDEX) else Source.of_file(path)
 
 
-def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """Reads the tensors of an official checkpoint, with wrappers and prefixes undone.
-
-    `{"model": ...}` and `{"state_dict": ...}` around the tensors and `module.` before all keys are
-    what training leaves behind.
+def read_tensors(*paths: Path) -> dict[str, np.ndarray]:
+    """Reads the tensors of an official checkpoint.
 
     Args:
-        path: a `.safetensors`, `.pt` or `.pth` file.
+        paths: one file, or the shards of one.
 
     Returns:
-        Arrays by official key, memory-mapped where the format allows. Entries of a `.pt` file that
-        are no tensors are arrays of type object.
+        Arrays by key, memory-mapped where the format allows; see `read_torch` for what training
+        wraps around them.
 
     Raises:
-        CheckpointError: the file is truncated, damaged or of another kind, or PyTorch is missing.
+        CheckpointError: a file is truncated, damaged or of another kind, PyTorch is missing, or two
+            shards hold the same key.
     """
-    if path.suffix == ".safetensors":
-        tensors, _ = read_safetensors(path)
-    elif path.suffix in _PICKLES:
-        tensors = _read_pickle(path)
-    else:
-        raise CheckpointError(f"{path}: must be a .safetensors, .pt or .pth file")
-    while tensors and all(key.startswith(_PREFIX) for key in tensors):
-        tensors = {key.removeprefix(_PREFIX): x for key, x in tensors.items()}
+    tensors: dict[str, np.ndarray] = {}
+    for path in paths:
+        kind = _kind_of(path)
+        if kind is None:
+            raise CheckpointError(f"{path}: must be {_FORMS}")
+        found = read_safetensors(path)[0] if kind == "safetensors" else read_torch(path)
+        if twice := sorted(tensors.keys() & found.keys()):
+            raise CheckpointError(f"{path}: {twice[0]} is in another shard, too; copy them again")
+        tensors |= found
     return tensors
 
 
-def _download(name: str) -> tuple[Path, str]:
+def _kind_of(path: Path) -> str | None:
+    """Whether a file is "safetensors" or "torch", by its content, or else by its name."""
+    try:
+        state = path.stat()
+        if not stat.S_ISREG(state.st_mode):
+            raise CheckpointError(f"{path}: is no file; give {_FORMS}")
+        with open(path, "rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    # The length of a header in JSON, and its beginning.
+    if start[8:] == b"{" and int.from_bytes(start[:8], "little") <= state.st_size - 8:
+        return "safetensors"
+    if start[:2] == b"PK" or (start[:1] == b"\x80" and start[1:2] <= b"\x05"):
+        return "torch"
+    if path.suffix == ".safetensors":
+        return "safetensors"
+    return "torch" if path.suffix in _TORCH else None
+
+
+def _in_folder(folder: Path) -> Source:
+    files = [folder / name for name in _FILES if (folder / name).is_file()]
+    if files:
+        return Source.of_file(files[0])
+    try:
+        entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be read ({error.strerror})") from error
+    indices = [path for path in entries if path.name.endswith(_INDEX) and path.is_file()]
+    if indices:
+        # Of safetensors, rather than of pickles.
+        return _shards(min(indices, key=lambda path: ("safetensors" not in path.name, path.name)))
+    found = [path for path in entries if path.is_file() and _holds_tensors(path)]
+    if len(found) == 1:
+        return Source.of_file(found[0])
+    if not found:
+        raise CheckpointError(
+            f"{folder}: the folder holds neither {' nor '.join(_FILES)} nor another checkpoint; "
+            "name the file itself"
+        )
+    of_shards = {match.groups() for path in found if (match := _SHARD.fullmatch(path.name))}
+    if len(of_shards) == 1 and len(found) == int(next(iter(of_shards))[1]):
+        return Source(tuple(found), str(folder), folder / "model")
+    names = ", ".join(path.name for path in found[:4]) + ", ..." * (len(found) > 4)
+    raise CheckpointError(
+        f"{folder}: the folder holds several checkpoints ({names}); name one file"
+    )
+
+
+def _holds_tensors(path: Path) -> bool:
+    """Whether a file of any name looks like a checkpoint: other archives and pickles exist."""
+    try:
+        kind = _kind_of(path)
+        if kind == "torch" and zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                return any(name.endswith("data.pkl") for name in archive.namelist())
+    except (CheckpointError, OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
+        return False
+    return kind is not None and path.stat().st_size > 0
+
+
+def _shards(index: Path) -> Source:
+    """The shards that an index lists: `weight_map`, from keys to names of files beside it."""
+    document = read_json(index, "index of shards", error=CheckpointError)
+    names = document.get("weight_map") if isinstance(document, dict) else None
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise CheckpointError(f"{index}: must hold a weight_map, from keys to names of files")
+    files = sorted(set(names.values()))
+    if not files or any(Path(name).name != name for name in files):
+        raise CheckpointError(f"{index}: must name files that lie beside it")
+    if missing := [name for name in files if not (index.parent / name).is_file()]:
+        raise CheckpointError(
+            f"{index}: {missing[0]} is missing, one of {len(files)} shards; copy it, too"
+        )
+    beside = index.with_name(index.name.removesuffix(_INDEX))
+    return Source(tuple(index.parent / name for name in files), str(index.parent), beside)
+
+
+def _download(name: str) -> Source:
     from huggingface_hub import errors, hf_hub_download
 
     offline, cause, problem = False, None, ""
-    for file in _FILES:
+    for file in _HUB_FILES:
         try:
             path = hf_hub_download(name, file, local_files_only=offline)
-            return Path(path), f"{name}/{file}"
+            return Source.of_file(Path(path), f"{name}/{file}")
         except errors.LocalEntryNotFoundError as error:
             cause, offline = error, True  # the cache may hold the other file
             problem = "huggingface.co cannot be reached and the file is not in the local cache"
         except errors.EntryNotFoundError as error:
-            cause, problem = error, f"the repository holds neither {' nor '.join(_FILES)}"
+            cause, problem = error, f"the repository holds neither {' nor '.join(_HUB_FILES)}"
         except errors.GatedRepoError as error:
             cause = error
             problem = "access is restricted: ask for it on its page, then run `hf auth login`"
@@ -105,75 +199,8 @@ def _download(name: str) -> tuple[Path, str]:
             break
         # Of requests or httpx, by the version of the package.
         except (errors.HTTPError, OSError) as error:  # pyright: ignore[reportPrivateImportUsage]
-            cause, problem = error, f"the download failed ({_reason(error)}); try again"
+            cause, problem = error, f"the download failed ({first_line(error)}); try again"
             break
     raise CheckpointError(
         f"{name}: {problem}; a file downloaded by hand can be given by its path"
     ) from cause
-
-
-def _read_pickle(path: Path) -> dict[str, np.ndarray]:
-    try:
-        import torch  # pyright: ignore[reportMissingImports]  an extra
-    except ModuleNotFoundError as error:
-        raise CheckpointError(
-            f"{path}: reading {path.suffix} files needs PyTorch: pip install 'vggt-jax[torch]', "
-            "or give the .safetensors file"
-        ) from error
-
-    if not _is_pickle(path):
-        raise CheckpointError(f"{path}: not a PyTorch checkpoint, or a damaged one; copy it again")
-    try:
-        # Only archives can be mapped; PyTorch wrote plain pickles before version 1.6.
-        mapped = zipfile.is_zipfile(path)
-        document = torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
-    except (pickle.UnpicklingError, *_LOAD_ERRORS) as error:
-        if code := re.search(r"GLOBAL (\S+)", str(error)):
-            raise CheckpointError(
-                f"{path}: holds Python objects ({code[1]}), which may run code and are not loaded; "
-                "save the tensors alone with torch.save(model.state_dict(), FILE)"
-            ) from error
-        raise CheckpointError(
-            f"{path}: not a readable PyTorch checkpoint ({_reason(error)}); it is truncated or "
-            "damaged, so copy or download it again"
-        ) from error
-    for wrapper in _WRAPPERS:
-        if isinstance(document, Mapping) and isinstance(document.get(wrapper), Mapping):
-            document = document[wrapper]
-    if not isinstance(document, Mapping) or not all(isinstance(key, str) for key in document):
-        raise CheckpointError(
-            f"{path}: holds a {type(document).__name__}, not tensors by name; save them with "
-            "torch.save(model.state_dict(), FILE)"
-        )
-    return {key: _to_numpy(x) for key, x in document.items()}
-
-
-def _is_pickle(path: Path) -> bool:
-    """Returns whether a file begins like a pickle or like the zip archive of one."""
-    try:
-        with open(path, "rb") as file:
-            start = file.read(2)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-    return start == b"PK" or start[:1] == pickle.PROTO
-
-
-def _to_numpy(x: Any) -> np.ndarray:
-    """Returns a view of a PyTorch tensor; types that NumPy lacks come from ml_dtypes."""
-    import torch  # pyright: ignore[reportMissingImports]  an extra
-
-    if not isinstance(x, torch.Tensor):
-        return np.asarray(None, dtype=object)
-    x = x.detach()
-    if x.dtype == torch.bfloat16:
-        return x.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    try:
-        return x.numpy()
-    except (TypeError, RuntimeError):  # quantised, sparse, float8 and others, which fit no rule
-        return np.empty(x.shape, dtype=object)
-
-
-def _reason(error: BaseException) -> str:
-    """Returns the line of an error's message that says most, without PyTorch's advice."""
-    inner = re.search(r"WeightsUnpickler error: *(.+)", str(error))
-    return inner[1] if inner else first_line(error)

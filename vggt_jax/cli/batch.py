@@ -8,6 +8,7 @@ from typing import Any
 from vggt_jax.cli.generated import options_of, taken
 from vggt_jax.cli.scene import WRITTEN_OTHERWISE, Scene
 from vggt_jax.errors import InputError, printable
+from vggt_jax.files import check_not_input
 from vggt_jax.pipeline.many_scenes import ManyScenesOptions
 
 
@@ -39,11 +40,16 @@ class Batch(Scene):
                 f"--{changed[0].replace('_', '-')} is for point clouds or single scenes; export "
                 "results with it later"
             )
+        check_not_input(self.out, self.inputs())
         keep_compiled_programs()
         fields: dict[str, Any] = dict(vars(self.options()))
         fields |= taken(self, ManyScenesOptions, *WRITTEN_OTHERWISE)
         fields["progress"] = True
         report = reconstruct_scenes(folder, self.out, **fields)
+        for name, reason in report.again.items():
+            print(printable(f"again: {name}: {reason}"), file=sys.stderr)
+        for name in report.elsewhere:
+            print(printable(f"left to another process: {name}"), file=sys.stderr)
         for name, reason in report.failed.items():
             print(printable(f"failed: {name}: {reason}"), file=sys.stderr)
         print(

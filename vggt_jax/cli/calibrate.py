@@ -10,9 +10,11 @@ import tyro
 from vggt_jax.cli.generated import Flag, in_dashes, options_of, taken
 from vggt_jax.errors import InputError
 from vggt_jax.files import check_file
-from vggt_jax.images.files import EXTENSIONS, scene_folder
+from vggt_jax.images.files import scene_folder
+from vggt_jax.images.kinds import is_picture
+from vggt_jax.pipeline.calibration_report import PICTURE_MARK
 from vggt_jax.pipeline.options import Options
-from vggt_jax.trunk.attention.plan import AttentionPlan
+from vggt_jax.trunk.attention.plan import FORMAT, AttentionPlan
 
 # Of the options of a scene, those that matter to a plan.
 _TAKEN = (
@@ -76,8 +78,8 @@ class Calibrate:
         picture = self.out.with_suffix(".png")
         if picture == self.out:
             raise InputError(f"--out {self.out}: is to be a plan, such as plan.json")
-        for path in (self.out, picture):
-            check_file(path, overwrite=self.overwrite)
+        for path, mark in ((self.out, FORMAT.encode()), (picture, PICTURE_MARK)):
+            check_file(path, overwrite=self.overwrite, mark=mark)
         scenes = self._scenes()
         try:
             self._run(scenes, picture)
@@ -85,14 +87,12 @@ class Calibrate:
             raise InputError(in_dashes(str(error), Calibrate)) from error
 
     def _scenes(self) -> list[Any]:
-        paths = [
-            scene_folder(path).path if path.is_dir() else path for path in self.sources
-        ]
+        paths = [scene_folder(path).path if path.is_dir() else path for path in self.sources]
         if not paths:
             raise InputError("no images given; name folders, videos or image files")
         if missing := [path for path in paths if not path.exists()]:
             raise InputError(f"{missing[0]}: no such file")
-        are_images = [path.is_file() and path.suffix.lower() in EXTENSIONS for path in paths]
+        are_images = [path.is_file() and is_picture(path) for path in paths]
         if not any(are_images):
             return paths
         if not all(are_images):

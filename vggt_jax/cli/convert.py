@@ -17,7 +17,7 @@ class Convert:
     """
 
     source: tyro.conf.Positional[str]
-    """.safetensors, .pt or .pth file, a folder that holds one, or a hub name."""
+    """.safetensors, .pt, .ckpt or .bin file, a folder of one or of its shards, or a hub name."""
     destination: tyro.conf.Positional[Path]
     """Folder to make, or FILE.safetensors."""
     config: OptionalPath = None

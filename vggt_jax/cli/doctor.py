@@ -51,9 +51,16 @@ def device() -> Iterator[tuple[str, str]]:
     """The devices of JAX, and what follows from the first."""
     import jax
 
+    from vggt_jax.errors import InputError
+    from vggt_jax.host import check_device
     from vggt_jax.layers.precision import Precision
     from vggt_jax.pipeline import memory
 
+    try:
+        check_device()
+    except InputError as error:
+        yield "none", str(error)
+        return
     for device in jax.devices():
         yield f"{device.platform}:{device.id}", device.device_kind
     free = memory.available_memory()

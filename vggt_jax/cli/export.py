@@ -16,6 +16,7 @@ from vggt_jax.export.format import (
     format_names,
     formats_with,
 )
+from vggt_jax.files import check_not_input
 from vggt_jax.images.frames import Frames
 
 
@@ -38,6 +39,9 @@ class ExportCommand(Scene):
         # What is wrong shows before the long work.
         self.check_of_results()
         options = self._options()
+        sources = self.paths() if self.results() is None else self.named()
+        photographs = () if self.images is None else (self.images,)
+        check_not_input(self.out, self.inputs((*sources, *photographs)))
         options.check_place(self.out)
         print(write_export(read_or_reconstruct(self), self.out, options))
 

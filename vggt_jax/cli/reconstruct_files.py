@@ -12,7 +12,7 @@ from vggt_jax.cli.scene import Scene
 from vggt_jax.cli.steps import Steps
 from vggt_jax.errors import InputError, printable
 from vggt_jax.export.folder import FILES, write_scene
-from vggt_jax.files import output_folder
+from vggt_jax.files import check_not_input, output_folder
 from vggt_jax.images.files import as_patterns, checked_file, photographs
 from vggt_jax.images.frames import Frames
 from vggt_jax.images.kinds import is_picture
@@ -46,7 +46,10 @@ def reconstruct_files(scene: Scene, out: Path, *, max_points: int, overwrite: bo
     }
     if out.exists() and any(out.samefile(folder) for folder in folders):
         raise InputError(f"{out}: holds the photographs; choose another --out")
-    with output_folder(out, overwrite=overwrite, stale=FILES) as folder, Steps(5) as steps:
+    inputs = scene.inputs()
+    check_not_input(out, inputs)
+    writing = output_folder(out, overwrite=overwrite, stale=FILES, inputs=inputs)
+    with writing as folder, Steps(5) as steps:
         result, points = _reconstruct(scene, options, paths, steps)
         with steps("writing files"):
             num_points = write_scene(

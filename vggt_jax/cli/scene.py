@@ -233,6 +233,13 @@ class Scene:
             raise InputError("no images given; name a folder, a video or image files")
         return paths
 
+    def inputs(self, sources: Sequence[Path]) -> list[Path]:
+        """Every file and folder that is read, as far as it exists: photographs or results, and what
+        options name."""
+        others = (self.model, vars(self).get("config"), self.masks, self.intrinsics)
+        paths = [*sources, *(Path(path) for path in others if path is not None)]
+        return [path for path in paths if os.path.lexists(path)]
+
     def options(self) -> Options:
         """How photographs are reconstructed.
 

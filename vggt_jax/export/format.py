@@ -112,15 +112,18 @@ class FileFormat(ExportFormat):
     Attributes:
       write: `write(recon, path, options)` writes a scene in NumPy arrays to the file, whole or not
         at all (`files.replacing`).
+      mark: what the beginning of every file holds that `write` wrote: nothing else is
+        replaced.
     """
 
     write: Callable[[Reconstruction, Path, "ExportOptions"], Written]
+    mark: bytes = b""
 
     def export(self, recon: Reconstruction, path: Path, options: "ExportOptions") -> Written:
         return self.write(recon, path, options)
 
     def check_place(self, path: Path, options: "ExportOptions") -> None:
-        check_file(path, overwrite=options.overwrite)
+        check_file(path, overwrite=options.overwrite, mark=self.mark)
 
     def check_frames(self, frames: Frames, options: "ExportOptions") -> None:
         pass
@@ -150,7 +153,11 @@ class FolderFormat(ExportFormat):
             with_images=photographs.are_written, with_masks=photographs.are_written
         )
         with output_folder(
-            path, overwrite=options.overwrite, entries=entries, stale=stale
+            path,
+            overwrite=options.overwrite,
+            entries=entries,
+            stale=stale,
+            inputs=[one.path for one in photographs.photographs or ()],
         ) as folder:
             notes = (*photographs.notes, *photographs.write(folder / "images", recon))
             notes = (*notes, *masks.notes)

@@ -148,4 +148,5 @@ GLB = FileFormat(
     description="a file of points and cameras",
     options=("points", "cameras", "camera_size"),
     write=_write,
+    mark=b'"generator":"https://github.com/mikedh/trimesh"',
 )

@@ -48,4 +48,10 @@ def _write(recon: Reconstruction, path: Path, options: ExportOptions) -> Written
     return Written(num_points=len(points))
 
 
-PLY = FileFormat(name="ply", description="a file of points", options=("points",), write=_write)
+PLY = FileFormat(
+    name="ply",
+    description="a file of points",
+    options=("points",),
+    write=_write,
+    mark=b"comment https://github.com/mikedh/trimesh",
+)

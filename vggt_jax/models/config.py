@@ -11,6 +11,9 @@ from typing import Any, ClassVar, Self
 from vggt_jax.checkpoints.config_fields import read_fields
 from vggt_jax.checkpoints.errors import CheckpointError
 
+_MOST, _MOST_REPEATED = 2**15, 256
+_REPEATED = ("depth", "layers", "iters", "levels", "radius", "mlp_ratio")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConfigFields:
@@ -98,33 +101,40 @@ class ConfigFields:
     def _validate(self, origin: str) -> None:
         for name, default in self._defaults().items():
             value = getattr(self, name)
-            if wanted := _unmet_type(default, value, 0 if name in self._may_be_zero else 1):
-                raise CheckpointError(f"{origin}: {name}={value!r} must be {wanted}")
+            least = 0 if name in self._may_be_zero else 1
+            if wanted := _unmet_type(default, value, least, _most(name)):
+                shown = repr(value) if not isinstance(value, int) or abs(value) < 1e30 else "that"
+                raise CheckpointError(f"{origin}: {name}={shown[:60]} must be {wanted}")
             if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
         self.check(origin)
 
 
-def _unmet_type(default: Any, value: Any, least: int) -> str | None:
+def _most(name: str) -> int:
+    """The largest number that a field may be: what is above takes all memory, or hours to trace."""
+    return _MOST_REPEATED if name.endswith(_REPEATED) else _MOST
+
+
+def _unmet_type(default: Any, value: Any, least: int, most: int) -> str | None:
     """Returns what the value of a field must be, or None where it is that."""
 
     def is_count(x: Any) -> bool:
-        return isinstance(x, int) and not isinstance(x, bool) and x >= least
+        return isinstance(x, int) and not isinstance(x, bool) and least <= x <= most
 
     match default:
         case bool():
             return None if isinstance(value, bool) else "true or false"
         case int():
-            return None if is_count(value) else f"an integer of at least {least}"
+            return None if is_count(value) else f"an integer from {least} to {most}"
         case float():
             number = isinstance(value, int | float) and not isinstance(value, bool)
-            if number and 0 <= value < float("inf") and (value > 0 or least == 0):
+            if number and 0 <= value <= most and (value > 0 or least == 0):
                 return None
-            return "a positive number" if least else "a number of at least 0"
+            return f"a {'positive ' * least}number up to {most}"
         case tuple():
             right = isinstance(value, list | tuple) and len(value) == len(default)
             if right and all(map(is_count, value)):
                 return None
-            return f"a list of {len(default)} integers of at least {least}"
+            return f"a list of {len(default)} integers from {least} to {most}"
         case _:
             raise TypeError(f"a field with the default {default!r} is of no type that is known")

@@ -63,9 +63,10 @@ def load_official(
     The checkpoint is memory-mapped and read one tensor at a time: memory holds the result alone.
 
     Args:
-        source: a `.safetensors`, `.pt` or `.pth` file, a folder with model.safetensors or model.pt,
-            or a name on huggingface.co such as `facebook/VGGT-1B` or `yyfz233/Pi3`. Its keys tell
-            which model it is.
+        source: a `.safetensors`, `.pt`, `.pth`, `.ckpt` or `.bin` file (its content tells which), a
+            folder that holds one or its shards, or a name on huggingface.co such as
+            `facebook/VGGT-1B` or `yyfz233/Pi3`. Its keys tell which model it is, whatever training
+            put around it (see `without_wrapping`).
         config: fields of the configuration or the path of a JSON file with them; None takes the
             JSON file of the same name beside the source, or recognises the released size.
         dtype: None as stored (float64 becomes float32); `"float32"`; or `"bfloat16"`, which stores
@@ -105,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "source",
         metavar="SOURCE",
-        help=".safetensors, .pt or .pth file, folder with model.safetensors or model.pt, or hub "
+        help=".safetensors, .pt, .ckpt or .bin file, folder that holds one or its shards, or hub "
         "name such as facebook/VGGT-1B or yyfz233/Pi3",
     )
     parser.add_argument(

@@ -18,7 +18,9 @@ from jax.typing import DTypeLike
 from vggt_jax import checkpoints, weights
 from vggt_jax.checkpoints import native
 from vggt_jax.checkpoints.errors import CheckpointError
+from vggt_jax.checkpoints.rules import FLOATING
 from vggt_jax.checkpoints.sources import find_checkpoint
+from vggt_jax.host import check_device
 from vggt_jax.models.base import ModelConfig, SceneModel
 from vggt_jax.models.conversion import load_official
 from vggt_jax.models.registry import families, family_of
@@ -39,7 +41,8 @@ def load_model(
 
     Args:
         source: a checkpoint of ours (a folder, or a `.safetensors` file); an official
-            `.safetensors`, `.pt` or `.pth` file; or a name on huggingface.co such as
+            `.safetensors`, `.pt`, `.pth`, `.ckpt` or `.bin` file, or a folder that holds one or its
+            shards; or a name on huggingface.co such as
             `"facebook/VGGT-1B"` or `"yyfz233/Pi3"`. It tells which model it is. What is not ours is
             converted on the way, and the result is kept under `cache_folder()` if it is large. None
             is the small model that ships with the package (vggt_jax/weights/MODEL_CARD.md).
@@ -51,9 +54,10 @@ def load_model(
     Raises:
         vggt_jax.CheckpointError: the checkpoint is missing, damaged or of another model, or does
             not fit its configuration; every problem is listed.
+        vggt_jax.InputError: JAX has no device.
     """
-    if source is None:
-        source = weights.small_model_path()
+    check_device()
+    source = weights.small_model_path() if source is None else source
     if checkpoints.is_native(source):
         if config is not None:
             raise CheckpointError(f"{source}: holds its own configuration; leave out config")
@@ -64,7 +68,9 @@ def load_model(
         params, name, fields = _load_official(source, config.to_dict() if is_object else config)
     known = families()
     if name not in known:
-        raise CheckpointError(f"{source}: model {name!r} is unknown; known are {sorted(known)}")
+        raise CheckpointError(
+            f"{source}: model {name[:60]!r} is unknown; known are {sorted(known)}"
+        )
     model = abstract_model(known[name].config.from_dict(fields))
     model = with_parameters(model, params, source=str(source))
     return model if dtype is None else with_dtype(model, dtype)
@@ -117,8 +123,9 @@ def with_parameters(
         source: what messages call the parameters.
 
     Raises:
-        vggt_jax.CheckpointError: names or shapes differ from the model's, or values are not finite;
-            all of them are listed.
+        vggt_jax.CheckpointError: names or shapes differ from the model's, or values are not finite
+        or
+            no floating-point numbers; all of them are listed.
     """
     shapes = {name: leaf.shape for name, leaf in named_parameters(model).items()}
     problems = [f"missing: {name} {shape}" for name, shape in shapes.items() if name not in params]
@@ -127,6 +134,11 @@ def with_parameters(
         f"wrong shape: {name} {params[name].shape}, the model has {shape}"
         for name, shape in shapes.items()
         if name in params and params[name].shape != shape
+    ]
+    problems += [
+        f"wrong type: {name} {x.dtype.name}, expected a floating-point one"
+        for name, x in params.items()
+        if x.dtype.name not in FLOATING
     ]
     if problems:
         summary = f"{source}: {len(problems)} parameters do not fit the configuration"
@@ -182,19 +194,22 @@ def cache_folder() -> pathlib.Path:
 
 
 def _load_official(source, config) -> tuple[dict[str, np.ndarray], str, dict]:
-    path, name = find_checkpoint(source)
-    stat = path.stat()
-    if stat.st_size < _CACHE_FROM_BYTES:
+    found = find_checkpoint(source)
+    stats = [path.stat() for path in found.files]
+    if sum(stat.st_size for stat in stats) < _CACHE_FROM_BYTES:
         params, config, report = load_official(source, config)
         return params, report.model, config
-    beside = path.with_suffix(".json")
+    beside = found.beside.with_suffix(".json")
     if config is None and beside.is_file():
         config = beside
     if isinstance(config, str | os.PathLike):
         config = checkpoints.read_fields(config)
-    identity = [native.VERSION, str(path.resolve()), stat.st_size, stat.st_mtime_ns]
-    key = json.dumps([*identity, config])
-    stem = name.replace(os.sep, "--")[-80:]
+    files = [
+        [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
+        for path, stat in zip(found.files, stats, strict=True)
+    ]
+    key = json.dumps([native.VERSION, files, config])
+    stem = found.name.replace(os.sep, "--")[-80:]
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
     cached = cache_folder() / "checkpoints" / f"{stem}-{digest}.safetensors"
     if cached.exists():
@@ -206,8 +221,9 @@ def _load_official(source, config) -> tuple[dict[str, np.ndarray], str, dict]:
     params, config, report = load_official(source, config)
     document = {"model": report.model, "config": config, "checksum": report.checksum}
     try:
-        cached.unlink(missing_ok=True)
-        checkpoints.write(cached, params, document)
+        if not checkpoints.is_native(cached):
+            cached.unlink(missing_ok=True)
+        checkpoints.write(cached, params, document, overwrite=True)
     except (CheckpointError, OSError) as error:
         warnings.warn(f"the converted checkpoint is not kept: {error}", stacklevel=3)
     return params, report.model, config

@@ -17,19 +17,30 @@ import jax
 import tqdm
 
 from vggt_jax.errors import InputError
-from vggt_jax.files import RESULTS, remove_unfinished, replacing
+from vggt_jax.files import (
+    Claim,
+    check_not_input,
+    checked_path,
+)
 from vggt_jax.models.base import SceneModel
 from vggt_jax.pipeline.inputs import SceneInputs, check_model, load, read
 from vggt_jax.pipeline.memory import free_memory, is_out_of_memory
 from vggt_jax.pipeline.options import Options, takes
 from vggt_jax.pipeline.plan import Plan, plan_scene
 from vggt_jax.pipeline.reconstruct import reconstruct
+from vggt_jax.pipeline.resuming import (
+    ElsewhereError,
+    Record,
+    check_settings,
+    claimed,
+    earlier_results,
+    record_of,
+)
 from vggt_jax.pipeline.run import batch_arguments, finish, program_for, scene_arguments
 from vggt_jax.pipeline.scenes import scenes_by_name
 from vggt_jax.scene.reconstruction import Reconstruction
 from vggt_jax.scene.results import write_reconstruction
 
-_SETTINGS = "settings.json"
 _TOO_LARGE = (
     "does not fit into the memory of the device; choose fewer frames, a smaller size or a smaller "
     "batch_size"
@@ -42,14 +53,18 @@ class ScenesReport:
 
     Attributes:
         written: reconstructed now.
-        skipped: had a result from an earlier run.
+        skipped: had a result from an earlier run, of the same photographs.
         failed: the reason, for scenes whose photographs cannot be used, or do not fit into the
             memory.
+        again: why a scene was reconstructed again, or tried, that had a result from an earlier run.
+        elsewhere: being reconstructed by another process at this time.
     """
 
     written: tuple[str, ...]
     skipped: tuple[str, ...]
     failed: Mapping[str, str]
+    again: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    elsewhere: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -97,8 +112,10 @@ def reconstruct_scenes(
     leave the device in chunks, as in `infer`.
 
     A result appears whole or not at all, so a run that was interrupted or killed is continued by
-    calling this again: scenes with a result are skipped, and the options must be the same. A scene
-    that cannot be reconstructed does not end the run; the report says why.
+    calling this again. Scenes with a result are skipped if their photographs, masks and known
+    intrinsics have the names, sizes and times that they had; others are reconstructed again, and
+    the report says why. The options must be the same. A scene that cannot be reconstructed does not
+    end the run. Several processes may work on the same results: each scene is done by one of them.
 
     Args:
         scenes: a folder with a folder of photographs, or a video, for each scene, or photographs by
@@ -108,45 +125,74 @@ def reconstruct_scenes(
             and some more.
 
     Raises:
-        InputError: no scenes, names that cannot be folders, options that cannot be, or `out` cannot
-            be written or holds results of other options.
+        InputError: no scenes, names that cannot be folders, options that cannot be, or `out` is the
+            folder of scenes, cannot be written, or holds results of other options.
         vggt_jax.CheckpointError: the model cannot be loaded.
     """
-    scenes, out = scenes_by_name(scenes), Path(out)
+    out = checked_path(out, "folder of results")
+    if not isinstance(scenes, Mapping):
+        check_not_input(out, [checked_path(scenes, "folder of scenes")])
+    scenes = scenes_by_name(scenes)
+    for name, images in scenes.items():
+        if isinstance(images, str | os.PathLike):
+            check_not_input(out / name, [images])
     model = load(options)
     check_model(model, options)
-    _check_settings(out, options.of_results() | {"model": _fingerprint(model)})
+    check_settings(out, options.of_results() | {"model": _fingerprint(model)})
 
-    skipped = tuple(name for name in scenes if (out / name / RESULTS).exists())
-    finished = set(skipped)
-    waiting = {name: images for name, images in scenes.items() if name not in finished}
-    for name in waiting:
-        remove_unfinished(out / name / RESULTS)
-    written, failed = [], {}
+    skipped, again, failed = earlier_results(scenes, out, options)
+    waiting = {
+        name: images
+        for name, images in scenes.items()
+        if name not in failed and name not in skipped
+    }
+    written, elsewhere = [], []
     # What is free now, before programs run.
     free = free_memory(model) if options.memory_check else None
 
+    claims: dict[str, Claim] = {}
+
     def read_scene(name: str) -> "_Scene":
         of_scene = options.of_scene(name)
+        claims[name] = claimed(out / name, waiting[name], of_scene)
+        # Before reading: what changes meanwhile has another state later.
+        record = record_of(waiting[name], of_scene)
         inputs = read(waiting[name], model, of_scene)
-        return _Scene(name, of_scene, inputs, plan_scene(inputs, model, of_scene, free=free))
+        plan = plan_scene(inputs, model, of_scene, free=free)
+        return _Scene(name, of_scene, inputs, plan, record)
+
+    def finish_with(names):
+        for name in names:
+            if claim := claims.pop(name, None):
+                claim.release()
+                with contextlib.suppress(OSError):
+                    claim.out.rmdir()  # Of a scene without a result.
+        bar.update(len(names))
 
     with (
         tqdm.tqdm(
-            total=len(scenes), initial=len(skipped), unit="scene", disable=not options.progress
+            total=len(scenes),
+            initial=len(scenes) - len(waiting),
+            unit="scene",
+            disable=not options.progress,
         ) as bar,
+        contextlib.ExitStack() as at_the_end,
         _threads(options.num_readers) as readers,
         _threads(options.num_writers) as writers,
         _threads(1) as fetcher,
     ):
+        at_the_end.callback(lambda: finish_with(list(claims)))
 
         def done(names):
             written.extend(names)
-            bar.update(len(names))
+            finish_with(names)
 
         def fail(names, error):
-            failed.update(dict.fromkeys(names, str(error)))
-            bar.update(len(names))
+            if isinstance(error, ElsewhereError):
+                elsewhere.extend(names)
+            else:
+                failed.update(dict.fromkeys(names, str(error)))
+            finish_with(names)
 
         outbox = _Outbox(out, fetcher, writers, options.num_writers, done, fail)
         loaded = _read_ahead(readers, read_scene, waiting, options.num_readers)
@@ -162,7 +208,13 @@ def reconstruct_scenes(
             del result
             outbox.make_room()
         outbox.flush()
-    return ScenesReport(written=tuple(written), skipped=skipped, failed=failed)
+    return ScenesReport(
+        written=tuple(written),
+        skipped=skipped,
+        failed=failed,
+        again=again,
+        elsewhere=tuple(elsewhere),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,6 +225,7 @@ class _Scene:
     options: Options
     inputs: SceneInputs
     plan: Plan
+    record: Record
 
     @property
     def kind(self) -> tuple[Any, ...]:
@@ -216,30 +269,6 @@ def _reconstruct(model, images, num_frames, query_points, *, attention, compute_
         compute_dtype=compute_dtype,
     )
     return dataclasses.replace(result, images=None)  # The host has them.
-
-
-def _check_settings(out: Path, settings: dict[str, Any]) -> None:
-    """Writes the settings, or compares them with those of the results that are there."""
-    path = out / _SETTINGS
-    if not path.exists():
-        with replacing(path) as file:
-            file.write(json.dumps(settings, indent=1).encode())
-        return
-    try:
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read; choose another folder") from error
-    # What an earlier version did not write down had its default.
-    settings_of_defaults = Options().of_results()
-    if changed := [
-        name
-        for name, value in settings.items()
-        if earlier.get(name, settings_of_defaults.get(name)) != value
-    ]:
-        raise InputError(
-            f"{out}: holds results with another {', '.join(changed)}; choose another folder, or "
-            f"delete this one to start again"
-        )
 
 
 def _fingerprint(model: SceneModel) -> str:
@@ -380,5 +409,5 @@ def _write(out: Path, scene: _Scene, result: Reconstruction) -> str | None:
         finished = finish(result, scene.inputs, scene.options)
     except InputError as error:
         return str(error)
-    write_reconstruction(out / scene.name, finished)
+    write_reconstruction(out / scene.name, finished, made_from=scene.record)
     return None

@@ -1,8 +1,6 @@
 """How much memory a reconstruction takes, before it starts."""
 
 import dataclasses
-import os
-import pathlib
 
 import jax
 import numpy as np
@@ -14,6 +12,7 @@ from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.models.base import ModelConfig, SceneModel
 from vggt_jax.models.registry import family_of
+from vggt_jax.pipeline.host_memory import free_host_memory
 from vggt_jax.pipeline.streaming import frames_on_device
 from vggt_jax.trunk.memory import ForwardPass
 from vggt_jax.trunk.token_layout import TokenLayout
@@ -194,20 +193,7 @@ def available_memory() -> int | None:
         return max(0, usable - stats.get("bytes_in_use", 0))
     if device.platform != "cpu":
         return None
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            fields = dict(line.split(":") for line in file)
-        free = 1024 * int(fields["MemAvailable"].split()[0])
-    except (OSError, KeyError, ValueError):
-        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:  # the limit of a container
-        limit, used = (
-            int(pathlib.Path(f"/sys/fs/cgroup/memory.{name}").read_text())
-            for name in ("max", "current")
-        )
-    except (OSError, ValueError):
-        return free
-    return min(free, limit - used)
+    return free_host_memory()
 
 
 def gib(num_bytes: int) -> str:

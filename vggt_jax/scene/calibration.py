@@ -4,11 +4,9 @@ Pure functions of a scene in NumPy arrays without scene axis, as `infer` returns
 """
 
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from jax.typing import ArrayLike
@@ -16,6 +14,7 @@ from jaxtyping import Float64
 
 from vggt_jax import geometry
 from vggt_jax.errors import InputError
+from vggt_jax.files import read_json
 from vggt_jax.host import with_numpy
 from vggt_jax.images.files import ByName
 from vggt_jax.images.frames import Frames
@@ -117,7 +116,7 @@ def intrinsics_by_name(path: str | os.PathLike) -> dict[str, Float64[np.ndarray,
         InputError: the file cannot be read or is of another form.
     """
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        document = read_json(path, "file that must be JSON like cameras.json")
         pixel_centre = float(document.get("pixel_centre", 0.5))
         by_name = {}
         for frame in document["frames"]:
@@ -126,9 +125,9 @@ def intrinsics_by_name(path: str | os.PathLike) -> dict[str, Float64[np.ndarray,
                 scale = np.array(frame["model_from_original"]["scale"], np.float64).reshape(2)
                 matrix[:2, 2] += (0.5 - pixel_centre) / scale
             by_name[str(frame["name"])] = matrix
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(
             f"{path}: must be JSON like cameras.json: a list `frames`, each with `name` and "
             "`intrinsics_original`, a 3x3 matrix of numbers, and with `model_from_original` where "

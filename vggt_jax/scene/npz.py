@@ -1,11 +1,35 @@
-"""All arrays of a prediction in one .npz file."""
+"""All arrays of a prediction in one .npz file, written whole and read with care."""
 
+import contextlib
+import dataclasses
+import lzma
+import math
 import os
-from collections.abc import Mapping
+import struct
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 
+from vggt_jax.errors import InputError
 from vggt_jax.files import replacing
+
+# What arrays may take in all, as a multiple of the file: somebody may have compressed them. Small
+# ones take nobody's memory.
+_MOST_COMPRESSED, _SMALL = 100, 2**28
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+# What reading raises for files that are truncated, damaged or made up.
+_DAMAGE = (
+    OSError, ValueError, EOFError, KeyError, TypeError, SyntaxError, MemoryError, OverflowError,
+    RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error,
+    tokenize.TokenError,
+)  # fmt: skip
 
 
 def write_predictions(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
@@ -36,3 +60,95 @@ def write_predictions(path: str | os.PathLike, arrays: Mapping[str, np.ndarray])
     with replacing(path) as file:
         # No name is that of a parameter of numpy.savez.
         np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """An array in an .npz file that has not been read.
+
+    Attributes:
+      shape, dtype: as its header says, and its size agrees.
+      num_bytes: of its values.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    num_bytes: int
+
+
+class Predictions:
+    """An open .npz file whose arrays are looked at before they are read.
+
+    Raises:
+      InputError: the file is no .npz file, or damaged; so do its methods.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        if not zipfile.is_zipfile(path):
+            raise InputError(f"{path}: is no .npz file, or damaged; give a folder of results")
+        with self._reading():
+            self._zip = zipfile.ZipFile(path)
+            self._infos = {
+                info.filename.removesuffix(".npy"): info for info in self._zip.infolist()
+            }
+            self._most = max(_SMALL, _MOST_COMPRESSED * path.stat().st_size)
+
+    def __enter__(self) -> "Predictions":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._zip.close()
+
+    def members(self, names: Collection[str]) -> dict[str, Member]:
+        """Those of these arrays that are there, by name.
+
+        Raises:
+          InputError: one of them, or all together, claim more than the file can hold.
+        """
+        found = {name: self._member(name) for name in names if name in self._infos}
+        total = sum(member.num_bytes for member in found.values())
+        if total > self._most:
+            raise InputError(
+                f"{self.path}: claims to hold {total / 2**30:,.1f} GiB in "
+                f"{self.path.stat().st_size / 2**20:.1f} MiB; it is damaged or made up"
+            )
+        return found
+
+    def read(self, name: str) -> np.ndarray:
+        """An array that `members` has looked at."""
+        with self._reading(), self._zip.open(self._infos[name]) as file:
+            array = np.lib.format.read_array(file, allow_pickle=False)
+            # The rest of it, which holds nothing but a checksum that has to be right.
+            file.read(1)
+        return np.ascontiguousarray(array, array.dtype.newbyteorder("=")).reshape(array.shape)
+
+    def _member(self, name: str) -> Member:
+        info = self._infos[name]
+        with self._reading(), self._zip.open(info) as file:
+            version = np.lib.format.read_magic(file)
+            if version not in _HEADERS:
+                raise ValueError(f"{name} has a header of version {version}")
+            shape, _, dtype = _HEADERS[version](file)
+            start = file.tell()
+        if any(length < 0 for length in shape) or dtype.hasobject:
+            raise InputError(f"{self.path}: {name} is no array of numbers; run infer again")
+        num_bytes = math.prod(shape) * dtype.itemsize
+        if start + num_bytes != info.file_size:
+            raise InputError(
+                f"{self.path}: {name} claims {num_bytes / 2**20:,.1f} MiB and has "
+                f"{(info.file_size - start) / 2**20:,.1f}; the file is damaged, run infer again"
+            )
+        return Member(shape, dtype, num_bytes)
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except InputError:
+            raise
+        except _DAMAGE as error:
+            raise InputError(
+                f"{self.path}: cannot be read or is damaged ({error or type(error).__name__}); run "
+                "infer again"
+            ) from error

@@ -10,14 +10,16 @@ holds
   and y, offset x and y, see `FrameTransform`) and `content` (half-open ranges of rows and columns);
 - for convenience, though it follows from the others, `valid` (bool, False on padding) and
   `tracks_in_photographs` (`tracks` in pixels of the photographs);
+- of a batch, `made_from`: JSON (UTF-8, as bytes) of what was read, by which resuming tells whether
+  the result still holds;
 - `schema_version`, an integer. Version 1 lacks it. New arrays do not raise it, since readers leave
   alone what they do not know; what an older reader would misunderstand does.
 """
 
 import dataclasses
+import json
 import os
-import zipfile
-import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +27,14 @@ import jax
 import numpy as np
 
 from vggt_jax.errors import InputError
-from vggt_jax.files import RESULTS
+from vggt_jax.files import RESULTS, checked_path
+from vggt_jax.files.claims import settle
+from vggt_jax.files.documents import parse_json
 from vggt_jax.images.frames import Frames, FrameTransform
 from vggt_jax.layers.scene_attention import AttentionStats
-from vggt_jax.scene.npz import write_predictions
+from vggt_jax.scene.npz import Predictions, write_predictions
 from vggt_jax.scene.reconstruction import Reconstruction
+from vggt_jax.scene.table import TABLE, check_shapes, check_values
 
 SCHEMA_VERSION = 2
 _ARRAYS = tuple(
@@ -38,9 +43,7 @@ _ARRAYS = tuple(
     if not field.metadata.get("static") and field.name != "attention_stats"
 )
 _STATS = tuple(field.name for field in dataclasses.fields(AttentionStats))
-_NEEDED = ("images", "names", "confidence_kind", "pixel_centre", "original_sizes")
 _TRANSFORMS = ("original_sizes", "model_from_original", "content")
-_CONFIDENCE_KINDS = ("one_plus_exp", "sigmoid")
 
 
 def results_file(path: str | os.PathLike) -> Path:
@@ -53,12 +56,15 @@ def results_file(path: str | os.PathLike) -> Path:
     return path if path.suffix == ".npz" and not path.is_dir() else path / RESULTS
 
 
-def write_reconstruction(path: str | os.PathLike, recon: Reconstruction) -> None:
+def write_reconstruction(
+    path: str | os.PathLike, recon: Reconstruction, *, made_from: Mapping[str, Any] | None = None
+) -> None:
     """Writes a scene so that `load_reconstruction` gives it back, whole or not at all.
 
     Args:
         path: the folder of results, or the file in it that ends in .npz; made if it is missing.
         recon: without scene axis, as `infer` returns it. Arrays of JAX are taken from their device.
+        made_from: what to write down of its origin, as JSON.
 
     Raises:
         InputError: there are several scenes, or the file cannot be written.
@@ -87,13 +93,17 @@ def write_reconstruction(path: str | os.PathLike, recon: Reconstruction) -> None
         **_transform_arrays(recon.transforms),
         "schema_version": np.array(SCHEMA_VERSION),
     }
-    write_predictions(results_file(path), arrays)
+    if made_from is not None:
+        text = json.dumps(made_from).encode()
+        arrays["made_from"] = np.frombuffer(text, np.uint8)
+    write_predictions(results_file(checked_path(path, "folder of results")), arrays)
 
 
 def load_reconstruction(path: str | os.PathLike) -> Reconstruction:
     """Reads a scene that `vggt-jax infer` or `reconstruct_scenes` wrote.
 
-    Everything is in `predictions.npz`; the other files beside it are not looked at.
+    Everything is in `predictions.npz`; the other files beside it are not looked at. Only the arrays
+    of `scene/table.py` are read, after their names, shapes and types have been checked.
 
     Args:
         path: the folder of results, or its `predictions.npz`.
@@ -106,27 +116,14 @@ def load_reconstruction(path: str | os.PathLike) -> Reconstruction:
         InputError: there are no results in this place, they are damaged, an earlier version of the
             project wrote them and left out what is needed, or a later one of another schema did.
     """
-    path = Path(path)
+    path = checked_path(path, "folder of results")
     file = path / RESULTS if path.is_dir() else path
-    arrays = _read(file, path)
-    if missing := [name for name in _NEEDED if name not in arrays]:
-        raise InputError(
-            f"{file}: lacks {', '.join(missing)}, so that `vggt-jax infer` did not write it, or an "
-            "earlier version of it did; run it again"
-        )
-    num_frames = len(arrays["images"])
-    # A scene of arrays may have no names, and one that nobody resized no transforms.
-    num_transforms = len(arrays["original_sizes"]) and num_frames
-    num_names = len(arrays["names"]) and num_frames
-    for name, rows in {"names": num_names, **dict.fromkeys(_TRANSFORMS, num_transforms)}.items():
-        if name not in arrays or len(arrays[name]) != rows:
-            raise InputError(f"{file}: {name} is not that of {num_frames} frames; run infer again")
-    confidence_kind = str(arrays["confidence_kind"])
-    if confidence_kind not in _CONFIDENCE_KINDS:
-        raise InputError(
-            f"{file}: {confidence_kind=} must be one of {', '.join(_CONFIDENCE_KINDS)}; "
-            "run infer again"
-        )
+    with _open(file, path) as predictions:
+        _check_version(predictions)
+        members = predictions.members([name for name in TABLE if name != "made_from"])
+        check_shapes({name: (x.shape, x.dtype) for name, x in members.items()}, str(file))
+        arrays = {name: predictions.read(name) for name in members}
+    check_values(arrays, str(file))
     stats: dict[str, Any] = {name: arrays.get(f"attention_{name}") for name in _STATS}
     if (
         stats["error"] is None and stats["density"] is not None
@@ -136,11 +133,35 @@ def load_reconstruction(path: str | os.PathLike) -> Reconstruction:
     return Reconstruction(
         **fields,
         attention_stats=None if stats["density"] is None else AttentionStats(**stats),
-        confidence_kind=confidence_kind,
+        confidence_kind=str(arrays["confidence_kind"]),
         pixel_centre=float(arrays["pixel_centre"]),
         names=tuple(map(str, arrays["names"])),
         transforms=_transforms(arrays),
     )
+
+
+def made_from(path: str | os.PathLike) -> dict[str, Any] | None:
+    """What `write_reconstruction` was told that a scene was made from; None where it was told
+    nothing.
+
+    The rest of the file is looked at, and not read.
+
+    Args:
+        path: the file.
+
+    Raises:
+        InputError: there is no file, it is damaged or unfinished, or no reconstruction.
+    """
+    file = Path(path)
+    with _open(file, file) as predictions:
+        _check_version(predictions)
+        members = predictions.members(TABLE)
+        check_shapes({name: (x.shape, x.dtype) for name, x in members.items()}, str(file))
+        if "made_from" not in members:
+            return None
+        text = predictions.read("made_from").tobytes()
+    found = parse_json(text, str(file), error=InputError)
+    return found if isinstance(found, dict) else {}
 
 
 def _transform_arrays(transforms: tuple[FrameTransform, ...]) -> dict[str, np.ndarray]:
@@ -180,29 +201,29 @@ def _transforms(arrays: dict[str, np.ndarray]) -> tuple[FrameTransform, ...]:
     return tuple(transforms)
 
 
-def _read(file: Path, given: Path) -> dict[str, np.ndarray]:
+def _open(file: Path, given: Path) -> Predictions:
     if not file.is_file():
+        # A process that was killed may have been putting it in place.
+        settle(Path(os.path.realpath(given)))
+    if not file.is_file():
+        if file.is_dir():
+            raise InputError(f"{file}: is a folder, and should be the file of results; remove it")
         what = f"no {RESULTS} in this folder" if given.is_dir() else "no such file or folder"
         raise InputError(f"{given}: {what}; give the folder that `vggt-jax infer` wrote")
-    if not zipfile.is_zipfile(file):
-        raise InputError(f"{file}: is no .npz file, or damaged; give a folder of results")
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            # Before anything else is read, of which a later version may have another idea.
-            if "schema_version" in arrays:
-                _check_version(file, arrays["schema_version"])
-            return {name: arrays[name] for name in arrays}
-    except InputError:
-        raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(
-            f"{file}: cannot be read or is damaged ({error}); run infer again"
-        ) from error
+    return Predictions(file)
 
 
-def _check_version(file: Path, found: np.ndarray) -> None:
+def _check_version(predictions: Predictions) -> None:
+    """Checks the version before anything else, of which a later one may have another idea."""
+    name, file = "schema_version", predictions.path
+    member = predictions.members([name]).get(name)
+    if member is None:
+        return
+    if member.num_bytes > 1000:
+        raise InputError(f"{file}: {name} {member.shape} is no version; run infer again")
+    found = predictions.read(name)
     if found.ndim or found.dtype.kind not in "iu" or found < 1:
-        raise InputError(f"{file}: schema_version {found} is no version; run infer again")
+        raise InputError(f"{file}: {name} {found} is no version; run infer again")
     if found > SCHEMA_VERSION:
         raise InputError(
             f"{file}: has version {found} of the schema, and this vggt-jax reads versions up to "

@@ -16,6 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vggt_jax.errors import InputError
+from vggt_jax.files import Claim, checked_path, replacing
 from vggt_jax.models.base import SceneModel
 from vggt_jax.models.loading import (
     SomeModel,
@@ -36,6 +37,7 @@ from vggt_jax.training.step import AXIS, Recipe, Render, make_steps, make_valida
 from vggt_jax.training.variants import Variant, variant_of
 
 _VALIDATION_KEY = 2**31 - 1  # folded into the seed: no step has this number
+_LOG = "train.jsonl"
 _SECONDS_TO_END = 20.0  # for the last checkpoint and the export
 
 
@@ -57,7 +59,8 @@ def train(
         The state at the end.
 
     Raises:
-        InputError: settings do not fit the model, the devices, or the run that is there.
+        InputError: settings do not fit the model, the devices, or the run that is there, or another
+            process is training there.
     """
     start = time.monotonic()
     if settings.compilation_cache is not None:
@@ -68,8 +71,12 @@ def train(
     variants = tuple(map(Variant.parse, settings.variants))
     validation_variant = Variant.parse(settings.validation_variant)
 
-    settings.out.mkdir(parents=True, exist_ok=True)
-    with Checkpoints(settings.out / "checkpoints", keep=settings.keep) as checkpoints:
+    out = checked_path(settings.out, "folder of the run")
+    out.mkdir(parents=True, exist_ok=True)
+    with (
+        Claim.of(out.resolve()),
+        Checkpoints(settings.out / "checkpoints", keep=settings.keep) as checkpoints,
+    ):
         latest = checkpoints.latest()
         if latest is not None and settings.fit_to_minutes:
             raise InputError(
@@ -125,7 +132,9 @@ def train(
         if settings.validate_every:
             programs["validation"] = lambda: validation.lower(state.ema, key).compile()
         compiled = compile_all(programs, say)
-        _write_json(settings.out / "settings.json", settings.to_dict())
+        with replacing(settings.out / "settings.json") as file:
+            file.write(json.dumps(settings.to_dict(), indent=2).encode() + b"\n")
+        forget_later_lines(settings.out / _LOG, -1 if latest is None else latest)
         run = _Run(settings, variants, compiled, checkpoints, abstract, key, put, start, say)
         with _SignalsAskToStop() as stop:
             return run(state, stop)
@@ -186,7 +195,7 @@ class _Run:
         self.settings, self.variants, self.programs = settings, variants, programs
         self.checkpoints, self.model, self.key, self.put = checkpoints, model, key, put
         self.start, self.say = start, say
-        self.log_file = settings.out / "train.jsonl"
+        self.log_file = settings.out / _LOG
         self.slowest = 0.0  # seconds of a dispatch
         self.last_validation = 0.0  # its seconds
         self.reported: tuple[int, float] | None = None  # the last step known to be done, and when
@@ -408,5 +417,26 @@ def _check_frozen(frozen: tuple[str, ...], model: nnx.Module) -> None:
         raise InputError(f"freeze: no parameter begins with {unknown}; names are like {names[0]}")
 
 
-def _write_json(path: pathlib.Path, document: dict) -> None:
-    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+def forget_later_lines(log: pathlib.Path, step: int) -> None:
+    """Removes from a log what a run that was killed wrote after its last checkpoint, and will
+    again.
+
+    Args:
+        log: lines of JSON; need not exist. A last line that was cut off goes, too.
+        step: of the checkpoint.
+    """
+    if not log.exists():
+        return
+    with open(log, "rb") as file:
+        lines = file.readlines()
+    kept = [line for line in lines if line.endswith(b"\n") and _step_of(line) <= step]
+    if len(kept) < len(lines):
+        with replacing(log) as file:
+            file.writelines(kept)
+
+
+def _step_of(line: bytes) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf

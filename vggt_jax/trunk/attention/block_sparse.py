@@ -400,10 +400,8 @@ def _with_a_sample_of_the_rest(
     top = jnp.where(top == -jnp.inf, 0.0, top)
     parts = [jnp.exp(lse - top) for lse in (lse_of_blocks, lse_of_sample)]
     total = jnp.maximum(parts[0] + parts[1], jnp.finfo(jnp.float32).tiny)
-    merged = sum(
-        (part / total)[..., None] * out.astype(jnp.float32)
-        for part, out in zip(parts, (of_blocks, of_sample), strict=True)
-    )
+    weigh = lambda part, out: (part / total)[..., None] * out.astype(jnp.float32)
+    merged = weigh(parts[0], of_blocks) + weigh(parts[1], of_sample)
     return merged.astype(q.dtype), 1 / weight
 
 

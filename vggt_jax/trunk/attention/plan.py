@@ -23,7 +23,7 @@ _KINDS: dict[str, type[SceneAttention]] = {
     "sampled": Sampled,
     "block_sparse": BlockSparse,
 }
-_FORMAT = "vggt-jax attention plan"
+FORMAT = "vggt-jax attention plan"
 _VERSION = 1
 # Bytes of a file, and layers in it, beyond which it is no plan.
 _MOST_BYTES = 2**20
@@ -121,7 +121,7 @@ class AttentionPlan(SceneAttention):
             InputError: the file cannot be written.
         """
         layers = [_to_json(layer) for layer in self.layers]
-        content = {"format": _FORMAT, "version": _VERSION, "min_tokens": self.min_tokens}
+        content = {"format": FORMAT, "version": _VERSION, "min_tokens": self.min_tokens}
         content |= {"layers": layers, "about": dict(about or {})}
         with replacing(path) as file:
             file.write((json.dumps(content, indent=1) + "\n").encode())
@@ -140,8 +140,8 @@ class AttentionPlan(SceneAttention):
             if path.stat().st_size > _MOST_BYTES:
                 raise ValueError("too large for a plan")
             content = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(content, dict) or content.get("format") != _FORMAT:
-                raise ValueError(f'its "format" is not "{_FORMAT}"')
+            if not isinstance(content, dict) or content.get("format") != FORMAT:
+                raise ValueError(f'its "format" is not "{FORMAT}"')
             if content.get("version") != _VERSION:
                 raise ValueError(f"version {content.get('version')!r}; this reads {_VERSION}")
             layers = content.get("layers")
