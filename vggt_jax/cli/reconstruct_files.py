@@ -46,7 +46,7 @@ def reconstruct_files(scene: Scene, out: Path, *, max_points: int, overwrite: bo
     }
     if out.exists() and any(out.samefile(folder) for folder in folders):
         raise InputError(f"{out}: holds the photographs; choose another --out")
-    inputs = scene.inputs()
+    inputs = scene.inputs(paths)
     check_not_input(out, inputs)
     writing = output_folder(out, overwrite=overwrite, stale=FILES, inputs=inputs)
     with writing as folder, Steps(5) as steps:
