@@ -40,7 +40,7 @@ class Batch(Scene):
                 f"--{changed[0].replace('_', '-')} is for point clouds or single scenes; export "
                 "results with it later"
             )
-        check_not_input(self.out, self.inputs())
+        check_not_input(self.out, self.inputs([folder]))
         keep_compiled_programs()
         fields: dict[str, Any] = dict(vars(self.options()))
         fields |= taken(self, ManyScenesOptions, *WRITTEN_OTHERWISE)

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -206,7 +207,7 @@ def _checked_photographs(scene: Scene) -> tuple[Path, ...]:
     folders = [path for path in images if os.path.isdir(path)]
     if folders and len(images) > 1:
         raise InputError(f"{folders[0]}: is a folder; give one folder, or image files only")
-    paths: tuple[Path, ...] = images
+    paths: Sequence[Path] = images
     left_out = ""
     if folders:
         found = photographs(folders[0], as_patterns(scene.pattern))

@@ -301,8 +301,9 @@ def sampled_attention(
 def _probes(num_that_count, num_patches, num_special, width) -> Int[Array, " probes"]:
     """Tokens of patches, spread evenly over those that count."""
     patch = jnp.arange(_NUM_PROBES, dtype=jnp.float32) * (jnp.float32(1 / _NUM_PROBES))
-    patch = jnp.minimum((patch * num_that_count).astype(jnp.int32), num_that_count - 1)
-    patch = jnp.maximum(patch, 0)
+    num_that_count = jnp.int32(num_that_count)
+    patch = (patch * num_that_count.astype(jnp.float32)).astype(jnp.int32)
+    patch = jnp.clip(patch, 0, jnp.maximum(num_that_count - 1, 0))
     return patch // num_patches * width + num_special + patch % num_patches
 
 
