@@ -1,0 +1,252 @@
+"""What is already known of a scene before it is reconstructed, for models that take it."""
+
+import dataclasses
+from collections.abc import Collection, Sequence
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from vggt_jax.errors import InputError
+from vggt_jax.scene.reconstruction import AnyArray
+
+PriorKind = Literal["intrinsics", "poses", "depth"]
+"""What may be known of a frame; "poses" are `camera_from_world`."""
+
+_FIELDS: dict[PriorKind, str] = {
+    "intrinsics": "intrinsics",
+    "poses": "camera_from_world",
+    "depth": "depth",
+}
+# Rotations of files are rounded to five digits or more.
+_ROTATION_TOLERANCE = 1e-3
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Priors:
+    """What is already known of a scene: cameras and depth of all frames, or of some.
+
+    Every field is optional, and so is every value of a frame: masks `*_known` say which frames have
+    one. What stands in the place of an unknown value is not read, and may be NaN. Arrays have the
+    leading scene axis of the images, or none. Conventions are those of `Reconstruction`
+    (docs/conventions.md).
+
+    Attributes:
+        intrinsics: in pixels of the model's frames, in continuous coordinates: the image spans
+            [0, width] x [0, height], the centre of the first pixel lies at 0.5.
+        camera_from_world: OpenCV, x right, y down, z forward; [R | t], or with a last row
+            (0, 0, 0, 1). The world may be any.
+        depth: along the viewing axis (z, not along the ray), of the model's frames, in the unit of
+            the positions of cameras; 0 or NaN where unknown.
+        metric: whether these lengths are metres, of a scene as a whole; None: nobody said so, which
+            means the same as False.
+        intrinsics_known, poses_known, depth_known: which frames have one; None: all, where there
+            is the array.
+    """
+
+    intrinsics: Float[AnyArray, "*b s 3 3"] | None = None
+    camera_from_world: Float[AnyArray, "*b s 3 4"] | Float[AnyArray, "*b s 4 4"] | None = None
+    depth: Float[AnyArray, "*b s height width"] | None = None
+    metric: Bool[AnyArray, "*b"] | bool | None = None
+    intrinsics_known: Bool[AnyArray, "*b s"] | None = None
+    poses_known: Bool[AnyArray, "*b s"] | None = None
+    depth_known: Bool[AnyArray, "*b s"] | None = None
+
+    @property
+    def given(self) -> tuple[PriorKind, ...]:
+        """The kinds of which there are arrays."""
+        return tuple(kind for kind in get_args(PriorKind) if self.values(kind) is not None)
+
+    def values(self, kind: PriorKind) -> Any:
+        """The array of a kind; None where there is none."""
+        return getattr(self, _FIELDS[kind])
+
+    def known(self, kind: PriorKind) -> Bool[AnyArray, "*b s"]:
+        """Which frames have a value of a kind that is given."""
+        mask, values = getattr(self, f"{kind}_known"), self.values(kind)
+        if mask is not None:
+            return mask
+        xp = np if isinstance(values, np.ndarray) else jnp
+        return xp.ones(values.shape[:-2], bool)
+
+    def only(self, kinds: Collection[PriorKind]) -> "Priors":
+        """Without the kinds that are not named here."""
+        others = [kind for kind in get_args(PriorKind) if kind not in kinds]
+        return dataclasses.replace(
+            self, **{name: None for kind in others for name in (_FIELDS[kind], f"{kind}_known")}
+        )
+
+    def of_frames(self, frames: Sequence[int], *, padded_to: int | None = None) -> "Priors":
+        """Some frames, in this order; NumPy arrays without scene axis, as `checked` returns them.
+
+        Args:
+            padded_to: how many frames there shall be: what is added is unknown.
+        """
+        padding = 0 if padded_to is None else padded_to - len(frames)
+        filled = {}
+        for kind in self.given:
+            for name in (_FIELDS[kind], f"{kind}_known"):
+                array = np.asarray(getattr(self, name))[list(frames)]
+                pad = [(0, padding)] + [(0, 0)] * (array.ndim - 1)
+                filled[name] = np.pad(array, pad)
+        if self.camera_from_world is not None:
+            filled["camera_from_world"][len(frames) :] = np.eye(4, dtype=np.float32)
+        if self.intrinsics is not None:
+            filled["intrinsics"][len(frames) :] = np.eye(3, dtype=np.float32)
+        return dataclasses.replace(self, **filled)
+
+    def for_images(self, images: Any) -> "Priors":
+        """The same with every mask written out, for models: a pure function.
+
+        `camera_from_world` is [.. s 4 4] then, and the values of unknown frames are harmless: the
+        identity, and a depth of 0, as where depth is NaN.
+
+        Args:
+            images: [b s height width 3], for their shape.
+
+        Raises:
+            ValueError: a shape does not fit the images, or a mask has no array.
+        """
+        self._check_shapes(images.shape[:-1])
+        fields: dict[str, Any] = {}
+        for kind in self.given:
+            known = jnp.asarray(self.known(kind))
+            values = jnp.asarray(self.values(kind)).astype(jnp.float32)
+            if kind == "poses" and values.shape[-2] == 3:
+                values = _with_last_row(values)
+            if kind == "depth":
+                unknown = jnp.zeros(values.shape, jnp.float32)
+                values = jnp.where(jnp.isfinite(values) & (values > 0), values, unknown)
+            else:
+                size = values.shape[-1]
+                unknown = jnp.broadcast_to(jnp.eye(size, dtype=jnp.float32), values.shape)
+            fields[_FIELDS[kind]] = jnp.where(known[..., None, None], values, unknown)
+            fields[f"{kind}_known"] = known
+        metric = jnp.asarray(False if self.metric is None else self.metric)
+        fields["metric"] = jnp.broadcast_to(metric, images.shape[:-4])
+        return dataclasses.replace(self, **fields)
+
+    def checked(self, num_frames: int, size: tuple[int, int]) -> "Priors":
+        """The priors of one scene in NumPy arrays of canonical form, or what is wrong with them.
+
+        Args:
+            num_frames, size: of the scene, (height, width).
+
+        Returns:
+            float32 arrays, `camera_from_world` as [s 4 4], depth 0 where unknown, and every mask
+            written out. A frame whose depth is unknown in every pixel counts as unknown. Values of
+            unknown frames are the identity, and 0.
+
+        Raises:
+            InputError: shapes do not fit; a mask has no array or no frame; a known value is no
+                intrinsics or no pose; depth is of an integer type.
+        """
+        as_given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        arrays = Priors(
+            **{
+                name: None if x is None else np.asarray(jax.device_get(x))
+                for name, x in as_given.items()
+            }
+        )
+        try:
+            arrays._check_shapes((num_frames, *size))
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        fields: dict[str, Any] = {}
+        for kind in arrays.given:
+            values, known = _CHECKS[kind](arrays.values(kind), arrays.known(kind))
+            if not known.any():
+                raise InputError(f"priors: {kind} of no frame are known; leave them out")
+            fields[_FIELDS[kind]] = values.astype(np.float32)
+            fields[f"{kind}_known"] = known
+        return dataclasses.replace(arrays, **fields)
+
+    def _check_shapes(self, frames: tuple[int, ...]) -> None:
+        """Compares all shapes with [.. s height width].
+
+        Raises:
+            ValueError: one does not fit.
+        """
+        leading = frames[:-2]
+        wanted = {
+            "intrinsics": [(*leading, 3, 3)],
+            "poses": [(*leading, 4, 4), (*leading, 3, 4)],
+            "depth": [frames],
+        }
+        for kind, shapes in wanted.items():
+            values, mask = self.values(kind), getattr(self, f"{kind}_known")
+            name = _FIELDS[kind]
+            if values is None:
+                if mask is not None:
+                    raise ValueError(f"priors: {kind}_known was given without {name}")
+                continue
+            if tuple(np.shape(values)) not in shapes:
+                raise ValueError(
+                    f"priors: {name} of shape {tuple(np.shape(values))} must be "
+                    f"{' or '.join(map(str, shapes))} for these frames"
+                )
+            if mask is not None and (np.shape(mask) != leading or mask.dtype != bool):
+                raise ValueError(
+                    f"priors: {kind}_known must be bool of shape {leading}, not {mask.dtype} of "
+                    f"{tuple(np.shape(mask))}"
+                )
+        if np.shape(self.metric) not in ((), leading[:-1]):
+            raise ValueError(
+                f"priors: metric of shape {np.shape(self.metric)} must be one value, or one for "
+                "each scene"
+            )
+
+
+def _with_last_row(poses: Float[Array, "*b 3 4"]) -> Float[Array, "*b 4 4"]:
+    last = jnp.broadcast_to(np.array([0, 0, 0, 1], np.float32), (*poses.shape[:-2], 1, 4))
+    return jnp.concatenate([poses, last], axis=-2)
+
+
+def _checked_intrinsics(values: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    of_known = values[known]
+    focal = of_known[:, [0, 1], [0, 1]]
+    if not np.isfinite(of_known).all() or not (focal > 0).all():
+        raise InputError(
+            "priors: intrinsics must be finite with positive focal lengths [0, 0] and [1, 1]; "
+            "say by intrinsics_known which frames have some"
+        )
+    if (of_known[:, 2] != (0, 0, 1)).any() or (of_known[:, 1, 0] != 0).any():
+        raise InputError("priors: intrinsics must be [[fx, skew, cx], [0, fy, cy], [0, 0, 1]]")
+    return np.where(known[:, None, None], values, np.eye(3)), known
+
+
+def _checked_poses(values: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if values.shape[-2] == 3:
+        last = np.broadcast_to(np.array([0, 0, 0, 1.0]), (len(values), 1, 4))
+        values = np.concatenate([values, last], axis=1)
+    of_known = values[known].astype(np.float64)
+    if not np.isfinite(of_known).all():
+        raise InputError(
+            "priors: camera_from_world must be finite; say by poses_known which frames have one"
+        )
+    rotation = of_known[:, :3, :3]
+    error = np.abs(rotation @ rotation.swapaxes(1, 2) - np.eye(3)).max(initial=0)
+    if error > _ROTATION_TOLERANCE or (np.linalg.det(rotation) < 0).any():
+        raise InputError(
+            "priors: the first three columns of camera_from_world must be a rotation: "
+            f"orthogonal and right-handed, but R R^T is off by {error:.2g}"
+        )
+    if (of_known[:, 3] != (0, 0, 0, 1)).any():
+        raise InputError("priors: the last row of camera_from_world must be (0, 0, 0, 1)")
+    return np.where(known[:, None, None], values, np.eye(4)), known
+
+
+def _checked_depth(values: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if not np.issubdtype(values.dtype, np.floating):
+        raise InputError(
+            f"priors: depth is {values.dtype.name}, whose unit is unknown; give floats in the unit "
+            "of the positions of cameras"
+        )
+    is_known = known[:, None, None] & np.isfinite(values) & (values > 0)
+    return np.where(is_known, values, 0), is_known.any((1, 2))
+
+
+_CHECKS = {"intrinsics": _checked_intrinsics, "poses": _checked_poses, "depth": _checked_depth}
