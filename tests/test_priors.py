@@ -32,15 +32,14 @@ def test_checked_writes_everything_out():
     given = dataclasses.replace(given, poses_known=np.array([True, False, True]))
     got = given.checked(S, SIZE)
     assert got.given == ("intrinsics", "poses", "depth") and got.metric.item() is True
-    np.testing.assert_array_equal(got.intrinsics[1], np.eye(3))
+    assert np.isnan(got.intrinsics[1]).all() and np.isnan(got.camera_from_world[1]).all()
     np.testing.assert_array_equal(got.intrinsics[2], given.intrinsics[2])
-    np.testing.assert_array_equal(got.camera_from_world[1], np.eye(4))
     np.testing.assert_array_equal(got.depth[0, 0], [0, 1, 2, 0, 4])
     # A frame without any depth has none, whatever was said.
     np.testing.assert_array_equal(got.depth_known, [True, True, False])
     np.testing.assert_array_equal(got.poses_known, [True, False, True])
     for array in (got.intrinsics, got.camera_from_world, got.depth):
-        assert array.dtype == np.float32 and np.isfinite(array).all()
+        assert array.dtype == np.float32 and np.isfinite(array[[0, 2]]).all()
 
 
 def test_poses_may_lack_their_last_row():
@@ -71,8 +70,22 @@ def test_some_frames_in_another_order_and_padded():
     np.testing.assert_array_equal(got.depth[:2], whole.depth[[2, 0]])
     np.testing.assert_array_equal(got.depth_known, [True, True, False, False])
     np.testing.assert_array_equal(got.camera_from_world[1], whole.camera_from_world[0])
-    np.testing.assert_array_equal(got.camera_from_world[3], np.eye(4))
-    np.testing.assert_array_equal(got.intrinsics[2], np.eye(3))
+    assert np.isnan(got.camera_from_world[2:]).all() and np.isnan(got.intrinsics[3]).all()
+
+
+def test_rays_of_some_frames():
+    rays = np.full((S, *SIZE, 3), np.nan, np.float32)
+    rays[1] = [0.5, -0.25, 2]
+    known = np.array([False, True, False])
+    priors = Priors(rays=rays, rays_known=known).checked(S, SIZE).of_frames([1, 2], padded_to=4)
+    assert priors.given == ("rays",)
+    images = jax.ShapeDtypeStruct((4, *SIZE, 3), jnp.uint8)
+    got = priors.for_images(images)
+    np.testing.assert_array_equal(got.rays_known, [True, False, False, False])
+    np.testing.assert_array_equal(got.rays[0], rays[1])
+    np.testing.assert_array_equal(got.rays[3, 0, 0], [0, 0, 1])
+    with pytest.raises(InputError, match="look forward"):
+        Priors(rays=-rays, rays_known=known).checked(S, SIZE)
 
 
 def test_only_drops_arrays_with_their_masks():

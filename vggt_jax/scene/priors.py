@@ -12,11 +12,12 @@ from jaxtyping import Array, Bool, Float
 from vggt_jax.errors import InputError
 from vggt_jax.scene.reconstruction import AnyArray
 
-PriorKind = Literal["intrinsics", "poses", "depth"]
+PriorKind = Literal["intrinsics", "rays", "poses", "depth"]
 """What may be known of a frame; "poses" are `camera_from_world`."""
 
 _FIELDS: dict[PriorKind, str] = {
     "intrinsics": "intrinsics",
+    "rays": "rays",
     "poses": "camera_from_world",
     "depth": "depth",
 }
@@ -30,28 +31,32 @@ class Priors:
     """What is already known of a scene: cameras and depth of all frames, or of some.
 
     Every field is optional, and so is every value of a frame: masks `*_known` say which frames have
-    one. What stands in the place of an unknown value is not read, and may be NaN. Arrays have the
-    leading scene axis of the images, or none. Conventions are those of `Reconstruction`
+    one that the model shall be shown. What stands in the place of another may be NaN. Arrays have
+    the leading scene axis of the images, or none. Conventions are those of `Reconstruction`
     (docs/conventions.md).
 
     Attributes:
         intrinsics: in pixels of the model's frames, in continuous coordinates: the image spans
             [0, width] x [0, height], the centre of the first pixel lies at 0.5.
+        rays: instead of intrinsics, for cameras that are no pinholes: in which direction each pixel
+            looks from its own camera, z forward, of any length. Where both are known, these count.
         camera_from_world: OpenCV, x right, y down, z forward; [R | t], or with a last row
             (0, 0, 0, 1). The world may be any.
         depth: along the viewing axis (z, not along the ray), of the model's frames, in the unit of
             the positions of cameras; 0 or NaN where unknown.
         metric: whether these lengths are metres, of a scene as a whole; None: nobody said so, which
             means the same as False.
-        intrinsics_known, poses_known, depth_known: which frames have one; None: all, where there
-            is the array.
+        intrinsics_known, rays_known, poses_known, depth_known: of which frames; None: of all, where
+            there is the array.
     """
 
     intrinsics: Float[AnyArray, "*b s 3 3"] | None = None
+    rays: Float[AnyArray, "*b s height width 3"] | None = None
     camera_from_world: Float[AnyArray, "*b s 3 4"] | Float[AnyArray, "*b s 4 4"] | None = None
     depth: Float[AnyArray, "*b s height width"] | None = None
     metric: Bool[AnyArray, "*b"] | bool | None = None
     intrinsics_known: Bool[AnyArray, "*b s"] | None = None
+    rays_known: Bool[AnyArray, "*b s"] | None = None
     poses_known: Bool[AnyArray, "*b s"] | None = None
     depth_known: Bool[AnyArray, "*b s"] | None = None
 
@@ -70,7 +75,7 @@ class Priors:
         if mask is not None:
             return mask
         xp = np if isinstance(values, np.ndarray) else jnp
-        return xp.ones(values.shape[:-2], bool)
+        return xp.ones(values.shape[: values.ndim - _rank(kind)], bool)
 
     def only(self, kinds: Collection[PriorKind]) -> "Priors":
         """Without the kinds that are not named here."""
@@ -90,19 +95,16 @@ class Priors:
         for kind in self.given:
             for name in (_FIELDS[kind], f"{kind}_known"):
                 array = np.asarray(getattr(self, name))[list(frames)]
+                empty = False if array.dtype == bool else np.nan
                 pad = [(0, padding)] + [(0, 0)] * (array.ndim - 1)
-                filled[name] = np.pad(array, pad)
-        if self.camera_from_world is not None:
-            filled["camera_from_world"][len(frames) :] = np.eye(4, dtype=np.float32)
-        if self.intrinsics is not None:
-            filled["intrinsics"][len(frames) :] = np.eye(3, dtype=np.float32)
+                filled[name] = np.pad(array, pad, constant_values=empty)
         return dataclasses.replace(self, **filled)
 
     def for_images(self, images: Any) -> "Priors":
         """The same with every mask written out, for models: a pure function.
 
         `camera_from_world` is [.. s 4 4] then, and the values of unknown frames are harmless: the
-        identity, and a depth of 0, as where depth is NaN.
+        identity, rays (0, 0, 1), and a depth of 0, as where depth is NaN.
 
         Args:
             images: [b s height width 3], for their shape.
@@ -120,10 +122,13 @@ class Priors:
             if kind == "depth":
                 unknown = jnp.zeros(values.shape, jnp.float32)
                 values = jnp.where(jnp.isfinite(values) & (values > 0), values, unknown)
+            elif kind == "rays":
+                unknown = jnp.broadcast_to(np.array([0, 0, 1], np.float32), values.shape)
             else:
                 size = values.shape[-1]
                 unknown = jnp.broadcast_to(jnp.eye(size, dtype=jnp.float32), values.shape)
-            fields[_FIELDS[kind]] = jnp.where(known[..., None, None], values, unknown)
+            by_frame = jnp.expand_dims(known, tuple(range(-_rank(kind), 0)))
+            fields[_FIELDS[kind]] = jnp.where(by_frame, values, unknown)
             fields[f"{kind}_known"] = known
         metric = jnp.asarray(False if self.metric is None else self.metric)
         fields["metric"] = jnp.broadcast_to(metric, images.shape[:-4])
@@ -137,12 +142,12 @@ class Priors:
 
         Returns:
             float32 arrays, `camera_from_world` as [s 4 4], depth 0 where unknown, and every mask
-            written out. A frame whose depth is unknown in every pixel counts as unknown. Values of
-            unknown frames are the identity, and 0.
+            written out. A frame whose depth is unknown in every pixel counts as unknown. Everything
+            else of unknown frames is NaN.
 
         Raises:
             InputError: shapes do not fit; a mask has no array or no frame; a known value is no
-                intrinsics or no pose; depth is of an integer type.
+                intrinsics, no rays or no pose; depth is of an integer type.
         """
         as_given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         arrays = Priors(
@@ -173,6 +178,7 @@ class Priors:
         leading = frames[:-2]
         wanted = {
             "intrinsics": [(*leading, 3, 3)],
+            "rays": [(*frames, 3)],
             "poses": [(*leading, 4, 4), (*leading, 3, 4)],
             "depth": [frames],
         }
@@ -200,6 +206,11 @@ class Priors:
             )
 
 
+def _rank(kind: PriorKind) -> int:
+    """How many axes the value of a frame has."""
+    return 3 if kind == "rays" else 2
+
+
 def _with_last_row(poses: Float[Array, "*b 3 4"]) -> Float[Array, "*b 4 4"]:
     last = jnp.broadcast_to(np.array([0, 0, 0, 1], np.float32), (*poses.shape[:-2], 1, 4))
     return jnp.concatenate([poses, last], axis=-2)
@@ -215,7 +226,16 @@ def _checked_intrinsics(values: np.ndarray, known: np.ndarray) -> tuple[np.ndarr
         )
     if (of_known[:, 2] != (0, 0, 1)).any() or (of_known[:, 1, 0] != 0).any():
         raise InputError("priors: intrinsics must be [[fx, skew, cx], [0, fy, cy], [0, 0, 1]]")
-    return np.where(known[:, None, None], values, np.eye(3)), known
+    return np.where(known[:, None, None], values, np.nan), known
+
+
+def _checked_rays(values: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if not np.isfinite(values[known]).all() or not (values[known][..., 2] > 0).all():
+        raise InputError(
+            "priors: rays must be finite and look forward (z above 0); say by rays_known which "
+            "frames have some"
+        )
+    return np.where(known[:, None, None, None], values, np.nan), known
 
 
 def _checked_poses(values: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -236,7 +256,7 @@ def _checked_poses(values: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, n
         )
     if (of_known[:, 3] != (0, 0, 0, 1)).any():
         raise InputError("priors: the last row of camera_from_world must be (0, 0, 0, 1)")
-    return np.where(known[:, None, None], values, np.eye(4)), known
+    return np.where(known[:, None, None], values, np.nan), known
 
 
 def _checked_depth(values: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -249,4 +269,9 @@ def _checked_depth(values: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, n
     return np.where(is_known, values, 0), is_known.any((1, 2))
 
 
-_CHECKS = {"intrinsics": _checked_intrinsics, "poses": _checked_poses, "depth": _checked_depth}
+_CHECKS = {
+    "intrinsics": _checked_intrinsics,
+    "rays": _checked_rays,
+    "poses": _checked_poses,
+    "depth": _checked_depth,
+}
