@@ -358,10 +358,10 @@ def test_streams_move_arrays_explicitly(recon, tiny):
 
     def scene(model, images):
         on_the_device(images)
-        return images, images, {"camera_from_world": jax.device_put(recon.camera_from_world)}
+        return {"kept": images}, {"camera_from_world": jax.device_put(recon.camera_from_world)}
 
-    def frames(model, kept, first_tokens, start):
-        on_the_device(kept, first_tokens, start)
+    def frames(model, tokens, start):
+        on_the_device(tokens["kept"], start)
         return {name: take(x, start) for name, x in maps.items()}
 
     with every_setting():

@@ -68,7 +68,7 @@ def oracle(q, k, v, frames, *, score_block=BLOCK_Q, sample=None, weight=1.0, **r
 
 def run(qkv, ratio, threshold, frames=None, layer=0, seed=None, **settings):
     """One layer, of settings that are the same in all tests but for its rule."""
-    return sparse_attention(
+    out, _, stats = sparse_attention(
         *qkv,
         num_special=SPECIAL,
         grid=(1, PATCHES),
@@ -80,6 +80,7 @@ def run(qkv, ratio, threshold, frames=None, layer=0, seed=None, **settings):
         layer=layer,
         num_frames=frames,
     )
+    return out, stats
 
 
 # With a ratio that is known, as people run it; and one program for all rules and numbers of frames.

@@ -16,7 +16,8 @@ from vggt_jax.checkpoints.errors import CheckpointError
 class ConfigFields:
     """Base of the configurations: frozen dataclasses whose every field has a default.
 
-    The type of a field is that of its default: a bool, an int, a float, or a tuple of ints.
+    The type of a field is that of its default: a bool, an int, a float, a string, or a tuple of
+    ints.
 
     Args:
         model: name of the model in messages, such as "VGGT".
@@ -121,6 +122,8 @@ def _unmet_type(default: Any, value: Any, least: int) -> str | None:
             if number and 0 <= value < float("inf") and (value > 0 or least == 0):
                 return None
             return "a positive number" if least else "a number of at least 0"
+        case str():
+            return None if isinstance(value, str) else "a name"
         case tuple():
             right = isinstance(value, list | tuple) and len(value) == len(default)
             if right and all(map(is_count, value)):

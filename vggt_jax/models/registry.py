@@ -2,12 +2,14 @@
 
 from vggt_jax.checkpoints.official import OfficialKeys
 from vggt_jax.models.base import ModelConfig, ModelFamily
+from vggt_jax.models.mapanything.family import FAMILY as MAPANYTHING
 from vggt_jax.models.pi3.family import FAMILY as PI3
 from vggt_jax.models.vggt.family import FAMILY as VGGT
 
 _FAMILIES = [
     VGGT,
     PI3,
+    MAPANYTHING,
 ]
 
 

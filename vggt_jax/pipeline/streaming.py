@@ -23,6 +23,9 @@ from vggt_jax.trunk.token_layout import TokenLayout
 # Pieces that are computed or copied to the host while the next is waited for.
 _MAX_PENDING = 2
 
+# What heads read of the trunk, so far as a model has it.
+_TOKENS = ("kept", "first_tokens", "encoded", "scene_tokens")
+
 
 def frames_on_device() -> int:
     """Frames whose maps are on the device at most."""
@@ -43,7 +46,7 @@ class Stream:
     the device never holds all of them, which are 6 GiB for 1000 frames of 518x518 by VGGT-1B.
     """
 
-    scene: Callable[..., tuple[jax.Array, jax.Array, dict[str, Any]]]
+    scene: Callable[..., tuple[dict[str, jax.Array], dict[str, Any]]]
     frames: Callable[..., dict[str, Any]]
     frames_in_piece: int
 
@@ -74,8 +77,8 @@ class Stream:
                 num,
             )
         scene = _run_scene.lower(model, **inputs, **static)
-        tokens = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in scene.out_info[:2]]
-        frames = _run_frames.lower(model, *tokens, np.int32(0), **of_frames)
+        tokens = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), scene.out_info[0])
+        frames = _run_frames.lower(model, tokens, np.int32(0), **of_frames)
         return cls(scene.compile(), frames.compile(), num)
 
     def __call__(
@@ -95,7 +98,7 @@ class Stream:
         """
         inputs = {"images": images, "query_points": query_points, "num_frames": num_frames}
         inputs = {name: value for name, value in inputs.items() if value is not None}
-        kept, first_tokens, fields = self.scene(model, **jax.device_put(inputs))
+        tokens, fields = self.scene(model, **jax.device_put(inputs))
         total = len(images) if num_frames is None else int(num_frames)
         size = self.frames_in_piece
         maps: dict[str, np.ndarray] = {}
@@ -112,7 +115,7 @@ class Stream:
 
         for start in range(0, total, size):
             start = min(start, len(images) - size)  # early enough for a whole piece
-            part = self.frames(model, kept, first_tokens, jax.device_put(np.int32(start)))
+            part = self.frames(model, tokens, jax.device_put(np.int32(start)))
             for x in part.values():
                 x.copy_to_host_async()
             pending.append((start, part))
@@ -155,14 +158,15 @@ def _run_scene(model, images, query_points=None, num_frames=None, *, attention, 
         compute_dtype=compute_dtype,
     )
     fields = model.scene_fields(decoded, images.shape[2:4])
-    return trunk.kept, trunk.first_tokens, _of_one_scene(fields)
+    tokens = {name: getattr(trunk, name) for name in _TOKENS}
+    return {name: x for name, x in tokens.items() if x is not None}, _of_one_scene(fields)
 
 
 @functools.partial(jax.jit, static_argnames=("size", "num", "attention", "compute_dtype"))
-def _run_frames(model, kept, first_tokens, start, *, size, num, attention, compute_dtype):
+def _run_frames(model, tokens, start, *, size, num, attention, compute_dtype):
     """The fields that come of a frame alone, of `num` frames from `start` on."""
-    some = lambda x: jax.lax.dynamic_slice_in_dim(x, start, num, axis=1)
-    trunk = TrunkOutput(kept=some(kept), layers=model.kept_layers, first_tokens=some(first_tokens))
+    trunk = TrunkOutput(layers=model.kept_layers, **tokens)
+    trunk = trunk.of_frames(lambda x: jax.lax.dynamic_slice_in_dim(x, start, num, axis=1))
     height, width = size
     layout = TokenLayout.for_images(
         height, width, model.config.patch_size, model.config.num_special_tokens

@@ -1,6 +1,6 @@
 """What every model does with images up to its trunk: checks, hiding of padding, encoding."""
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -55,11 +55,12 @@ def encode_and_aggregate(
     attention: SceneAttention,
     num_frames: Int[Array, " b"] | None,
     compute_dtype: DTypeLike | None,
+    **known: Any,
 ) -> TrunkOutput:
     """What the heads of a model read; the arguments are those of its call."""
     layout = model.layout(images)
     images = hide_padding(images, num_frames)
-    patch_tokens = model.encode(images, attention=attention, compute_dtype=compute_dtype)
+    patch_tokens = model.encode(images, attention=attention, compute_dtype=compute_dtype, **known)
     return model.aggregate(
         patch_tokens,
         layout,
