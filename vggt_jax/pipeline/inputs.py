@@ -17,7 +17,7 @@ from vggt_jax.errors import InputError
 from vggt_jax.images.frames import Frames
 from vggt_jax.images.loading import load_images
 from vggt_jax.images.masks import background_mask, load_masks
-from vggt_jax.images.resizing import PIXEL_BUDGET
+from vggt_jax.images.resizing import DEFAULT_SIZE, PIXEL_BUDGET
 from vggt_jax.layers.precision import Precision
 from vggt_jax.models.base import SceneModel
 from vggt_jax.models.loading import load_model
@@ -123,7 +123,10 @@ def read_frames(images: Any, model: SceneModel, options: Options) -> Frames:
     size, own_mode = options.size, model.traits.resize_mode
     if size is None and not hasattr(images, "ndim"):  # One array keeps the size that it has.
         size = model.config.img_size
-        if (options.mode or own_mode) == "budget" and size**2 > PIXEL_BUDGET:
+        mode = options.mode or own_mode
+        if (mode == "budget" and size**2 > PIXEL_BUDGET) or (
+            mode == "cover" and size == DEFAULT_SIZE
+        ):
             size = None
     return load_images(
         images,

@@ -68,7 +68,7 @@ class MapAnything(TrunkModel):
     traits: ClassVar = ModelTraits(
         name="mapanything",
         title="MapAnything",
-        resize_mode="budget",
+        resize_mode="cover",
         confidence_kind="one_plus_exp",
         has_reference_frame=True,
         compute_type_modules=("encoder.", "frame_blocks.", "global_blocks."),
