@@ -14,6 +14,9 @@ from vggt_jax.models.loading import save_model as save_model
 from vggt_jax.models.pi3.config import Pi3Config as Pi3Config
 from vggt_jax.models.pi3.model import Pi3 as Pi3
 from vggt_jax.models.pi3.outputs import Pi3Output as Pi3Output
+from vggt_jax.models.pi3x.config import Pi3XConfig as Pi3XConfig
+from vggt_jax.models.pi3x.model import Pi3X as Pi3X
+from vggt_jax.models.pi3x.outputs import Pi3XOutput as Pi3XOutput
 from vggt_jax.models.vggt.config import VGGTConfig as VGGTConfig
 from vggt_jax.models.vggt.model import VGGT as VGGT
 from vggt_jax.models.vggt.outputs import VGGTOutput as VGGTOutput
@@ -29,6 +32,7 @@ from vggt_jax.scene.calibration import scale_to_depth as scale_to_depth
 from vggt_jax.scene.calibration import scale_to_distance as scale_to_distance
 from vggt_jax.scene.calibration import with_intrinsics as with_intrinsics
 from vggt_jax.scene.masking import with_mask as with_mask
+from vggt_jax.scene.priors import Priors as Priors
 from vggt_jax.scene.reconstruction import Reconstruction as Reconstruction
 from vggt_jax.scene.results import load_reconstruction as load_reconstruction
 from vggt_jax.trunk.attention.block_sparse import BlockSparse as BlockSparse

@@ -2,7 +2,7 @@
 
 Names are relative; `under` puts a list of rules under a prefix. Layouts, official to ours:
 Linear [out, in] to [in, out]; Conv2d [out, in, kh, kw] to [kh, kw, in, out]; ConvTranspose2d
-[in, out, kh, kw] to [in, kh, kw, out]; LayerNorm and GroupNorm(1) weight to scale.
+[in, out, kh, kw] to [in, kh, kw, out]; LayerNorm and GroupNorm weight to scale.
 """
 
 import dataclasses
@@ -75,7 +75,7 @@ def parameter(
 
 
 def norm(name: str, dim: int, native: str | None = None) -> Rules:
-    """LayerNorm or GroupNorm(1) over `dim` channels."""
+    """LayerNorm or GroupNorm over `dim` channels."""
     native = native or name
     return [
         *parameter(f"{name}.weight", (dim,), f"{native}.scale"),
@@ -111,9 +111,9 @@ def conv(
     return _affine(name, native, kernel, conv_kernel, out_dim if bias else None)
 
 
-def upsample(name: str, dim: int, size: int, native: str | None = None) -> Rules:
-    """ConvTranspose2d with bias, as many channels in as out, and a kernel as wide as its stride."""
-    return _affine(name, native, (dim, dim, size, size), upsample_kernel, dim)
+def upsample(name: str, in_dim: int, out_dim: int, size: int, native: str | None = None) -> Rules:
+    """ConvTranspose2d with bias, and a kernel as wide as its stride."""
+    return _affine(name, native, (in_dim, out_dim, size, size), upsample_kernel, out_dim)
 
 
 def mlp(in_dim: int, hidden_dim: int, out_dim: int) -> Rules:
@@ -166,6 +166,7 @@ def vision_transformer(
     patch_size: int,
     img_size: int,
     num_registers: int | None,
+    in_channels: int = 3,
     ffn: str = "mlp",
     has_norm: bool = True,
 ) -> Rules:
@@ -178,7 +179,7 @@ def vision_transformer(
         *parameter("cls_token", (1, 1, dim), transform=first),
         *registers,
         *parameter("pos_embed", (1, positions, dim), transform=first),
-        *conv("patch_embed.proj", 3, dim, patch_size, "patch_embed"),
+        *conv("patch_embed.proj", in_channels, dim, patch_size, "patch_embed"),
         *under("blocks.{layer}", "blocks", block(dim, hidden_dim, ffn=ffn), layers=depth),
         *(norm("norm", dim) if has_norm else []),
     ]

@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from pallas_kernels import tuned
+from vggt_jax.heads.view_plane import view_plane
 from vggt_jax.layers.chunking import map_chunks
 from vggt_jax.layers.linear import Conv, Linear, Upsample
 from vggt_jax.layers.norm import LayerNorm
@@ -219,18 +220,12 @@ def add_position(x: Float[Array, "b h w c"], aspect_ratio: float) -> Float[Array
     Official files: vggt/heads/dpt_head.py (_apply_pos_embed), vggt/heads/utils.py.
     """
     _, height, width, channels = x.shape
-    span_x = aspect_ratio / (aspect_ratio**2 + 1) ** 0.5
-    span_y = 1 / (aspect_ratio**2 + 1) ** 0.5
-    along_x = _sincos(_centres(span_x, width), channels // 2)[None, :]  # [1, w, c / 2]
-    along_y = _sincos(_centres(span_y, height), channels // 2)[:, None]  # [h, 1, c / 2]
+    x_of_column, y_of_row = view_plane(height, width, aspect_ratio)
+    along_x = _sincos(x_of_column, channels // 2)[None, :]  # [1, w, c / 2]
+    along_y = _sincos(y_of_row, channels // 2)[:, None]  # [h, 1, c / 2]
     half = (height, width, channels // 2)
     table = [jnp.broadcast_to(along_x, half), jnp.broadcast_to(along_y, half)]
     return x.astype(jnp.float32) + _POSITION_RATIO * jnp.concatenate(table, axis=-1)[None]
-
-
-def _centres(span: float, num: int) -> np.ndarray:
-    end = span * (num - 1) / num
-    return np.linspace(-end, end, num, dtype=np.float32)
 
 
 def _sincos(position: np.ndarray, dim: int) -> np.ndarray:

@@ -81,9 +81,9 @@ class Block(nnx.Module):
             implementation: of the MLP.
         """
         branch = self.attn.output(attended, precision)
-        x = x + _scaled(self.ls1, branch.astype(x.dtype))
+        x = x + scaled(self.ls1, branch.astype(x.dtype))
         branch = self.mlp(self.norm2(x), precision, implementation=implementation)
-        return x + _scaled(self.ls2, branch.astype(x.dtype))
+        return x + scaled(self.ls2, branch.astype(x.dtype))
 
     def within_frames(
         self,
@@ -141,7 +141,8 @@ class Block(nnx.Module):
         return pad(x), rope and Rope(*map(pad, rope))
 
 
-def _scaled(scale: nnx.Param | None, branch: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
+def scaled(scale: nnx.Param | None, branch: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
+    """A branch times its LayerScale, if any."""
     return branch if scale is None else jax.lax.broadcast_to_rank(scale[...], branch.ndim) * branch
 
 

@@ -1,5 +1,5 @@
-"""Resampling as PyTorch does it and `jax.image.resize` cannot: bilinear with corners that coincide
-(`align_corners=True`), and bicubic by factors that are not those of the sizes."""
+"""Resampling as PyTorch does it: bilinear in both of its ways, and bicubic by factors that are not
+those of the sizes."""
 
 import functools
 from collections.abc import Sequence
@@ -11,43 +11,54 @@ from jaxtyping import Array, Float
 
 
 def resize_bilinear(
-    x: Float[Array, "b h w c"], height: int, width: int
+    x: Float[Array, "b h w c"], height: int, width: int, *, align_corners: bool = True
 ) -> Float[Array, "b h2 w2 c"]:
-    """Resizes images so that corner pixels keep their values (`jax.image.resize` cannot)."""
-    return _resize_axis(_resize_axis(x, width, 2), height, 1)
+    """Resizes images, without antialiasing.
+
+    Args:
+        align_corners: whether the centres of corner pixels coincide, so that those keep their
+            values; otherwise the corners of the images do.
+    """
+    return _resize_axis(_resize_axis(x, width, 2, align_corners), height, 1, align_corners)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _resize_axis(x, size: int, axis: int):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _resize_axis(x, size: int, axis: int, align_corners: bool):
     old = x.shape[axis]
     if size == old:
         return x
-    low, high, weight = _neighbours(old, size)
+    low, high, weight = _neighbours(old, size, align_corners)
     weight = np.expand_dims(weight, tuple(d for d in range(x.ndim) if d != axis))
     at = lambda index: jnp.take(x, index, axis, mode="clip").astype(jnp.float32)
     return (1 - weight) * at(low) + weight * at(high)
 
 
-def _neighbours(old: int, size: int):
+def _neighbours(old: int, size: int, align_corners: bool):
     # PyTorch computes source positions in float32 as well.
-    scale = np.float32((old - 1) / (size - 1)) if size > 1 else np.float32(0)
-    position = np.arange(size, dtype=np.float32) * scale
+    position = np.arange(size, dtype=np.float32)
+    if align_corners:
+        position *= np.float32((old - 1) / (size - 1)) if size > 1 else np.float32(0)
+    else:
+        half = np.float32(0.5)
+        position = np.maximum((position + half) * np.float32(old / size) - half, np.float32(0))
     low = np.minimum(position.astype(np.int32), old - 1)
     return low, np.minimum(low + 1, old - 1), (position - low).astype(np.float32)
 
 
-def _forward(x, size, axis):
+def _forward(x, size, axis, align_corners):
     # An empty array carries the size and type of x into the backward pass.
-    return _resize_axis(x, size, axis), jax.lax.slice_in_dim(x, 0, 0, axis=(axis + 1) % x.ndim)
+    return _resize_axis(x, size, axis, align_corners), jax.lax.slice_in_dim(
+        x, 0, 0, axis=(axis + 1) % x.ndim
+    )
 
 
-def _backward(size, axis, empty, gradient):
+def _backward(size, axis, align_corners, empty, gradient):
     # The gradient of `take` would add at random places of memory, slowly and in no fixed order;
     # a small matrix does the same.
     old = empty.shape[axis]
     if size == old:
         return (gradient,)
-    low, high, weight = _neighbours(old, size)
+    low, high, weight = _neighbours(old, size, align_corners)
     matrix = np.zeros((size, old), np.float32)
     np.add.at(matrix, (np.arange(size), low), 1 - weight)
     np.add.at(matrix, (np.arange(size), high), weight)

@@ -15,7 +15,7 @@ from vggt_jax.layers.resize import resize_bicubic
 # ImageNet statistics (official file: vggt/models/aggregator.py)
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
-Color = tuple[float, float, float] | Float[Array, "3"]
+Color = tuple[float, ...] | Float[Array, " i"]
 _NORM_EPS = 1e-6  # official file: vggt/layers/vision_transformer.py
 
 
@@ -44,6 +44,7 @@ class VisionTransformer(nnx.Module):
         num_heads: int,
         mlp_ratio: float,
         num_register_tokens: int | None,
+        in_channels: int = 3,
         ffn: FfnKind = "mlp",
         position_offset: float | None = None,
         has_norm: bool = True,
@@ -54,7 +55,7 @@ class VisionTransformer(nnx.Module):
         self.keeps_class_token = keeps_class_token
         draw = lambda *shape: jax.random.normal(rngs.params(), shape, jnp.float32)
         normal = lambda *shape: nnx.Param(0.02 * draw(*shape))
-        self.patch_embed = Conv(3, dim, patch_size, rngs=rngs)
+        self.patch_embed = Conv(in_channels, dim, patch_size, rngs=rngs)
         self.cls_token = normal(1, dim)
         self.register_tokens = (
             None if num_register_tokens is None else normal(num_register_tokens, dim)
@@ -68,7 +69,7 @@ class VisionTransformer(nnx.Module):
 
     def __call__(
         self,
-        images: Float[Array, "f height width 3"],
+        images: Float[Array, "f height width i"],
         dense: Dense,
         precision: Precision,
         *,
@@ -79,8 +80,8 @@ class VisionTransformer(nnx.Module):
         comes before them where it is kept.
 
         Args:
-            images: RGB in [0, 1].
-            mean, std: of the colours that the encoder expects, three each.
+            images: RGB in [0, 1], or other channels.
+            mean, std: of the channels that the encoder expects, one each for every channel.
         """
         mean, std = (jnp.asarray(color, jnp.float32)[None, None, None] for color in (mean, std))
         x = self._embed((images - mean) / std, precision)
@@ -94,16 +95,9 @@ class VisionTransformer(nnx.Module):
 
     def _embed(self, images, precision):
         frames, height, width, _ = images.shape
-        kernel = self.patch_embed.kernel[...]
-        side, dim = kernel.shape[0], kernel.shape[-1]
+        side, dim = self.patch_embed.kernel.shape[0], self.patch_embed.kernel.shape[-1]
         rows, columns = height // side, width // side
-        patches = images.reshape(frames, rows, side, columns, side, 3)
-        patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(frames, rows * columns, -1)
-        bias = self.patch_embed.bias
-        patches = apply_linear(
-            patches, kernel.reshape(-1, dim), None if bias is None else bias[...], precision
-        ).astype(jnp.float32)
-
+        patches = embed_patches(self.patch_embed, images, precision)
         pos_embed = self.pos_embed[...].astype(jnp.float32)
         resized = (
             resize_position_table(pos_embed[1:], rows, columns)
@@ -119,6 +113,21 @@ class VisionTransformer(nnx.Module):
         registers = self.register_tokens[...]
         registers = jnp.broadcast_to(registers, (frames, *registers.shape))
         return jnp.concatenate([cls_token, registers, patches], axis=1)
+
+
+def embed_patches(
+    conv: Conv, images: Float[Array, "f height width i"], precision: Precision
+) -> Float[Array, "f p d"]:
+    """A convolution whose kernel is a patch and steps from patch to patch: tokens, float32."""
+    kernel = conv.kernel[...]
+    side, dim = kernel.shape[0], kernel.shape[-1]
+    frames, height, width, channels = images.shape
+    rows, columns = height // side, width // side
+    patches = images.reshape(frames, rows, side, columns, side, channels)
+    patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(frames, rows * columns, -1)
+    bias = None if conv.bias is None else conv.bias[...]
+    tokens = apply_linear(patches, kernel.reshape(-1, dim), bias, precision)
+    return tokens.astype(jnp.float32)
 
 
 def resize_position_table(

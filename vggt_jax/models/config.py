@@ -22,13 +22,21 @@ class ConfigFields:
     Args:
         model: name of the model in messages, such as "VGGT".
         may_be_zero: the numbers, or tuples of them, that need not be positive.
+        any_length: the tuples that may have another length than their default, from 1.
     """
 
     _model: ClassVar[str]
     _may_be_zero: ClassVar[tuple[str, ...]]
+    _any_length: ClassVar[tuple[str, ...]]
 
-    def __init_subclass__(cls, *, model: str, may_be_zero: tuple[str, ...] = ()):
-        cls._model, cls._may_be_zero = model, may_be_zero
+    def __init_subclass__(
+        cls,
+        *,
+        model: str,
+        may_be_zero: tuple[str, ...] = (),
+        any_length: tuple[str, ...] = (),
+    ):
+        cls._model, cls._may_be_zero, cls._any_length = model, may_be_zero, any_length
 
     def __post_init__(self):
         self._validate(type(self).__name__)
@@ -99,7 +107,10 @@ class ConfigFields:
     def _validate(self, origin: str) -> None:
         for name, default in self._defaults().items():
             value = getattr(self, name)
-            if wanted := _unmet_type(default, value, 0 if name in self._may_be_zero else 1):
+            least = 0 if name in self._may_be_zero else 1
+            if name in self._any_length and isinstance(value, list | tuple) and value:
+                default = (1,) * len(value)
+            if wanted := _unmet_type(default, value, least):
                 raise CheckpointError(f"{origin}: {name}={value!r} must be {wanted}")
             if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from vggt_jax.errors import InputError
 from vggt_jax.scene.reconstruction import AnyArray
@@ -99,6 +99,22 @@ class Priors:
                 pad = [(0, padding)] + [(0, 0)] * (array.ndim - 1)
                 filled[name] = np.pad(array, pad, constant_values=empty)
         return dataclasses.replace(self, **filled)
+
+    def hide_padding(self, num_frames: Int[Array, " b"]) -> "Priors":
+        """The same with nothing known of padded frames: a pure function.
+
+        Args:
+            num_frames: how many leading frames of each scene count.
+        """
+        fields: dict[str, Any] = {}
+        for kind in self.given:
+            known, values = self.known(kind), jnp.asarray(self.values(kind))
+            counts = jnp.arange(known.shape[-1], dtype=jnp.int32) < num_frames[..., None]
+            by_frame = jnp.expand_dims(counts, tuple(range(-_rank(kind), 0)))
+            nan = jnp.asarray(jnp.nan, values.dtype)
+            fields[_FIELDS[kind]] = jnp.where(by_frame, values, nan)
+            fields[f"{kind}_known"] = counts & known
+        return dataclasses.replace(self, **fields)
 
     def for_images(self, images: Any) -> "Priors":
         """The same with every mask written out, for models: a pure function.

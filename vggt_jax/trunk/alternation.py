@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Collection
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,11 @@ from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.rope import rope_tables
 from vggt_jax.layers.scene_attention import AttentionStats, SceneAttention, SceneTokens
 from vggt_jax.trunk.token_layout import TokenLayout
+
+AfterLayer: TypeAlias = Callable[[Array, Array, np.ndarray], Array]
+"""What `run_trunk` calls after each layer: with tokens [b s p c], of which it returns the next, the
+number of the layer, and the positions [p 2] of the tokens of a frame (see `TokenLayout`); tokens
+beyond those are padding."""
 
 # From how many tokens on a layer that no head reads is not written: the host waits at a branch.
 MIN_TOKENS_TO_BRANCH = 16384
@@ -145,6 +151,7 @@ def run_trunk(
     precision: Precision,
     alternation: Alternation = Alternation(),
     scene_tokens: Float[Array, "b e c"] | None = None,
+    after_layer: AfterLayer | None = None,
     recompute: bool = False,
     tokens_per_chunk: int | None = None,
     min_tokens_to_branch: int = MIN_TOKENS_TO_BRANCH,
@@ -158,6 +165,7 @@ def run_trunk(
         taps: layers (pairs) to keep.
         num_frames: valid leading frames of each scene, the others are hidden from them.
         scene_tokens: tokens of each scene as a whole, float32: they go through the global blocks.
+        after_layer: what changes the tokens once more at the end of each layer; None for nothing.
         recompute: whether a backward pass computes each block again instead of keeping its
             intermediate values.
         tokens_per_chunk: what runs frame by frame is cut into chunks of so many tokens at most;
@@ -177,9 +185,10 @@ def run_trunk(
     order = layout.order(attention.token_order).astype(np.int32)
     moved = not np.array_equal(order, np.arange(p))
     tokens = tokens[:, :, order] if moved else tokens
+    positions = layout.positions()[order]
     rope = None
     if alternation.has_rope:
-        rope = Rope(*rope_tables(layout.positions()[order], c // frame_blocks.attn.num_heads))
+        rope = Rope(*rope_tables(positions, c // frame_blocks.attn.num_heads))
     tokens, rope = frame_blocks.pad_tokens(tokens, rope, dense, precision)
     chunk = frames_per_chunk(b, s, p, tokens_per_chunk)
 
@@ -262,6 +271,9 @@ def run_trunk(
         # The stream is updated in place from here on, so what reads it comes before.
         x, kept, firsts = jax.lax.optimization_barrier((x, kept, firsts))
         x, of_scene, stats = run(second, x, of_scene, stats)
+        if after_layer is not None:
+            with jax.named_scope("trunk/after"):
+                x = after_layer(x, index, positions)
         kept = keep(kept, x, is_kept, place, width - c)
         firsts = jnp.concatenate([*firsts, x[:, :, 0]], axis=-1)
         return (x, of_scene, kept), (firsts, of_scene, stats)

@@ -72,6 +72,8 @@ class MapAnything(TrunkModel):
         confidence_kind="one_plus_exp",
         has_reference_frame=True,
         compute_type_modules=("encoder.", "frame_blocks.", "global_blocks."),
+        takes=("intrinsics", "rays", "poses", "depth"),
+        length_unit="metres",
     )
 
     def __init__(self, config: MapAnythingConfig, *, rngs: nnx.Rngs):
@@ -288,6 +290,7 @@ class MapAnything(TrunkModel):
         num_frames: Int[Array, " b"] | None = None,
         taps: tuple[int, ...] | None = None,
         compute_dtype: DTypeLike | None = None,
+        priors: Priors | None = None,
         recompute: bool = False,
         alternation: Alternation = ALTERNATION,
     ) -> TrunkOutput:
@@ -297,9 +300,11 @@ class MapAnything(TrunkModel):
             patch_tokens: as `encode` returns them, the class token of every frame among them.
             taps: layers (pairs of a global and a frame block) to keep; None for those that the
                 heads read.
+            priors: what is known is in the tokens already.
             recompute: for training, see `run_trunk`.
             alternation: may keep more than heads read.
         """
+        del priors
         precision = Precision.from_compute_dtype(compute_dtype)
         b, s = patch_tokens.shape[:2]
         tokens, scene = patch_tokens, self.scale_token[...].astype(jnp.float32)[None]
