@@ -1,6 +1,7 @@
 """What is already known of a scene before it is reconstructed, for models that take it."""
 
 import dataclasses
+import hashlib
 from collections.abc import Collection, Sequence
 from typing import Any, Literal, get_args
 
@@ -76,6 +77,17 @@ class Priors:
             return mask
         xp = np if isinstance(values, np.ndarray) else jnp
         return xp.ones(values.shape[: values.ndim - _rank(kind)], bool)
+
+    def fingerprint(self) -> str:
+        """Tells priors apart: a hash of everything in them."""
+        digest = hashlib.sha256()
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is not None:
+                array = np.asarray(jax.device_get(value))
+                digest.update(f"{field.name} {array.dtype} {array.shape} ".encode())
+                digest.update(array.tobytes())
+        return digest.hexdigest()[:16]
 
     def only(self, kinds: Collection[PriorKind]) -> "Priors":
         """Without the kinds that are not named here."""
@@ -157,9 +169,9 @@ class Priors:
             num_frames, size: of the scene, (height, width).
 
         Returns:
-            float32 arrays, `camera_from_world` as [s 4 4], depth 0 where unknown, and every mask
-            written out. A frame whose depth is unknown in every pixel counts as unknown. Everything
-            else of unknown frames is NaN.
+            float32 arrays, `camera_from_world` as [s 4 4], depth 0 where unknown, every mask
+            written out, and `metric` False where nobody said it. A frame whose depth is unknown in
+            every pixel counts as unknown. Everything else of unknown frames is NaN.
 
         Raises:
             InputError: shapes do not fit; a mask has no array or no frame; a known value is no
@@ -183,7 +195,8 @@ class Priors:
                 raise InputError(f"priors: {kind} of no frame are known; leave them out")
             fields[_FIELDS[kind]] = values.astype(np.float32)
             fields[f"{kind}_known"] = known
-        return dataclasses.replace(arrays, **fields)
+        metric = np.asarray(False if arrays.metric is None else arrays.metric)
+        return dataclasses.replace(arrays, **fields, metric=metric.astype(bool))
 
     def _check_shapes(self, frames: tuple[int, ...]) -> None:
         """Compares all shapes with [.. s height width].

@@ -5,7 +5,8 @@ holds
 
 - the arrays of `Reconstruction` that are not None, under the names of their fields;
 - of its `attention_stats`, one array a field, `attention_density` and so on;
-- `names`, `confidence_kind` and `pixel_centre`, see `Reconstruction`;
+- `names`, `confidence_kind`, `pixel_centre` and `length_unit` ("arbitrary" where a file of an
+  earlier version lacks it), see `Reconstruction`;
 - of `transforms`, one row a frame: `original_sizes` (height, width), `model_from_original` (scale x
   and y, offset x and y, see `FrameTransform`) and `content` (half-open ranges of rows and columns);
 - for convenience, though it follows from the others, `valid` (bool, False on padding) and
@@ -19,7 +20,7 @@ import os
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import jax
 import numpy as np
@@ -29,7 +30,7 @@ from vggt_jax.files import RESULTS
 from vggt_jax.images.frames import Frames, FrameTransform
 from vggt_jax.layers.scene_attention import AttentionStats
 from vggt_jax.scene.npz import write_predictions
-from vggt_jax.scene.reconstruction import Reconstruction
+from vggt_jax.scene.reconstruction import LengthUnit, Reconstruction
 
 SCHEMA_VERSION = 2
 _ARRAYS = tuple(
@@ -84,6 +85,7 @@ def write_reconstruction(path: str | os.PathLike, recon: Reconstruction) -> None
         "valid": valid,
         "confidence_kind": np.array(recon.confidence_kind),
         "pixel_centre": np.array(recon.pixel_centre),
+        "length_unit": np.array(recon.length_unit),
         **_transform_arrays(recon.transforms),
         "schema_version": np.array(SCHEMA_VERSION),
     }
@@ -127,6 +129,12 @@ def load_reconstruction(path: str | os.PathLike) -> Reconstruction:
             f"{file}: {confidence_kind=} must be one of {', '.join(_CONFIDENCE_KINDS)}; "
             "run infer again"
         )
+    length_unit = str(arrays.get("length_unit", "arbitrary"))
+    if length_unit not in get_args(LengthUnit):
+        raise InputError(
+            f"{file}: {length_unit=} must be one of {', '.join(get_args(LengthUnit))}; "
+            "run infer again"
+        )
     stats: dict[str, Any] = {name: arrays.get(f"attention_{name}") for name in _STATS}
     if (
         stats["error"] is None and stats["density"] is not None
@@ -138,6 +146,7 @@ def load_reconstruction(path: str | os.PathLike) -> Reconstruction:
         attention_stats=None if stats["density"] is None else AttentionStats(**stats),
         confidence_kind=confidence_kind,
         pixel_centre=float(arrays["pixel_centre"]),
+        length_unit=cast(LengthUnit, length_unit),
         names=tuple(map(str, arrays["names"])),
         transforms=_transforms(arrays),
     )
