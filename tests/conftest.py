@@ -40,6 +40,11 @@ CHECKED_MODULES = [
     "vggt_jax.models.pi3.model",
     "vggt_jax.models.pi3.trunk",
     *(f"vggt_jax.models.pi3x.{part}" for part in ("injection", "metric", "model", "prompts")),
+    *(
+        f"vggt_jax.models.mapanything.{part}"
+        for part in ("encoders", "geometric_inputs", "heads", "model")
+    ),
+    "vggt_jax.scene.surfaces",
     "vggt_jax.trunk.alternation",
     "vggt_jax.trunk.frames",
     "vggt_jax.trunk.token_layout",
@@ -56,8 +61,21 @@ from flax import nnx  # noqa: E402
 from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 from pallas_kernels import devices, mosaic_gpu_call  # noqa: E402
-from vggt_jax import VGGT, Pi3, Pi3Config, VGGTConfig, geometry, load_model  # noqa: E402
+from vggt_jax import (  # noqa: E402
+    VGGT,
+    MapAnything,
+    MapAnythingConfig,
+    Pi3,
+    Pi3Config,
+    VGGTConfig,
+    geometry,
+    load_model,
+)
+from vggt_jax.layers.attention import Dense  # noqa: E402
+from vggt_jax.layers.precision import Precision  # noqa: E402
 from vggt_jax.models.loading import named_parameters, with_parameters  # noqa: E402
+from vggt_jax.scene.priors import Priors  # noqa: E402
+from vggt_jax.trunk.frames import encode_frames  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -163,7 +181,8 @@ def load_toy(toy_checkpoint):
     @functools.cache
     def load(name, **changes):
         path = toy_checkpoint(name)
-        kind = Pi3Config if name.startswith("pi3") else VGGTConfig
+        kinds = {"mapanything": MapAnythingConfig, "pi3": Pi3Config, "vggt": VGGTConfig}
+        kind = kinds[name.partition("_")[0]]
         config = kind.from_json(path.with_suffix(".json"))
         return load_model(path, config=kind.from_dict(config.to_dict() | changes))
 
@@ -222,6 +241,62 @@ def run_pi3_toy(load_toy, golden):
         return {name: np.asarray(x, np.float32) for name, x in found.items()}
 
     return run
+
+
+@pytest.fixture(scope="session")
+def run_mapanything_toy(load_toy, golden):
+    """`run_toy` for MapAnything, of what is known in `_known` cases."""
+
+    def run(toy, inputs, *, compute_dtype=jnp.float32):
+        model, images = load_toy(toy), golden(f"{toy}.{inputs}")["images"]
+        priors = mapanything_priors(toy, inputs) if inputs.endswith("_known") else None
+
+        def compute(model, images, priors):
+            precision = Precision.from_compute_dtype(compute_dtype)
+            layout, special = model.layout(images), model.config.num_special_tokens
+            encoded = encode_frames(
+                model.encoder, images, layout, dense=Dense(), precision=precision
+            )
+            fused = model.encode(images, priors=priors, compute_dtype=compute_dtype)
+            trunk = model.aggregate(fused, layout, compute_dtype=compute_dtype)
+            raw, *pose = model.decode_raw(trunk, layout, precision)
+            output = model.decode(trunk, layout, compute_dtype=compute_dtype)
+            fields = model.scene_fields(vars(output), images.shape[2:4])
+            return vars(output) | {
+                "patch_tokens": encoded[:, :, special:],
+                "fused_tokens": fused[:, :, special:],
+                "tokens_final": model.norm(trunk.tap(trunk.layers[-1]))[:, :, special:],
+                "dense_raw": raw,
+                "pose_raw": jnp.concatenate(pose, axis=-1),
+                "camera_poses": output.camera_poses,
+                # The official code counts from the centre of the first pixel.
+                "intrinsics": fields["intrinsics"].at[..., :2, 2].add(-0.5),
+                "mask": output.mask,
+            }
+
+        found = jax.jit(compute)(model, images, priors)
+        return {name: np.asarray(x, np.float32) for name, x in found.items() if x is not None}
+
+    return run
+
+
+def mapanything_priors(toy, case):
+    """What is known of a toy's case, in the conventions of the project."""
+    known = toys.known(toy, case)
+    intrinsics = known["intrinsics"].copy()
+    intrinsics[..., :2, 2] += 0.5
+    by_frame = lambda name: np.broadcast_to(known[f"{name}_known"], known[name].shape[:2])
+    return Priors(
+        intrinsics=intrinsics,
+        rays=known["rays"],
+        camera_from_world=geometry.invert_rigid(jnp.asarray(known["camera_poses"])),
+        depth=known["depth"],
+        metric=known["metric"],
+        intrinsics_known=by_frame("intrinsics"),
+        rays_known=by_frame("rays"),
+        poses_known=by_frame("camera_poses"),
+        depth_known=by_frame("depth"),
+    )
 
 
 @pytest.fixture(scope="session")
@@ -294,6 +369,39 @@ def tiny_pi3(randomised):
     def make(**changes):
         config = Pi3Config.from_dict(TINY_PI3.to_dict() | changes)
         return randomised(lambda rngs: Pi3(config, rngs=rngs))
+
+    return make
+
+
+TINY_MAPANYTHING = MapAnythingConfig(
+    img_size=28,
+    encoder_dim=24,
+    encoder_depth=1,
+    encoder_num_heads=2,
+    info_sharing_dim=24,
+    info_sharing_depth=4,
+    info_sharing_num_heads=3,
+    info_sharing_indices=(1, 3),
+    mlp_ratio=2.0,
+    dense_input_dims=(6, 8, 10),
+    global_input_dims=(5, 6, 7),
+    dpt_features=8,
+    dpt_layer_dims=(4, 8, 12, 16),
+    pose_hidden_dim=12,
+    pose_num_blocks=1,
+    scale_hidden_dim=10,
+    scale_num_layers=1,
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_mapanything(randomised):
+    """A MapAnything that compiles in seconds, with fields of its configuration changed."""
+
+    @functools.cache
+    def make(**changes):
+        config = MapAnythingConfig.from_dict(TINY_MAPANYTHING.to_dict() | changes)
+        return randomised(lambda rngs: MapAnything(config, rngs=rngs))
 
     return make
 

@@ -12,8 +12,18 @@ WEIGHTS = {
     "vggt_late": 0x84F2079E,
     "pi3_toy": 0x063D6B20,
     "pi3_odd": 0x14F3BAF4,
+    "mapanything_toy": 0x4BC4EAE8,
+    "mapanything_odd": 0xC34E26F2,
+}
+KNOWN = {
+    ("mapanything_toy", "b2n5_42x56_known"): 0x9674C385,
+    ("mapanything_odd", "b2n5_42x56_known"): 0x85DBC251,
 }
 IMAGES = {
+    ("mapanything_odd", "b2n5_42x56_known"): 0xC834DF65,
+    ("mapanything_odd", "n2_70x42"): 0x34D9C64B,
+    ("mapanything_toy", "b2n5_42x56_known"): 0x17FC0526,
+    ("mapanything_toy", "n1_56x84"): 0x26F88F95,
     ("pi3_odd", "b2n3_42x70"): 0x7B78C73C,
     ("pi3_odd", "n5_84x42"): 0x605A953F,
     ("pi3_toy", "b2n2_70x70"): 0xDBF0B2B8,
@@ -45,6 +55,17 @@ def test_images_are_those_of_the_goldens(toy, case):
     assert drawn.min() >= 0 and drawn.max() <= 1
 
 
+@pytest.mark.parametrize(("toy", "case"), KNOWN)
+def test_what_is_known_is_that_of_the_goldens(toy, case):
+    known = toys.known(toy, case)
+    assert crc(*(x for _, x in sorted(known.items()) if x.dtype != bool)) == KNOWN[toy, case]
+    # Relative rotations are more than half turns, whose quaternions have another sign.
+    rotation = known["camera_poses"][:, :, :3, :3]
+    np.testing.assert_allclose(
+        rotation @ rotation.swapaxes(-1, -2), np.tile(np.eye(3), (2, 5, 1, 1)), atol=1e-6
+    )
+
+
 def test_every_case_has_goldens_of_its_toy():
     cases = {path.stem for path in toys.GOLDEN.glob("*_*x*.npz")}
     assert cases == {f"{toy}.{case}" for toy, case in IMAGES}
@@ -64,6 +85,7 @@ def test_maps_are_kept_at_all_places_within_a_patch_and_at_the_border():
     assert kept.shape == (1, 1, 38, 24, 2)
     for size, places in ((112, kept[0, 0, :, 0, 0]), (70, kept[0, 0, 0, :, 1])):
         assert {0, size - 1} <= set(places) and set(places % 14) == set(range(14))
-    tokens = np.zeros((1, 2, 3, 2))
-    assert toys.kept("conf", tokens) is tokens  # of tracks
+    tracks = np.zeros((1, 2, 3))
+    assert toys.kept("conf", tracks) is tracks
     assert toys.kept("conf", np.zeros((1, 2, 28, 42, 1))).shape == (1, 2, 10, 15, 1)  # of π³
+    assert toys.kept("conf", np.zeros((1, 2, 28, 42))).shape == (1, 2, 10, 15)  # of MapAnything

@@ -20,12 +20,19 @@ import numpy as np
 
 GOLDEN = Path(__file__).parent / "golden"
 
-NAMES = ("vggt_toy", "vggt_odd", "vggt_late", "pi3_toy", "pi3_odd")
+NAMES = (
+    "vggt_toy", "vggt_odd", "vggt_late", "pi3_toy", "pi3_odd", "mapanything_toy", "mapanything_odd",
+)  # fmt: skip
 
 # Which of the goldens are maps over pixels, [b s height width ...]. Of those, files keep every third
 # row and column, which are all places within a patch of 14 pixels by turns, and the last ones.
 _MAPS = {"depth", "depth_conf", "world_points", "world_points_conf", "points", "local_points"}
-_MAPS_OF_PI3 = {"conf"}  # VGGT's is of tracks
+# Of MapAnything, whose names of this kind are of maps alone.
+_MAPS |= {
+    "ray_directions", "depth_along_ray", "pts3d", "pts3d_cam", "non_ambiguous_mask_logits",
+    "dense_raw", "mask",
+}  # fmt: skip
+_MAY_BE_MAPS = {"conf"}  # of π³ and MapAnything; VGGT's is of tracks
 _KEPT = 3
 
 # Sizes of the blocks of one colour in images, in pixels; they fit no patch.
@@ -114,8 +121,7 @@ def images(toy: str, case: str) -> np.ndarray:
 
     Blocks of random colours, with smaller ones upon them.
     """
-    sizes = re.fullmatch(r"(?:b(\d+))?n(\d+)_(\d+)x(\d+)", case).groups(default="1")
-    b, s, height, width = map(int, sizes)
+    b, s, height, width = sizes(case)
 
     def blocks(size):
         shape = (b, s, -(-height // size), -(-width // size), 3)
@@ -126,10 +132,61 @@ def images(toy: str, case: str) -> np.ndarray:
     return (0.75 * blocks(_COARSE) + 0.25 * blocks(_FINE)).astype(np.float32)
 
 
+def sizes(case: str) -> tuple[int, int, int, int]:
+    """Scenes, frames, height and width of a case; `_known` at its end says that cameras are."""
+    found = re.fullmatch(r"(?:b(\d+))?n(\d+)_(\d+)x(\d+)(?:_known)?", case)
+    b, s, height, width = map(int, found.groups(default="1"))
+    return b, s, height, width
+
+
+def known(toy: str, case: str) -> dict[str, np.ndarray]:
+    """What is known of the scenes of a case, as MapAnything counts: intrinsics from the centre of the
+    first pixel, and poses that lead from the camera to the world.
+
+    Of the five frames the first has intrinsics, pose and depth, the second rays and a pose, the third
+    nothing, the fourth intrinsics and depth, the last a pose. Lengths of the first scene alone are
+    metres. Some pixels have no depth. Rotations are more than half turns, too.
+    """
+    b, s, height, width = sizes(case)
+    draw = lambda name, *shape: normal(f"{toy}.{case} {name}", (b, s, *shape))
+    intrinsics = np.zeros((b, s, 3, 3))
+    intrinsics[..., 0, 0] = width * (0.9 + 0.1 * draw("fx"))
+    intrinsics[..., 1, 1] = width * (0.9 + 0.1 * draw("fy"))
+    intrinsics[..., 0, 2] = width / 2 + draw("cx")
+    intrinsics[..., 1, 2] = height / 2 + draw("cy")
+    intrinsics[..., 2, 2] = 1
+    depth = 3.0 + 0.8 * draw("depth", height, width)
+    depth[draw("holes", height, width) > 1] = 0
+    y, x = np.mgrid[:height, :width]
+    rays = np.stack([x / width - 0.5, y / width - 0.4, np.ones((height, width))], axis=-1)
+    rays = rays + 0.02 * draw("rays", height, width, 3)
+    rays /= np.sqrt((rays * rays).sum(-1, keepdims=True))
+    poses = np.zeros((b, s, 4, 4))
+    poses[..., :3, :3] = _rotations(draw("rotations", 4))
+    poses[..., :3, 3] = 2.0 * draw("positions", 3)
+    poses[..., 3, 3] = 1
+    arrays = {"intrinsics": intrinsics, "rays": rays, "depth": depth, "camera_poses": poses}
+    arrays = {name: x.astype(np.float32) for name, x in arrays.items()}
+    frames = {"intrinsics": (0, 3), "rays": (1,), "depth": (0, 3), "camera_poses": (0, 1, 4)}
+    arrays |= {f"{name}_known": np.isin(np.arange(s), of) for name, of in frames.items()}
+    return arrays | {"metric": np.arange(b) == 0}
+
+
+def _rotations(q: np.ndarray) -> np.ndarray:
+    """Of quaternions of any length; by the scalar first."""
+    w, x, y, z = np.moveaxis(q / np.sqrt((q * q).sum(-1, keepdims=True)), -1, 0)
+    rows = (
+        (1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)),
+        (2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)),
+        (2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)),
+    )
+    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
+
+
 def kept(name: str, value: np.ndarray) -> np.ndarray:
     """What the goldens keep of an output: a map at some pixels, anything else as it is."""
     value = np.asarray(value)
-    if name not in _MAPS and not (name in _MAPS_OF_PI3 and value.ndim == 5):
+    if name not in _MAPS and not (name in _MAY_BE_MAPS and value.ndim >= 4):
         return value
     height, width = value.shape[2:4]
     rows, columns = (np.r_[: n - 1 : _KEPT, n - 1] for n in (height, width))

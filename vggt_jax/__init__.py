@@ -11,6 +11,9 @@ from vggt_jax.layers.attention import Dense as Dense
 from vggt_jax.layers.scene_attention import AttentionStats as AttentionStats
 from vggt_jax.models.loading import load_model as load_model
 from vggt_jax.models.loading import save_model as save_model
+from vggt_jax.models.mapanything.config import MapAnythingConfig as MapAnythingConfig
+from vggt_jax.models.mapanything.model import MapAnything as MapAnything
+from vggt_jax.models.mapanything.outputs import MapAnythingOutput as MapAnythingOutput
 from vggt_jax.models.pi3.config import Pi3Config as Pi3Config
 from vggt_jax.models.pi3.model import Pi3 as Pi3
 from vggt_jax.models.pi3.outputs import Pi3Output as Pi3Output

@@ -67,7 +67,9 @@ class ResidualConvUnit(nnx.Module):
 class FeatureFusion(nnx.Module):
     """Adds a finer map to a coarser one and enlarges the sum."""
 
-    def __init__(self, dim: int, *, has_residual: bool, style: DPTStyle, rngs: nnx.Rngs):
+    def __init__(
+        self, dim: int, *, has_residual: bool, style: DPTStyle = DPTStyle(), rngs: nnx.Rngs
+    ):
         unit = lambda: ResidualConvUnit(dim, skips_after_relu=style.skips_after_relu, rngs=rngs)
         self.doubles = style.doubles
         self.res_conf_unit1 = unit() if has_residual else None

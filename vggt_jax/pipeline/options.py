@@ -54,8 +54,8 @@ class Options:
     mode: Mode | None = None
     """How photographs come to size: crop keeps the width and cuts tall ones, pad keeps everything
     and fills with white, budget stretches all to one size of about the shape of the first, cover
-    cuts all to one size of about their mean shape. Needed only if their shapes differ; otherwise the
-    model's own, crop (VGGT), budget (Pi3) or cover (MapAnything)."""
+    cuts all to one size of about their mean shape. Needed only if their shapes differ; otherwise
+    the model's own, crop (VGGT), budget (Pi3) or cover (MapAnything)."""
     size: int | tuple[int, int] | None = None
     """Side in pixels to resize to, a multiple of the patch size; with budget, the side of the
     square of as many pixels. By default the model's own: 112 for the small model, 518 for VGGT-1B,

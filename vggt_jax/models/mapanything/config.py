@@ -137,6 +137,11 @@ class MapAnythingConfig(
                 f"{origin}: info_sharing_depth={self.info_sharing_depth} must be even: blocks over "
                 "all frames and within frames alternate"
             )
+        first, second = self.info_sharing_indices
+        if first >= second:
+            raise CheckpointError(
+                f"{origin}: info_sharing_indices={list(self.info_sharing_indices)} must ascend"
+            )
         for block in self.info_sharing_indices:
             if block % 2 == 0 or block >= self.info_sharing_depth:
                 raise CheckpointError(

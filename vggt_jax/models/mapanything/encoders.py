@@ -1,5 +1,7 @@
 """What MapAnything makes of things that are known: maps and vectors to tokens."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -50,7 +52,7 @@ class DenseEncoder(nnx.Module):
     ):
         self.patch_size = patch_size
         self.conv_in = Conv(channels * patch_size**2, dims[0], rngs=rngs)
-        pairs = zip(dims[:-1], dims[1:], strict=True)
+        pairs = itertools.pairwise(dims)
         self.units = nnx.List([ResidualConv(*pair, rngs=rngs) for pair in pairs])
         self.out = Linear(dims[-1], out_dim, rngs=rngs)
         self.norm = LayerNorm(out_dim, eps=_NORM_EPS)

@@ -22,7 +22,7 @@ class GeometricInputs:
     Attributes:
         rays: in which direction each pixel looks from its own camera, of length 1.
         depth: along the rays, 0 where unknown, in any unit.
-        rotation: of each camera, to the coordinates of the first frame's: a quaternion (x, y, z, w).
+        rotation: of each camera, to the coordinates of the first frame's: quaternions (x, y, z, w).
         translation: of each camera, in the coordinates of the first frame's, in any unit; that of
             the first frame is 0.
         rays_known, depth_known, poses_known: of which frames.

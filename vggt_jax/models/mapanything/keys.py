@@ -4,6 +4,7 @@ Names and shapes are those of the official modules (mapanything/models/mapanythi
 uniception/models/) in the released checkpoints facebook/map-anything and facebook/map-anything-v1.
 """
 
+import itertools
 import re
 from collections.abc import Mapping
 
@@ -143,7 +144,7 @@ def _trunk(c: MapAnythingConfig) -> Rules:
 
 def _dense_encoder(channels: int, dims: tuple[int, ...], out_dim: int) -> Rules:
     table = conv("conv_in", channels, dims[0], 3)
-    for i, (in_dim, width) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
+    for i, (in_dim, width) in enumerate(itertools.pairwise(dims)):
         table += under(
             f"encoder.{i}",
             f"units.{i}",

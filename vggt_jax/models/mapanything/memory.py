@@ -18,7 +18,7 @@ def memory_of_mapanything(config: MapAnythingConfig, forward: ForwardPass) -> di
         num_heads=config.info_sharing_num_heads,
         mlp_ratio=config.mlp_ratio,
         taps=config.taps,
-        alternation=ALTERNATION,
+        keeps_both=ALTERNATION.keeps_both,
     )
     # The heads also read what the encoder made of the patches.
     tokens = num_frames * forward.layout.tokens_per_frame

@@ -22,7 +22,7 @@ class MapAnythingOutput:
         depth_along_ray: distance from the camera.
         pts3d: where each pixel's point lies in the world, about that of the first camera.
         pts3d_cam: where it lies in the coordinates of its own camera.
-        cam_trans, cam_quats: world_from_camera: position, and rotation as a quaternion (x, y, z, w).
+        cam_trans, cam_quats: world_from_camera: position, and rotation as quaternion (x, y, z, w).
         metric_scaling_factor: by which depth and positions, which the other heads predict up to
             scale, were multiplied.
         conf: confidence in the points, `1 + exp(x)`, above 1 and not bounded.
