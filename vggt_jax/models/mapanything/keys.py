@@ -192,8 +192,8 @@ def _dense_head(c: MapAnythingConfig) -> Rules:
     half = features // 2
     return [
         *table,
-        *upsample("0.input_process.0.0.1", channels[0], 4, "resize_0"),
-        *upsample("0.input_process.1.0.1", channels[1], 2, "resize_1"),
+        *upsample("0.input_process.0.0.1", channels[0], channels[0], 4, "resize_0"),
+        *upsample("0.input_process.1.0.1", channels[1], channels[1], 2, "resize_1"),
         *conv("0.input_process.3.0.1", channels[3], channels[3], 3, "resize_3"),
         *conv("1.conv1", features, half, 3, "output_conv1"),
         *conv("1.conv2.0", half, half, 3, "output_conv2_0"),
