@@ -36,9 +36,7 @@ def pooled(x, block):
     return np.stack([x[i : i + block].mean(0) for i in range(0, len(x), block)])
 
 
-def oracle(
-    q, k, v, frames, of_scene=None, *, score_block=BLOCK_Q, sample=None, weight=1.0, **rule
-):
+def oracle(q, k, v, frames, of_scene=None, *, score_block=BLOCK_Q, sample=None, weight=1.0, **rule):
     """Token by token in float64, for the first frames; and what was kept [n qb kb] of patches.
 
     Args:

@@ -180,7 +180,7 @@ class DPT(nnx.Module):
     def _with_position(self, x, layout):
         if self.is_extractor or not self.style.has_positions:
             return x
-        return add_position(x, (layout.columns * self.patch_size) / (layout.rows * self.patch_size))
+        return add_position(x, layout.columns / layout.rows)
 
     def fuse(
         self, tokens: Sequence[Float[Array, "b s p _"]], layout: TokenLayout, precision: Precision

@@ -259,22 +259,11 @@ def sparse_attention(
     num_of_scene = 0 if scene is None else scene.q.shape[0]
     total_special = num_of_scene + s * num_special
     scene_q, scene_k, scene_v = (None, None, None) if scene is None else scene
-
-    def special(x, of_scene):
-        x = x[:, :num_special].reshape(s * num_special, n, h)
-        return x if of_scene is None else jnp.concatenate([of_scene, x])
-
-    def patches(x):
-        # Kernels want a multiple of 8 tokens; here that costs nothing.
-        x = x[:, num_special:p].reshape(s * num_patches, n, h)
-        return jnp.pad(x, ((0, align(len(x)) - len(x)), (0, 0), (0, 0)))
-
+    special = lambda x, of_scene: _special_tokens(x[:, :num_special], of_scene)
+    patches = lambda x: _patches(x[:, num_special:p])
     num_sink_blocks = count_blocks(total_special, block_k)
-    num_padding = num_sink_blocks * block_k - total_special
-
-    def layout(x, of_scene):
-        padded = jnp.pad(special(x, of_scene), ((0, num_padding), (0, 0), (0, 0)))
-        return jnp.concatenate([padded, patches(x)])
+    padding = ((0, num_sink_blocks * block_k - total_special), (0, 0), (0, 0))
+    layout = lambda x, y: jnp.concatenate([jnp.pad(special(x, y), padding), patches(x)])
 
     # One after the other, and both kinds of queries before attention, so that no more than four
     # arrays of all tokens are in memory at a time.
@@ -282,15 +271,14 @@ def sparse_attention(
     k, v, q = wait((layout(k, scene_k), v, q))
     k, v, q = wait((k, layout(v, scene_v), q))
     patch_queries, special_queries, k, v = wait((patches(q), special(q, scene_q), k, v))
-    # How many tokens count in each block of keys: up to the end of the frames, in both parts.
     frames = np.int32(s) if num_frames is None else num_frames.astype(jnp.int32)
-    starts = block_k * np.arange(count_blocks(k.shape[0], block_k), dtype=np.int32)
-    ends = jnp.where(
-        starts < num_sink_blocks * block_k,
-        num_of_scene + frames * num_special,
-        num_sink_blocks * block_k + frames * num_patches,
+    kv_lengths = _lengths_of_blocks(
+        len(k),
+        block_k,
+        first_patch=num_sink_blocks * block_k,
+        num_special=num_of_scene + frames * num_special,
+        num_patches=frames * num_patches,
     )
-    kv_lengths = jnp.clip(ends - starts, 0, block_k)
 
     random_key = None
     if attention.random_seed is not None:
@@ -364,6 +352,26 @@ def sparse_attention(
         sampled_share=sampled_share,
     )
     return out, out_of_scene, stats
+
+
+def _special_tokens(x, of_scene):
+    """Special tokens of a scene, if any, and of its frames [s special n h], one after the other."""
+    x = x.reshape(-1, *x.shape[2:])
+    return x if of_scene is None else jnp.concatenate([of_scene, x])
+
+
+def _patches(x):
+    """Patches of frames [s p n h], one after the other."""
+    x = x.reshape(-1, *x.shape[2:])
+    # Kernels want a multiple of 8 tokens; here that costs nothing.
+    return jnp.pad(x, ((0, align(len(x)) - len(x)), (0, 0), (0, 0)))
+
+
+def _lengths_of_blocks(num_keys, block_k, *, first_patch, num_special, num_patches):
+    """How many tokens count in each block of keys: those of frames that do, in both parts."""
+    starts = block_k * np.arange(count_blocks(num_keys, block_k), dtype=np.int32)
+    ends = jnp.where(starts < first_patch, num_special, first_patch + num_patches)
+    return jnp.clip(ends - starts, 0, block_k)
 
 
 def _stats(
