@@ -23,7 +23,6 @@ IMAGES = {
     ("mapanything_odd", "b2n5_42x56_known"): 0xC834DF65,
     ("mapanything_odd", "n2_70x42"): 0x34D9C64B,
     ("mapanything_toy", "b2n5_42x56_known"): 0x17FC0526,
-    ("mapanything_toy", "n1_56x84"): 0x26F88F95,
     ("pi3_odd", "b2n3_42x70"): 0x7B78C73C,
     ("pi3_odd", "n5_84x42"): 0x605A953F,
     ("pi3_toy", "b2n2_70x70"): 0xDBF0B2B8,
