@@ -160,6 +160,17 @@ def without_scale(values: Float[Array, "*b n"], counts: Bool[Array, "*b n"]) -> 
     return jnp.maximum(total / (number + _SMALL), _SMALL)
 
 
+def scale_of_depth(depth: Float[Array, "*b height width"]) -> Float[Array, "*b"]:
+    """The mean of the depths of every frame that are known."""
+    flat = depth.reshape(*depth.shape[:-2], -1)
+    return without_scale(flat, flat > 0)
+
+
+def log_of_depth(depth: Float[Array, "*b height width"]) -> Float[Array, "*b height width"]:
+    """Depth as the model takes it: without its scale, and flattened by a logarithm."""
+    return jnp.log1p(depth / scale_of_depth(depth)[..., None, None])
+
+
 def log_scale(scale: Float[Array, "*b"]) -> Float[Array, "*b 1"]:
     """As the model takes a scale."""
     return jnp.log(scale + _SMALL)[..., None]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from vggt_jax import geometry
 from vggt_jax.heads.dpt import DPT, DPTStyle, frames_per_decoding
@@ -25,7 +25,9 @@ from vggt_jax.models.mapanything.encoders import DenseEncoder, GlobalEncoder
 from vggt_jax.models.mapanything.geometric_inputs import (
     GeometricInputs,
     lengths,
+    log_of_depth,
     log_scale,
+    scale_of_depth,
     without_scale,
 )
 from vggt_jax.models.mapanything.heads.pose import PoseHead, normalized
@@ -225,10 +227,11 @@ class MapAnything(TrunkModel):
         """Adds what is known to the tokens of patches, and normalises these, in float32."""
         with jax.named_scope("fusion"):
             heads = precision.heads
-            vectors = self._vectors(known, tokens.shape[:2], heads)
-            depth = known.depth
-            if depth is not None:
-                depth = jnp.log1p(depth / self._depth_scale(known)[..., None, None])
+            vectors = None
+            for is_known, encoded in self.encoded_vectors(known, heads).values():
+                added = jnp.where(is_known[..., None], encoded, 0.0)
+                vectors = added if vectors is None else vectors + added
+            depth = None if known.depth is None else log_of_depth(known.depth)
 
             def run(tokens, vectors, rays, rays_known, depth, depth_known):
                 special, patches = jnp.split(tokens, [self.config.num_special_tokens], axis=2)
@@ -247,39 +250,32 @@ class MapAnything(TrunkModel):
             others = (vectors, known.rays, known.rays_known, depth, known.depth_known)
             return update_chunks(run, tokens, *others, axis=1, max_chunk=max_chunk)
 
-    @staticmethod
-    def _depth_scale(known: GeometricInputs) -> Float[Array, "b s"]:
-        """The mean of the depths of every frame."""
-        depth = known.depth
-        assert depth is not None
-        flat = depth.reshape(*depth.shape[:2], -1)
-        return without_scale(flat, flat > 0)
-
-    def _vectors(
-        self, known: GeometricInputs, frames: tuple[int, ...], precision: Precision
-    ) -> Float[Array, "b s c"] | None:
-        """What is added to all patches of a frame alike: poses, and scales in metres."""
-        total = None
-        add = lambda total, is_known, encoded: (
-            (0.0 if total is None else total) + jnp.where(is_known[..., None], encoded, 0.0)
-        )
+    def encoded_vectors(
+        self, known: GeometricInputs, precision: Precision
+    ) -> dict[str, tuple[Bool[Array, "b s"], Float[Array, "b s c"]]]:
+        """What is added to all patches of a frame alike, by the names of the encoders: poses, and
+        scales in metres. Of which frames, and what it is."""
+        found = {}
         if known.depth is not None:
-            scale = log_scale(self._depth_scale(known))
-            is_known = known.depth_known & known.depth_is_metric[:, None]
-            total = add(total, is_known, self.depth_scale_encoder(scale, precision))
+            scale = log_scale(scale_of_depth(known.depth))
+            told = known.depth_known & known.depth_is_metric[:, None]
+            found["depth_scale_encoder"] = told, self.depth_scale_encoder(scale, precision)
         if known.rotation is not None:
-            is_known, translation = known.poses_known, known.translation
-            translation = jnp.where(is_known[..., None], translation, 0.0)
+            is_known = known.poses_known
+            translation = jnp.where(is_known[..., None], known.translation, 0.0)
             # The first frame, and others in its place, have no length that could be a scale.
             length = lengths(translation)
             scale = without_scale(length, is_known & (length > 0))
-            total = add(total, is_known, self.cam_rot_encoder(known.rotation, precision))
-            shape = self.cam_trans_encoder(translation / scale[:, None, None], precision)
-            total = add(total, is_known, shape)
+            shape = translation / scale[:, None, None]
             of_scale = self.cam_trans_scale_encoder(log_scale(scale), precision)[:, None]
-            of_scale = jnp.broadcast_to(of_scale, (*frames, of_scale.shape[-1]))
-            total = add(total, is_known & known.poses_are_metric[:, None], of_scale)
-        return total
+            of_scale = jnp.broadcast_to(of_scale, (*is_known.shape, of_scale.shape[-1]))
+            told = is_known & known.poses_are_metric[:, None]
+            found |= {
+                "cam_rot_encoder": (is_known, self.cam_rot_encoder(known.rotation, precision)),
+                "cam_trans_encoder": (is_known, self.cam_trans_encoder(shape, precision)),
+                "cam_trans_scale_encoder": (told, of_scale),
+            }
+        return found
 
     def aggregate(
         self,
