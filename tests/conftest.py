@@ -67,6 +67,9 @@ from vggt_jax import (  # noqa: E402
     MapAnythingConfig,
     Pi3,
     Pi3Config,
+    Pi3X,
+    Pi3XConfig,
+    Priors,
     VGGTConfig,
     geometry,
     load_model,
@@ -74,7 +77,7 @@ from vggt_jax import (  # noqa: E402
 from vggt_jax.layers.attention import Dense  # noqa: E402
 from vggt_jax.layers.precision import Precision  # noqa: E402
 from vggt_jax.models.loading import named_parameters, with_parameters  # noqa: E402
-from vggt_jax.scene.priors import Priors  # noqa: E402
+from vggt_jax.models.pi3x.prompts import Prompts  # noqa: E402
 from vggt_jax.trunk.frames import encode_frames  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -181,7 +184,12 @@ def load_toy(toy_checkpoint):
     @functools.cache
     def load(name, **changes):
         path = toy_checkpoint(name)
-        kinds = {"mapanything": MapAnythingConfig, "pi3": Pi3Config, "vggt": VGGTConfig}
+        kinds = {
+            "mapanything": MapAnythingConfig,
+            "pi3": Pi3Config,
+            "pi3x": Pi3XConfig,
+            "vggt": VGGTConfig,
+        }
         kind = kinds[name.partition("_")[0]]
         config = kind.from_json(path.with_suffix(".json"))
         return load_model(path, config=kind.from_dict(config.to_dict() | changes))
@@ -276,6 +284,58 @@ def run_mapanything_toy(load_toy, golden):
 
         found = jax.jit(compute)(model, images, priors)
         return {name: np.asarray(x, np.float32) for name, x in found.items() if x is not None}
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def known_priors():
+    """What `toys.priors` draws, as our priors; None where nothing is known."""
+
+    def known(toy, case):
+        drawn = toys.priors(toy, case)
+        if not drawn:
+            return None
+        return Priors(
+            intrinsics=drawn["intrinsics"],
+            camera_from_world=np.linalg.inv(drawn["poses"].astype(np.float64)).astype(np.float32),
+            depth=drawn["depths"],
+            intrinsics_known=drawn["mask_add_ray"],
+            poses_known=drawn["mask_add_pose"],
+            depth_known=drawn["mask_add_depth"],
+        )
+
+    return known
+
+
+@pytest.fixture(scope="session")
+def run_pi3x_toy(load_toy, golden, known_priors):
+    """`run_toy` for Pi3X: one program for all cases of a shape in which something is known."""
+
+    @functools.cache
+    def program(**options):
+        @jax.jit
+        def compute(model, images, priors):
+            known = {} if priors is None else {"priors": priors}
+            output = model(images, **known, **options)
+            encoder_options = {name: options[name] for name in options if name == "compute_dtype"}
+            tokens = model.encode(images, **known, **encoder_options)
+            layout = model.layout(images)
+            trunk = model.aggregate(tokens, layout, **known, **options)
+            (last,) = trunk.layers
+            found = {"prompted_tokens": tokens, "decoded": trunk.tap(last)}
+            if priors is not None:
+                found["normalized_poses"] = Prompts.of_priors(priors, images).poses
+            return vars(output) | found
+
+        return compute
+
+    def run(toy, case, *, compute_dtype=jnp.float32, **options):
+        compute = program(compute_dtype=compute_dtype, **options)
+        images = golden(f"{toy}.{case}")["images"]
+        found = compute(load_toy(toy), images, known_priors(toy, case))
+        del found["attention_stats"]
+        return {name: np.asarray(x, np.float32) for name, x in found.items()}
 
     return run
 
@@ -402,6 +462,43 @@ def tiny_mapanything(randomised):
     def make(**changes):
         config = MapAnythingConfig.from_dict(TINY_MAPANYTHING.to_dict() | changes)
         return randomised(lambda rngs: MapAnything(config, rngs=rngs))
+
+    return make
+
+
+TINY_PI3X = Pi3XConfig(
+    img_size=28,
+    encoder_dim=16,
+    encoder_depth=1,
+    encoder_num_heads=2,
+    encoder_num_register_tokens=1,
+    decoder_dim=16,
+    decoder_depth=4,
+    decoder_num_heads=2,
+    num_register_tokens=2,
+    pose_inject_layers=(1,),
+    head_dim=16,
+    head_depth=1,
+    head_num_heads=2,
+    camera_dim=12,
+    metric_dim=8,
+    metric_depth=1,
+    metric_num_heads=2,
+    conv_upsample_dims=(16,),
+    conv_res_blocks=1,
+    conv_last_channels=6,
+    mlp_ratio=2.5,
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_pi3x(randomised):
+    """A Pi3X that compiles in seconds, with fields of its configuration changed."""
+
+    @functools.cache
+    def make(**changes):
+        config = Pi3XConfig.from_dict(TINY_PI3X.to_dict() | changes)
+        return randomised(lambda rngs: Pi3X(config, rngs=rngs))
 
     return make
 

@@ -14,6 +14,7 @@ WEIGHTS = {
     "pi3_odd": 0x14F3BAF4,
     "mapanything_toy": 0x4BC4EAE8,
     "mapanything_odd": 0xC34E26F2,
+    "pi3x_odd": 0x06D6D26A,
 }
 KNOWN = {
     ("mapanything_toy", "b2n5_42x56_known"): 0x9674C385,
@@ -27,12 +28,22 @@ IMAGES = {
     ("pi3_odd", "n5_84x42"): 0x605A953F,
     ("pi3_toy", "b2n2_70x70"): 0xDBF0B2B8,
     ("pi3_toy", "n1_56x84"): 0x14F1A110,
+    ("pi3x_odd", "n2_56x84"): 0x191FA0FA,
+    ("pi3x_odd", "b2n3_42x70_all"): 0xAD4B6913,
+    ("pi3x_odd", "b2n3_42x70_poses"): 0xAD4B6913,
+    ("pi3x_odd", "b2n3_42x70_some"): 0xAD4B6913,
     ("vggt_late", "n3_70x98"): 0x2A2639F8,
     ("vggt_odd", "b2n3_112x70"): 0x2D114CE2,
     ("vggt_odd", "n5_84x112"): 0xB6C3698E,
     ("vggt_toy", "b2n2_70x70"): 0x0C4F0AA5,
     ("vggt_toy", "n1_56x84"): 0xBFA03BE9,
     ("vggt_toy", "n2_140x182"): 0x7F8446D2,
+}
+
+PRIORS = {
+    "b2n3_42x70_all": 0xF0FDBAE4,
+    "b2n3_42x70_poses": 0x04DE2E6D,
+    "b2n3_42x70_some": 0x331A14A5,
 }
 
 
@@ -63,6 +74,12 @@ def test_what_is_known_is_that_of_the_goldens(toy, case):
     np.testing.assert_allclose(
         rotation @ rotation.swapaxes(-1, -2), np.tile(np.eye(3), (2, 5, 1, 1)), atol=1e-6
     )
+
+
+@pytest.mark.parametrize(("case", "checksum"), PRIORS.items())
+def test_priors_are_those_of_the_goldens(case, checksum):
+    drawn = toys.priors("pi3x_odd", case)
+    assert crc(*(drawn[name] for name in ("intrinsics", "depths", "poses"))) == checksum
 
 
 def test_every_case_has_goldens_of_its_toy():
