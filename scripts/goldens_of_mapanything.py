@@ -112,10 +112,12 @@ def _known(
 def _run(model: MapAnything, images: jax.Array, known: GeometricInputs) -> dict[str, Any]:
     layout, special = model.layout(images), model.config.num_special_tokens
     options: Any = {"compute_dtype": jnp.float32}
-    encoded = encode_frames(model.encoder, images, layout, dense=Dense(), precision=FLOAT32)
-    fused = model.fuse(encoded, known, FLOAT32)
-    arrays: dict[str, Any] = {"cls_token": encoded[:, :, :special]}
-    arrays |= {"patch_tokens": encoded[:, :, special:], "fused_tokens": fused[:, :, special:]}
+    encoder = jax.tree.map(lambda x: x, model.encoder)
+    encoder.keeps_class_token = True  # also of models that make nothing of it
+    encoded = encode_frames(encoder, images, layout, dense=Dense(), precision=FLOAT32)
+    fused = model.fuse(encoded[:, :, 1 - special :], known, FLOAT32)
+    arrays: dict[str, Any] = {"cls_token": encoded[:, :, :1], "patch_tokens": encoded[:, :, 1:]}
+    arrays["fused_tokens"] = fused[:, :, special:]
     arrays |= _of_encoders(model, known)
     # Every block. The official sequence has the class token behind the patches.
     alternation = Alternation(global_first=True, has_rope=False)

@@ -13,7 +13,7 @@ import vggt_jax
 from vggt_jax import BlockSparse, InputError, cli
 from vggt_jax.models import conversion, loading
 from vggt_jax.pipeline import memory, streaming
-from vggt_jax.pipeline.inputs import read_frames
+from vggt_jax.pipeline.inputs import read, read_frames
 from vggt_jax.pipeline.options import Options
 
 
@@ -78,6 +78,37 @@ def test_the_order_of_other_frames_does_not_matter(tiny_mapanything, images):
     # Another first frame makes another world.
     found = vggt_jax.infer(images, model=model, reference=1)
     assert np.abs(found.depth / expected.depth - 1).max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("poses", "rays", "depth", "reference", "message"),
+    [
+        ([1, 1, 0], [1, 1, 1], [1, 1, 1], 0, None),
+        ([0, 1, 0], [1, 1, 1], [1, 1, 1], 1, None),
+        ([0, 1, 1], [1, 1, 1], [1, 1, 1], 0, "pose of frame 0 is not known.*by reference"),
+        ([1, 1, 0], [1, 1, 1], [1, 1, 1], 2, "pose of frame 2 is not known"),
+        ([1, 1, 1], [1, 0, 1], [1, 1, 1], 0, "depth of frame 1 is known, but neither its intri"),
+        ([1, 1, 1], [1, 0, 1], [1, 0, 1], 0, None),
+    ],
+)
+def test_what_can_be_known_together(tiny_mapanything, poses, rays, depth, reference, message):
+    mask = lambda values: np.array(values, bool)
+    priors = vggt_jax.Priors(
+        intrinsics=np.tile(np.diag([9, 9, 1.0]), (3, 1, 1)),
+        camera_from_world=np.tile(np.eye(4), (3, 1, 1)),
+        depth=np.ones((3, 28, 42)),
+        poses_known=mask(poses),
+        intrinsics_known=mask(rays),
+        depth_known=mask(depth),
+    )
+    model = jax.eval_shape(lambda: tiny_mapanything(img_size=518))
+    frames = [np.zeros((28, 42, 3), np.uint8)] * 3
+    options = Options(priors=priors, reference=reference, size=(28, 42))
+    if message is None:
+        assert read(frames, model, options).priors.given == ("intrinsics", "poses", "depth")
+    else:
+        with pytest.raises(InputError, match=message):
+            read(frames, model, options)
 
 
 @pytest.mark.slow

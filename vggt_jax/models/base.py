@@ -13,7 +13,7 @@ from vggt_jax.images.loading import Mode
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.scene.confidence import PointSource
-from vggt_jax.scene.priors import PriorKind
+from vggt_jax.scene.priors import PriorKind, Priors
 from vggt_jax.scene.reconstruction import LengthUnit
 from vggt_jax.trunk.alternation import TrunkOutput
 from vggt_jax.trunk.frames import layout_of_images
@@ -144,6 +144,18 @@ class SceneModel(Protocol):
         tracks none."""
         ...
 
+    def check_known(self, priors: Priors, *, first: int) -> None:
+        """Finds what this model can make nothing of, in priors of kinds that it takes.
+
+        Args:
+            priors: of one scene, as `Priors.checked` gives them.
+            first: which frame the model sees first.
+
+        Raises:
+            vggt_jax.InputError: there is something.
+        """
+        ...
+
     def layout(self, images: Array) -> TokenLayout:
         """Where the tokens of images `[b s height width 3]` lie.
 
@@ -256,6 +268,10 @@ class TrunkModel(nnx.Module):
     def num_dense_heads(self) -> int:
         """Heads with convolutions over whole images, which take long."""
         return 0
+
+    def check_known(self, priors: Priors, *, first: int) -> None:
+        """See `SceneModel`; everything is fine."""
+        del priors, first
 
     def layout(self, images: Array) -> TokenLayout:
         """Where the tokens of these images lie.

@@ -103,10 +103,12 @@ def read(images: Any, model: SceneModel, options: Options) -> SceneInputs:
         check_tracking(model, frames.images.shape[1:3])
     if options.priors is None:
         return inputs
-    return dataclasses.replace(inputs, priors=_priors(frames, model, options))
+    priors = _priors(frames, model, options)
+    model.check_known(priors, first=inputs.reference)
+    return dataclasses.replace(inputs, priors=priors)
 
 
-def _priors(frames: Frames, model: SceneModel, options: Options) -> Priors | None:
+def _priors(frames: Frames, model: SceneModel, options: Options) -> Priors:
     """What the model is told of these frames."""
     given = options.priors
     if isinstance(given, str | os.PathLike):

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from vggt_jax import geometry
+from vggt_jax.errors import InputError
 from vggt_jax.scene.priors import Priors
 
 _SMALL = 1e-8  # official file: mapanything/utils/geometry.py, in every mean below
@@ -74,6 +75,26 @@ class GeometricInputs:
                 "poses_are_metric": priors.metric,
             }
         return cls(**fields)
+
+
+def check_known(priors: Priors, *, first: int) -> None:
+    """See `SceneModel.check_known`; like the official `validate_input_views_for_inference`."""
+    if priors.camera_from_world is not None and not priors.known("poses")[first]:
+        raise InputError(
+            f"priors: the pose of frame {first} is not known, to whose camera MapAnything takes "
+            "the others; choose a frame of known pose by reference, or leave poses out"
+        )
+    if priors.depth is None:
+        return
+    has_rays = np.zeros(len(priors.depth), bool)
+    for kind in ("intrinsics", "rays"):
+        if priors.values(kind) is not None:
+            has_rays |= np.asarray(priors.known(kind))
+    if without := np.flatnonzero(np.asarray(priors.known("depth")) & ~has_rays).tolist():
+        raise InputError(
+            f"priors: depth of frame {without[0]} is known, but neither its intrinsics nor its "
+            "rays, by which MapAnything takes it; give them, or leave its depth out"
+        )
 
 
 def _rays(priors: Priors, size: tuple[int, int]):

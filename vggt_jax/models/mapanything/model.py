@@ -24,6 +24,7 @@ from vggt_jax.models.mapanything.config import MapAnythingConfig
 from vggt_jax.models.mapanything.encoders import DenseEncoder, GlobalEncoder
 from vggt_jax.models.mapanything.geometric_inputs import (
     GeometricInputs,
+    check_known,
     lengths,
     log_of_depth,
     log_scale,
@@ -158,6 +159,14 @@ class MapAnything(TrunkModel):
     def point_sources(self) -> tuple[PointSource, ...]:
         """Where a point cloud can come from, the best first: "head" or "depth"."""
         return ("head", "depth")
+
+    def check_known(self, priors: Priors, *, first: int) -> None:
+        """Finds depth of frames whose rays are unknown, and poses relative to none that is known.
+
+        Raises:
+            vggt_jax.InputError: there is some; see `SceneModel`.
+        """
+        check_known(priors, first=first)
 
     def __call__(
         self,
