@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
+from jax_settings import strict_types
 from PIL import Image
 
 import vggt_jax
@@ -99,6 +100,29 @@ def test_everything_is_float32_but_products(model, images, priors):
             known,
         )
         assert {x.dtype for x in jax.tree.leaves(found)} == {np.dtype(np.float32)}
+
+
+def test_types_and_ranks_are_explicit(model, wide_arrays):
+    array = lambda *shape, dtype=np.float32: jax.ShapeDtypeStruct(shape, dtype)
+    known = {f"{kind}_known": array(S, dtype=bool) for kind in ("rays", "poses", "depth")}
+    priors = Priors(
+        intrinsics=array(S, 3, 3),
+        rays=array(S, *SIZE, 3),
+        camera_from_world=array(S, 3, 4),
+        depth=array(S, *SIZE),
+        metric=array(dtype=bool),
+        **known,
+    )
+    sparse = vggt_jax.BlockSparse(sparse_ratio=0.5, token_order="hilbert", min_tokens=0)
+    with strict_types():
+        jaxpr, out = jax.make_jaxpr(
+            lambda model, images, num_frames, priors: vggt_jax.reconstruct(
+                model, images, num_frames=num_frames, priors=priors, attention=sparse
+            ),
+            return_shape=True,
+        )(model, array(S, *SIZE, 3, dtype=np.uint8), array(dtype=np.int32), priors)
+    assert wide_arrays(jaxpr) == []
+    assert not [x for x in jax.tree.leaves(out) if x.dtype in (jnp.float64, jnp.int64)]
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from pallas_kernels.blocks import leading
 from vggt_jax.errors import InputError
 from vggt_jax.scene.reconstruction import AnyArray
 
@@ -121,7 +122,7 @@ class Priors:
         fields: dict[str, Any] = {}
         for kind in self.given:
             known, values = self.known(kind), jnp.asarray(self.values(kind))
-            counts = jnp.arange(known.shape[-1], dtype=jnp.int32) < num_frames[..., None]
+            counts = leading(num_frames, known.shape[-1])
             by_frame = jnp.expand_dims(counts, tuple(range(-_rank(kind), 0)))
             nan = jnp.asarray(jnp.nan, values.dtype)
             fields[_FIELDS[kind]] = jnp.where(by_frame, values, nan)
@@ -154,7 +155,7 @@ class Priors:
                 unknown = jnp.broadcast_to(np.array([0, 0, 1], np.float32), values.shape)
             else:
                 size = values.shape[-1]
-                unknown = jnp.broadcast_to(jnp.eye(size, dtype=jnp.float32), values.shape)
+                unknown = jnp.broadcast_to(np.eye(size, dtype=np.float32), values.shape)
             by_frame = jnp.expand_dims(known, tuple(range(-_rank(kind), 0)))
             fields[_FIELDS[kind]] = jnp.where(by_frame, values, unknown)
             fields[f"{kind}_known"] = known

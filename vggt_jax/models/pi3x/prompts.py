@@ -120,15 +120,18 @@ def _normalized_poses(
 ):
     """World_from_camera relative to the first frame that is there, and the scale of its positions
     beside the mean depth; identity where there is none."""
-    first = jnp.argmax(there, axis=1)
-    reference = jnp.take_along_axis(camera_from_world, first[:, None, None, None], axis=1)
+    first = jax.lax.argmax(there, 1, jnp.int32)
+    is_first = jnp.arange(there.shape[1], dtype=jnp.int32)[None] == first[:, None]
+    zero = jnp.zeros((), jnp.float32)
+    of_first = jnp.where(is_first[..., None, None], camera_from_world, zero)
+    reference = jnp.sum(of_first, axis=1, keepdims=True)
     world_from_camera = geometry.invert_rigid(camera_from_world)
     poses = jnp.matmul(reference, world_from_camera, precision=jax.lax.Precision.HIGHEST)
-    identity = jnp.broadcast_to(jnp.eye(4, dtype=jnp.float32), poses.shape)
+    identity = jnp.broadcast_to(np.eye(4, dtype=np.float32), poses.shape)
     poses = jnp.where(there[..., None, None], poses, identity)
     positions = poses[..., :3, 3] / mean_depth[:, None, None]
 
-    is_other = there & (jnp.arange(there.shape[1], dtype=jnp.int32)[None] != first[:, None])
+    is_other = there & ~is_first
     squared = jnp.sum(positions * positions, axis=-1)
     distance = jnp.where(is_other, jnp.sqrt(jnp.where(is_other, squared, 1.0)), 0.0)
     number = jnp.sum(is_other, axis=1, dtype=jnp.int32).astype(jnp.float32)
