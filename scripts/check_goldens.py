@@ -34,7 +34,7 @@ from vggt_jax.models.pi3x.prompts import Prompts
 from vggt_jax.scene.priors import Priors
 
 Arrays = dict[str, np.ndarray]
-FLOAT32 = {"compute_dtype": jnp.float32}
+FLOAT32: dict[str, Any] = {"compute_dtype": jnp.float32}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -154,16 +154,17 @@ _MASKS = {
 
 def _with_far_points(model: Pi3X) -> Pi3X:
     """The model of the case `clamp`, whose depth before the exponential is 4 z + 14.2."""
-    parameters = named_parameters(model)
+    parameters: dict[str, Any] = named_parameters(model)
     kernel, bias = (f"point_head.outputs.1.linear.{name}" for name in ("kernel", "bias"))
     parameters[kernel] = 4 * parameters[kernel]
     parameters[bias] = 4 * parameters[bias] + 14.2
-    return with_parameters(model, parameters)
+    changed: Any = with_parameters(model, parameters)
+    return changed
 
 
 @jax.jit
 def _run_pi3x(model: Pi3X, images: jax.Array, priors: Priors | None) -> dict[str, Any]:
-    known = {} if priors is None else {"priors": priors}
+    known: dict[str, Any] = {} if priors is None else {"priors": priors}
     output = model(images, **known, **FLOAT32)
     layout, dim = model.layout(images), model.config.decoder_dim
     tokens = model.encode(images, **known, **FLOAT32)
@@ -201,7 +202,8 @@ def _run_pi3x(model: Pi3X, images: jax.Array, priors: Priors | None) -> dict[str
         dense=Dense(),
         precision=precision,
     )
-    raw = model.point_head(found["point_tokens"][:, :, layout.num_special :], layout, precision)
+    tokens: Any = found["point_tokens"]
+    raw = model.point_head(tokens[:, :, layout.num_special :], layout, precision)
     raw = jnp.moveaxis(raw, -1, 2)
     found |= {"xy_raw": raw[:, :, :2], "z_raw": raw[:, :, 2:]}
     names = ("points", "local_points", "rays", "conf", "camera_poses", "metric")
@@ -222,7 +224,7 @@ def _injected(
     layout, layer = model.layout(images), layers[number] // 2
     tokens = model.encode(images, priors=priors, **FLOAT32)
     # The trunk up to there: what comes later does not show.
-    known = {"priors": priors} if number else {}
+    known: dict[str, Any] = {"priors": priors} if number else {}
     trunk = before.aggregate(tokens, layout, taps=(layer,), **known, **FLOAT32)
     x = trunk.tap(layer)[..., model.config.decoder_dim :]
     prompts = Prompts.of_priors(priors, images)
@@ -244,11 +246,12 @@ def _injected(
 def _with_injections(model: Pi3X, layers: tuple[int, ...]) -> Pi3X:
     """The model with its first blocks that show poses alone."""
     config = Pi3XConfig.from_dict(model.config.to_dict() | {"pose_inject_layers": list(layers)})
-    parameters = {
+    parameters: dict[str, Any] = {
         name: x[: len(layers)] if name.startswith("pose_injection.") else x
         for name, x in named_parameters(model).items()
     }
-    return with_parameters(abstract_model(config), parameters)
+    changed: Any = with_parameters(abstract_model(config), parameters)
+    return changed
 
 
 _COMPUTE: dict[str, Callable[[Any, str, Arrays], Arrays]] = {

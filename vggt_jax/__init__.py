@@ -29,6 +29,7 @@ from vggt_jax.pipeline.one_scene import infer as infer
 from vggt_jax.pipeline.one_scene import plan as plan
 from vggt_jax.pipeline.options import Options as Options
 from vggt_jax.pipeline.plan import Plan as Plan
+from vggt_jax.pipeline.prior_files import read_priors as read_priors
 from vggt_jax.pipeline.reconstruct import reconstruct as reconstruct
 from vggt_jax.pipeline.stablehlo import export_stablehlo as export_stablehlo
 from vggt_jax.scene.calibration import scale_to_depth as scale_to_depth

@@ -64,7 +64,7 @@ def load_official(
 
     Args:
         source: a `.safetensors`, `.pt` or `.pth` file, a folder with model.safetensors or model.pt,
-            or a name on huggingface.co such as `facebook/VGGT-1B` or `yyfz233/Pi3`. Its keys tell
+            or a name on huggingface.co such as `facebook/VGGT-1B`, `yyfz233/Pi3` or `yyfz233/Pi3X`. Its keys tell
             which model it is.
         config: fields of the configuration or the path of a JSON file with them; None takes the
             JSON file of the same name beside the source, or recognises the released size.
@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "source",
         metavar="SOURCE",
         help=".safetensors, .pt or .pth file, folder with model.safetensors or model.pt, or hub "
-        "name such as facebook/VGGT-1B or yyfz233/Pi3",
+        "name such as facebook/VGGT-1B, yyfz233/Pi3 or yyfz233/Pi3X",
     )
     parser.add_argument(
         "destination", metavar="DESTINATION", help="folder to make, or FILE.safetensors"

@@ -19,7 +19,7 @@ from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.models.base import SceneModel
 from vggt_jax.scene import calibration
-from vggt_jax.scene.priors import PriorKind, Priors
+from vggt_jax.scene.priors import KINDS, PriorKind, Priors
 from vggt_jax.trunk.attention.plan import attention_of
 
 P = ParamSpec("P")
@@ -130,10 +130,8 @@ class Options:
             value = getattr(self, name)
             if value is not None and not 0 < float(value[-1]) < math.inf:
                 raise InputError(f"{name}={value} must end in a positive length")
-        if unknown := [kind for kind in self.use if kind not in get_args(PriorKind)]:
-            raise InputError(
-                f"use={unknown[0]!r} is unknown; use some of {', '.join(get_args(PriorKind))}"
-            )
+        if unknown := [kind for kind in self.use if kind not in KINDS]:
+            raise InputError(f"use={unknown[0]!r} is unknown; use some of {', '.join(KINDS)}")
         for name in ("use", "metric"):
             if getattr(self, name) and self.priors is None:
                 raise InputError(f"{name}={getattr(self, name)} is said of priors; give some")

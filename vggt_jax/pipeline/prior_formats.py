@@ -156,7 +156,8 @@ def _results(path: Path) -> KnownScene:
         raise InputError(f"{path}: its frames have no names, by which photographs are found")
     photographs = {}
     for i, name in enumerate(recon.names):
-        transform = FrameTransform.identity(recon.images.shape[1:3])
+        height, width = recon.images.shape[1:3]
+        transform = FrameTransform.identity((height, width))
         if recon.transforms:
             transform = recon.transforms[i]
         intrinsics = None

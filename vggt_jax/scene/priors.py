@@ -17,6 +17,8 @@ from vggt_jax.scene.reconstruction import AnyArray
 PriorKind = Literal["intrinsics", "rays", "poses", "depth"]
 """What may be known of a frame; "poses" are `camera_from_world`."""
 
+KINDS: tuple[PriorKind, ...] = get_args(PriorKind)
+
 _FIELDS: dict[PriorKind, str] = {
     "intrinsics": "intrinsics",
     "rays": "rays",
@@ -65,14 +67,14 @@ class Priors:
     @property
     def given(self) -> tuple[PriorKind, ...]:
         """The kinds of which there are arrays."""
-        return tuple(kind for kind in get_args(PriorKind) if self.values(kind) is not None)
+        return tuple(kind for kind in KINDS if self.values(kind) is not None)
 
     def values(self, kind: PriorKind) -> Any:
         """The array of a kind; None where there is none."""
         return getattr(self, _FIELDS[kind])
 
-    def known(self, kind: PriorKind) -> Bool[AnyArray, "*b s"]:
-        """Which frames have a value of a kind that is given."""
+    def known(self, kind: PriorKind) -> Any:
+        """Which frames have a value of a kind that is given: bool [*b s]."""
         mask, values = getattr(self, f"{kind}_known"), self.values(kind)
         if mask is not None:
             return mask
@@ -92,7 +94,7 @@ class Priors:
 
     def only(self, kinds: Collection[PriorKind]) -> "Priors":
         """Without the kinds that are not named here."""
-        others = [kind for kind in get_args(PriorKind) if kind not in kinds]
+        others: list[PriorKind] = [kind for kind in KINDS if kind not in kinds]
         return dataclasses.replace(
             self, **{name: None for kind in others for name in (_FIELDS[kind], f"{kind}_known")}
         )
@@ -206,7 +208,7 @@ class Priors:
             ValueError: one does not fit.
         """
         leading = frames[:-2]
-        wanted = {
+        wanted: dict[PriorKind, list[tuple[int, ...]]] = {
             "intrinsics": [(*leading, 3, 3)],
             "rays": [(*frames, 3)],
             "poses": [(*leading, 4, 4), (*leading, 3, 4)],
@@ -229,9 +231,10 @@ class Priors:
                     f"priors: {kind}_known must be bool of shape {leading}, not {mask.dtype} of "
                     f"{tuple(np.shape(mask))}"
                 )
-        if np.shape(self.metric) not in ((), leading[:-1]):
+        metric: Any = False if self.metric is None else self.metric
+        if np.shape(metric) not in ((), leading[:-1]):
             raise ValueError(
-                f"priors: metric of shape {np.shape(self.metric)} must be one value, or one for "
+                f"priors: metric of shape {np.shape(metric)} must be one value, or one for "
                 "each scene"
             )
 

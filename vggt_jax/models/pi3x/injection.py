@@ -65,8 +65,8 @@ class Turns(NamedTuple):
         half = x.shape[-1] // 2
         points = x[..., :half].reshape(*x.shape[:-1], half // 4, 4)
         # Written out: products of matrices would round differently by device.
-        column = lambda i: matrix[:, :, None, None, None, :, i]
-        moved = sum(column(i) * points[..., i, None] for i in range(4))
+        of_column = lambda i: matrix[:, :, None, None, None, :, i] * points[..., i, None]
+        moved = of_column(0) + of_column(1) + of_column(2) + of_column(3)
         pairs = x[..., half:].reshape(*x.shape[:-1], 2, 2, half // 4)  # [.., axis, member, f]
         first, second = pairs[..., 0, :], pairs[..., 1, :]
         cos, sin = (t[None, None, :, None] for t in (self.cos, np.float32(sign) * self.sin))

@@ -1,6 +1,5 @@
 """Pi3X: π³ that takes what is already known of cameras and depth, and answers in metres."""
 
-import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -174,12 +173,12 @@ class Pi3X(Pi3Trunk):
         if priors is None:
             return tokens
         prompts = Prompts.of_priors(priors, images)
-        options = {"attention": attention, "compute_dtype": compute_dtype}
+        options: dict[str, Any] = {"attention": attention, "compute_dtype": compute_dtype}
         for shown, embedded in (
             (prompts.rays_shown, self.embed_rays(prompts, **options)),
             (prompts.depth_shown, self.embed_depth(prompts, **options)),
         ):
-            if shown is not None:
+            if shown is not None and embedded is not None:
                 zero = jnp.zeros((), jnp.float32)
                 tokens = tokens + jnp.where(shown[..., None, None], embedded, zero)
         return tokens
@@ -253,23 +252,31 @@ class Pi3X(Pi3Trunk):
         """What shows known poses to the trunk, after those layers that have a block for it."""
         side = self.config.patch_size
         size = (layout.rows * side, layout.columns * side)
-        prompts = Prompts.of_priors(priors, jax.ShapeDtypeStruct((*frames, *size, 3), jnp.uint8))
+        num_scenes, num_frames = frames
+        images = jax.ShapeDtypeStruct((num_scenes, num_frames, *size, 3), jnp.uint8)
+        prompts = Prompts.of_priors(priors, images)
+        poses, shown = prompts.poses, prompts.poses_shown
+        assert poses is not None and shown is not None
         layers = [block // 2 for block in self.config.pose_inject_layers]
-        inject = functools.partial(
-            self.pose_injection,
-            poses=prompts.poses,
-            shown=prompts.poses_shown,
-            num_special=layout.num_special,
-            dense=attention.within_frames,
-            precision=Precision.from_compute_dtype(compute_dtype),
-            frames_per_chunk=frames_per_chunk(*frames, layout.tokens_per_frame),
-        )
+
+        def inject(number, tokens, positions):
+            return self.pose_injection(
+                number,
+                tokens,
+                poses,
+                shown,
+                positions,
+                num_special=layout.num_special,
+                dense=attention.within_frames,
+                precision=Precision.from_compute_dtype(compute_dtype),
+                frames_per_chunk=frames_per_chunk(num_scenes, num_frames, layout.tokens_per_frame),
+            )
 
         def after_layer(tokens, layer, positions):
             number = jnp.sum(jnp.array(layers, jnp.int32) < layer, dtype=jnp.int32)
             return jax.lax.cond(
                 jnp.any(jnp.array(layers, jnp.int32) == layer),
-                lambda tokens: inject(number, tokens, positions=positions),
+                lambda tokens: inject(number, tokens, positions),
                 lambda tokens: tokens,
                 tokens,
             )
@@ -309,15 +316,18 @@ class Pi3X(Pi3Trunk):
         trunk: TrunkOutput,
         layout: TokenLayout,
         *,
-        metric: Float[Array, " b"],
+        metric: Float[Array, " b"] | None = None,
         attention: SceneAttention = Dense(),
         compute_dtype: DTypeLike | None = None,
     ) -> dict[str, Any]:
         """The outputs of the heads that look at every frame by itself: cameras and maps.
 
         Args:
-            metric: of `decode_scene`, which all lengths are multiplied by.
+            metric: of `decode_scene`, which all lengths are multiplied by; None leaves them as the
+                trunk sees them.
         """
+        if metric is None:
+            metric = jnp.ones(trunk.kept.shape[:1], jnp.float32)
         precision = Precision.from_compute_dtype(compute_dtype)
         heads = precision.heads
 

@@ -45,7 +45,7 @@ class Prompts:
         finite ones (and positive ones of depth), count in these means, also those of frames that
         `Priors` says not to show. So only ratios of lengths matter.
         """
-        filled = priors.for_images(images)
+        filled: Any = priors.for_images(images)
         rays, rays_shown = _rays(filled, images.shape[2:4])
         depth, depth_shown, mean_depth = None, None, jnp.ones(images.shape[0], jnp.float32)
         if priors.depth is not None:
@@ -56,10 +56,9 @@ class Prompts:
             cameras = jnp.asarray(priors.camera_from_world)
             there = jnp.all(jnp.isfinite(cameras), axis=(-2, -1))
             # Values that are there, whether shown or not.
-            every = dataclasses.replace(priors.only(["poses"]), poses_known=there)
-            poses, scale = _normalized_poses(
-                every.for_images(images).camera_from_world, there, mean_depth, depth_shown
-            )
+            of_poses = dataclasses.replace(priors.only(["poses"]), poses_known=there)
+            every: Any = of_poses.for_images(images).camera_from_world
+            poses, scale = _normalized_poses(every, there, mean_depth, depth_shown)
             if depth is not None:
                 divided = depth[..., :1] / scale[:, None, None, None, None]
                 depth = jnp.concatenate([divided, depth[..., 1:]], axis=-1)
@@ -77,7 +76,7 @@ class Prompts:
         )
 
 
-def _rays(priors: Priors, size: tuple[int, int]):
+def _rays(priors: Any, size: tuple[int, int]):
     """Rays of every pixel, and the frames that have some: as given, or of intrinsics."""
     of_intrinsics = shown = None
     if priors.intrinsics is not None:
