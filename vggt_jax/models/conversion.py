@@ -64,7 +64,7 @@ def load_official(
 
     Args:
         source: a `.safetensors`, `.pt` or `.pth` file, a folder with model.safetensors or model.pt,
-            or a name on huggingface.co such as `facebook/VGGT-1B`, `yyfz233/Pi3` or `yyfz233/Pi3X`. Its keys tell
+            or a name on huggingface.co such as `facebook/VGGT-1B` or `yyfz233/Pi3X`. Its keys tell
             which model it is.
         config: fields of the configuration or the path of a JSON file with them; None takes the
             JSON file of the same name beside the source, or recognises the released size.
