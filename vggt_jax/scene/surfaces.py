@@ -1,5 +1,7 @@
 """What maps of points and rays say of surfaces and cameras: normals, edges, intrinsics."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,7 +47,11 @@ def normals_of_points(
 
 
 def normal_edges(
-    normals: Float[Array, "*b h w 3"], mask: Bool[Array, "*b h w"], *, degrees: float = 5.0
+    normals: Float[Array, "*b h w 3"],
+    mask: Bool[Array, "*b h w"],
+    *,
+    degrees: float = 5.0,
+    transposed_mask: bool = False,
 ) -> Bool[Array, "*b h w"]:
     """Which pixels lie within one pixel of a bend of the surface.
 
@@ -57,16 +63,24 @@ def normal_edges(
         normals: [... h w 3], of length 1 or 0.
         mask: where there are normals.
         degrees: what the angle between a normal and one of its eight neighbours must exceed.
+        transposed_mask: whether a neighbour counts where there is a normal at the one across the
+            diagonal, as in the official code of MapAnything, whose windows of the mask have rows
+            and columns exchanged; not so in that of π³.
     """
     smallest_cosine = np.float32(np.cos(np.deg2rad(degrees)))
-    around = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if y or x]
+    height, width = mask.shape[-2:]
+    beyond = [(0, 0)] * (mask.ndim - 2) + [(1, 1), (1, 1)]
+    padded = jnp.pad(normals, [*beyond, (0, 0)], mode="edge")
+    padded_mask = jnp.pad(mask, beyond, mode="edge")
     bends = jnp.zeros(mask.shape, bool)
-    for step in around:
-        cosine = jnp.sum(normals * _shifted(normals, *step), axis=-1)
-        bends |= _shifted(mask, *step) & (cosine < smallest_cosine)
+    for y, x in itertools.product(range(3), repeat=2):
+        neighbour = padded[..., y : y + height, x : x + width, :]
+        y, x = (x, y) if transposed_mask else (y, x)
+        counts = padded_mask[..., y : y + height, x : x + width]
+        bends |= counts & (jnp.sum(normals * neighbour, axis=-1) < smallest_cosine)
     nearby = bends
-    for step in around:
-        nearby |= _shifted(bends, *step)
+    for y, x in itertools.product((-1, 0, 1), repeat=2):
+        nearby |= _shifted(bends, y, x)
     return nearby
 
 

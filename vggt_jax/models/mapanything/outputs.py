@@ -78,7 +78,8 @@ def kept_pixels(
         is_clear: False on ambiguous pixels, which count for nothing.
     """
     jumps = geometry.depth_edges(points[..., 2], mask=is_clear)
-    bends = surfaces.normal_edges(*surfaces.normals_of_points(points, is_clear))
+    normals = surfaces.normals_of_points(points, is_clear)
+    bends = surfaces.normal_edges(*normals, transposed_mask=True)
     return is_clear & ~(jumps & bends)
 
 
