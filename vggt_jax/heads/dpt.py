@@ -106,7 +106,7 @@ class DPT(nnx.Module):
         *,
         patch_size: int,
         features: int,
-        out_channels: tuple[int, int, int, int],
+        out_channels: tuple[int, ...],
         layers: tuple[int, ...],
         out_dim: int | None,
         style: DPTStyle = DPTStyle(),

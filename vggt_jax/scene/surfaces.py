@@ -40,7 +40,8 @@ def normals_of_points(
     ):
         counts = has_first & has_second & mask
         # Where it does not count there may be anything, infinities included.
-        corner = jnp.cross(*(jnp.where(counts[..., None], x, 0.0) for x in (first, second)))
+        first, second = (jnp.where(counts[..., None], x, 0.0) for x in (first, second))
+        corner = jnp.cross(first, second)
         total += _unit(corner)
         found |= counts
     return _unit(total), found
@@ -120,6 +121,7 @@ def _by_least_squares(rays, height, width):
         middle = pixel.mean(dtype=np.float32)
         pixel = pixel - middle
         pixel = pixel[None] if axis == 0 else pixel[:, None]
+        pixel = jax.lax.broadcast_to_rank(pixel, ratio.ndim)
         mean = jnp.mean(ratio, axis=(-2, -1), keepdims=True)
         centred = ratio - mean
         total = lambda x: jnp.sum(x, axis=(-2, -1))

@@ -146,7 +146,7 @@ def relative_to_the_first(
     """
     first = rotation[:, :1]
     squared = jnp.sum(first * first, axis=-1, keepdims=True)
-    inverse = first * np.array([-1, -1, -1, 1], np.float32) / squared
+    inverse = first * np.array([-1, -1, -1, 1], np.float32)[None, None] / squared
     turned_back = geometry.matrix_from_quaternion(inverse)
     difference = translation - translation[:, :1]
     turned = jnp.sum(turned_back * difference[..., None, :], axis=-1)

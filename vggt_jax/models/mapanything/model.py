@@ -143,7 +143,11 @@ class MapAnything(TrunkModel):
     pixel_centre = 0.5  # see `Reconstruction.pixel_centre`
     predicts: frozenset[Predicted] = frozenset({"cameras", "depth", "points"})
     smallest_tracked_side = None
-    num_dense_heads = 1
+
+    @property
+    def num_dense_heads(self) -> int:
+        """Heads with convolutions over whole images, which take long."""
+        return 1
 
     @property
     def num_layers(self) -> int:
@@ -266,11 +270,14 @@ class MapAnything(TrunkModel):
         scales in metres. Of which frames, and what it is."""
         found = {}
         if known.depth is not None:
+            assert known.depth_known is not None and known.depth_is_metric is not None
             scale = log_scale(scale_of_depth(known.depth))
             told = known.depth_known & known.depth_is_metric[:, None]
             found["depth_scale_encoder"] = told, self.depth_scale_encoder(scale, precision)
         if known.rotation is not None:
             is_known = known.poses_known
+            assert is_known is not None and known.poses_are_metric is not None
+            assert known.translation is not None
             translation = jnp.where(is_known[..., None], known.translation, 0.0)
             # The first frame, and others in its place, have no length that could be a scale.
             length = lengths(translation)
@@ -313,8 +320,8 @@ class MapAnything(TrunkModel):
         precision = Precision.from_compute_dtype(compute_dtype)
         b, s = patch_tokens.shape[:2]
         tokens, scene = patch_tokens, self.scale_token[...].astype(jnp.float32)[None]
-        if self.proj_embed is not None:
-            project = lambda x: self.proj_embed(x, precision).astype(jnp.float32)
+        if (proj_embed := self.proj_embed) is not None:
+            project = lambda x: proj_embed(x, precision).astype(jnp.float32)
             max_chunk = frames_per_chunk(*patch_tokens.shape[:3])
             tokens, scene = map_chunks(project, tokens, axis=1, max_chunk=max_chunk), project(scene)
         is_first = (jnp.arange(s, dtype=jnp.int32) == 0)[None, :, None, None]

@@ -395,7 +395,7 @@ def _stats(
     tokens = jnp.maximum(jnp.float32(num_frames * p + num_of_scene), 1.0)
     share_of_patches, share_of_special = (p - num_special) / p, num_special / p
     if num_of_scene:
-        share_of_special = (num_of_scene + num_frames * num_special) / tokens
+        share_of_special = jnp.float32(num_of_scene + num_frames * num_special) / tokens
         share_of_patches = 1 - share_of_special
     done = kept_pairs / tokens**2 + sampled_share * share_of_patches**2 + share_of_special
     return AttentionStats(
