@@ -50,20 +50,20 @@ class GeometricInputs:
         Raises:
             ValueError: shapes of the priors do not fit the images.
         """
-        priors = priors.for_images(images)
-        size = images.shape[2:4]
+        given: Any = priors.for_images(images)  # arrays with masks, where there are any
+        size = (images.shape[2], images.shape[3])
         fields: dict[str, Any] = {}
-        if priors.intrinsics is not None or priors.rays is not None:
-            rays, known = _rays(priors, size)
+        if given.intrinsics is not None or given.rays is not None:
+            rays, known = _rays(given, size)
             fields |= {"rays": rays, "rays_known": known}
-            if priors.depth is not None:
+            if given.depth is not None:
                 fields |= {
-                    "depth": depth_along_rays(priors.depth, rays),
-                    "depth_known": priors.depth_known & known,
-                    "depth_is_metric": priors.metric,
+                    "depth": depth_along_rays(given.depth, rays),
+                    "depth_known": given.depth_known & known,
+                    "depth_is_metric": given.metric,
                 }
-        if priors.camera_from_world is not None:
-            world_from_camera = geometry.invert_rigid(priors.camera_from_world)
+        if given.camera_from_world is not None:
+            world_from_camera = geometry.invert_rigid(given.camera_from_world)
             rotation, translation = relative_to_the_first(
                 geometry.quaternion_from_matrix(world_from_camera[..., :3, :3]),
                 world_from_camera[..., :3, 3],
@@ -71,8 +71,8 @@ class GeometricInputs:
             fields |= {
                 "rotation": rotation,
                 "translation": translation,
-                "poses_known": priors.poses_known & priors.poses_known[:, :1],
-                "poses_are_metric": priors.metric,
+                "poses_known": given.poses_known & given.poses_known[:, :1],
+                "poses_are_metric": given.metric,
             }
         return cls(**fields)
 
@@ -97,9 +97,10 @@ def check_known(priors: Priors, *, first: int) -> None:
         )
 
 
-def _rays(priors: Priors, size: tuple[int, int]):
+def _rays(priors: Any, size: tuple[int, int]):
     """Unit rays and of which frames they are known; given rays count before intrinsics."""
-    rays = known = None
+    rays: Any = None
+    known: Any = None
     if priors.intrinsics is not None:
         rays, known = rays_of_pixels(priors.intrinsics, size), priors.intrinsics_known
     if priors.rays is not None:
