@@ -17,9 +17,11 @@ processor and the number of threads; the tests must allow for that anyway.
 import argparse
 import contextlib
 import functools
+import inspect
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,12 @@ CASES: dict[str, dict[str, int | list]] = {
     "vggt_late": {"n3_70x98": [[96.0, 21.7], [0.0, 0.0], [-1.5, 3.2], [33.3, 69.0]]},
     "pi3_toy": {"n1_56x84": 0, "b2n2_70x70": 0},
     "pi3_odd": {"n5_84x42": 0, "b2n3_42x70": 0},
+    "pi3x_odd": {
+        "n2_56x84": 0,
+        "b2n3_42x70_all": 0,
+        "b2n3_42x70_poses": 0,
+        "b2n3_42x70_some": 0,
+    },
 }
 # These are large: of the trunk they hold the first and the last layer. What is wrong between shows
 # in the last, and in smaller cases.
@@ -103,7 +111,8 @@ def main(argv: list[str] | None = None) -> int:
 def build(toy: str) -> nn.Module:
     """The official module with the sizes of a toy."""
     with torch.random.fork_rng():
-        model = (build_pi3 if toy.startswith("pi3") else build_vggt)(toys.config(toy))
+        make = {"vggt": build_vggt, "pi3": build_pi3, "pi3x": build_pi3x}[toy.partition("_")[0]]
+        model = make(toys.config(toy))
     return model.eval()
 
 
@@ -173,6 +182,88 @@ def build_vggt(config: Config) -> nn.Module:
 def build_pi3(config: Config) -> nn.Module:
     """π³, whose constructor hands on no sizes: the classes that it builds get others."""
     from pi3.models import pi3
+
+    c, dim = config, config["decoder_dim"]
+    pi3_points = pi3.LinearPts3d
+
+    def points(*, dec_embed_dim, **options):
+        return pi3_points(dec_embed_dim=c["head_dim"], **options)
+
+    with pi3_sizes(pi3, c), mock.patch.multiple(pi3, LinearPts3d=points):
+        model = pi3.Pi3()
+    # What stands there as numbers: 36 blocks, and five tokens of width 1024.
+    model.decoder = model.decoder[: c["decoder_depth"]]
+    model.patch_start_idx = c["num_register_tokens"]
+    model.register_token = nn.Parameter(torch.zeros(1, 1, c["num_register_tokens"], dim))
+    return model
+
+
+def build_pi3x(config: Config) -> nn.Module:
+    """Pi3X, like π³; its widths stand in the code of a method, too."""
+    from pi3.models import pi3x
+
+    c, dim, layers = config, config["decoder_dim"], config["pose_inject_layers"]
+    sizes = {"num_heads": c["decoder_num_heads"], "mlp_ratio": c["mlp_ratio"]}
+    context, inject, conv_head = (
+        pi3x.ContextOnlyTransformerDecoder,
+        pi3x.PoseInjectBlock,
+        pi3x.ConvHead,
+    )
+    patches = pi3x.PatchEmbed
+
+    def metric_decoder(**options):
+        own = {
+            "in_dim": 2 * dim,
+            "dec_embed_dim": c["metric_dim"],
+            "out_dim": c["metric_dim"],
+            "depth": c["metric_depth"],
+            "dec_num_heads": c["metric_num_heads"],
+            "mlp_ratio": c["mlp_ratio"],
+        }
+        return context(**options | own)
+
+    def head(**options):
+        own = {
+            "dim_proj": c["head_dim"],
+            "dim_upsample": c["conv_upsample_dims"],
+            "dim_times_res_block_hidden": c["conv_hidden_ratio"],
+            "num_res_blocks": c["conv_res_blocks"],
+            "last_conv_channels": c["conv_last_channels"],
+        }
+        return conv_head(**options | own)
+
+    with (
+        pi3_sizes(pi3x, c),
+        mock.patch.multiple(
+            pi3x,
+            ContextOnlyTransformerDecoder=metric_decoder,
+            ConvHead=head,
+            PoseInjectBlock=lambda **options: inject(**options | {"dim": dim} | sizes),
+            PatchEmbed=lambda **options: patches(**options | {"embed_dim": dim}),
+        ),
+    ):
+        model = pi3x.Pi3X()
+    # What stands there as numbers.
+    model.decoder = model.decoder[: c["decoder_depth"]]
+    model.pose_inject_blk = model.pose_inject_blk[: len(layers)]
+    model.dec_embed_dim, model.patch_start_idx = dim, c["num_register_tokens"]
+    model.register_token = nn.Parameter(torch.zeros(1, 1, c["num_register_tokens"], dim))
+    model.depth_emb = nn.Parameter(torch.zeros(1, 1, dim))
+    model.metric_token = nn.Parameter(torch.zeros(1, 1, 2 * dim))
+    model.metric_head = nn.Linear(c["metric_dim"], 1)
+    code = textwrap.dedent(inspect.getsource(pi3x.Pi3X.decode))
+    for released, toy in (("[1, 9, 17, 25, 33]", str(layers)), ("1024", str(dim))):
+        assert released in code
+        code = code.replace(released, toy)
+    names = dict(vars(pi3x))
+    exec(code, names)
+    model.decode = functools.partial(names["decode"], model)
+    return model
+
+
+@contextlib.contextmanager
+def pi3_sizes(module: Any, config: Config) -> Iterator[None]:
+    """Gives the classes that π³ and Pi3X build the sizes of a toy."""
     from pi3.models.dinov2.models import vision_transformer
 
     c, part = config, functools.partial
@@ -192,7 +283,7 @@ def build_pi3(config: Config) -> nn.Module:
 
     def block(**options):
         sizes = {"dim": dim, "num_heads": c["decoder_num_heads"], "mlp_ratio": mlp_ratio}
-        return pi3_block(**options | sizes)
+        return official_block(**options | sizes)
 
     def decoder(*, out_dim, **options):
         sizes = {
@@ -203,29 +294,20 @@ def build_pi3(config: Config) -> nn.Module:
             "mlp_ratio": mlp_ratio,
             "out_dim": c["camera_dim"] if out_dim == released_camera_dim else head_dim,
         }
-        return pi3_decoder(**options | sizes)
+        return official_decoder(**options | sizes)
 
-    def points(*, dec_embed_dim, **options):
-        return pi3_points(dec_embed_dim=head_dim, **options)
-
-    pi3_block, pi3_decoder, pi3_points = pi3.BlockRope, pi3.TransformerDecoder, pi3.LinearPts3d
-    pi3_camera_head, released_camera_dim = pi3.CameraHead, 512
+    official_block, official_decoder = module.BlockRope, module.TransformerDecoder
+    camera_head, released_camera_dim = module.CameraHead, 512
     with (
         mock.patch.multiple(vision_transformer, vit_large=encoder),
         mock.patch.multiple(
-            pi3,
+            module,
             BlockRope=block,
             TransformerDecoder=decoder,
-            LinearPts3d=points,
-            CameraHead=lambda dim: pi3_camera_head(dim=c["camera_dim"]),
+            CameraHead=lambda dim: camera_head(dim=c["camera_dim"]),
         ),
     ):
-        model = pi3.Pi3()
-    # What stands there as numbers: 36 blocks, and five tokens of width 1024.
-    model.decoder = model.decoder[: c["decoder_depth"]]
-    model.patch_start_idx = c["num_register_tokens"]
-    model.register_token = nn.Parameter(torch.zeros(1, 1, c["num_register_tokens"], dim))
-    return model
+        yield
 
 
 def write_shapes(models: dict[str, nn.Module], path: Path):
@@ -262,6 +344,10 @@ def compute(toy: str, case: str, model: nn.Module, points: int | list) -> Arrays
     """All arrays of a case, with the query points that it took."""
     dtype = next(model.parameters()).dtype
     images = torch.from_numpy(toys.images(toy, case)).to(dtype).movedim(-1, 2).contiguous()
+    if toy.startswith("pi3x"):
+        given = {name: torch.from_numpy(x) for name, x in toys.priors(toy, case).items()}
+        given = {name: x if x.dtype == torch.bool else x.to(dtype) for name, x in given.items()}
+        return to_numpy(run_pi3x(model, images, given))
     if toy.startswith("pi3"):
         return to_numpy(run_pi3(model, images))
     query_points = None
@@ -335,6 +421,28 @@ def run_pi3(model: nn.Module, images: torch.Tensor) -> Tensors:
         **output,
         "intrinsics": intrinsics,
     }
+
+
+def run_pi3x(model: nn.Module, images: torch.Tensor, known: Tensors) -> Tensors:
+    """Outputs of Pi3X with its intermediate results, by name."""
+    kept = {}
+    encode = model.encode
+
+    def keep_tokens(*args, **options):
+        found = encode(*args, **options)
+        kept["prompted_tokens"], kept["normalized_poses"] = found[0].clone(), found[1].clone()
+        return found
+
+    hook = model.point_decoder.register_forward_pre_hook(
+        lambda module, inputs: kept.update(decoded=inputs[0])
+    )
+    with mock.patch.object(model, "encode", keep_tokens):
+        output = model(images, **{name: x.clone() for name, x in known.items()})
+    hook.remove()
+    frames = images.shape[:2]
+    tokens = {name: kept[name].unflatten(0, frames) for name in ("prompted_tokens", "decoded")}
+    poses = {"normalized_poses": kept["normalized_poses"]} if known else {}
+    return tokens | poses | output
 
 
 def keep_output(module: nn.Module, name: str, kept: dict) -> torch.utils.hooks.RemovableHandle:

@@ -35,7 +35,16 @@ CHECKED_MODULES = [
     *(f"pallas_kernels.{name}" for name in KERNELS),
     "vggt_jax.geometry",
     "vggt_jax.heads",
-    *(f"vggt_jax.models.{name}.{part}" for name in ("pi3", "vggt") for part in ("heads", "model")),
+    "vggt_jax.models.vggt.heads",
+    "vggt_jax.models.vggt.model",
+    "vggt_jax.models.pi3.model",
+    "vggt_jax.models.pi3.trunk",
+    *(f"vggt_jax.models.pi3x.{part}" for part in ("injection", "metric", "model", "prompts")),
+    *(
+        f"vggt_jax.models.mapanything.{part}"
+        for part in ("encoders", "geometric_inputs", "heads", "model")
+    ),
+    "vggt_jax.scene.surfaces",
     "vggt_jax.trunk.alternation",
     "vggt_jax.trunk.frames",
     "vggt_jax.trunk.token_layout",
@@ -52,8 +61,24 @@ from flax import nnx  # noqa: E402
 from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 from pallas_kernels import devices, mosaic_gpu_call  # noqa: E402
-from vggt_jax import VGGT, Pi3, Pi3Config, VGGTConfig, geometry, load_model  # noqa: E402
+from vggt_jax import (  # noqa: E402
+    VGGT,
+    MapAnything,
+    MapAnythingConfig,
+    Pi3,
+    Pi3Config,
+    Pi3X,
+    Pi3XConfig,
+    Priors,
+    VGGTConfig,
+    geometry,
+    load_model,
+)
+from vggt_jax.layers.attention import Dense  # noqa: E402
+from vggt_jax.layers.precision import Precision  # noqa: E402
 from vggt_jax.models.loading import named_parameters, with_parameters  # noqa: E402
+from vggt_jax.models.pi3x.prompts import Prompts  # noqa: E402
+from vggt_jax.trunk.frames import encode_frames  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -159,7 +184,13 @@ def load_toy(toy_checkpoint):
     @functools.cache
     def load(name, **changes):
         path = toy_checkpoint(name)
-        kind = Pi3Config if name.startswith("pi3") else VGGTConfig
+        kinds = {
+            "mapanything": MapAnythingConfig,
+            "pi3": Pi3Config,
+            "pi3x": Pi3XConfig,
+            "vggt": VGGTConfig,
+        }
+        kind = kinds[name.partition("_")[0]]
         config = kind.from_json(path.with_suffix(".json"))
         return load_model(path, config=kind.from_dict(config.to_dict() | changes))
 
@@ -218,6 +249,114 @@ def run_pi3_toy(load_toy, golden):
         return {name: np.asarray(x, np.float32) for name, x in found.items()}
 
     return run
+
+
+@pytest.fixture(scope="session")
+def run_mapanything_toy(load_toy, golden):
+    """`run_toy` for MapAnything, of what is known in `_known` cases."""
+
+    def run(toy, inputs, *, compute_dtype=jnp.float32):
+        model, images = load_toy(toy), golden(f"{toy}.{inputs}")["images"]
+        priors = mapanything_priors(toy, inputs) if inputs.endswith("_known") else None
+
+        def compute(model, images, priors):
+            precision = Precision.from_compute_dtype(compute_dtype)
+            layout, special = model.layout(images), model.config.num_special_tokens
+            encoded = encode_frames(
+                model.encoder, images, layout, dense=Dense(), precision=precision
+            )
+            fused = model.encode(images, priors=priors, compute_dtype=compute_dtype)
+            trunk = model.aggregate(fused, layout, compute_dtype=compute_dtype)
+            raw, *pose = model.decode_raw(trunk, layout, precision)
+            output = model.decode(trunk, layout, compute_dtype=compute_dtype)
+            fields = model.scene_fields(vars(output), images.shape[2:4])
+            return vars(output) | {
+                "patch_tokens": encoded[:, :, special:],
+                "fused_tokens": fused[:, :, special:],
+                "tokens_final": model.norm(trunk.tap(trunk.layers[-1]))[:, :, special:],
+                "dense_raw": raw,
+                "pose_raw": jnp.concatenate(pose, axis=-1),
+                "camera_poses": output.camera_poses,
+                # The official code counts from the centre of the first pixel.
+                "intrinsics": fields["intrinsics"].at[..., :2, 2].add(-0.5),
+                "mask": output.mask,
+            }
+
+        found = jax.jit(compute)(model, images, priors)
+        return {name: np.asarray(x, np.float32) for name, x in found.items() if x is not None}
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def known_priors():
+    """What `toys.priors` draws, as our priors; None where nothing is known."""
+
+    def known(toy, case):
+        drawn = toys.priors(toy, case)
+        if not drawn:
+            return None
+        return Priors(
+            intrinsics=drawn["intrinsics"],
+            camera_from_world=np.linalg.inv(drawn["poses"].astype(np.float64)).astype(np.float32),
+            depth=drawn["depths"],
+            intrinsics_known=drawn["mask_add_ray"],
+            poses_known=drawn["mask_add_pose"],
+            depth_known=drawn["mask_add_depth"],
+        )
+
+    return known
+
+
+@pytest.fixture(scope="session")
+def run_pi3x_toy(load_toy, golden, known_priors):
+    """`run_toy` for Pi3X: one program for all cases of a shape in which something is known."""
+
+    @functools.cache
+    def program(**options):
+        @jax.jit
+        def compute(model, images, priors):
+            known = {} if priors is None else {"priors": priors}
+            output = model(images, **known, **options)
+            encoder_options = {name: options[name] for name in options if name == "compute_dtype"}
+            tokens = model.encode(images, **known, **encoder_options)
+            layout = model.layout(images)
+            trunk = model.aggregate(tokens, layout, **known, **options)
+            (last,) = trunk.layers
+            found = {"prompted_tokens": tokens, "decoded": trunk.tap(last)}
+            if priors is not None:
+                found["normalized_poses"] = Prompts.of_priors(priors, images).poses
+            return vars(output) | found
+
+        return compute
+
+    def run(toy, case, *, compute_dtype=jnp.float32, **options):
+        compute = program(compute_dtype=compute_dtype, **options)
+        images = golden(f"{toy}.{case}")["images"]
+        found = compute(load_toy(toy), images, known_priors(toy, case))
+        del found["attention_stats"]
+        return {name: np.asarray(x, np.float32) for name, x in found.items()}
+
+    return run
+
+
+def mapanything_priors(toy, case):
+    """What is known of a toy's case, in the conventions of the project."""
+    known = toys.known(toy, case)
+    intrinsics = known["intrinsics"].copy()
+    intrinsics[..., :2, 2] += 0.5
+    by_frame = lambda name: np.broadcast_to(known[f"{name}_known"], known[name].shape[:2])
+    return Priors(
+        intrinsics=intrinsics,
+        rays=known["rays"],
+        camera_from_world=geometry.invert_rigid(jnp.asarray(known["camera_poses"])),
+        depth=known["depth"],
+        metric=known["metric"],
+        intrinsics_known=by_frame("intrinsics"),
+        rays_known=by_frame("rays"),
+        poses_known=by_frame("camera_poses"),
+        depth_known=by_frame("depth"),
+    )
 
 
 @pytest.fixture(scope="session")
@@ -290,6 +429,76 @@ def tiny_pi3(randomised):
     def make(**changes):
         config = Pi3Config.from_dict(TINY_PI3.to_dict() | changes)
         return randomised(lambda rngs: Pi3(config, rngs=rngs))
+
+    return make
+
+
+TINY_MAPANYTHING = MapAnythingConfig(
+    img_size=28,
+    encoder_dim=24,
+    encoder_depth=1,
+    encoder_num_heads=2,
+    info_sharing_dim=24,
+    info_sharing_depth=4,
+    info_sharing_num_heads=3,
+    info_sharing_indices=(1, 3),
+    mlp_ratio=2.0,
+    dense_input_dims=(6, 8, 10),
+    global_input_dims=(5, 6, 7),
+    dpt_features=8,
+    dpt_layer_dims=(4, 8, 12, 16),
+    pose_hidden_dim=12,
+    pose_num_blocks=1,
+    scale_hidden_dim=10,
+    scale_num_layers=1,
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_mapanything(randomised):
+    """A MapAnything that compiles in seconds, with fields of its configuration changed."""
+
+    @functools.cache
+    def make(**changes):
+        config = MapAnythingConfig.from_dict(TINY_MAPANYTHING.to_dict() | changes)
+        return randomised(lambda rngs: MapAnything(config, rngs=rngs))
+
+    return make
+
+
+TINY_PI3X = Pi3XConfig(
+    img_size=28,
+    encoder_dim=16,
+    encoder_depth=1,
+    encoder_num_heads=2,
+    encoder_num_register_tokens=1,
+    decoder_dim=16,
+    decoder_depth=4,
+    decoder_num_heads=2,
+    num_register_tokens=2,
+    pose_inject_layers=(1,),
+    head_dim=16,
+    head_depth=1,
+    head_num_heads=2,
+    camera_dim=12,
+    metric_dim=8,
+    metric_depth=1,
+    metric_num_heads=2,
+    conv_upsample_dims=(16,),
+    conv_res_blocks=1,
+    conv_last_channels=6,
+    mlp_ratio=2.5,
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_pi3x(randomised):
+    """A Pi3X that compiles in seconds, with fields of its configuration changed."""
+
+    @functools.cache
+    def make(**changes):
+        config = Pi3XConfig.from_dict(TINY_PI3X.to_dict() | changes)
+        return randomised(lambda rngs: Pi3X(config, rngs=rngs))
 
     return make
 

@@ -122,10 +122,10 @@ def streams(vggt, pi3):
     options = {"attention": SPARSE, "compute_dtype": None}
 
     def one(model, images, num_frames):
-        kept, first, fields = streaming._run_scene(model, images, num_frames=num_frames, **options)
+        tokens, read, fields = streaming._run_scene(model, images, num_frames=num_frames, **options)
         start = jnp.int32(1)
         return fields, streaming._run_frames(
-            model, kept, first, start, size=(28, 42), num=2, **options
+            model, tokens, start, read, size=(28, 42), num=2, **options
         )
 
     call = lambda images, num, *models: [one(model, images, num) for model in models]
@@ -358,10 +358,11 @@ def test_streams_move_arrays_explicitly(recon, tiny):
 
     def scene(model, images):
         on_the_device(images)
-        return images, images, {"camera_from_world": jax.device_put(recon.camera_from_world)}
+        poses = jax.device_put(recon.camera_from_world)
+        return {"kept": images}, {}, {"camera_from_world": poses}
 
-    def frames(model, kept, first_tokens, start):
-        on_the_device(kept, first_tokens, start)
+    def frames(model, tokens, start, read):
+        on_the_device(tokens["kept"], start)
         return {name: take(x, start) for name, x in maps.items()}
 
     with every_setting():

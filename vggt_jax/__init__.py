@@ -20,9 +20,15 @@ if TYPE_CHECKING:
     from vggt_jax.layers.scene_attention import AttentionStats as AttentionStats
     from vggt_jax.models.loading import load_model as load_model
     from vggt_jax.models.loading import save_model as save_model
+    from vggt_jax.models.mapanything.config import MapAnythingConfig as MapAnythingConfig
+    from vggt_jax.models.mapanything.model import MapAnything as MapAnything
+    from vggt_jax.models.mapanything.outputs import MapAnythingOutput as MapAnythingOutput
     from vggt_jax.models.pi3.config import Pi3Config as Pi3Config
     from vggt_jax.models.pi3.model import Pi3 as Pi3
     from vggt_jax.models.pi3.outputs import Pi3Output as Pi3Output
+    from vggt_jax.models.pi3x.config import Pi3XConfig as Pi3XConfig
+    from vggt_jax.models.pi3x.model import Pi3X as Pi3X
+    from vggt_jax.models.pi3x.outputs import Pi3XOutput as Pi3XOutput
     from vggt_jax.models.vggt.config import VGGTConfig as VGGTConfig
     from vggt_jax.models.vggt.model import VGGT as VGGT
     from vggt_jax.models.vggt.outputs import VGGTOutput as VGGTOutput
@@ -34,12 +40,14 @@ if TYPE_CHECKING:
     from vggt_jax.pipeline.one_scene import plan as plan
     from vggt_jax.pipeline.options import Options as Options
     from vggt_jax.pipeline.plan import Plan as Plan
+    from vggt_jax.pipeline.prior_files import read_priors as read_priors
     from vggt_jax.pipeline.reconstruct import reconstruct as reconstruct
     from vggt_jax.pipeline.stablehlo import export_stablehlo as export_stablehlo
     from vggt_jax.scene.calibration import scale_to_depth as scale_to_depth
     from vggt_jax.scene.calibration import scale_to_distance as scale_to_distance
     from vggt_jax.scene.calibration import with_intrinsics as with_intrinsics
     from vggt_jax.scene.masking import with_mask as with_mask
+    from vggt_jax.scene.priors import Priors as Priors
     from vggt_jax.scene.reconstruction import Reconstruction as Reconstruction
     from vggt_jax.scene.results import load_reconstruction as load_reconstruction
     from vggt_jax.trunk.attention.block_sparse import BlockSparse as BlockSparse
@@ -62,9 +70,15 @@ _HOMES = {
     "AttentionStats": "layers.scene_attention",
     "load_model": "models.loading",
     "save_model": "models.loading",
+    "MapAnythingConfig": "models.mapanything.config",
+    "MapAnything": "models.mapanything.model",
+    "MapAnythingOutput": "models.mapanything.outputs",
     "Pi3Config": "models.pi3.config",
     "Pi3": "models.pi3.model",
     "Pi3Output": "models.pi3.outputs",
+    "Pi3XConfig": "models.pi3x.config",
+    "Pi3X": "models.pi3x.model",
+    "Pi3XOutput": "models.pi3x.outputs",
     "VGGTConfig": "models.vggt.config",
     "VGGT": "models.vggt.model",
     "VGGTOutput": "models.vggt.outputs",
@@ -76,12 +90,14 @@ _HOMES = {
     "plan": "pipeline.one_scene",
     "Options": "pipeline.options",
     "Plan": "pipeline.plan",
+    "read_priors": "pipeline.prior_files",
     "reconstruct": "pipeline.reconstruct",
     "export_stablehlo": "pipeline.stablehlo",
     "scale_to_depth": "scene.calibration",
     "scale_to_distance": "scene.calibration",
     "with_intrinsics": "scene.calibration",
     "with_mask": "scene.masking",
+    "Priors": "scene.priors",
     "Reconstruction": "scene.reconstruction",
     "load_reconstruction": "scene.results",
     "BlockSparse": "trunk.attention.block_sparse",

@@ -281,12 +281,16 @@ def intrinsics_from_point_maps(points: Float[Array, "*batch h w 3"]) -> Float[Ar
 
 
 def depth_edges(
-    depth: Float[Array, "*batch h w"], *, relative_tolerance: float = 0.03
+    depth: Float[Array, "*batch h w"],
+    *,
+    mask: Bool[Array, "*batch h w"] | None = None,
+    relative_tolerance: float = 0.03,
 ) -> Bool[Array, "*batch h w"]:
     """Which pixels lie at a jump of depth, where points float between two surfaces.
 
     Args:
       depth: [... h w], positive.
+      mask: [... h w], pixels that count as neighbours; None for all.
       relative_tolerance: the difference of the largest and the smallest depth among a pixel and its
         eight neighbours that is none yet, as a share of the pixel's own.
 
@@ -295,8 +299,11 @@ def depth_edges(
       the default.
     """
     # Nothing here is NaN, which people have JAX look for: no difference of infinities, no 0 / 0.
-    is_finite = jnp.isfinite(depth)
-    largest, opposite = (jnp.where(is_finite, _largest_nearby(x), 0.0) for x in (depth, -depth))
+    is_finite = jnp.isfinite(depth) if mask is None else jnp.isfinite(depth) & mask
+    near = lambda x: x if mask is None else jnp.where(mask, x, -jnp.inf)
+    largest, opposite = (
+        jnp.where(is_finite, _largest_nearby(near(x)), 0.0) for x in (depth, -depth)
+    )
     jump = largest + opposite
     return jump / jnp.where((depth == 0) & (jump == 0), 1.0, depth) > relative_tolerance
 

@@ -78,8 +78,8 @@ def test_a_folder_is_searched(tmp_path):
 
 
 def test_another_model_is_recognised_whatever_the_configuration(save):
-    path = save({"pose_inject_blk.0.norm1.bias": np.zeros(3, np.float32)})
-    assert f"{path}: looks like Pi3X" in one_line(load_official, path)
+    path = save({"aggregator.inter_frame_blocks.0.norm1.bias": np.zeros(3, np.float32)})
+    assert f"{path}: looks like VGGT-Omega" in one_line(load_official, path)
 
 
 def test_pt_needs_torch(tmp_path, monkeypatch):

@@ -103,7 +103,6 @@ def test_another_size_needs_a_configuration(released_shapes):
 # A few keys of each model, as in its official checkpoint.
 PI3 = ["register_token", "encoder.cls_token", "decoder.0.norm1.weight", "point_decoder.norm.bias"]
 OTHERS = {
-    "Pi3X ": [*PI3, "pose_inject_blk.0.norm1.weight"],
     "VGGT-Omega ": ["aggregator.storage_tokens", "aggregator.inter_frame_blocks.0.norm1.weight"],
     "its keys begin with: cls_token, layers": ["layers.0.weight", "layers.1.weight", "cls_token"],
     "its keys begin with: none": [],
@@ -120,6 +119,8 @@ def test_other_models_are_named(looks_like):
 def test_models_are_told_by_their_keys(released_shapes):
     assert identify(released_shapes, "FILE", official_keys()) == "vggt"
     assert identify(PI3, "FILE", official_keys()) == "pi3"
+    pi3x = [*PI3, "pose_inject_blk.0.norm1.weight"]
+    assert identify(pi3x, "FILE", official_keys()) == "pi3x"
 
 
 def test_absent_fields_are_as_released(toy_config):

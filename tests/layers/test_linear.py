@@ -80,3 +80,12 @@ def test_fresh_kernels_are_small_and_biases_zero():
     assert not bias.any()
     assert np.abs(kernel).max() <= 0.04  # cut at two standard deviations
     np.testing.assert_allclose(kernel.std(), 0.02 * 0.88, rtol=0.05)  # of the normal, cut there
+
+
+def test_convolution_beyond_the_border_sees_the_nearest_pixel():
+    conv = Conv(2, 3, padding="edge", rngs=nnx.Rngs(0))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 4, 5, 2)), jnp.float32)
+    larger = jnp.pad(x, ((0, 0), (3, 3), (3, 3), (0, 0)), mode="edge")
+    zeros = Conv(2, 3, rngs=nnx.Rngs(0))  # the same kernel
+    expected = zeros(larger, FLOAT32)[:, 3:-3, 3:-3]
+    np.testing.assert_allclose(conv(x, FLOAT32), expected, rtol=0, atol=1e-6)

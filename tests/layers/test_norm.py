@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vggt_jax.layers.norm import LayerNorm, normalize
+from vggt_jax.layers.norm import GroupNorm, LayerNorm, normalize
 
 apply = jax.jit(lambda norm, x: norm(x))
 normalize = jax.jit(normalize, static_argnames="eps")
@@ -52,3 +52,14 @@ def test_bfloat16_is_normalised_in_float32():
 def test_equal_channels_become_zero():
     x = np.full((4, 64), 3.0, np.float32)
     np.testing.assert_array_equal(normalize(x, eps=1e-6), 0.0)
+
+
+def test_group_norm_takes_all_pixels_of_a_group_of_channels():
+    x = np.random.default_rng(0).normal(2, 3, (2, 3, 5, 6)).astype(np.float32)
+    norm = GroupNorm(3, 6)
+    norm.scale[...] = jnp.arange(1, 7, dtype=jnp.float32)
+    norm.bias[...] = jnp.full(6, 0.5, jnp.float32)
+    groups = x.astype(np.float64).reshape(2, 15, 3, 2)
+    mean, variance = (f(groups, axis=(1, 3), keepdims=True) for f in (np.mean, np.var))
+    expected = ((groups - mean) / np.sqrt(variance + 1e-5)).reshape(x.shape) * np.arange(1, 7) + 0.5
+    np.testing.assert_allclose(norm(jnp.asarray(x)), expected, rtol=0, atol=1e-5)

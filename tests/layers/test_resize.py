@@ -1,6 +1,7 @@
 """Bilinear resampling with coinciding corners, against values by hand and explicit loops."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -80,3 +81,12 @@ def test_ramps_stay_ramps():
 def test_the_same_size_is_the_same_image():
     image = np.random.default_rng(3).normal(size=(3, 7)).astype(np.float32)
     np.testing.assert_array_equal(resize(image, 3, 7), image)
+
+
+@pytest.mark.parametrize(("old", "new"), [((3, 5), (7, 9)), ((4, 4), (4, 13)), ((1, 2), (3, 4))])
+def test_corners_of_images_coincide_where_those_of_pixels_do_not(old, new):
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(2, *old, 3)), jnp.float32)
+    # Enlarging, JAX's own does that: weights of pixels beyond the border go to those at it.
+    expected = jax.image.resize(x, (2, *new, 3), "bilinear", precision="highest")
+    found = resize_bilinear(x, *new, align_corners=False)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)

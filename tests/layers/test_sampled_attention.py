@@ -7,6 +7,7 @@ import pytest
 
 from vggt_jax import Sampled
 from vggt_jax.layers.attention import dense_attention
+from vggt_jax.layers.scene_attention import SceneTokens
 from vggt_jax.layers.token_order import patch_order
 from vggt_jax.trunk.attention.sampled import draw_patches, sampled_attention
 
@@ -44,7 +45,7 @@ def arrays():
 @jax.jit
 def attend(q, k, v, layer, frames):
     attention = Sampled(num_keys=40, seed=3, min_tokens=0)
-    return sampled_attention(
+    out, _, stats = sampled_attention(
         q,
         k,
         v,
@@ -54,12 +55,16 @@ def attend(q, k, v, layer, frames):
         layer=layer,
         num_frames=frames,
     )
+    return out, stats
 
 
-def exact(arrays, patches, frames=S):
+def exact(arrays, patches, frames=S, of_scene=None):
     """[frames p n h] in float64, where each sampled patch stands for as many as the others."""
     q, k, v = (np.asarray(x, np.float64)[:frames, :P].reshape(frames * P, N, H) for x in arrays)
     is_special = np.arange(frames * P) % P < SPECIAL
+    if of_scene is not None:  # They come after the others, in the result, too.
+        q, k, v = (np.concatenate(pair) for pair in zip((q, k, v), of_scene, strict=True))
+        is_special = np.append(is_special, np.ones(len(of_scene[0]), bool))
     out = np.zeros_like(q)
     for head in range(N):
         sampled = patches[:, head] // PATCHES * P + SPECIAL + patches[:, head] % PATCHES
@@ -68,7 +73,7 @@ def exact(arrays, patches, frames=S):
         scores = np.exp(q[:, head] @ k[:, head].T / H**0.5)
         scores = np.where(is_special[:, None], scores, scores * weights)
         out[:, head] = scores / scores.sum(1, keepdims=True) @ v[:, head]
-    return out.reshape(frames, P, N, H)
+    return out if of_scene is not None else out.reshape(frames, P, N, H)
 
 
 def test_the_error_is_that_of_the_sample(arrays):
@@ -101,10 +106,43 @@ def test_each_sampled_patch_stands_for_as_many_as_were_left_out(arrays, relative
     assert np.isnan(stats.covered).all() and np.isnan(stats.entropy).all()
 
 
+@pytest.mark.parametrize("sample_special_queries", [False, True])
+def test_tokens_of_the_scene_are_special(arrays, relative_error, sample_special_queries):
+    frames, rng = 4, np.random.default_rng(5)
+    of_scene = rng.normal(size=(3, 2, N, H)).astype(np.float32)
+    attention = Sampled(num_keys=40, seed=3, sample_special_queries=sample_special_queries)
+    run = lambda qkv, of_scene, frames: sampled_attention(
+        *qkv,
+        num_special=SPECIAL,
+        grid=(ROWS, COLUMNS),
+        attention=attention,
+        layer=5,
+        num_frames=frames,
+        scene=SceneTokens(*of_scene),
+    )
+    found, of_scene_found, stats = jax.jit(run)(arrays, of_scene, jnp.int32(frames))
+    patches, number, _ = drawn(attention, layer=5, frames=frames)
+    expected = exact(arrays, patches[:number], frames, of_scene)
+    is_patch = np.arange(frames * P) % P >= SPECIAL
+    patches_found = np.asarray(found)[:frames, :P].reshape(-1, N, H)
+    assert relative_error(patches_found[is_patch], expected[:-2][is_patch]) <= 1e-5
+    if sample_special_queries:  # They see what patches see, and not each what no other one does.
+        moved = [x.copy() for x in of_scene]
+        moved[0][0] = arrays[0][0, SPECIAL]
+        of_scene_found = jax.jit(run)(arrays, moved, jnp.int32(frames))[1]
+        assert relative_error(of_scene_found[0], found[0, SPECIAL]) <= 1e-5
+    else:
+        assert relative_error(patches_found, expected[:-2]) <= 1e-5
+        assert relative_error(of_scene_found, expected[-2:]) <= 1e-5
+    seen = (frames * SPECIAL + 2 + 40) / (frames * P + 2)
+    np.testing.assert_allclose(stats.density, seen, rtol=1e-6)
+
+
 def test_all_patches_are_dense_attention(arrays, relative_error):
     attention = Sampled(num_keys=S * PATCHES)
     grid = {"num_special": SPECIAL, "grid": (ROWS, COLUMNS)}
-    out, stats = jax.jit(lambda *qkv: sampled_attention(*qkv, attention=attention, **grid))(*arrays)
+    run = jax.jit(lambda *qkv: sampled_attention(*qkv, attention=attention, **grid))
+    out, _, stats = run(*arrays)
     q, k, v = (x[:, :P].reshape(1, S * P, N, H) for x in arrays)
     dense = dense_attention(q, k, v).reshape(S, P, N, H)
     assert relative_error(out[:, :P], dense) <= 1e-6
@@ -174,13 +212,13 @@ def test_special_queries_that_see_the_sample(arrays, relative_error):
     run = lambda *qkv: sampled_attention(
         *qkv, num_special=SPECIAL, grid=(ROWS, COLUMNS), attention=attention, layer=5
     )
-    out, stats = jax.jit(run)(*arrays)
+    out, _, stats = jax.jit(run)(*arrays)
     # A special token with the query of a patch gets what that patch gets.
     exact_out, _ = attend(*arrays, 5, None)
     np.testing.assert_allclose(out[:, SPECIAL:P], exact_out[:, SPECIAL:P], rtol=1e-4, atol=1e-5)
     q, k, v = arrays
     moved = q.at[:, 0].set(q[:, SPECIAL])
-    found, _ = jax.jit(run)(moved, k, v)
+    found = jax.jit(run)(moved, k, v)[0]
     np.testing.assert_allclose(found[:, 0], found[:, SPECIAL], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(stats.saved, 1 - (S * SPECIAL + 40) / (S * P), rtol=1e-6)
 

@@ -13,6 +13,7 @@ from scipy.stats import entropy
 from pallas_kernels.selection.reference import select_by_sorting
 from vggt_jax import BlockSparse, Dense
 from vggt_jax.layers import few_queries
+from vggt_jax.layers.scene_attention import SceneTokens
 from vggt_jax.trunk.attention.block_sparse import sparse_attention
 from vggt_jax.trunk.attention.sampled import draw_patches
 
@@ -35,16 +36,20 @@ def pooled(x, block):
     return np.stack([x[i : i + block].mean(0) for i in range(0, len(x), block)])
 
 
-def oracle(q, k, v, frames, *, score_block=BLOCK_Q, sample=None, weight=1.0, **rule):
+def oracle(q, k, v, frames, of_scene=None, *, score_block=BLOCK_Q, sample=None, weight=1.0, **rule):
     """Token by token in float64, for the first frames; and what was kept [n qb kb] of patches.
 
     Args:
+        of_scene: tokens of the scene, [3 e n h]; results for these come after the others.
         score_block: queries that are pooled to predict what matters.
         sample: patches [m n], each of which counts `weight` times where its block is not kept.
     """
     q, k, v = (x[:frames].astype(np.float64) for x in (q, k, v))
     special = np.broadcast_to(np.arange(q.shape[1]) < SPECIAL, q.shape[:2]).reshape(-1)
     q, k, v = (x.reshape(-1, N, H) for x in (q, k, v))
+    if of_scene is not None:
+        q, k, v = (np.concatenate(pair) for pair in zip((q, k, v), of_scene, strict=True))
+        special = np.append(special, np.ones(len(of_scene[0]), bool))
     out, masks = np.empty_like(q), []
     for head in range(N):
         scores = q[:, head] @ k[:, head].T / np.sqrt(H)
@@ -63,12 +68,12 @@ def oracle(q, k, v, frames, *, score_block=BLOCK_Q, sample=None, weight=1.0, **r
         weights = counts * np.exp(scores - scores.max(1, keepdims=True))
         out[:, head] = weights @ v[:, head] / weights.sum(1, keepdims=True)
         masks.append(kept)
-    return out.reshape(frames, -1, N, H), np.array(masks)
+    return out if of_scene is not None else out.reshape(frames, -1, N, H), np.array(masks)
 
 
 def run(qkv, ratio, threshold, frames=None, layer=0, seed=None, **settings):
     """One layer, of settings that are the same in all tests but for its rule."""
-    return sparse_attention(
+    out, _, stats = sparse_attention(
         *qkv,
         num_special=SPECIAL,
         grid=(1, PATCHES),
@@ -80,6 +85,7 @@ def run(qkv, ratio, threshold, frames=None, layer=0, seed=None, **settings):
         layer=layer,
         num_frames=frames,
     )
+    return out, stats
 
 
 # With a ratio that is known, as people run it; and one program for all rules and numbers of frames.
@@ -257,3 +263,29 @@ def test_a_sample_stands_for_what_is_left_out(relative_error, frames):
     blocks = (kept.sum((1, 2)) + sinks * kept.shape[1]) / (kept.shape[1] * (kept.shape[2] + sinks))
     seen = number / patches * PATCHES / (SPECIAL + PATCHES)
     np.testing.assert_allclose(stats.density, blocks + seen, 1e-6)
+
+
+@pytest.mark.parametrize("frames", [S, 3])
+def test_tokens_of_the_scene_see_and_are_seen_by_everything(relative_error, frames):
+    qkv, of_scene = scene(), RNG.normal(size=(3, 2, N, H)).astype(np.float32)
+    attention = BlockSparse(sparse_ratio=0.5, block_q=BLOCK_Q, block_k=BLOCK_K)
+    run = lambda qkv, of_scene, frames: sparse_attention(
+        *qkv,
+        num_special=SPECIAL,
+        grid=(1, PATCHES),
+        sparse_ratio=0.75,
+        cdf_threshold=None,
+        attention=attention,
+        num_frames=frames,
+        scene=SceneTokens(*of_scene),
+    )
+    found, of_scene_found, stats = jax.jit(run)(qkv, of_scene, jnp.int32(frames))
+    kept = max(1, int(-(-frames * PATCHES // BLOCK_K) * 0.25))
+    expected, mask = oracle(*qkv, frames, of_scene, num_kept=kept)
+    assert relative_error(found[:frames].reshape(-1, N, H), expected[:-2]) <= 1e-5
+    assert relative_error(of_scene_found, expected[-2:]) <= 1e-5
+    # Special queries see everything, others what is kept, in whole blocks.
+    tokens, special = frames * (SPECIAL + PATCHES) + 2, frames * SPECIAL + 2
+    sinks = -(-(frames * SPECIAL + 2) // BLOCK_K)
+    done = special * tokens + (mask.sum((1, 2)) + mask.shape[1] * sinks) * BLOCK_Q * BLOCK_K
+    np.testing.assert_allclose(stats.saved, np.maximum(1 - done / tokens**2, 0), 1e-5)

@@ -3,7 +3,7 @@
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ def convert_tensors(
     tensors, ignored = _of_the_model(read_tensors(*found.files), ignore, name, known)
     model = identify(tensors, name, known)
     official = known[model]
+    tensors, repeated = _canonical(tensors, official.canonical, name)
     settled, recognised_as = _configuration(official, config, found.beside, name, tensors)
     tensors, unused = leave_out(tensors, official.unused(settled))
     params = fill(official.rules(settled), tensors, source=name, model=recognised_as, dtype=dtype)
@@ -64,7 +65,7 @@ def convert_tensors(
         model=model,
         recognised_as=recognised_as,
         keys_read=len(tensors),
-        ignored=ignored | unused,
+        ignored=ignored | repeated | unused,
         parameters=len(params),
         scalars=dtypes.total(),
         dtypes=dict(dtypes),
@@ -91,6 +92,30 @@ def _of_the_model(
         if not any(key.startswith(prefix) for key in heard):
             raise CheckpointError(f"{name}: no key begins with {prefix!r}, as --ignore says")
     return official, ignored | outside | ignored_later
+
+
+def _canonical(
+    tensors: Mapping[str, np.ndarray], canonical: Callable[[str], str], source: str
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Tensors by the one name that rules know, and why other names of them are left out.
+
+    Raises:
+        CheckpointError: tensors under two names of one parameter differ; all of them are listed.
+    """
+    renamed: dict[str, np.ndarray] = {}
+    repeated, problems = {}, []
+    # A tensor under its own name comes first.
+    for key in sorted(tensors, key=lambda key: canonical(key) != key):
+        name = canonical(key)
+        if name not in renamed:
+            renamed[name] = tensors[key]
+            continue
+        repeated[key] = f"another name of {name}"
+        if not np.array_equal(renamed[name], tensors[key]):
+            problems.append(f"  {key} differs from {name}, which is the same parameter")
+    if problems:
+        raise CheckpointError("\n".join([f"{source}: {len(problems)} problems", *problems]))
+    return renamed, repeated
 
 
 def _configuration(

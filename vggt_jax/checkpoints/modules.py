@@ -2,7 +2,7 @@
 
 Names are relative; `under` puts a list of rules under a prefix. Layouts, official to ours:
 Linear [out, in] to [in, out]; Conv2d [out, in, kh, kw] to [kh, kw, in, out]; ConvTranspose2d
-[in, out, kh, kw] to [in, kh, kw, out]; LayerNorm and GroupNorm(1) weight to scale.
+[in, out, kh, kw] to [in, kh, kw, out]; LayerNorm and GroupNorm weight to scale.
 """
 
 import dataclasses
@@ -74,11 +74,12 @@ def parameter(
     return [Rule(official=name, shape=shape, native=native or name, transform=transform)]
 
 
-def norm(name: str, dim: int) -> Rules:
-    """LayerNorm or GroupNorm(1) over `dim` channels."""
+def norm(name: str, dim: int, native: str | None = None) -> Rules:
+    """LayerNorm or GroupNorm over `dim` channels."""
+    native = native or name
     return [
-        *parameter(f"{name}.weight", (dim,), f"{name}.scale"),
-        *parameter(f"{name}.bias", (dim,)),
+        *parameter(f"{name}.weight", (dim,), f"{native}.scale"),
+        *parameter(f"{name}.bias", (dim,), f"{native}.bias"),
     ]
 
 
@@ -110,9 +111,9 @@ def conv(
     return _affine(name, native, kernel, conv_kernel, out_dim if bias else None)
 
 
-def upsample(name: str, dim: int, size: int, native: str | None = None) -> Rules:
-    """ConvTranspose2d with bias, as many channels in as out, and a kernel as wide as its stride."""
-    return _affine(name, native, (dim, dim, size, size), upsample_kernel, dim)
+def upsample(name: str, in_dim: int, out_dim: int, size: int, native: str | None = None) -> Rules:
+    """ConvTranspose2d with bias, and a kernel as wide as its stride."""
+    return _affine(name, native, (in_dim, out_dim, size, size), upsample_kernel, out_dim)
 
 
 def mlp(in_dim: int, hidden_dim: int, out_dim: int) -> Rules:
@@ -120,10 +121,29 @@ def mlp(in_dim: int, hidden_dim: int, out_dim: int) -> Rules:
     return [*linear("fc1", in_dim, hidden_dim), *linear("fc2", hidden_dim, out_dim)]
 
 
+def swiglu(dim: int, hidden_dim: int) -> Rules:
+    """Three Linear layers, of which the first two are one parameter."""
+    return [*linear("w12", dim, 2 * hidden_dim), *linear("w3", hidden_dim, dim)]
+
+
 def block(
-    dim: int, hidden_dim: int, *, qk_norm_dim: int | None = None, layer_scale: bool = True
+    dim: int,
+    hidden_dim: int,
+    *,
+    qk_norm_dim: int | None = None,
+    layer_scale: bool = True,
+    ffn: str = "mlp",
 ) -> Rules:
-    """Transformer block, with q/k norm where its head dimension is given."""
+    """Transformer block, with q/k norm where its head dimension is given.
+
+    Args:
+        hidden_dim: of an MLP.
+        ffn: "mlp", or "swiglu" that stands in for an MLP of so many hidden channels.
+    """
+    if ffn == "mlp":
+        perceptron = mlp(dim, hidden_dim, dim)
+    else:  # two thirds, rounded up to a multiple of 8 (official file: dinov2/layers/swiglu_ffn.py)
+        perceptron = swiglu(dim, -(-(hidden_dim * 2 // 3) // 8) * 8)
     scale = lambda i: parameter(f"ls{i}.gamma", (dim,), f"ls{i}") if layer_scale else []
     return [
         *norm("norm1", dim),
@@ -133,23 +153,35 @@ def block(
         *linear("attn.proj", dim, dim),
         *scale(1),
         *norm("norm2", dim),
-        *under("mlp", "mlp", mlp(dim, hidden_dim, dim)),
+        *under("mlp", "mlp", perceptron),
         *scale(2),
     ]
 
 
 def vision_transformer(
-    dim: int, hidden_dim: int, *, depth: int, patch_size: int, img_size: int, num_registers: int
+    dim: int,
+    hidden_dim: int,
+    *,
+    depth: int,
+    patch_size: int,
+    img_size: int,
+    num_registers: int | None,
+    in_channels: int = 3,
+    ffn: str = "mlp",
+    has_norm: bool = True,
 ) -> Rules:
-    """DINOv2 with register tokens: the encoder of all models."""
+    """DINOv2, with register tokens unless their number is None: the encoder of all models."""
     positions = 1 + (img_size // patch_size) ** 2
+    registers = []
+    if num_registers is not None:
+        registers = parameter("register_tokens", (1, num_registers, dim), transform=first)
     return [
         *parameter("cls_token", (1, 1, dim), transform=first),
-        *parameter("register_tokens", (1, num_registers, dim), transform=first),
+        *registers,
         *parameter("pos_embed", (1, positions, dim), transform=first),
-        *conv("patch_embed.proj", 3, dim, patch_size, "patch_embed"),
-        *under("blocks.{layer}", "blocks", block(dim, hidden_dim), layers=depth),
-        *norm("norm", dim),
+        *conv("patch_embed.proj", in_channels, dim, patch_size, "patch_embed"),
+        *under("blocks.{layer}", "blocks", block(dim, hidden_dim, ffn=ffn), layers=depth),
+        *(norm("norm", dim) if has_norm else []),
     ]
 
 

@@ -25,6 +25,11 @@ class Configuration(Protocol):
         ...
 
 
+def keep_name(key: str) -> str:
+    """For models whose parameters have one name each."""
+    return key
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OfficialKeys:
     """The official checkpoints of a model: their keys, and how they become ours.
@@ -40,6 +45,8 @@ class OfficialKeys:
         unused: prefixes of official keys that a configuration has no parameter for, with reasons.
         recognise: the configuration and the name of the released model that official shapes, by
             key, belong to; the second argument is the checkpoint's name for messages.
+        canonical: the one name, which rules know, of a key that may be another name of it: PyTorch
+            saves modules that a model holds in several places under each of their names.
     """
 
     title: str
@@ -50,6 +57,7 @@ class OfficialKeys:
     rules: Callable[[Any], list[Rule]]
     unused: Callable[[Any], dict[str, str]]
     recognise: Callable[[Mapping[str, Shape], str], tuple[Configuration, str]]
+    canonical: Callable[[str], str] = keep_name
 
 
 def identify(keys: Iterable[str], source: str, known: Mapping[str, OfficialKeys]) -> str:

@@ -154,6 +154,13 @@ class Scene:
     intrinsics: OptionalText = None
     """Known intrinsics: fx,fy,cx,cy in pixels of the photographs, or a file like cameras.json with
     those of each."""
+    priors: OptionalPath = None
+    """What is already known, for a model that takes it, such as Pi3X: a folder of results or its
+    cameras.json, a COLMAP model, a transforms.json of nerfstudio, or an .npz file of arrays."""
+    use: Annotated[
+        tuple[Literal["poses", "intrinsics", "depth"], ...], tyro.conf.arg(help_behavior_hint="")
+    ] = ()
+    """Which of what is known to tell the model; all by default."""
     known_distance: OptionalText = None
     """A,B,LENGTH: how far the cameras of two photographs (by index or name) are from each other.
     The scene comes in these units."""

@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from vggt_jax.files import replacing
 from vggt_jax.images.frames import FrameTransform
+from vggt_jax.scene.reconstruction import LengthUnit
 
 CONVENTIONS = {
     "axes": "OpenCV: x right, y down, z forward",
@@ -29,7 +30,10 @@ CONVENTIONS = {
         "continuous image coordinates: x_model = x_original * scale[0] + offset[0], "
         "y_model = y_original * scale[1] + offset[1]"
     ),
-    "units": "one arbitrary scale for the whole scene, not metres",
+    "length_unit": (
+        "of positions: metres, as the model predicts them; given, that of a length that was known; "
+        "or arbitrary, one for the whole scene"
+    ),
     "null": "a value that is not finite, or was not predicted",
 }
 
@@ -42,6 +46,7 @@ def write_cameras(
     camera_from_world: Float[np.ndarray, "s 3 4"],
     intrinsics: Float[np.ndarray, "s 3 3"] | None,
     pixel_centre: float,
+    length_unit: LengthUnit = "arbitrary",
 ) -> None:
     """Writes poses and intrinsics of all frames, with the conventions they follow.
 
@@ -56,6 +61,7 @@ def write_cameras(
       camera_from_world: [s 3 4].
       intrinsics: [s 3 3] in model pixels, or None where a model predicts none.
       pixel_centre: of the intrinsics, see `Reconstruction.pixel_centre`.
+      length_unit: of the positions, see `Reconstruction.length_unit`.
 
     Raises:
       InputError: the file cannot be written.
@@ -87,7 +93,12 @@ def write_cameras(
         }
         for i, (name, transform) in enumerate(zip(names, transforms, strict=True))
     ]  # fmt: skip
-    document = {"conventions": CONVENTIONS, "pixel_centre": pixel_centre, "frames": frames}
+    document = {
+        "conventions": CONVENTIONS,
+        "pixel_centre": pixel_centre,
+        "length_unit": length_unit,
+        "frames": frames,
+    }
     text = json.dumps(document, indent=2, allow_nan=False)
     with replacing(path) as file:
         file.write(text.encode() + b"\n")

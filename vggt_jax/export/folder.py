@@ -69,6 +69,7 @@ def write_scene(
             camera_from_world=np.asarray(result.camera_from_world),
             intrinsics=None if result.intrinsics is None else np.asarray(result.intrinsics),
             pixel_centre=result.pixel_centre,
+            length_unit=result.length_unit,
         )
     write_scene_pictures(folder, result, allowed)
     if points is None:

@@ -15,7 +15,7 @@ from vggt_jax.files import replacing
 from vggt_jax.scene.reconstruction import Reconstruction
 
 # The axes of nerfstudio's cameras (OpenGL: y up, looking along -z) from OpenCV's.
-_OPENCV_FROM_OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
+OPENCV_FROM_OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
 _POINTS = "points.ply"
 _TRANSFORMS = "transforms.json"
 
@@ -68,7 +68,7 @@ def _frame(cameras: Cameras, i: int) -> dict[str, Any]:
         "fl_y": float(matrix[1, 1]),
         "cx": float(matrix[0, 2]),
         "cy": float(matrix[1, 2]),
-        "transform_matrix": (cameras.world_from_camera()[i] @ _OPENCV_FROM_OPENGL).tolist(),
+        "transform_matrix": (cameras.world_from_camera()[i] @ OPENCV_FROM_OPENGL).tolist(),
     }
 
 

@@ -1,5 +1,7 @@
 """The dense prediction head (DPT): tokens of four layers to a map of every frame."""
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
@@ -9,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from pallas_kernels import tuned
+from vggt_jax.heads.view_plane import view_plane
 from vggt_jax.layers.chunking import map_chunks
 from vggt_jax.layers.linear import Conv, Linear, Upsample
 from vggt_jax.layers.norm import LayerNorm
@@ -17,34 +20,60 @@ from vggt_jax.layers.resize import resize_bilinear
 from vggt_jax.trunk.alternation import TrunkOutput
 from vggt_jax.trunk.token_layout import TokenLayout
 
-_OUTPUT_HIDDEN = 32  # official file: vggt/heads/dpt_head.py, head_features_2
 _POSITION_RATIO = 0.1  # official file: vggt/heads/dpt_head.py, _apply_pos_embed
 _POSITION_OMEGA = 100.0  # official file: vggt/heads/utils.py, position_grid_to_embed
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DPTStyle:
+    """In what the dense heads of models differ, whatever their sizes; as given, those of VGGT.
+
+    Attributes:
+        has_norm: whether the head itself normalises tokens, those of all layers alike.
+        has_positions: whether maps are told where in the picture each pixel lies.
+        skips_after_relu: whether skip connections carry `relu(x)`, not `x`: the official ReLU of
+            VGGT works in place, on the very array that is added afterwards
+            (vggt/heads/dpt_head.py, ResidualConvUnit).
+        doubles: whether maps are made twice as large and cut to the size of the finer one, which
+            differs where that is odd; else they are resized to it.
+        output_hidden: channels before the last layer; None for as many as before.
+    """
+
+    has_norm: bool = True
+    has_positions: bool = True
+    skips_after_relu: bool = True
+    doubles: bool = False
+    output_hidden: int | None = 32  # official file: vggt/heads/dpt_head.py, head_features_2
 
 
 class ResidualConvUnit(nnx.Module):
     """Two convolutions beside a skip connection.
 
-    The skip carries `relu(x)`, not `x`: the official ReLU works in place, on the very array that
-    is added afterwards (official file: vggt/heads/dpt_head.py, ResidualConvUnit).
+    Args:
+        skips_after_relu: see `DPTStyle`.
     """
 
-    def __init__(self, dim: int, *, rngs: nnx.Rngs):
+    def __init__(self, dim: int, *, skips_after_relu: bool = True, rngs: nnx.Rngs):
+        self.skips_after_relu = skips_after_relu
         self.conv1 = Conv(dim, dim, rngs=rngs)
         self.conv2 = Conv(dim, dim, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"], precision: Precision):
-        x = jax.nn.relu(x)
-        branch = self.conv2(jax.nn.relu(self.conv1(x, precision)), precision)
-        return branch.astype(x.dtype) + x
+        positive = jax.nn.relu(x)
+        branch = self.conv2(jax.nn.relu(self.conv1(positive, precision)), precision)
+        return branch.astype(x.dtype) + (positive if self.skips_after_relu else x)
 
 
 class FeatureFusion(nnx.Module):
     """Adds a finer map to a coarser one and enlarges the sum."""
 
-    def __init__(self, dim: int, *, has_residual: bool, rngs: nnx.Rngs):
-        self.res_conf_unit1 = ResidualConvUnit(dim, rngs=rngs) if has_residual else None
-        self.res_conf_unit2 = ResidualConvUnit(dim, rngs=rngs)
+    def __init__(
+        self, dim: int, *, has_residual: bool, style: DPTStyle = DPTStyle(), rngs: nnx.Rngs
+    ):
+        unit = lambda: ResidualConvUnit(dim, skips_after_relu=style.skips_after_relu, rngs=rngs)
+        self.doubles = style.doubles
+        self.res_conf_unit1 = unit() if has_residual else None
+        self.res_conf_unit2 = unit()
         self.out_conv = Linear(dim, dim, rngs=rngs)
 
     def __call__(self, x, finer, size: tuple[int, ...], precision: Precision):
@@ -53,7 +82,11 @@ class FeatureFusion(nnx.Module):
         x = self.res_conf_unit2(x, precision)
         # The official code enlarges first. Interpolation weights sum to one, so that it commutes
         # with a per-pixel linear layer, which is cheaper on the small map.
-        return resize_bilinear(self.out_conv(x, precision), *size)
+        x = self.out_conv(x, precision)
+        if not self.doubles:
+            return resize_bilinear(x, *size)
+        height, width = x.shape[1:3]
+        return resize_bilinear(x, 2 * height, 2 * width)[:, : size[0], : size[1]]
 
 
 class DPT(nnx.Module):
@@ -61,40 +94,50 @@ class DPT(nnx.Module):
 
     With `out_dim=None` it ends at the features, at half the resolution of the images and without
     position embedding: the feature extractor of the tracker.
+
+    Args:
+        dim: of the tokens of each of the four layers, or of all.
+        layers: of the trunk, from which the tokens come.
     """
 
     def __init__(
         self,
-        dim: int,
+        dim: int | Sequence[int],
         *,
         patch_size: int,
         features: int,
-        out_channels: tuple[int, int, int, int],
-        layers: tuple[int, int, int, int],
+        out_channels: tuple[int, ...],
+        layers: tuple[int, ...],
         out_dim: int | None,
+        style: DPTStyle = DPTStyle(),
         rngs: nnx.Rngs,
     ):
+        dims = [dim] * len(out_channels) if isinstance(dim, int) else dim
         self.patch_size = patch_size
         self.layers = layers
-        self.norm = LayerNorm(dim)
-        self.projects = nnx.List([Linear(dim, channels, rngs=rngs) for channels in out_channels])
+        self.style = style
+        self.norm = LayerNorm(dims[0]) if style.has_norm else None
+        self.projects = nnx.List(
+            [Linear(*dims, rngs=rngs) for dims in zip(dims, out_channels, strict=True)]
+        )
         self.resize_0 = Upsample(out_channels[0], out_channels[0], 4, rngs=rngs)
         self.resize_1 = Upsample(out_channels[1], out_channels[1], 2, rngs=rngs)
         self.resize_3 = Conv(out_channels[3], out_channels[3], stride=2, rngs=rngs)
         self.layer1_rn, self.layer2_rn, self.layer3_rn, self.layer4_rn = (
             Conv(channels, features, use_bias=False, rngs=rngs) for channels in out_channels
         )
-        self.refinenet1 = FeatureFusion(features, has_residual=True, rngs=rngs)
-        self.refinenet2 = FeatureFusion(features, has_residual=True, rngs=rngs)
-        self.refinenet3 = FeatureFusion(features, has_residual=True, rngs=rngs)
-        self.refinenet4 = FeatureFusion(features, has_residual=False, rngs=rngs)
+        self.refinenet1, self.refinenet2, self.refinenet3, self.refinenet4 = (
+            FeatureFusion(features, has_residual=has_residual, style=style, rngs=rngs)
+            for has_residual in (True, True, True, False)
+        )
         self.is_extractor = out_dim is None
         if out_dim is None:
             self.output_conv1 = Conv(features, features, rngs=rngs)
         else:
+            hidden = style.output_hidden or features // 2
             self.output_conv1 = Conv(features, features // 2, rngs=rngs)
-            self.output_conv2_0 = Conv(features // 2, _OUTPUT_HIDDEN, rngs=rngs)
-            self.output_conv2_2 = Linear(_OUTPUT_HIDDEN, out_dim, rngs=rngs)
+            self.output_conv2_0 = Conv(features // 2, hidden, rngs=rngs)
+            self.output_conv2_2 = Linear(hidden, out_dim, rngs=rngs)
 
     def __call__(
         self,
@@ -108,29 +151,46 @@ class DPT(nnx.Module):
 
         Frames are decoded in chunks; the result does not depend on them.
         """
-        limit = pixels_per_chunk
-        if limit is None:
-            limit = tuned.value("dpt.pixels_per_chunk")
-        b = trunk.kept.shape[0]
-        pixels = b * layout.rows * layout.columns * self.patch_size**2
-        return map_chunks(
-            lambda kept: self._decode(kept, trunk.layers, layout, precision),
-            trunk.kept,
-            axis=1,
-            max_chunk=limit // pixels,
-        )
 
-    def _decode(self, kept, kept_layers, layout, precision):
-        b, s = kept.shape[:2]
+        def run(kept):
+            tokens = [kept[:, :, trunk.layers.index(i), layout.num_special :] for i in self.layers]
+            return self.decode(tokens, layout, precision)
+
+        max_chunk = frames_per_decoding(
+            trunk.kept.shape[0], layout, self.patch_size, pixels_per_chunk
+        )
+        return map_chunks(run, trunk.kept, axis=1, max_chunk=max_chunk)
+
+    def decode(
+        self, tokens: Sequence[Float[Array, "b s p _"]], layout: TokenLayout, precision: Precision
+    ) -> Float[Array, "b s h w c"]:
+        """The raw map of all frames at once, of the tokens of their patches in the four layers."""
+        x = self.fuse(tokens, layout, precision)
+        x = self.output_conv1(x, precision)
         rows, columns = layout.rows, layout.columns
         height, width = rows * self.patch_size, columns * self.patch_size
-        position = lambda x: x if self.is_extractor else add_position(x, width / height)
+        if self.is_extractor:
+            x = resize_bilinear(x, height // 2, width // 2)
+        else:
+            x = self._with_position(resize_bilinear(x, height, width), layout)
+            x = jax.nn.relu(self.output_conv2_0(x, precision))
+            x = self.output_conv2_2(x, precision.heads)  # float32 where training narrows the rest
+        return x.reshape(*tokens[0].shape[:2], *x.shape[1:])
 
+    def _with_position(self, x, layout):
+        if self.is_extractor or not self.style.has_positions:
+            return x
+        return add_position(x, layout.columns / layout.rows)
+
+    def fuse(
+        self, tokens: Sequence[Float[Array, "b s p _"]], layout: TokenLayout, precision: Precision
+    ) -> Float[Array, "f h w c"]:
+        """The features of all frames, 8 times as large as their grids of patches."""
         maps = []
-        for layer, project in zip(self.layers, self.projects, strict=True):
-            x = kept[:, :, kept_layers.index(layer), layout.num_special :]
-            x = project(self.norm(x), precision)
-            maps.append(position(x.reshape(b * s, rows, columns, -1)))
+        for x, project in zip(tokens, self.projects, strict=True):
+            x = project(x if self.norm is None else self.norm(x), precision)
+            x = x.reshape(-1, layout.rows, layout.columns, x.shape[-1])
+            maps.append(self._with_position(x, layout))
         x1 = self.layer1_rn(self.resize_0(maps[0], precision), precision)
         x2 = self.layer2_rn(self.resize_1(maps[1], precision), precision)
         x3 = self.layer3_rn(maps[2], precision)
@@ -139,15 +199,21 @@ class DPT(nnx.Module):
         x = self.refinenet4(x4, None, x3.shape[1:3], precision)
         x = self.refinenet3(x, x3, x2.shape[1:3], precision)
         x = self.refinenet2(x, x2, x1.shape[1:3], precision)
-        x = self.refinenet1(x, x1, (2 * x1.shape[1], 2 * x1.shape[2]), precision)
-        x = self.output_conv1(x, precision)
-        if self.is_extractor:
-            x = resize_bilinear(x, height // 2, width // 2)
-        else:
-            x = position(resize_bilinear(x, height, width))
-            x = jax.nn.relu(self.output_conv2_0(x, precision))
-            x = self.output_conv2_2(x, precision.heads)  # float32 where training narrows the rest
-        return x.reshape(b, s, *x.shape[1:])
+        return self.refinenet1(x, x1, (2 * x1.shape[1], 2 * x1.shape[2]), precision)
+
+
+def frames_per_decoding(
+    num_scenes: int, layout: TokenLayout, patch_size: int, pixels_per_chunk: int | None = None
+) -> int:
+    """How many frames of each scene are decoded together.
+
+    Args:
+        pixels_per_chunk: the limit; None for the tuned one.
+    """
+    limit = pixels_per_chunk
+    if limit is None:
+        limit = tuned.value("dpt.pixels_per_chunk")
+    return limit // (num_scenes * layout.rows * layout.columns * patch_size**2)
 
 
 def add_position(x: Float[Array, "b h w c"], aspect_ratio: float) -> Float[Array, "b h w c"]:
@@ -156,18 +222,12 @@ def add_position(x: Float[Array, "b h w c"], aspect_ratio: float) -> Float[Array
     Official files: vggt/heads/dpt_head.py (_apply_pos_embed), vggt/heads/utils.py.
     """
     _, height, width, channels = x.shape
-    span_x = aspect_ratio / (aspect_ratio**2 + 1) ** 0.5
-    span_y = 1 / (aspect_ratio**2 + 1) ** 0.5
-    along_x = _sincos(_centres(span_x, width), channels // 2)[None, :]  # [1, w, c / 2]
-    along_y = _sincos(_centres(span_y, height), channels // 2)[:, None]  # [h, 1, c / 2]
+    x_of_column, y_of_row = view_plane(height, width, aspect_ratio)
+    along_x = _sincos(x_of_column, channels // 2)[None, :]  # [1, w, c / 2]
+    along_y = _sincos(y_of_row, channels // 2)[:, None]  # [h, 1, c / 2]
     half = (height, width, channels // 2)
     table = [jnp.broadcast_to(along_x, half), jnp.broadcast_to(along_y, half)]
     return x.astype(jnp.float32) + _POSITION_RATIO * jnp.concatenate(table, axis=-1)[None]
-
-
-def _centres(span: float, num: int) -> np.ndarray:
-    end = span * (num - 1) / num
-    return np.linspace(-end, end, num, dtype=np.float32)
 
 
 def _sincos(position: np.ndarray, dim: int) -> np.ndarray:

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from vggt_jax.errors import InputError, InputWarning
+from vggt_jax.images.covering import fit_by_covering, resampling_to_cover, size_to_cover
 from vggt_jax.images.decoding import (
     SLIVER,
     Limits,
@@ -86,6 +87,12 @@ def load_images(
     to the largest height and width. Source: `load_and_preprocess_images` in VGGT's
     `utils/load_fn.py`, which knows the square 518 only.
 
+    `"cover"`: all images are resized to cover one size, and cut in the middle to it. `size` is its
+    longer side, or both; None takes that of ten sizes of about 518 whose shape is nearest to the
+    mean of those of the images. Resizing is Lanczos where images shrink, else bicubic. Source:
+    `load_images` in MapAnything's `utils/image.py` ("longest_side", "fixed_size",
+    "fixed_mapping").
+
     `"budget"`: all images are stretched to one size, the largest of whole patches that has about
     the shape of the first image and at most `size * size` pixels. Resizing is Lanczos. Source:
     `load_images_as_tensor` in π³'s `utils/basic.py`.
@@ -130,7 +137,7 @@ def load_images(
         raise InputError(f"{patch_size=} must be at least 1")
     for given in (mode, default_mode):
         if given not in (None, *get_args(Mode)):
-            raise InputError(f"mode={given!r} is unknown; use 'crop', 'pad' or 'budget'")
+            raise InputError(f"mode={given!r} is unknown; use 'crop', 'pad', 'budget' or 'cover'")
     images = _video_if_any(images, fps, frames, progress)
     _check_pattern(images, pattern)
     if is_array(images):
@@ -140,8 +147,16 @@ def load_images(
         return _pass_through(images, mode, checked_size(size, patch_size), patch_size)
 
     is_strict, mode = mode is None, mode or default_mode
-    resampling = Image.Resampling.LANCZOS if mode == "budget" else Image.Resampling.BICUBIC
-    if mode == "budget":
+    resampling_of = lambda _: Image.Resampling.BICUBIC
+    target_size: Any = None
+    if mode == "cover":
+        sources = _stretched(_sources(images, pattern), stretch)
+        if not is_strict:
+            alike = sources[:1] if isinstance(images, VideoFrames) else sources
+            target_size = size_to_cover(_mean_aspect_ratio(alike), size, patch_size)
+        fit, resampling_of = partial(fit_by_covering, size=size), resampling_to_cover
+    elif mode == "budget":
+        resampling_of = lambda _: Image.Resampling.LANCZOS
         budget = checked_budget(size, patch_size)
         sources = _stretched(_sources(images, pattern), stretch)
         first = sources[0].read()
@@ -156,6 +171,7 @@ def load_images(
     def prepare(source: _Source) -> _Prepared:
         picture = source.read()
         transform = fit(picture.size, target_size, patch_size, source.label)
+        resampling = resampling_of(transform)
         frame, opaque = model_frame(picture.image, transform, resampling), None
         if picture.alpha is not None:
             opaque = model_frame(picture.alpha, transform, resampling) >= 128
@@ -245,6 +261,12 @@ def _all_prepared(
     finally:
         executor.shutdown(cancel_futures=True)
     return result
+
+
+def _mean_aspect_ratio(sources: Sequence[_Source]) -> float:
+    """The mean width over height."""
+    sizes = (source.read().size for source in sources)
+    return sum(width / height for height, width in sizes) / len(sources)
 
 
 def _padded_opaque(

@@ -29,7 +29,7 @@ from vggt_jax.layers.few_queries import attend_to_everything
 from vggt_jax.layers.linear import Linear, apply_linear
 from vggt_jax.layers.norm import LayerNorm
 from vggt_jax.layers.precision import Precision
-from vggt_jax.layers.scene_attention import AttentionStats, SceneAttention
+from vggt_jax.layers.scene_attention import AttentionStats, SceneAttention, SceneTokens
 from vggt_jax.layers.token_order import TokenOrder
 
 Implementation = Literal["mosaic_gpu", "cudnn", "xla", "triton"]
@@ -65,23 +65,38 @@ class Dense(SceneAttention):
         return self
 
     def attend(
-        self, q, k, v, *, num_special, grid, token_order, layer, num_frames, precision: Precision
-    ) -> tuple[Float[Array, "b s p n h"], AttentionStats]:
+        self,
+        q,
+        k,
+        v,
+        *,
+        num_special,
+        grid,
+        token_order,
+        layer,
+        num_frames,
+        precision: Precision,
+        scene: SceneTokens | None = None,
+    ) -> tuple[Float[Array, "b s p n h"], Float[Array, "b e n h"] | None, AttentionStats]:
         del token_order, layer
         b, s, padded, n, h = q.shape
         p = num_special + grid[0] * grid[1]
-        scene = lambda x: x[:, :, :p].reshape(b, s * p, n, h)
+        joined = [x[:, :, :p].reshape(b, s * p, n, h) for x in (q, k, v)]
+        first = 0
+        if scene is not None:  # They come first, so that padded frames stay at the end.
+            first = scene.q.shape[1]
+            pairs = zip(scene, joined, strict=True)
+            joined = [jnp.concatenate([x, y], axis=1) for x, y in pairs]
         attended = dense_attention(
-            scene(q),
-            scene(k),
-            scene(v),
-            kv_lengths=None if num_frames is None else num_frames * p,
+            *joined,
+            kv_lengths=None if num_frames is None else first + num_frames * p,
             precision=precision.matmul,
             implementation=self.implementation,
         )
-        attended = attended.reshape(b, s, p, n, h)
+        of_scene = None if scene is None else attended[:, :first]
+        attended = attended[:, first:].reshape(b, s, p, n, h)
         attended = jnp.pad(attended, ((0, 0), (0, 0), (0, padded - p), (0, 0), (0, 0)))
-        return attended, AttentionStats.of_dense(b, n)
+        return attended, of_scene, AttentionStats.of_dense(b, n)
 
     def extra_bytes(
         self, *, num_frames, num_special, num_patches, num_heads, head_dim, itemsize
@@ -114,9 +129,20 @@ class NotDense(SceneAttention):
         return dataclasses.replace(self, min_tokens=0)  # pyright: ignore[reportArgumentType]
 
     def attend(
-        self, q, k, v, *, num_special, grid, token_order, layer, num_frames, precision: Precision
+        self,
+        q,
+        k,
+        v,
+        *,
+        num_special,
+        grid,
+        token_order,
+        layer,
+        num_frames,
+        precision: Precision,
+        scene: SceneTokens | None = None,
     ):
-        def scene(q, k, v, num_frames):
+        def one_scene(q, k, v, num_frames, scene):
             return self.attend_scene(
                 q,
                 k,
@@ -127,9 +153,10 @@ class NotDense(SceneAttention):
                 layer=layer,
                 num_frames=num_frames,
                 precision=precision,
+                scene=scene,
             )
 
-        return jax.vmap(scene)(q, k, v, num_frames)
+        return jax.vmap(one_scene)(q, k, v, num_frames, scene)
 
     @abc.abstractmethod
     def attend_scene(
@@ -144,7 +171,8 @@ class NotDense(SceneAttention):
         layer: Int[Array, ""],
         num_frames: Int[Array, ""] | None,
         precision: Precision,
-    ) -> tuple[Float[Array, "s p n h"], AttentionStats]:
+        scene: SceneTokens | None,
+    ) -> tuple[Float[Array, "s p n h"], Float[Array, "e n h"] | None, AttentionStats]:
         """`attend` for one scene."""
 
 

@@ -10,18 +10,20 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vggt_jax.layers.attention import Attention, Dense, Rope, dense_attention, padded_tokens
-from vggt_jax.layers.mlp import Mlp
+from vggt_jax.layers.mlp import Mlp, SwiGlu, swiglu_hidden_dim
 from vggt_jax.layers.norm import LayerNorm
 from vggt_jax.layers.precision import Precision
 
 ModuleT = TypeVar("ModuleT", bound=nnx.Module)
+FfnKind = Literal["mlp", "swiglu"]
 
 
 class Block(nnx.Module):
     """Pre-norm transformer block; the residual stream is float32.
 
     `before` and `after` lie on either side of attention, which the caller runs. Branches are scaled
-    by LayerScale, which starts at `layer_scale`, or not at all where that is None.
+    by LayerScale, which starts at `layer_scale`, or not at all where that is None. `ffn` is "mlp",
+    or "swiglu", whose hidden layer is two thirds as wide, so that it has as many parameters.
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class Block(nnx.Module):
         norm_eps: float,
         layer_scale: float | None,
         qk_norm: bool = False,
+        ffn: FfnKind = "mlp",
         rngs: nnx.Rngs,
     ):
         self.norm1 = LayerNorm(dim, eps=norm_eps)
@@ -45,7 +48,12 @@ class Block(nnx.Module):
 
         self.ls1 = scale()
         self.norm2 = LayerNorm(dim, eps=norm_eps)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), rngs=rngs)
+        hidden_dim = int(dim * mlp_ratio)
+        self.mlp = (
+            Mlp(dim, hidden_dim, rngs=rngs)
+            if ffn == "mlp"
+            else SwiGlu(dim, swiglu_hidden_dim(hidden_dim), rngs=rngs)
+        )
         self.ls2 = scale()
 
     def before(
@@ -73,9 +81,9 @@ class Block(nnx.Module):
             implementation: of the MLP.
         """
         branch = self.attn.output(attended, precision)
-        x = x + _scaled(self.ls1, branch.astype(x.dtype))
+        x = x + scaled(self.ls1, branch.astype(x.dtype))
         branch = self.mlp(self.norm2(x), precision, implementation=implementation)
-        return x + _scaled(self.ls2, branch.astype(x.dtype))
+        return x + scaled(self.ls2, branch.astype(x.dtype))
 
     def within_frames(
         self,
@@ -133,7 +141,8 @@ class Block(nnx.Module):
         return pad(x), rope and Rope(*map(pad, rope))
 
 
-def _scaled(scale: nnx.Param | None, branch: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
+def scaled(scale: nnx.Param | None, branch: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
+    """A branch times its LayerScale, if any."""
     return branch if scale is None else jax.lax.broadcast_to_rank(scale[...], branch.ndim) * branch
 
 

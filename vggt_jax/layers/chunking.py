@@ -38,7 +38,7 @@ def map_chunks(fn: Callable[[PyTree], PyTree], xs: PyTree, *, axis: int, max_chu
 
 
 def update_chunks(
-    fn: Callable[..., Array], x: Array, *others: Array, axis: int, max_chunk: int
+    fn: Callable[..., Array], x: Array, *others: PyTree, axis: int, max_chunk: int
 ) -> Array:
     """Equals `fn(x, *others)`, where the result replaces `x` in place, as in a residual stream.
 
@@ -46,7 +46,7 @@ def update_chunks(
 
     Args:
         fn: treats slices along `axis` independently; its result is shaped like its first argument.
-        x, others: arrays that agree in size along `axis`.
+        x, others: arrays, the others also trees of them, that agree in size along `axis`.
         axis, max_chunk: as for `map_chunks`.
     """
     size = x.shape[axis]

@@ -60,7 +60,10 @@ def apply_linear(
 
 
 class Conv(nnx.Module):
-    """2D convolution, channels last, `kernel [kh kw i o]`, zero padding that keeps the size."""
+    """2D convolution, channels last, `kernel [kh kw i o]`, padded so that the size stays.
+
+    What lies beyond the border is 0 (`padding="zeros"`), or the nearest pixel ("edge").
+    """
 
     def __init__(
         self,
@@ -70,9 +73,10 @@ class Conv(nnx.Module):
         *,
         stride: int = 1,
         use_bias: bool = True,
+        padding: Literal["zeros", "edge"] = "zeros",
         rngs: nnx.Rngs,
     ):
-        self.stride = stride
+        self.stride, self.padding = stride, padding
         self.kernel = _kernel(rngs, kernel_size, kernel_size, in_dim, out_dim)
         self.bias = nnx.Param(jnp.zeros(out_dim, jnp.float32)) if use_bias else None
 
@@ -81,6 +85,9 @@ class Conv(nnx.Module):
     ) -> Float[Array, "b h2 w2 o"]:
         dtype, kernel = precision.compute_dtype, self.kernel[...]
         padding = kernel.shape[0] // 2
+        if self.padding == "edge":
+            beyond = (padding, padding)
+            x, padding = jnp.pad(x, ((0, 0), beyond, beyond, (0, 0)), mode="edge"), 0
         y = jax.lax.conv_general_dilated(
             x.astype(dtype),
             kernel.astype(dtype),

@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +56,17 @@ class AttentionStats:
             entropy=full(np.nan),
             error=full(0.0),
         )
+
+
+class SceneTokens(NamedTuple):
+    """Queries, keys and values of tokens that are of no frame but of a scene as a whole.
+
+    They are special like those of the frames: everything sees them, whatever else is left out.
+    """
+
+    q: Float[Array, "*b e n h"]
+    k: Float[Array, "*b e n h"]
+    v: Float[Array, "*b e n h"]
 
 
 class SceneAttention(abc.ABC):
@@ -139,7 +150,8 @@ class SceneAttention(abc.ABC):
         layer: Int[Array, ""],
         num_frames: Int[Array, " b"] | None,
         precision: Precision,
-    ) -> tuple[Float[Array, "b s p n h"], AttentionStats]:
+        scene: SceneTokens | None = None,
+    ) -> tuple[Float[Array, "b s p n h"], Float[Array, "b e n h"] | None, AttentionStats]:
         """Attention over all frames in one layer, for a value that is the same in all layers.
 
         Args:
@@ -149,6 +161,11 @@ class SceneAttention(abc.ABC):
             token_order: how these patches follow one another.
             layer: which layer of the trunk this is.
             num_frames: how many leading frames of each scene count, None for all.
+            scene: tokens of each scene as a whole, if there are any.
+
+        Returns:
+            What the tokens of the frames attended to, what those of the scene did, if any, and
+            statistics.
         """
 
     def num_pairs(self, *, num_frames: int, num_special: int, num_patches: int) -> float:

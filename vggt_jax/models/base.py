@@ -13,6 +13,8 @@ from vggt_jax.images.loading import Mode
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.scene.confidence import PointSource
+from vggt_jax.scene.priors import PriorKind, Priors
+from vggt_jax.scene.reconstruction import LengthUnit
 from vggt_jax.trunk.alternation import TrunkOutput
 from vggt_jax.trunk.frames import layout_of_images
 from vggt_jax.trunk.memory import ForwardPass
@@ -35,6 +37,11 @@ class ModelTraits:
             depends on which frame is the first.
         compute_type_modules: how the names of parameters begin whose matrix products run in the
             compute type, bfloat16 on a GPU; heads run in float32.
+        takes: what may be known of a scene that this model uses. Where it is not empty, `__call__`,
+            `encode` and `aggregate` take `priors` (`scene.priors.Priors`) beside the arguments of
+            `SceneModel`.
+        length_unit: see `Reconstruction.length_unit`.
+        frames_read: names of the outputs of `decode_scene` that `decode_frames` takes besides.
     """
 
     name: str
@@ -43,6 +50,9 @@ class ModelTraits:
     confidence_kind: str
     has_reference_frame: bool
     compute_type_modules: tuple[str, ...]
+    takes: tuple[PriorKind, ...] = ()
+    length_unit: LengthUnit = "arbitrary"
+    frames_read: tuple[str, ...] = ()
 
 
 class ModelConfig(Protocol):
@@ -132,6 +142,18 @@ class SceneModel(Protocol):
     def smallest_tracked_side(self) -> int | None:
         """The least side of frames, in pixels, in which points can be tracked; None where the model
         tracks none."""
+        ...
+
+    def check_known(self, priors: Priors, *, first: int) -> None:
+        """Finds what this model can make nothing of, in priors of kinds that it takes.
+
+        Args:
+            priors: of one scene, as `Priors.checked` gives them.
+            first: which frame the model sees first.
+
+        Raises:
+            vggt_jax.InputError: there is something.
+        """
         ...
 
     def layout(self, images: Array) -> TokenLayout:
@@ -239,12 +261,17 @@ class TrunkModel(nnx.Module):
     """
 
     output: ClassVar[type]
+    traits: ClassVar[ModelTraits]
     config: Any
 
     @property
     def num_dense_heads(self) -> int:
         """Heads with convolutions over whole images, which take long."""
         return 0
+
+    def check_known(self, priors: Priors, *, first: int) -> None:
+        """See `SceneModel`; everything is fine."""
+        del priors, first
 
     def layout(self, images: Array) -> TokenLayout:
         """Where the tokens of these images lie.
@@ -278,7 +305,11 @@ class TrunkModel(nnx.Module):
             compute_dtype=compute_dtype,
         )
         of_frames = self.decode_frames(
-            trunk, layout, attention=attention, compute_dtype=compute_dtype
+            trunk,
+            layout,
+            attention=attention,
+            compute_dtype=compute_dtype,
+            **{name: of_scene[name] for name in self.traits.frames_read},
         )
         return self.output(**of_scene, **of_frames)
 

@@ -19,18 +19,27 @@ _REPEATED = ("depth", "layers", "iters", "levels", "radius", "mlp_ratio")
 class ConfigFields:
     """Base of the configurations: frozen dataclasses whose every field has a default.
 
-    The type of a field is that of its default: a bool, an int, a float, or a tuple of ints.
+    The type of a field is that of its default: a bool, an int, a float, a string, or a tuple of
+    ints.
 
     Args:
         model: name of the model in messages, such as "VGGT".
         may_be_zero: the numbers, or tuples of them, that need not be positive.
+        any_length: the tuples that may have another length than their default, from 1.
     """
 
     _model: ClassVar[str]
     _may_be_zero: ClassVar[tuple[str, ...]]
+    _any_length: ClassVar[tuple[str, ...]]
 
-    def __init_subclass__(cls, *, model: str, may_be_zero: tuple[str, ...] = ()):
-        cls._model, cls._may_be_zero = model, may_be_zero
+    def __init_subclass__(
+        cls,
+        *,
+        model: str,
+        may_be_zero: tuple[str, ...] = (),
+        any_length: tuple[str, ...] = (),
+    ):
+        cls._model, cls._may_be_zero, cls._any_length = model, may_be_zero, any_length
 
     def __post_init__(self):
         self._validate(type(self).__name__)
@@ -102,6 +111,8 @@ class ConfigFields:
         for name, default in self._defaults().items():
             value = getattr(self, name)
             least = 0 if name in self._may_be_zero else 1
+            if name in self._any_length and isinstance(value, list | tuple) and value:
+                default = (1,) * len(value)
             if wanted := _unmet_type(default, value, least, _most(name)):
                 shown = repr(value) if not isinstance(value, int) or abs(value) < 1e30 else "that"
                 raise CheckpointError(f"{origin}: {name}={shown[:60]} must be {wanted}")
@@ -131,6 +142,8 @@ def _unmet_type(default: Any, value: Any, least: int, most: int) -> str | None:
             if number and 0 <= value <= most and (value > 0 or least == 0):
                 return None
             return f"a {'positive ' * least}number up to {most}"
+        case str():
+            return None if isinstance(value, str) else "a name"
         case tuple():
             right = isinstance(value, list | tuple) and len(value) == len(default)
             if right and all(map(is_count, value)):

@@ -65,7 +65,7 @@ def load_official(
     Args:
         source: a `.safetensors`, `.pt`, `.pth`, `.ckpt` or `.bin` file (its content tells which), a
             folder that holds one or its shards, or a name on huggingface.co such as
-            `facebook/VGGT-1B` or `yyfz233/Pi3`. Its keys tell which model it is, whatever training
+            `facebook/VGGT-1B` or `yyfz233/Pi3X`. Its keys tell which model it is, whatever training
             put around it (see `without_wrapping`).
         config: fields of the configuration or the path of a JSON file with them; None takes the
             JSON file of the same name beside the source, or recognises the released size.
@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "source",
         metavar="SOURCE",
         help=".safetensors, .pt, .ckpt or .bin file, folder that holds one or its shards, or hub "
-        "name such as facebook/VGGT-1B or yyfz233/Pi3",
+        "name such as facebook/VGGT-1B or yyfz233/Pi3X",
     )
     parser.add_argument(
         "destination", metavar="DESTINATION", help="folder to make, or FILE.safetensors"

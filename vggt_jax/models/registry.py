@@ -1,13 +1,19 @@
 """The models that there are, one line each."""
 
 from vggt_jax.checkpoints.official import OfficialKeys
-from vggt_jax.models.base import ModelConfig, ModelFamily
+from vggt_jax.errors import InputError
+from vggt_jax.models.base import ModelConfig, ModelFamily, SceneModel
+from vggt_jax.models.mapanything.family import FAMILY as MAPANYTHING
 from vggt_jax.models.pi3.family import FAMILY as PI3
+from vggt_jax.models.pi3x.family import FAMILY as PI3X
 from vggt_jax.models.vggt.family import FAMILY as VGGT
+from vggt_jax.scene.priors import Priors
 
 _FAMILIES = [
     VGGT,
+    PI3X,
     PI3,
+    MAPANYTHING,
 ]
 
 
@@ -48,3 +54,23 @@ def family_of(config: ModelConfig) -> ModelFamily:
             return family
     known = ", ".join(family.config.__name__ for family in _FAMILIES)
     raise TypeError(f"{config!r} is no configuration of a model ({known})")
+
+
+def check_priors(model: SceneModel, priors: Priors) -> None:
+    """Finds what is known of a scene that a model has no use for.
+
+    Raises:
+        InputError: there is some; the message names the models that take it.
+    """
+    for kind in priors.given:
+        if kind not in model.traits.takes:
+            others = [other for other in _FAMILIES if kind in other.model.traits.takes]
+            names = " or ".join(
+                other.model.traits.title
+                + (f" ({other.keys.hub_name})" if other.keys is not None else "")
+                for other in others
+            )
+            raise InputError(
+                f"{model.traits.title} cannot be told known {kind}; "
+                + (f"use {names}, or leave it out" if others else "leave it out")
+            )

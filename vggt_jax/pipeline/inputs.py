@@ -17,12 +17,15 @@ from vggt_jax.errors import InputError
 from vggt_jax.images.frames import Frames
 from vggt_jax.images.loading import load_images
 from vggt_jax.images.masks import background_mask, load_masks
-from vggt_jax.images.resizing import PIXEL_BUDGET
+from vggt_jax.images.resizing import DEFAULT_SIZE, PIXEL_BUDGET
 from vggt_jax.layers.precision import Precision
 from vggt_jax.models.base import SceneModel
 from vggt_jax.models.loading import load_model
+from vggt_jax.models.registry import check_priors
 from vggt_jax.pipeline.options import Options
+from vggt_jax.pipeline.prior_files import read_priors
 from vggt_jax.scene import calibration
+from vggt_jax.scene.priors import Priors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,7 @@ class SceneInputs:
         query_points: in pixels of the reference frame.
         mask: which pixels may be used; None for all.
         intrinsics: known ones, in pixels of the photographs.
+        priors: what the model is told, as `Priors.checked` gives it.
     """
 
     frames: Frames
@@ -42,6 +46,7 @@ class SceneInputs:
     query_points: Float[np.ndarray, "m 2"] | None
     mask: Bool[np.ndarray, "s height width"] | None
     intrinsics: Float64[np.ndarray, "s 3 3"] | None
+    priors: Priors | None = None
 
     @property
     def order(self) -> list[int]:
@@ -96,7 +101,29 @@ def read(images: Any, model: SceneModel, options: Options) -> SceneInputs:
         )
     if inputs.query_points is not None:
         check_tracking(model, frames.images.shape[1:3])
-    return inputs
+    if options.priors is None:
+        return inputs
+    priors = _priors(frames, model, options)
+    model.check_known(priors, first=inputs.reference)
+    return dataclasses.replace(inputs, priors=priors)
+
+
+def _priors(frames: Frames, model: SceneModel, options: Options) -> Priors:
+    """What the model is told of these frames."""
+    given = options.priors
+    if isinstance(given, str | os.PathLike):
+        given = read_priors(given, frames, use=options.use)
+    assert given is not None
+    if options.use:
+        if missing := [kind for kind in options.use if kind not in given.given]:
+            raise InputError(f"use={missing[0]!r}: priors hold no {missing[0]}; leave it out")
+        given = given.only(options.use)
+    if options.metric:
+        given = dataclasses.replace(given, metric=True)
+    if not given.given:
+        raise InputError("priors are empty; leave them out")
+    check_priors(model, given)
+    return given.checked(len(frames.images), frames.images.shape[1:3])
 
 
 def check_model(model: SceneModel, options: Options) -> None:
@@ -123,7 +150,10 @@ def read_frames(images: Any, model: SceneModel, options: Options) -> Frames:
     size, own_mode = options.size, model.traits.resize_mode
     if size is None and not hasattr(images, "ndim"):  # One array keeps the size that it has.
         size = model.config.img_size
-        if (options.mode or own_mode) == "budget" and size**2 > PIXEL_BUDGET:
+        mode = options.mode or own_mode
+        if (mode == "budget" and size**2 > PIXEL_BUDGET) or (
+            mode == "cover" and size == DEFAULT_SIZE
+        ):
             size = None
     return load_images(
         images,

@@ -71,7 +71,7 @@ class ScenesReport:
 class ManyScenesOptions(Options):
     """How many scenes are reconstructed; the keyword arguments of `reconstruct_scenes`.
 
-    `masks` and `intrinsics` may be paths with "{scene}" in place of a scene's name.
+    `masks`, `intrinsics` and `priors` may be paths with "{scene}" in place of a scene's name.
 
     Raises:
         InputError: a value cannot be, or two say the same in different ways.
@@ -232,7 +232,9 @@ class _Scene:
         """What scenes of a batch have in common."""
         images, points = self.inputs.frames.images, self.inputs.query_points
         of_program = (self.plan.attention, self.plan.padded_frames, self.plan.masks_padding)
-        return *of_program, images.shape[1:], images.dtype, None if points is None else len(points)
+        priors = None if self.inputs.priors is None else self.inputs.priors.given
+        of_program = (*of_program, None if points is None else len(points), priors)
+        return *of_program, images.shape[1:], images.dtype
 
 
 def _run_if_it_fits(*arguments: Any) -> Reconstruction | None:
@@ -259,7 +261,7 @@ def _run(model: SceneModel, batch: list[_Scene], options: ManyScenesOptions) -> 
 
 
 @functools.partial(jax.jit, static_argnames=("attention", "compute_dtype"))
-def _reconstruct(model, images, num_frames, query_points, *, attention, compute_dtype):
+def _reconstruct(model, images, num_frames, query_points, priors, *, attention, compute_dtype):
     result = reconstruct(
         model,
         images,
@@ -267,6 +269,7 @@ def _reconstruct(model, images, num_frames, query_points, *, attention, compute_
         query_points=query_points,
         attention=attention,
         compute_dtype=compute_dtype,
+        priors=priors,
     )
     return dataclasses.replace(result, images=None)  # The host has them.
 

@@ -20,6 +20,7 @@ from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.models.base import SceneModel
 from vggt_jax.scene import calibration
+from vggt_jax.scene.priors import KINDS, PriorKind, Priors
 from vggt_jax.trunk.attention.plan import attention_of
 
 P = ParamSpec("P")
@@ -53,8 +54,9 @@ class Options:
     layer is above this. Each try is a run, with four times the keys for half the error."""
     mode: Mode | None = None
     """How photographs come to size: crop keeps the width and cuts tall ones, pad keeps everything
-    and fills with white, budget stretches all to one size of about the shape of the first. Needed
-    only if their shapes differ; otherwise the model's own, crop (VGGT) or budget (Pi3)."""
+    and fills with white, budget stretches all to one size of about the shape of the first, cover
+    cuts all to one size of about their mean shape. Needed only if their shapes differ; otherwise
+    the model's own, crop (VGGT), budget (Pi3) or cover (MapAnything)."""
     size: int | tuple[int, int] | None = None
     """Side in pixels to resize to, a multiple of the patch size; with budget, the side of the
     square of as many pixels. By default the model's own: 112 for the small model, 518 for VGGT-1B,
@@ -93,6 +95,13 @@ class Options:
     known_depth: tuple[int | str, float, float, float] | None = None
     """(photograph, x, y, depth): how far along the viewing axis lies what this pixel of a
     photograph (by index or name) shows. The scene comes in these units."""
+    priors: Priors | str | os.PathLike | None = None
+    """What is already known, for a model that takes it: in the pixels of the model's frames, or a
+    file or folder that tells it of photographs by their names, see `read_priors`."""
+    use: tuple[PriorKind, ...] = ()
+    """Which of what is known to tell the model: poses, intrinsics, depth; all by default."""
+    metric: bool = False
+    """The lengths of what is known are metres, where its file does not say so itself."""
     compute_dtype: DTypeLike | None = None
     """Of matrix products; by default bfloat16 on a GPU and float32 elsewhere."""
     pad_frames: bool = True
@@ -105,8 +114,9 @@ class Options:
     many (64 of 518x518)."""
 
     def __post_init__(self):
-        if isinstance(self.background, str):
-            object.__setattr__(self, "background", (self.background,))
+        for name in ("background", "use"):
+            if isinstance(value := getattr(self, name), str):
+                object.__setattr__(self, name, (value,))
         object.__setattr__(self, "pattern", as_patterns(self.pattern))
         if unknown := [x for x in self.background if x not in get_args(Background)]:
             known = ", ".join(get_args(Background))
@@ -128,6 +138,11 @@ class Options:
             value = getattr(self, name)
             if value is not None and not 0 < float(value[-1]) < math.inf:
                 raise InputError(f"{name}={value} must end in a positive length")
+        if unknown := [kind for kind in self.use if kind not in KINDS]:
+            raise InputError(f"use={unknown[0]!r} is unknown; use some of {', '.join(KINDS)}")
+        for name in ("use", "metric"):
+            if getattr(self, name) and self.priors is None:
+                raise InputError(f"{name}={getattr(self, name)} is said of priors; give some")
         if self.config is not None and not isinstance(self.model, str | os.PathLike):
             raise InputError(f"config={self.config} is for an official checkpoint; name its model")
         if isinstance(self.intrinsics, str | os.PathLike) and "{scene}" not in str(self.intrinsics):
@@ -143,7 +158,7 @@ class Options:
         progress of its own."""
         paths = {
             field: Path(str(value).replace("{scene}", name))
-            for field in ("masks", "intrinsics")
+            for field in ("masks", "intrinsics", "priors")
             if isinstance(value := getattr(self, field), str | os.PathLike)
         }
         return dataclasses.replace(self, progress=False, **paths)
@@ -164,6 +179,8 @@ def _as_json(value: Any) -> Any:
         return value
     if isinstance(value, os.PathLike):
         return str(value)
+    if isinstance(value, Priors):
+        return value.fingerprint()
     if isinstance(value, np.ndarray) or hasattr(value, "__array__"):
         return np.asarray(value).tolist()
     if isinstance(value, Collection):

@@ -10,6 +10,8 @@ from jaxtyping import Array, Float, Int, UInt8
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.models.base import SceneModel
+from vggt_jax.models.registry import check_priors
+from vggt_jax.scene.priors import Priors
 from vggt_jax.scene.reconstruction import Reconstruction
 from vggt_jax.trunk.attention.plan import attention_of
 
@@ -22,6 +24,7 @@ def reconstruct(
     attention: SceneAttention | str = Dense(),
     num_frames: Int[Array, "*b"] | None = None,
     compute_dtype: DTypeLike | None = None,
+    priors: Priors | None = None,
 ) -> Reconstruction:
     """Reconstructs scenes: a pure function, for `jax.jit`, `jax.grad` and pipelines.
 
@@ -33,9 +36,11 @@ def reconstruct(
             with a track head.
         attention, num_frames, compute_dtype: see the call of the model; `num_frames` has the scene
             axis if the images do, and `attention` may be "auto", see `Options`.
+        priors: what is already known, with the scene axis if the images have it; for a model that
+            takes it.
 
     Raises:
-        ValueError: shapes or types do not fit.
+        ValueError: shapes or types do not fit, or the model takes no such priors.
     """
     if images.ndim not in (4, 5):
         raise ValueError(
@@ -45,12 +50,17 @@ def reconstruct(
     one_scene = images.ndim == 4
 
     add_scene = lambda x: jnp.asarray(x)[None] if one_scene else jnp.asarray(x)
+    known: dict[str, Any] = {}
+    if priors is not None:
+        check_priors(model, priors)
+        known["priors"] = jax.tree.map(add_scene, priors)
     output = model(
         add_scene(images),
         query_points=None if query_points is None else add_scene(query_points),
         attention=attention_of(attention),
         num_frames=None if num_frames is None else add_scene(num_frames),
         compute_dtype=compute_dtype,
+        **known,
     )
     height, width = images.shape[-3:-1]
     fields = model.scene_fields(vars(output), (height, width))
@@ -60,6 +70,7 @@ def reconstruct(
         images=images,
         confidence_kind=model.traits.confidence_kind,
         pixel_centre=model.pixel_centre,
+        length_unit=model.traits.length_unit,
         **fields,
     )
 

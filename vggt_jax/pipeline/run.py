@@ -118,12 +118,11 @@ def with_more_keys(
 def scene_arguments(inputs: SceneInputs, plan: Plan) -> dict[str, Any]:
     """The arguments of `reconstruct` for one scene, padded, the reference frame first."""
     arguments = batch_arguments([inputs], plan, 1)
-    return {name: x[0] for name, x in arguments.items() if x is not None}
+    given = {name: x for name, x in arguments.items() if x is not None}
+    return jax.tree.map(lambda x: x[0], given)
 
 
-def batch_arguments(
-    scenes: Sequence[SceneInputs], plan: Plan, batch_size: int
-) -> dict[str, np.ndarray | None]:
+def batch_arguments(scenes: Sequence[SceneInputs], plan: Plan, batch_size: int) -> dict[str, Any]:
     """The arguments of `reconstruct` for scenes that share a program.
 
     Args:
@@ -143,7 +142,18 @@ def batch_arguments(
         num_frames = np.array([len(scene.frames.images) for scene in scenes], np.int32)
     if scenes[0].query_points is not None:
         query_points = np.array([scene.query_points for scene in scenes], np.float32)
-    return {"images": images, "num_frames": num_frames, "query_points": query_points}
+    priors = None
+    if scenes[0].priors is not None:
+        priors = jax.tree.map(
+            lambda *x: np.stack(x),
+            *(
+                scene.priors.of_frames(scene.order, padded_to=plan.padded_frames)
+                for scene in scenes
+                if scene.priors is not None
+            ),
+        )
+    arguments = {"images": images, "num_frames": num_frames, "query_points": query_points}
+    return arguments | {"priors": priors}
 
 
 def finish(result: Reconstruction, inputs: SceneInputs, options: Options) -> Reconstruction:

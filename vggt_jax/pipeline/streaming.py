@@ -15,6 +15,8 @@ from pallas_kernels import tuned
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.models.base import SceneModel
+from vggt_jax.models.registry import check_priors
+from vggt_jax.scene.priors import Priors
 from vggt_jax.scene.reconstruction import Reconstruction
 from vggt_jax.trunk.alternation import TrunkOutput
 from vggt_jax.trunk.frames import encode_and_aggregate
@@ -22,6 +24,9 @@ from vggt_jax.trunk.token_layout import TokenLayout
 
 # Pieces that are computed or copied to the host while the next is waited for.
 _MAX_PENDING = 2
+
+# What heads read of the trunk, so far as a model has it.
+_TOKENS = ("kept", "first_tokens", "encoded", "scene_tokens")
 
 
 def frames_on_device() -> int:
@@ -43,7 +48,7 @@ class Stream:
     the device never holds all of them, which are 6 GiB for 1000 frames of 518x518 by VGGT-1B.
     """
 
-    scene: Callable[..., tuple[jax.Array, jax.Array, dict[str, Any]]]
+    scene: Callable[..., tuple[dict[str, jax.Array], dict[str, Any], dict[str, Any]]]
     frames: Callable[..., dict[str, Any]]
     frames_in_piece: int
 
@@ -74,8 +79,10 @@ class Stream:
                 num,
             )
         scene = _run_scene.lower(model, **inputs, **static)
-        tokens = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in scene.out_info[:2]]
-        frames = _run_frames.lower(model, *tokens, np.int32(0), **of_frames)
+        tokens, read = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), scene.out_info[:2]
+        )
+        frames = _run_frames.lower(model, tokens, np.int32(0), read, **of_frames)
         return cls(scene.compile(), frames.compile(), num)
 
     def __call__(
@@ -85,17 +92,19 @@ class Stream:
         images: np.ndarray,
         query_points: np.ndarray | None = None,
         num_frames: np.int32 | None = None,
+        priors: Priors | None = None,
         done: Callable[[int], object] = lambda num: None,
     ) -> Reconstruction:
         """The scene, in NumPy arrays, of its valid frames.
 
         Args:
-            images, query_points, num_frames: those that the programs were made for.
+            images, query_points, num_frames, priors: those that the programs were made for.
             done: called with the number of frames after each piece.
         """
         inputs = {"images": images, "query_points": query_points, "num_frames": num_frames}
+        inputs["priors"] = priors
         inputs = {name: value for name, value in inputs.items() if value is not None}
-        kept, first_tokens, fields = self.scene(model, **jax.device_put(inputs))
+        tokens, read, fields = self.scene(model, **jax.device_put(inputs))
         total = len(images) if num_frames is None else int(num_frames)
         size = self.frames_in_piece
         maps: dict[str, np.ndarray] = {}
@@ -112,7 +121,7 @@ class Stream:
 
         for start in range(0, total, size):
             start = min(start, len(images) - size)  # early enough for a whole piece
-            part = self.frames(model, kept, first_tokens, jax.device_put(np.int32(start)))
+            part = self.frames(model, tokens, jax.device_put(np.int32(start)), read)
             for x in part.values():
                 x.copy_to_host_async()
             pending.append((start, part))
@@ -129,15 +138,21 @@ class Stream:
             attention_stats=jax.tree.map(np.array, stats),
             confidence_kind=model.traits.confidence_kind,
             pixel_centre=model.pixel_centre,
+            length_unit=model.traits.length_unit,
             **on_host,
         )
 
 
 @functools.partial(jax.jit, static_argnames=("attention", "compute_dtype"))
-def _run_scene(model, images, query_points=None, num_frames=None, *, attention, compute_dtype):
-    """Tokens of all frames, and the fields of a reconstruction that come of all frames together."""
-    images, query_points, num_frames = jax.tree.map(
-        lambda x: jnp.asarray(x)[None], (images, query_points, num_frames)
+def _run_scene(
+    model, images, query_points=None, num_frames=None, priors=None, *, attention, compute_dtype
+):
+    """Tokens of all frames, outputs of the scene that the heads of frames read, and the fields of a
+    reconstruction that come of all frames together."""
+    if priors is not None:
+        check_priors(model, priors)
+    images, query_points, num_frames, priors = jax.tree.map(
+        lambda x: jnp.asarray(x)[None], (images, query_points, num_frames, priors)
     )
     trunk = encode_and_aggregate(
         model,
@@ -145,6 +160,7 @@ def _run_scene(model, images, query_points=None, num_frames=None, *, attention, 
         attention=attention,
         num_frames=num_frames,
         compute_dtype=compute_dtype,
+        priors=priors,
     )
     decoded = model.decode_scene(
         trunk,
@@ -155,19 +171,24 @@ def _run_scene(model, images, query_points=None, num_frames=None, *, attention, 
         compute_dtype=compute_dtype,
     )
     fields = model.scene_fields(decoded, images.shape[2:4])
-    return trunk.kept, trunk.first_tokens, _of_one_scene(fields)
+    tokens = {name: getattr(trunk, name) for name in _TOKENS}
+    tokens = {name: x for name, x in tokens.items() if x is not None}
+    read = {name: decoded[name] for name in model.traits.frames_read}
+    return tokens, read, _of_one_scene(fields)
 
 
 @functools.partial(jax.jit, static_argnames=("size", "num", "attention", "compute_dtype"))
-def _run_frames(model, kept, first_tokens, start, *, size, num, attention, compute_dtype):
+def _run_frames(model, tokens, start, read, *, size, num, attention, compute_dtype):
     """The fields that come of a frame alone, of `num` frames from `start` on."""
-    some = lambda x: jax.lax.dynamic_slice_in_dim(x, start, num, axis=1)
-    trunk = TrunkOutput(kept=some(kept), layers=model.kept_layers, first_tokens=some(first_tokens))
+    trunk = TrunkOutput(layers=model.kept_layers, **tokens)
+    trunk = trunk.of_frames(lambda x: jax.lax.dynamic_slice_in_dim(x, start, num, axis=1))
     height, width = size
     layout = TokenLayout.for_images(
         height, width, model.config.patch_size, model.config.num_special_tokens
     )
-    decoded = model.decode_frames(trunk, layout, attention=attention, compute_dtype=compute_dtype)
+    decoded = model.decode_frames(
+        trunk, layout, attention=attention, compute_dtype=compute_dtype, **read
+    )
     return _of_one_scene(model.scene_fields(decoded, size))
 
 

@@ -6,7 +6,8 @@ Pure functions of a scene in NumPy arrays without scene axis, as `infer` returns
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jax.typing import ArrayLike
@@ -99,7 +100,9 @@ def read_intrinsics(path: str | os.PathLike, names: Sequence[str]) -> Float64[np
     return np.stack([by_name[name] for name in names])
 
 
-def intrinsics_by_name(path: str | os.PathLike) -> dict[str, Float64[np.ndarray, "3 3"]]:
+def intrinsics_by_name(
+    path: str | os.PathLike, document: Mapping[str, Any] | None = None
+) -> dict[str, Float64[np.ndarray, "3 3"]]:
     """Intrinsics of all photographs in a file like `cameras.json`, as `with_intrinsics` takes them.
 
     `pixel_centre` says where the rays of the file's cameras meet pixels: 0.5, as in any
@@ -111,12 +114,14 @@ def intrinsics_by_name(path: str | os.PathLike) -> dict[str, Float64[np.ndarray,
         path: JSON with a list `frames`, each with its `name` and `intrinsics_original`, 3x3, and
             for a `pixel_centre` other than 0.5 with the `scale` of its `model_from_original`. Other
             fields are left aside.
+        document: what the file holds, if it was read already.
 
     Raises:
         InputError: the file cannot be read or is of another form.
     """
     try:
-        document = read_json(path, "file that must be JSON like cameras.json")
+        if document is None:
+            document = read_json(path, "file that must be JSON like cameras.json")
         pixel_centre = float(document.get("pixel_centre", 0.5))
         by_name = {}
         for frame in document["frames"]:
@@ -169,6 +174,7 @@ def scaled(recon: Reconstruction, factor: float) -> Reconstruction:
         camera_from_world=cameras,
         depth=None if recon.depth is None else scale(recon.depth),
         world_points=None if recon.world_points is None else scale(recon.world_points),
+        length_unit="given",
     )
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,10 @@ from vggt_jax.layers.scene_attention import AttentionStats
 # JAX's in pure functions, NumPy's in what `infer` returns and files hold.
 AnyArray: TypeAlias = Array | np.ndarray
 
+LengthUnit = Literal["arbitrary", "metres", "given"]
+"""Of all lengths of a scene: "arbitrary", one for each scene; "metres", as the model predicts them;
+or "given", that of a length which somebody knew (`scale_to_distance`, `scale_to_depth`)."""
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -24,8 +28,8 @@ class Reconstruction:
     """A scene: cameras, depth, points and tracks of its frames, the same for every model.
 
     The world is the first camera for VGGT; for π³, which has no reference frame, it is no camera,
-    and arbitrary. Cameras follow OpenCV: x right, y down, z forward. Lengths are in one arbitrary
-    unit per scene. Pixels are those of the model's frames: `transforms` lead back to the
+    and arbitrary. Cameras follow OpenCV: x right, y down, z forward. Lengths are in one unit per
+    scene (`length_unit`). Pixels are those of the model's frames: `transforms` lead back to the
     photographs. Arrays have a leading scene axis if the images had one. What a model has no head
     for is None.
 
@@ -50,6 +54,7 @@ class Reconstruction:
             percentiles; "sigmoid" (π³): in [0, 1], where the official code keeps what is above 0.1.
         pixel_centre: where the ray of the first pixel meets the image that `intrinsics` describe:
             0, its corner, for VGGT, whose official code unprojects so; 0.5, its centre, for π³.
+        length_unit: the unit of depth, positions and points, see `LengthUnit`.
         names: of the frames; empty where images were arrays.
         transforms: to the pixels of the photographs, one per frame; empty where nobody resized.
     """
@@ -69,6 +74,7 @@ class Reconstruction:
     attention_stats: AttentionStats | None = None
     confidence_kind: str = dataclasses.field(default="one_plus_exp", metadata={"static": True})
     pixel_centre: float = dataclasses.field(default=0.0, metadata={"static": True})
+    length_unit: LengthUnit = dataclasses.field(default="arbitrary", metadata={"static": True})
     names: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
     transforms: tuple[FrameTransform, ...] = dataclasses.field(
         default=(), metadata={"static": True}

@@ -5,7 +5,8 @@ holds
 
 - the arrays of `Reconstruction` that are not None, under the names of their fields;
 - of its `attention_stats`, one array a field, `attention_density` and so on;
-- `names`, `confidence_kind` and `pixel_centre`, see `Reconstruction`;
+- `names`, `confidence_kind`, `pixel_centre` and `length_unit` ("arbitrary" where a file of an
+  earlier version lacks it), see `Reconstruction`;
 - of `transforms`, one row a frame: `original_sizes` (height, width), `model_from_original` (scale x
   and y, offset x and y, see `FrameTransform`) and `content` (half-open ranges of rows and columns);
 - for convenience, though it follows from the others, `valid` (bool, False on padding) and
@@ -21,7 +22,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -33,7 +34,7 @@ from vggt_jax.files.documents import parse_json
 from vggt_jax.images.frames import Frames, FrameTransform
 from vggt_jax.layers.scene_attention import AttentionStats
 from vggt_jax.scene.npz import Predictions, write_predictions
-from vggt_jax.scene.reconstruction import Reconstruction
+from vggt_jax.scene.reconstruction import LengthUnit, Reconstruction
 from vggt_jax.scene.table import TABLE, check_shapes, check_values
 
 SCHEMA_VERSION = 2
@@ -90,6 +91,7 @@ def write_reconstruction(
         "valid": valid,
         "confidence_kind": np.array(recon.confidence_kind),
         "pixel_centre": np.array(recon.pixel_centre),
+        "length_unit": np.array(recon.length_unit),
         **_transform_arrays(recon.transforms),
         "schema_version": np.array(SCHEMA_VERSION),
     }
@@ -135,6 +137,7 @@ def load_reconstruction(path: str | os.PathLike) -> Reconstruction:
         attention_stats=None if stats["density"] is None else AttentionStats(**stats),
         confidence_kind=str(arrays["confidence_kind"]),
         pixel_centre=float(arrays["pixel_centre"]),
+        length_unit=cast(LengthUnit, str(arrays.get("length_unit", "arbitrary"))),
         names=tuple(map(str, arrays["names"])),
         transforms=_transforms(arrays),
     )

@@ -7,12 +7,13 @@ and nothing is read that is not in the table.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from vggt_jax.errors import InputError
 from vggt_jax.layers.scene_attention import AttentionStats
+from vggt_jax.scene.reconstruction import LengthUnit
 
 _LONGEST_SIDE = 10**6  # Pixels of a photograph.
 _FLOATS, _BOOL, _INTEGERS, _TEXT, _BYTES = "f", "b", "iu", "U", "u"
@@ -57,6 +58,7 @@ TABLE: Mapping[str, Entry] = {
     "content": Entry(("resized", 4), _INTEGERS),
     "confidence_kind": Entry((), _TEXT),
     "pixel_centre": Entry((), _FLOATS),
+    "length_unit": Entry((), _TEXT),
     "made_from": Entry(("bytes",), _BYTES),
 }
 """By name; `write_reconstruction` writes some more, which follow from these and are not read."""
@@ -125,6 +127,10 @@ def check_values(arrays: Mapping[str, np.ndarray], file: str) -> None:
             f"{file}: confidence_kind={kind[:40]!r} must be one of {', '.join(_CONFIDENCE_KINDS)}; "
             f"{_AGAIN}"
         )
+    unit = str(arrays.get("length_unit", "arbitrary"))
+    if unit not in get_args(LengthUnit):
+        units = ", ".join(get_args(LengthUnit))
+        raise InputError(f"{file}: length_unit={unit[:40]!r} must be one of {units}; {_AGAIN}")
     if not 0 <= arrays["pixel_centre"] < 1:
         raise InputError(
             f"{file}: pixel_centre={arrays['pixel_centre']} must lie in [0, 1); {_AGAIN}"

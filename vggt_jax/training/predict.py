@@ -80,11 +80,8 @@ def predict(
     )
     dense_trunk = trunk
     if dense_frames is not None:
-        of_frames = lambda x: x.at[:, dense_frames].get(
-            unique_indices=True, indices_are_sorted=True
-        )
-        dense_trunk = dataclasses.replace(
-            trunk, kept=of_frames(trunk.kept), first_tokens=of_frames(trunk.first_tokens)
+        dense_trunk = trunk.of_frames(
+            lambda x: x.at[:, dense_frames].get(unique_indices=True, indices_are_sorted=True)
         )
     outputs = {}
     if model.camera_head is not None:

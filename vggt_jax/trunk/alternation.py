@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +13,17 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels import tuned
 from vggt_jax.layers.attention import Rope
-from vggt_jax.layers.block import Block, stack_modules
+from vggt_jax.layers.block import Block, FfnKind, stack_modules
 from vggt_jax.layers.chunking import update_chunks
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.rope import rope_tables
-from vggt_jax.layers.scene_attention import AttentionStats, SceneAttention
+from vggt_jax.layers.scene_attention import AttentionStats, SceneAttention, SceneTokens
 from vggt_jax.trunk.token_layout import TokenLayout
+
+AfterLayer: TypeAlias = Callable[[Array, Array, np.ndarray], Array]
+"""What `run_trunk` calls after each layer: with tokens [b s p c], of which it returns the next, the
+number of the layer, and the positions [p 2] of the tokens of a frame (see `TokenLayout`); tokens
+beyond those are padding."""
 
 # From how many tokens on a layer that no head reads is not written: the host waits at a branch.
 MIN_TOKENS_TO_BRANCH = 16384
@@ -48,43 +54,84 @@ def make_trunk_blocks(
     depth: int,
     *,
     norm_eps: float,
-    layer_scale: float,
+    layer_scale: float | None,
+    qk_norm: bool = True,
+    ffn: FfnKind = "mlp",
     rngs: nnx.Rngs,
 ) -> Block:
-    """`depth` stacked blocks with normalised queries and keys."""
+    """`depth` stacked blocks; the arguments are those of `Block`."""
     make = lambda rngs: Block(
         dim,
         num_heads,
         mlp_ratio,
         norm_eps=norm_eps,
         layer_scale=layer_scale,
-        qk_norm=True,
+        qk_norm=qk_norm,
+        ffn=ffn,
         rngs=rngs,
     )
     return stack_modules(make, depth, rngs)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Alternation:
+    """In what the trunks of models differ, whatever their sizes.
+
+    Attributes:
+        global_first: whether the global block of a layer runs before its frame block.
+        keeps_both: whether the output of both blocks of a layer is kept, side by side in the order
+            in which they run; else that of the layer alone.
+        has_rope: whether queries and keys are turned by their position in the picture.
+    """
+
+    global_first: bool = False
+    keeps_both: bool = True
+    has_rope: bool = True
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrunkOutput:
-    """What the heads read. `c2` is twice the trunk's width: frame-wise, then global output.
+    """What the heads read.
+
+    `c2` is the trunk's width where the output of a layer is kept alone, and twice as much where
+    that of both of its blocks is (`Alternation.keeps_both`).
 
     Attributes:
         kept: tokens after the layers in `layers`, in the compute type. One array, because heads
             read a few frames of it at a time and nothing is to copy it whole.
         layers: the layers kept, ascending; the last one always among them.
         first_tokens: the first token of every frame after the last layer, float32.
+        encoded: tokens of the encoder, special ones included, in the compute type, of a model whose
+            heads read them.
+        scene_tokens: tokens of the scene as a whole after each layer, float32, of a model that has
+            some.
         attention_stats: of attention that is not dense; None if all of it is.
     """
 
     kept: Float[Array, "b s l p c2"]
     layers: tuple[int, ...] = dataclasses.field(metadata={"static": True})
     first_tokens: Float[Array, "b s c2"]
+    encoded: Float[Array, "b s p d"] | None = None
+    scene_tokens: Float[Array, "b all e c"] | None = None
     attention_stats: AttentionStats | None = None
 
     def tap(self, layer: int) -> Float[Array, "b s p c2"]:
         """Tokens after one of the layers kept."""
         return self.kept[:, :, self.layers.index(layer)]
+
+    def of_frames(self, take: Callable[[Array], Array]) -> "TrunkOutput":
+        """The same of some frames.
+
+        Args:
+            take: applied to every array of all frames, [b s ...].
+        """
+        return dataclasses.replace(
+            self,
+            kept=take(self.kept),
+            first_tokens=take(self.first_tokens),
+            encoded=None if self.encoded is None else take(self.encoded),
+        )
 
 
 def kept_layers(taps: Collection[int], depth: int) -> tuple[int, ...]:
@@ -102,17 +149,23 @@ def run_trunk(
     attention: SceneAttention,
     num_frames: Int[Array, " b"] | None,
     precision: Precision,
+    alternation: Alternation = Alternation(),
+    scene_tokens: Float[Array, "b e c"] | None = None,
+    after_layer: AfterLayer | None = None,
     recompute: bool = False,
     tokens_per_chunk: int | None = None,
     min_tokens_to_branch: int = MIN_TOKENS_TO_BRANCH,
 ) -> TrunkOutput:
-    """Runs pairs of a frame and a global block and keeps the output of the tapped pairs only.
+    """Runs pairs of a frame and a global block, in this order or the other, and keeps the output of
+    the tapped pairs only.
 
     Args:
         frame_blocks, global_blocks: stacked blocks of equal number.
         tokens: float32.
         taps: layers (pairs) to keep.
         num_frames: valid leading frames of each scene, the others are hidden from them.
+        scene_tokens: tokens of each scene as a whole, float32: they go through the global blocks.
+        after_layer: what changes the tokens once more at the end of each layer; None for nothing.
         recompute: whether a backward pass computes each block again instead of keeping its
             intermediate values.
         tokens_per_chunk: what runs frame by frame is cut into chunks of so many tokens at most;
@@ -133,7 +186,10 @@ def run_trunk(
     order = layout.order(attention.token_order).astype(np.int32)
     moved = not np.array_equal(order, np.arange(p))
     tokens = tokens[:, :, order] if moved else tokens
-    rope = Rope(*rope_tables(layout.positions()[order], c // frame_blocks.attn.num_heads))
+    positions = layout.positions()[order]
+    rope = None
+    if alternation.has_rope:
+        rope = Rope(*rope_tables(positions, c // frame_blocks.attn.num_heads))
     tokens, rope = frame_blocks.pad_tokens(tokens, rope, dense, precision)
     chunk = frames_per_chunk(b, s, p, tokens_per_chunk)
 
@@ -150,19 +206,23 @@ def run_trunk(
             num_frames=num_frames,
             precision=precision,
         )
-        return lambda q, k, v, layer: attend(q, k, v, layer=layer)
+        return lambda q, k, v, layer, scene: attend(q, k, v, layer=layer, scene=scene)
 
     branches = [branch_of(setting) for setting in distinct]
 
-    def global_layer(block: Block, x, branch, index):
-        q, k, v = block.before(x, rope, precision, implementation=dense.around)
-        attended, stats = (
-            branches[0](q, k, v, index)
+    def global_layer(block: Block, x, of_scene, branch, index):
+        before = functools.partial(block.before, precision=precision, implementation=dense.around)
+        q, k, v = before(x, rope)
+        scene = None if of_scene is None else SceneTokens(*before(of_scene, None))
+        attended, scene_attended, stats = (
+            branches[0](q, k, v, index, scene)
             if len(branches) == 1
-            else jax.lax.switch(branch, branches, q, k, v, index)
+            else jax.lax.switch(branch, branches, q, k, v, index, scene)
         )
         after = lambda x, attended: block.after(x, attended, precision, implementation=dense.around)
-        return update_chunks(after, x, attended, axis=1, max_chunk=chunk), stats
+        if of_scene is not None:
+            of_scene = after(of_scene, scene_attended)
+        return update_chunks(after, x, attended, axis=1, max_chunk=chunk), of_scene, stats
 
     if recompute:
         frame_layer, global_layer = jax.checkpoint(frame_layer), jax.checkpoint(global_layer)
@@ -172,7 +232,8 @@ def run_trunk(
     layers = kept_layers(taps, depth)
     is_kept_layer = np.isin(np.arange(depth), layers)
     place_of_layer = np.searchsorted(layers, np.arange(depth)).astype(np.int32)
-    kept = jnp.zeros((b, s, len(layers), p, 2 * c), precision.compute_dtype)
+    width = 2 * c if alternation.keeps_both else c
+    kept = jnp.zeros((b, s, len(layers), p, width), precision.compute_dtype)
 
     zero = np.int32(0)  # JAX's default integers may be wider than `place`.
 
@@ -189,23 +250,35 @@ def run_trunk(
         return jax.lax.cond(is_kept, write, lambda kept, x: kept, kept, x)
 
     def layer(carry, inputs):
-        x, kept = carry
+        x, of_scene, kept = carry
         frame_block, global_block, (is_kept, place), branch, index = inputs
-        with jax.named_scope("trunk/frame"):
-            x = frame_layer(frame_block, x)
-        kept = keep(kept, x, is_kept, place, 0)
-        first_of_frame = x[:, :, 0]
-        # The stream is updated in place from here on, so what reads it comes before.
-        x, kept, first_of_frame = jax.lax.optimization_barrier((x, kept, first_of_frame))
-        with jax.named_scope("trunk/global"):
-            x, stats = global_layer(global_block, x, branch, index)
-        kept = keep(kept, x, is_kept, place, c)
-        firsts = jnp.concatenate([first_of_frame, x[:, :, 0]], axis=-1)
-        return (x, kept), (firsts, stats)
+        stats = None
 
-    (_, kept), (firsts, stats) = jax.lax.scan(
+        def run(kind, x, of_scene, stats):
+            with jax.named_scope(f"trunk/{kind}"):
+                if kind == "frame":
+                    return frame_layer(frame_block, x), of_scene, stats
+                return global_layer(global_block, x, of_scene, branch, index)
+
+        first, second = ("global", "frame") if alternation.global_first else ("frame", "global")
+        x, of_scene, stats = run(first, x, of_scene, stats)
+        firsts = []
+        if alternation.keeps_both:
+            kept = keep(kept, x, is_kept, place, 0)
+            firsts = [x[:, :, 0]]
+        # The stream is updated in place from here on, so what reads it comes before.
+        x, kept, firsts = jax.lax.optimization_barrier((x, kept, firsts))
+        x, of_scene, stats = run(second, x, of_scene, stats)
+        if after_layer is not None:
+            with jax.named_scope("trunk/after"):
+                x = after_layer(x, index, positions)
+        kept = keep(kept, x, is_kept, place, width - c)
+        firsts = jnp.concatenate([*firsts, x[:, :, 0]], axis=-1)
+        return (x, of_scene, kept), (firsts, of_scene, stats)
+
+    (_, _, kept), (firsts, of_scene, stats) = jax.lax.scan(
         layer,
-        (tokens, kept),
+        (tokens, scene_tokens, kept),
         (
             frame_blocks,
             global_blocks,
@@ -214,10 +287,11 @@ def run_trunk(
             jnp.arange(depth, dtype=jnp.int32),
         ),
     )
-    by_scene = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), stats)
+    of_scene, by_scene = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), (of_scene, stats))
     return TrunkOutput(
         kept=kept,
         layers=layers,
         first_tokens=firsts[-1],
+        scene_tokens=of_scene,
         attention_stats=None if attention == dense else by_scene,
     )

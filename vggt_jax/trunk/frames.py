@@ -1,6 +1,6 @@
 """What every model does with images up to its trunk: checks, hiding of padding, encoding."""
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -55,17 +55,26 @@ def encode_and_aggregate(
     attention: SceneAttention,
     num_frames: Int[Array, " b"] | None,
     compute_dtype: DTypeLike | None,
+    priors: Any = None,
 ) -> TrunkOutput:
-    """What the heads of a model read; the arguments are those of its call."""
+    """What the heads of a model read; the arguments are those of its call.
+
+    Args:
+        priors: `scene.priors.Priors`, for a model whose methods take them; None for any model.
+    """
     layout = model.layout(images)
     images = hide_padding(images, num_frames)
-    patch_tokens = model.encode(images, attention=attention, compute_dtype=compute_dtype)
+    known: dict[str, Any] = {}
+    if priors is not None:
+        known["priors"] = priors if num_frames is None else priors.hide_padding(num_frames)
+    patch_tokens = model.encode(images, attention=attention, compute_dtype=compute_dtype, **known)
     return model.aggregate(
         patch_tokens,
         layout,
         attention=attention,
         num_frames=num_frames,
         compute_dtype=compute_dtype,
+        **known,
     )
 
 
@@ -106,7 +115,7 @@ def hide_padding(
 
 def encode_frames(
     encoder: VisionTransformer,
-    images: Float[Array, "b s height width 3"] | UInt8[Array, "b s height width 3"],
+    images: Float[Array, "b s height width i"] | UInt8[Array, "b s height width i"],
     layout: TokenLayout,
     *,
     dense: Dense,
@@ -117,7 +126,7 @@ def encode_frames(
     """Encodes every frame by itself, in chunks: normalised tokens of its patches, float32.
 
     Args:
-        mean, std: of colours in [0, 1], three each.
+        mean, std: of colours in [0, 1], one each for every channel.
     """
     b = images.shape[0]
 

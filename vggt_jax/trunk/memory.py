@@ -42,6 +42,7 @@ def trunk_memory(
     num_heads: int,
     mlp_ratio: float,
     taps: tuple[int, ...],
+    keeps_both: bool = True,
 ) -> dict[str, int]:
     """Bytes of the tokens that are kept and of the temporaries while the trunk runs.
 
@@ -51,6 +52,7 @@ def trunk_memory(
         dim, num_heads, mlp_ratio: of the blocks.
         depth: number of layers, pairs of a frame and a global block.
         taps: layers that heads read beside the last.
+        keeps_both: see `Alternation`.
     """
     wide = forward.precision.compute_dtype.itemsize
     num_frames, layout, attention = forward.num_frames, forward.layout, forward.attention
@@ -85,7 +87,8 @@ def trunk_memory(
         during_attention = (3 + 2) * wide * tokens * dim + extra
     chunk_tokens = forward.frames_per_chunk * layout.tokens_per_frame
     after_attention = wide * dim * (tokens + 2 * mlp_ratio * chunk_tokens)
+    kept_width = 2 * dim if keeps_both else dim
     return {
-        "kept_tokens": wide * len(kept_layers(taps, depth)) * tokens * 2 * dim,
+        "kept_tokens": wide * len(kept_layers(taps, depth)) * tokens * kept_width,
         "trunk": int(stream + max(before_attention, during_attention, after_attention)),
     }

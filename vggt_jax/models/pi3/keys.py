@@ -5,6 +5,7 @@ released checkpoint yyfz233/Pi3.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 from vggt_jax.checkpoints.modules import Rules, block, linear, parameter, under, vision_transformer
 from vggt_jax.checkpoints.official import OfficialKeys, require_released_size
@@ -20,13 +21,13 @@ _HEADS = {"point": 3, "conf": 1}  # values of every pixel
 def rules(config: Pi3Config) -> Rules:
     """Returns the table of key rules of a configuration."""
     c = config
-    table = _trunk(c)
+    table = trunk(c)
     for name, out_dim in _HEADS.items():
-        table += _frame_decoder(f"{name}_decoder", c, c.head_dim)
+        table += frame_decoder(f"{name}_decoder", c, c.head_dim)
         pixels = out_dim * c.patch_size**2
         table += under(f"{name}_head", f"{name}_head", linear("proj", c.head_dim, pixels))
-    table += _frame_decoder("camera_decoder", c, c.camera_dim)
-    return table + under("camera_head", "camera_head", _camera_head(c.camera_dim))
+    table += frame_decoder("camera_decoder", c, c.camera_dim)
+    return table + under("camera_head", "camera_head", camera_head(c.camera_dim))
 
 
 def unused(config: Pi3Config) -> dict[str, str]:
@@ -51,12 +52,13 @@ def recognise(shapes: Mapping[str, Shape], source: str) -> tuple[Pi3Config, str]
     """
     config = Pi3Config.from_dict({}, source)
     require_released_size(
-        shapes, _trunk(config), source, model="Pi3", released=f"the released {RELEASED_NAME}"
+        shapes, trunk(config), source, model="Pi3", released=f"the released {RELEASED_NAME}"
     )
     return config, RELEASED_NAME
 
 
-def _trunk(c: Pi3Config) -> Rules:
+def trunk(c: Pi3Config | Any) -> Rules:
+    """Encoder and trunk of π³, and of a model that has them under the same names."""
     dim, registers = c.decoder_dim, c.num_register_tokens
     hidden_dim = int(dim * c.mlp_ratio)
     encoder = vision_transformer(
@@ -87,7 +89,8 @@ def _trunk(c: Pi3Config) -> Rules:
     ]
 
 
-def _frame_decoder(name: str, c: Pi3Config, out_dim: int) -> Rules:
+def frame_decoder(name: str, c: Pi3Config | Any, out_dim: int) -> Rules:
+    """The decoder of a head."""
     dim = c.head_dim
     blocks = block(dim, int(dim * c.mlp_ratio), layer_scale=False)
     decoder = [
@@ -98,7 +101,8 @@ def _frame_decoder(name: str, c: Pi3Config, out_dim: int) -> Rules:
     return under(name, name, decoder, bfloat16=True)
 
 
-def _camera_head(dim: int) -> Rules:
+def camera_head(dim: int) -> Rules:
+    """The head that finds poses."""
     table = []
     for i in range(2):
         for j in (1, 2, 3):
@@ -116,7 +120,7 @@ KEYS = OfficialKeys(
     title="Pi3",
     hub_name="yyfz233/Pi3",
     marks=("point_decoder.", "camera_decoder."),
-    lookalikes={"pose_inject_blk.": "Pi3X"},
+    lookalikes={},
     config=Pi3Config,
     rules=rules,
     unused=unused,

@@ -141,8 +141,8 @@ def _dpt(c: VGGTConfig, features: int, out_dim: int) -> Rules:
     table = norm("norm", dim)
     for i, width in enumerate(channels):
         table += pointwise(f"projects.{i}", dim, width)
-    table += upsample("resize_layers.0", channels[0], 4, "resize_0")
-    table += upsample("resize_layers.1", channels[1], 2, "resize_1")
+    table += upsample("resize_layers.0", channels[0], channels[0], 4, "resize_0")
+    table += upsample("resize_layers.1", channels[1], channels[1], 2, "resize_1")
     table += conv("resize_layers.3", channels[3], channels[3], 3, "resize_3")
     for i, width in enumerate(channels, start=1):
         table += conv(f"scratch.layer{i}_rn", width, features, 3, f"layer{i}_rn", bias=False)

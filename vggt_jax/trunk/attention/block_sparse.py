@@ -16,7 +16,7 @@ from pallas_kernels.mosaic_gpu_call import align
 from vggt_jax.layers.attention import NotDense
 from vggt_jax.layers.few_queries import attend_to_everything
 from vggt_jax.layers.precision import Precision
-from vggt_jax.layers.scene_attention import AttentionStats, SceneAttention
+from vggt_jax.layers.scene_attention import AttentionStats, SceneAttention, SceneTokens
 from vggt_jax.layers.token_order import TokenOrder
 from vggt_jax.trunk.attention.sampled import draw_patches
 
@@ -167,7 +167,18 @@ class BlockSparse(NotDense):
         )
 
     def attend_scene(
-        self, q, k, v, *, num_special, grid, token_order, layer, num_frames, precision: Precision
+        self,
+        q,
+        k,
+        v,
+        *,
+        num_special,
+        grid,
+        token_order,
+        layer,
+        num_frames,
+        precision: Precision,
+        scene,
     ):
         del precision  # Products of float32 have the highest.
         if isinstance(self.sparse_ratio, tuple) or isinstance(self.cdf_threshold, tuple):
@@ -184,6 +195,7 @@ class BlockSparse(NotDense):
             attention=self,
             layer=layer,
             num_frames=num_frames,
+            scene=scene,
         )
 
     def extra_bytes(
@@ -220,13 +232,14 @@ def sparse_attention(
     token_order: TokenOrder = "raster",
     layer: int | Int[Array, ""] = 0,
     num_frames: Int[Array, ""] | None = None,
-) -> tuple[Float[Array, "s p n h"], AttentionStats]:
+    scene: SceneTokens | None = None,
+) -> tuple[Float[Array, "s p n h"], Float[Array, "e n h"] | None, AttentionStats]:
     """Attention over all tokens of one scene, whose frames start with their special tokens.
 
-    Keys are laid out as `[special tokens of all frames | patches of all frames]`, the special ones
-    padded to whole blocks, so that no block mixes the two: special keys are sinks, and their
-    queries have a map of their own that keeps everything. Padded frames are two tails that do not
-    count.
+    Keys are laid out as `[special tokens, of the scene and of all frames | patches of all frames]`,
+    the special ones padded to whole blocks, so that no block mixes the two: special keys are sinks,
+    and their queries have a map of their own that keeps everything. Padded frames are two tails
+    that do not count.
 
     Args:
         grid: rows and columns of patches that follow them. Tokens beyond do not count, and their
@@ -235,39 +248,37 @@ def sparse_attention(
         token_order: how these patches follow one another.
         layer: which layer of the trunk this is, for random blocks and samples to differ.
         num_frames: how many leading frames count, None for all.
+        scene: tokens of the scene as a whole, which are special, too.
+
+    Returns:
+        What the tokens of the frames attended to, what those of the scene did, and statistics.
     """
     s, padded, n, h = q.shape
     num_patches, block_k = grid[0] * grid[1], attention.block_k
     p = num_special + num_patches
-    special = lambda x: x[:, :num_special].reshape(s * num_special, n, h)
-
-    def patches(x):
-        # Kernels want a multiple of 8 tokens; here that costs nothing.
-        x = x[:, num_special:p].reshape(s * num_patches, n, h)
-        return jnp.pad(x, ((0, align(len(x)) - len(x)), (0, 0), (0, 0)))
-
-    num_sink_blocks = count_blocks(s * num_special, block_k)
-    num_padding = num_sink_blocks * block_k - s * num_special
-
-    def layout(x):
-        padded = jnp.pad(special(x), ((0, num_padding), (0, 0), (0, 0)))
-        return jnp.concatenate([padded, patches(x)])
+    num_of_scene = 0 if scene is None else scene.q.shape[0]
+    total_special = num_of_scene + s * num_special
+    scene_q, scene_k, scene_v = (None, None, None) if scene is None else scene
+    special = lambda x, of_scene: _special_tokens(x[:, :num_special], of_scene)
+    patches = lambda x: _patches(x[:, num_special:p])
+    num_sink_blocks = count_blocks(total_special, block_k)
+    padding = ((0, num_sink_blocks * block_k - total_special), (0, 0), (0, 0))
+    layout = lambda x, y: jnp.concatenate([jnp.pad(special(x, y), padding), patches(x)])
 
     # One after the other, and both kinds of queries before attention, so that no more than four
     # arrays of all tokens are in memory at a time.
     wait = jax.lax.optimization_barrier
-    k, v, q = wait((layout(k), v, q))
-    k, v, q = wait((k, layout(v), q))
-    patch_queries, special_queries, k, v = wait((patches(q), special(q), k, v))
-    # How many tokens count in each block of keys: up to the end of the frames, in both parts.
+    k, v, q = wait((layout(k, scene_k), v, q))
+    k, v, q = wait((k, layout(v, scene_v), q))
+    patch_queries, special_queries, k, v = wait((patches(q), special(q, scene_q), k, v))
     frames = np.int32(s) if num_frames is None else num_frames.astype(jnp.int32)
-    starts = block_k * np.arange(count_blocks(k.shape[0], block_k), dtype=np.int32)
-    ends = jnp.where(
-        starts < num_sink_blocks * block_k,
-        frames * num_special,
-        num_sink_blocks * block_k + frames * num_patches,
+    kv_lengths = _lengths_of_blocks(
+        len(k),
+        block_k,
+        first_patch=num_sink_blocks * block_k,
+        num_special=num_of_scene + frames * num_special,
+        num_patches=frames * num_patches,
     )
-    kv_lengths = jnp.clip(ends - starts, 0, block_k)
 
     random_key = None
     if attention.random_seed is not None:
@@ -317,9 +328,13 @@ def sparse_attention(
         out = attend(patch_queries, k, v, selection.block_map)
     out = out[: s * num_patches].reshape(s, num_patches, n, h)
     out = jnp.pad(out, ((0, 0), (num_special, padded - p), (0, 0), (0, 0)))
-    if num_special:
+    out_of_scene = None
+    if total_special:
         blocks = {"block_q": attention.block_q, "block_k": attention.block_k}
         of_special = attend_to_everything(special_queries, k, v, attend, **blocks)
+        if scene is not None:
+            out_of_scene, of_special = jnp.split(of_special, [num_of_scene])
+    if num_special:
         # A copy with room for a few tokens, which are then written there, is three times as fast on
         # a GPU as joining both by `jnp.concatenate`, which XLA would make of it without the
         # barrier.
@@ -333,13 +348,41 @@ def sparse_attention(
         num_frames=frames,
         tokens_per_frame=p,
         num_special=num_special,
+        num_of_scene=num_of_scene,
         sampled_share=sampled_share,
     )
-    return out, stats
+    return out, out_of_scene, stats
+
+
+def _special_tokens(x, of_scene):
+    """Special tokens of a scene, if any, and of its frames [s special n h], one after the other."""
+    x = x.reshape(-1, *x.shape[2:])
+    return x if of_scene is None else jnp.concatenate([of_scene, x])
+
+
+def _patches(x):
+    """Patches of frames [s p n h], one after the other."""
+    x = x.reshape(-1, *x.shape[2:])
+    # Kernels want a multiple of 8 tokens; here that costs nothing.
+    return jnp.pad(x, ((0, align(len(x)) - len(x)), (0, 0), (0, 0)))
+
+
+def _lengths_of_blocks(num_keys, block_k, *, first_patch, num_special, num_patches):
+    """How many tokens count in each block of keys: those of frames that do, in both parts."""
+    starts = block_k * np.arange(count_blocks(num_keys, block_k), dtype=np.int32)
+    ends = jnp.where(starts < first_patch, num_special, first_patch + num_patches)
+    return jnp.clip(ends - starts, 0, block_k)
 
 
 def _stats(
-    selection, *, num_patch_blocks, num_frames, tokens_per_frame, num_special, sampled_share
+    selection,
+    *,
+    num_patch_blocks,
+    num_frames,
+    tokens_per_frame,
+    num_special,
+    num_of_scene,
+    sampled_share,
 ) -> AttentionStats:
     """What attention did to a scene, given which share of its patches was sampled."""
     block_map, p = selection.block_map, tokens_per_frame
@@ -349,9 +392,12 @@ def _stats(
     kept_pairs = jnp.sum(block_map.counts.astype(jnp.float32), axis=-1) * (
         block_map.block_q * block_map.block_k
     )
-    tokens = jnp.maximum(jnp.float32(num_frames * p), 1.0)
-    share_of_patches = (p - num_special) / p
-    done = kept_pairs / tokens**2 + sampled_share * share_of_patches**2 + num_special / p
+    tokens = jnp.maximum(jnp.float32(num_frames * p + num_of_scene), 1.0)
+    share_of_patches, share_of_special = (p - num_special) / p, num_special / p
+    if num_of_scene:
+        share_of_special = jnp.float32(num_of_scene + num_frames * num_special) / tokens
+        share_of_patches = 1 - share_of_special
+    done = kept_pairs / tokens**2 + sampled_share * share_of_patches**2 + share_of_special
     return AttentionStats(
         density=jnp.minimum(selection.density + sampled_share * share_of_patches, 1.0),
         covered=jnp.sum(selection.retained_mass, axis=-1) / num_live,

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels.blocks import count_blocks, leading
 from vggt_jax.layers.attention import NotDense, bytes_of_scores, dense_attention
 from vggt_jax.layers.precision import Precision
-from vggt_jax.layers.scene_attention import AttentionStats
+from vggt_jax.layers.scene_attention import AttentionStats, SceneTokens
 from vggt_jax.layers.token_order import TokenOrder, patch_order
 
 # Products of places in the sample must be within 32 bits.
@@ -103,7 +103,18 @@ class Sampled(NotDense):
         return dataclasses.replace(self, num_keys=min(max(wanted, self.num_keys), MOST_KEYS))
 
     def attend_scene(
-        self, q, k, v, *, num_special, grid, token_order, layer, num_frames, precision: Precision
+        self,
+        q,
+        k,
+        v,
+        *,
+        num_special,
+        grid,
+        token_order,
+        layer,
+        num_frames,
+        precision: Precision,
+        scene,
     ):
         return sampled_attention(
             q,
@@ -116,6 +127,7 @@ class Sampled(NotDense):
             layer=layer,
             num_frames=num_frames,
             precision=precision.matmul,
+            scene=scene,
         )
 
     def num_pairs(self, *, num_frames, num_special, num_patches) -> float:
@@ -214,7 +226,8 @@ def sampled_attention(
     layer: int | Int[Array, ""] = 0,
     num_frames: Int[Array, ""] | None = None,
     precision: lax.Precision = lax.Precision.HIGHEST,
-) -> tuple[Float[Array, "s p n h"], AttentionStats]:
+    scene: SceneTokens | None = None,
+) -> tuple[Float[Array, "s p n h"], Float[Array, "e n h"] | None, AttentionStats]:
     """Attention over all tokens of one scene, whose frames start with their special tokens.
 
     Args:
@@ -224,8 +237,13 @@ def sampled_attention(
         layer: which layer of the trunk this is.
         num_frames: how many leading frames count, None for all.
         precision: of float32 products.
+        scene: tokens of the scene as a whole, which are special, too.
+
+    Returns:
+        What the tokens of the frames attended to, what those of the scene did, and statistics.
     """
     s, width, n, h = q.shape
+    num_of_scene = 0 if scene is None else scene.q.shape[0]
     num_patches = grid[0] * grid[1]
     p = num_special + num_patches
     frames = jnp.int32(s) if num_frames is None else num_frames
@@ -240,51 +258,74 @@ def sampled_attention(
         frames_that_count=num_frames,
     )
 
-    # The keys that queries of patches see: special tokens, sampled patches, and what is missing to
-    # whole tiles, which biases leave out.
+    # The keys that queries of patches see: special tokens, those of the scene first, sampled
+    # patches, and what is missing to whole tiles, which biases leave out.
     flat = lambda x: x.reshape(s * width, n, h)
     of_special = np.arange(s)[:, None] * width + np.arange(num_special)
     of_special = np.broadcast_to(of_special.reshape(-1, 1), (s * num_special, n))
     of_patches = patches // num_patches * width + num_special + patches % num_patches
+    of_special = np.pad(of_special, ((num_of_scene, 0), (0, 0)))
+    total_special = len(of_special)
     tokens = jnp.concatenate([jnp.asarray(of_special, jnp.int32), of_patches])
     hidden = np.float32(-np.inf)
     biases = [
-        jnp.where(leading(frames * num_special, s * num_special), np.float32(0), hidden),
+        jnp.where(
+            leading(num_of_scene + frames * num_special, total_special), np.float32(0), hidden
+        ),
         jnp.where(leading(num_sampled, len(patches)), jnp.log(weight), hidden),
     ]
     # The weights have tiles of their own: one bias for all keys of a tile costs kernels nothing.
-    tokens, biases = _in_tiles(s * num_special, tokens, biases)
+    tokens, biases = _in_tiles(total_special, tokens, biases)
     heads = np.arange(n, dtype=np.int32)[None]
-    gather = lambda x: flat(x).at[tokens, heads].get(mode="promise_in_bounds")
+
+    def gather(x, of_scene):
+        gathered = flat(x).at[tokens, heads].get(mode="promise_in_bounds")
+        return gathered if of_scene is None else gathered.at[:num_of_scene].set(of_scene)
+
     attend = functools.partial(
         dense_attention, precision=precision, implementation=attention.implementation
     )
     everywhere = lambda bias: jnp.broadcast_to(bias[None, None], (1, n, len(bias)))
-    keys, values = gather(k), gather(v)
-    out = attend(flat(q)[None], keys[None], values[None], key_bias=everywhere(biases))
+    of_scene = (None, None) if scene is None else scene[1:]
+    keys, values = (gather(x, y) for x, y in zip((k, v), of_scene, strict=True))
+    to_sample = functools.partial(attend, key_bias=everywhere(biases))
+    out = to_sample(flat(q)[None], keys[None], values[None])
     error = _sampling_error(
         flat(q)[_probes(frames * num_patches, num_patches, num_special, width)],
         keys,
         values,
         biases,
-        first_sampled=count_blocks(s * num_special, _TILE) * _TILE,
+        first_sampled=count_blocks(total_special, _TILE) * _TILE,
     )
     out = out.reshape(s, width, n, h)
-    if num_special and not attention.sample_special_queries:
+    out_of_scene = None
+    if attention.sample_special_queries:
+        if scene is not None:
+            out_of_scene = to_sample(scene.q[None], keys[None], values[None])[0]
+    elif total_special:
         # Their queries see everything but padding.
         counts = leading(frames, s)[:, None] & (np.arange(width) < p)[None]
-        bias = jnp.where(counts, np.float32(0), hidden).reshape(-1)
         hides = num_frames is not None or width > p
-        queries = q[:, :num_special].reshape(1, s * num_special, n, h)
-        key_bias = everywhere(bias) if hides else None
-        special = attend(queries, flat(k)[None], flat(v)[None], key_bias=key_bias)
-        # Written into what is there; see `sparse_attention`.
-        out = lax.optimization_barrier(out)
-        special = special.reshape(s, num_special, n, h)
-        out = lax.dynamic_update_slice(out, special, (np.int32(0),) * 4)
+        special = _to_everything(
+            q[:, :num_special].reshape(s * num_special, n, h),
+            flat(k),
+            flat(v),
+            jnp.where(counts, np.float32(0), hidden).reshape(-1) if hides else None,
+            scene=scene,
+            attend=attend,
+        )
+        if scene is not None:
+            out_of_scene, special = jnp.split(special, [num_of_scene])
+        if num_special:
+            # Written into what is there; see `sparse_attention`.
+            out = lax.optimization_barrier(out)
+            special = special.reshape(s, num_special, n, h)
+            out = lax.dynamic_update_slice(out, special, (np.int32(0),) * 4)
 
     of_frames = jnp.maximum(jnp.float32(frames), 1.0)
-    seen = (of_frames * num_special + num_sampled.astype(jnp.float32)) / (of_frames * p)
+    seen = of_frames * num_special + num_of_scene + num_sampled.astype(jnp.float32)
+    seen /= of_frames * p + num_of_scene
+    # Queries that see the sample, and those that see everything, but for tokens of the scene.
     exact = 0 if attention.sample_special_queries else num_special
     done = ((p - exact) * seen + exact) / p
     of_heads = lambda value: jnp.broadcast_to(jnp.asarray(value, jnp.float32), (n,))
@@ -295,7 +336,23 @@ def sampled_attention(
         entropy=of_heads(jnp.nan),
         error=jnp.where(num_sampled < frames * num_patches, error, 0.0),
     )
-    return out, stats
+    return out, out_of_scene, stats
+
+
+def _to_everything(q, k, v, bias, *, scene: SceneTokens | None, attend) -> Float[Array, "t n h"]:
+    """Queries, those of the scene before them, that see all keys and those of the scene.
+
+    Args:
+        bias: of each key, the same for all heads; None for 0.
+    """
+    if scene is not None:
+        q = jnp.concatenate([scene.q, q])
+        k, v = (jnp.concatenate(pair) for pair in zip((k, v), scene[1:], strict=True))
+        bias = None if bias is None else jnp.pad(bias, (0, len(scene.k)))
+    key_bias = None
+    if bias is not None:
+        key_bias = jnp.broadcast_to(bias[None, None], (1, q.shape[1], len(bias)))
+    return attend(q[None], k[None], v[None], key_bias=key_bias)[0]
 
 
 def _probes(num_that_count, num_patches, num_special, width) -> Int[Array, " probes"]:

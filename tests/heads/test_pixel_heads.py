@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vggt_jax.heads.pixels import PixelHead, points_from_raw
+from vggt_jax.heads.pose import PoseHead
 from vggt_jax.layers.precision import Precision
-from vggt_jax.models.pi3.heads.points import PixelHead, points_from_raw
-from vggt_jax.models.pi3.heads.pose import PoseHead
 from vggt_jax.trunk.token_layout import TokenLayout
 
 FLOAT32 = Precision.from_compute_dtype(jnp.float32)

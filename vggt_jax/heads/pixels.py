@@ -31,10 +31,16 @@ class PixelHead(nnx.Module):
         return x.reshape(*x.shape[:-5], rows * side, columns * side, x.shape[-1])
 
 
-def points_from_raw(raw: Float[Array, "*b 3"]) -> Float[Array, "*b 3"]:
+def points_from_raw(
+    raw: Float[Array, "*b 3"], *, largest: float | None = None
+) -> Float[Array, "*b 3"]:
     """Points in camera coordinates of a raw map: a ray `(x, y, 1)` times the depth `exp(z)`.
 
-    The official file is pi3/models/pi3.py.
+    The official files are pi3/models/pi3.py and pi3x.py.
+
+    Args:
+        largest: what z is cut to, before the exponential; None for no limit.
     """
-    depth = jnp.exp(raw[..., 2:])
+    z = raw[..., 2:]
+    depth = jnp.exp(z if largest is None else jnp.minimum(z, jnp.float32(largest)))
     return jnp.concatenate([raw[..., :2] * depth, depth], axis=-1)

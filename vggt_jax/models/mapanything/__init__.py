@@ -1,0 +1,1 @@
+"""MapAnything: a model that takes images and whatever is known of them, and answers in metres."""

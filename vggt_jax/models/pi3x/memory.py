@@ -1,0 +1,40 @@
+"""What a forward pass of Pi3X takes on the device."""
+
+from pallas_kernels import tuned
+from vggt_jax.models.pi3x.config import Pi3XConfig
+from vggt_jax.trunk.memory import ForwardPass, trunk_memory
+
+
+def memory_of_pi3x(config: Pi3XConfig, forward: ForwardPass) -> dict[str, int]:
+    """Bytes by the names of `pipeline.memory.MemoryEstimate`; see `ModelFamily.memory`."""
+    wide = forward.precision.compute_dtype.itemsize
+    frames, pixels = forward.frames_per_chunk, forward.pixels
+    tokens = frames * forward.layout.tokens_per_frame
+    dim = config.head_dim
+    # The stream twice and the tokens kept; beside them queries, keys and values with the result, or
+    # the hidden layer twice.
+    decoder = 2 * 4 * tokens * dim + 2 * wide * tokens * config.decoder_dim
+    decoder += wide * tokens * dim * max(3 + 3 + 1, 2 * config.mlp_ratio)
+    # The decoded tokens of a chunk; of the frames that are convolved together, the last map before
+    # and after its border is added, and what comes after it.
+    decoded = min(forward.num_frames, max(1, tuned.value("dpt.pixels_per_chunk") // pixels))
+    channels = 2 * (config.conv_upsample_dims[-1] + 2) + 2 * config.conv_last_channels
+    convolutions = 4 * tokens * dim + 4 * decoded * pixels * channels
+    # The decoder of the metric scale reads all tokens: twice as they are, as keys and as values.
+    metric = (2 + 4 + wide + wide) * (
+        forward.num_frames * forward.layout.tokens_per_frame * config.metric_dim
+    )
+    return {
+        # Points in two coordinate systems, the confidence, and the edges.
+        "outputs": (4 * (3 + 3 + 1) + 1) * forward.num_frames * pixels,
+        "heads": int(max(decoder, convolutions, metric)),
+        "tracks": 0,
+        **trunk_memory(
+            forward,
+            dim=config.decoder_dim,
+            depth=config.decoder_depth // 2,
+            num_heads=config.decoder_num_heads,
+            mlp_ratio=config.mlp_ratio,
+            taps=(),
+        ),
+    }
