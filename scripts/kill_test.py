@@ -76,10 +76,6 @@ class Work(abc.ABC):
             "old", "new", or how far it came.
         """
 
-    def places(self) -> list[Path]:
-        """The folders in which something unfinished may lie."""
-        return [self.folder, *(path for path in self.folder.iterdir() if path.is_dir())]
-
 
 class Conversion(Work):
     """`convert --overwrite` over a good checkpoint, of other values each time."""
@@ -329,12 +325,12 @@ def _lives(child: int) -> bool:
 
 
 def _has_begun_to_write(work: Work) -> bool:
-    for place in work.places():
-        for path in place.glob(".vggt-jax-*"):
-            new = path / "new"
-            if path.suffix == ".tmp" or (new.is_dir() and any(new.iterdir())):
-                return True
-    return any(work.folder.rglob("*orbax-checkpoint-tmp*"))
+    for here, folders, files in os.walk(work.folder):  # Which passes over what vanishes meanwhile.
+        is_new = here.endswith(".partial/new") and bool(folders or files)
+        temporary = any(name.startswith(".vggt-jax-") and name.endswith(".tmp") for name in files)
+        if is_new or temporary or "orbax-checkpoint-tmp" in here:
+            return True
+    return False
 
 
 def kill_at_random(work: Work, kills: int, rng: random.Random) -> tuple[int, dict[str, int]]:
