@@ -216,10 +216,11 @@ def _checked_photographs(scene: Scene) -> tuple[Path, ...]:
         raise InputError("--pattern is for a folder of photographs; leave it out")
     for path in paths:
         checked_file(path)
-    is_image = not is_video(paths[0]) and not scene.changed("fps", "frames")
+    first = next(iter(paths))
+    is_image = not is_video(first) and not scene.changed("fps", "frames")
     if len(paths) == 1 and is_image and not scene.allow_single_image:
         raise InputError(
-            f"{paths[0]}: one image is no scene; give two or more photographs, or "
+            f"{first}: one image is no scene; give two or more photographs, or "
             "--allow-single-image (the models were not trained for it)"
             + (f"; beside it lie {left_out}" if left_out else "")
         )

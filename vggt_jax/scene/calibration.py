@@ -120,11 +120,12 @@ def intrinsics_by_name(
         InputError: the file cannot be read or is of another form.
     """
     try:
-        if document is None:
-            document = read_json(path, "file that must be JSON like cameras.json")
-        pixel_centre = float(document.get("pixel_centre", 0.5))
+        found: Any = document
+        if found is None:
+            found = read_json(path, "file that must be JSON like cameras.json")
+        pixel_centre = float(found.get("pixel_centre", 0.5))
         by_name = {}
-        for frame in document["frames"]:
+        for frame in found["frames"]:
             matrix = np.array(frame["intrinsics_original"], np.float64).reshape(3, 3)
             if pixel_centre != 0.5:
                 scale = np.array(frame["model_from_original"]["scale"], np.float64).reshape(2)
