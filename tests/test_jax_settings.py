@@ -372,9 +372,10 @@ def test_streams_move_arrays_explicitly(recon, tiny):
 
 
 def test_many_scenes_move_arrays_explicitly(tiny_pi3, tmp_path, monkeypatch):
-    def run(model, images, num_frames, query_points, *, attention, compute_dtype):
+    def run(model, images, num_frames, query_points, priors, *, attention, compute_dtype):
         on_the_device(images)
-        return Reconstruction(images=None, depth=mean_of_colors(images))
+        depth = mean_of_colors(images)
+        return Reconstruction(images=None, depth=depth, depth_confidence=depth)
 
     mean_of_colors = jax.jit(lambda images: images.astype(jnp.float32).mean(axis=-1))
     monkeypatch.setattr(many_scenes, "_reconstruct", run)

@@ -123,7 +123,11 @@ def test_files_without_a_version_are_read(tmp_path):
     write_reconstruction(tmp_path, recon)
     path = tmp_path / "predictions.npz"
     arrays = contents(path)
-    del arrays["schema_version"], arrays["attention_error"], arrays["length_unit"]  # which came later
+    del (
+        arrays["schema_version"],
+        arrays["attention_error"],
+        arrays["length_unit"],
+    )  # which came later
     # Every name that version 1 wrote; another one would be a change of the schema.
     assert set(arrays) == set(
         "images camera_from_world intrinsics depth depth_confidence depth_edges mask world_points "

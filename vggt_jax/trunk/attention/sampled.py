@@ -386,13 +386,13 @@ def _sampling_error(
     place = np.arange(len(k))
     is_even, is_sampled = place % 2 == 0, place >= first_sampled
     scores = jnp.einsum("pnh,knh->npk", q, k, preferred_element_type=jnp.float32)
-    scores = scores * np.float32(q.shape[-1] ** -0.5) + bias
+    scores = scores * np.float32(q.shape[-1] ** -0.5) + bias[None, None]
     top = jnp.max(scores, axis=-1, keepdims=True)
     weights = jnp.exp(scores - jnp.where(top > -jnp.inf, top, 0.0))
 
     def by_half(half):
         count = np.where(is_sampled, 2.0 * half, 1.0).astype(np.float32)
-        of_half = weights * count
+        of_half = weights * count[None, None]
         total = jnp.maximum(jnp.sum(of_half, axis=-1), jnp.finfo(jnp.float32).tiny)
         summed = jnp.einsum(
             "npk,knh->pnh", of_half.astype(v.dtype), v, preferred_element_type=jnp.float32
