@@ -117,10 +117,17 @@ def _check_reference(package: str, page: str) -> None:
 
 
 def _public_names(package: str) -> list[str]:
-    """The names that a package imports, as `a as a`, or lists in `__all__`."""
+    """The names that a package imports, as `a as a`, or lists in `__all__`.
+
+    Also those that it imports for types alone, because it imports them when they are used.
+    """
     path = ROOT / package.replace(".", "/") / "__init__.py"
     names = []
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    nodes = ast.parse(path.read_text(encoding="utf-8")).body
+    for node in nodes:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            nodes = [*nodes, *node.body]
+    for node in nodes:
         if isinstance(node, ast.ImportFrom):
             names += [alias.name for alias in node.names if alias.asname == alias.name]
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":

@@ -124,8 +124,7 @@ def with_parameters(
 
     Raises:
         vggt_jax.CheckpointError: names or shapes differ from the model's, or values are not finite
-        or
-            no floating-point numbers; all of them are listed.
+            or no floating-point numbers; all of them are listed.
     """
     shapes = {name: leaf.shape for name, leaf in named_parameters(model).items()}
     problems = [f"missing: {name} {shape}" for name, shape in shapes.items() if name not in params]
