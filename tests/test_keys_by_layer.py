@@ -126,6 +126,7 @@ def images():
     return np.random.default_rng(0).integers(0, 256, (5, 70, 56, 3), np.uint8)  # 100 patches
 
 
+@pytest.mark.slow
 def test_layers_by_turns_are_one_program_and_what_plans_do(tiny):
     """Drifts are those of plans in which one layer is sampled; scenes of a shape share programs."""
     # 132 patches, and one frame more as padding.

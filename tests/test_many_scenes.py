@@ -261,7 +261,7 @@ def test_scenes_of_many_frames_leave_the_device_in_pieces(tmp_path, scenes, tiny
     run(many, tmp_path / "whole", model)
     monkeypatch.setattr(plan, "bucket", lambda n: n)
     pieces, run_frames = [], streaming._run_frames
-    spy = lambda *args, **options: pieces.append(int(args[3])) or run_frames(*args, **options)
+    spy = lambda *args, **options: pieces.append(int(args[2])) or run_frames(*args, **options)
     monkeypatch.setattr(streaming, "_run_frames", spy)
     # The one of five frames; that of three waits for a batch.
     with tuned.override({"streaming.from_pixels": 4 * 28 * 42, "streaming.frames_in_piece": 2}):

@@ -88,6 +88,7 @@ def test_what_is_known_of_no_frame_is_as_if_nobody_said(model, images, priors):
     np.testing.assert_allclose(tokens, alone, rtol=0, atol=1e-5)  # another program
 
 
+@pytest.mark.slow
 def test_everything_is_float32_but_products(model, images, priors):
     known = jax.tree.map(lambda x: np.asarray(x)[None], priors.checked(S, SIZE))
     for attention in (vggt_jax.Dense(), vggt_jax.BlockSparse(sparse_ratio=0.5, min_tokens=0)):
@@ -102,6 +103,7 @@ def test_everything_is_float32_but_products(model, images, priors):
         assert {x.dtype for x in jax.tree.leaves(found)} == {np.dtype(np.float32)}
 
 
+@pytest.mark.slow
 def test_types_and_ranks_are_explicit(model, wide_arrays):
     array = lambda *shape, dtype=np.float32: jax.ShapeDtypeStruct(shape, dtype)
     known = {f"{kind}_known": array(S, dtype=bool) for kind in ("rays", "poses", "depth")}

@@ -272,9 +272,7 @@ def _decode(path: Path, damage: _Damage | None = None) -> Generator[Any, None, N
     checked_file(path)
     decoded, problems = 0, []
     try:
-        # Titles and places are in any encoding, and nobody asks for them.
-        lenient: dict[str, Any] = {"metadata_errors": "replace"}
-        with av.open(str(path), **lenient) as container:
+        with _opened(av, path) as container:
             stream = _main_stream(container, path)
             stream.thread_type = "AUTO"
             if damage is not None:
@@ -321,6 +319,14 @@ def _good_frames(container: Any, stream: Any, problems: list[str]) -> Iterator[A
                 problems.append("frames with missing parts")
             else:
                 yield frame
+
+
+def _opened(av: Any, path: Path) -> Any:
+    """A container whose titles and places may be in any encoding: nobody asks for them."""
+    try:
+        return av.open(str(path), metadata_errors="replace")
+    except TypeError:  # From PyAV 19 on there is no such argument, and nothing fails by them.
+        return av.open(str(path))
 
 
 def _main_stream(container: Any, path: Path) -> Any:

@@ -36,7 +36,7 @@ class AttentionStats:
             where keys are sampled.
         error: of attention to a sample, the sampling error of what patches get, as a share of its
             root mean square, estimated from how the two halves of the sample differ (see
-            `Sampled`). 0 in dense layers; NaN, not measured, for blocks.
+            `Sampled`). 0 where nothing is sampled; not measured, NaN, for blocks with a sample.
     """
 
     density: Float[Array | np.ndarray, "*layers n"]

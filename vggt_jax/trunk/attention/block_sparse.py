@@ -350,6 +350,7 @@ def sparse_attention(
         num_special=num_special,
         num_of_scene=num_of_scene,
         sampled_share=sampled_share,
+        error=np.nan if attention.sample_ratio else 0.0,
     )
     return out, out_of_scene, stats
 
@@ -383,8 +384,9 @@ def _stats(
     num_special,
     num_of_scene,
     sampled_share,
+    error,
 ) -> AttentionStats:
-    """What attention did to a scene, given which share of its patches was sampled."""
+    """What attention did to a scene, given what share of its patches was sampled, and the error."""
     block_map, p = selection.block_map, tokens_per_frame
     live = block_map.counts > 0
     num_live = jnp.maximum(jnp.sum(live, axis=-1, dtype=jnp.float32), 1.0)
@@ -403,7 +405,7 @@ def _stats(
         covered=jnp.sum(selection.retained_mass, axis=-1) / num_live,
         saved=jnp.maximum(1 - done, 0.0),
         entropy=jnp.sum(selection.entropy, axis=-1) / num_live / highest,
-        error=jnp.full_like(selection.density, jnp.nan),
+        error=jnp.full_like(selection.density, error),
     )
 
 
