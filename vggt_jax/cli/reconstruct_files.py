@@ -21,7 +21,7 @@ from vggt_jax.images.video import is_video
 from vggt_jax.models.base import SceneModel
 from vggt_jax.models.loading import cache_folder
 from vggt_jax.pipeline import inputs as scene_inputs
-from vggt_jax.pipeline.memory import is_out_of_memory
+from vggt_jax.pipeline.memory import out_of_memory_is_an_input_error
 from vggt_jax.pipeline.options import Options
 from vggt_jax.pipeline.plan import Plan, plan_scene
 from vggt_jax.pipeline.run import prepare, with_known, with_more_keys
@@ -156,19 +156,12 @@ def _run_plan(
     _to_stderr(f"memory: {plan.memory}")
     if options.memory_check:
         plan.check_memory()
-    try:
+    with out_of_memory_is_an_input_error(plan.num_frames, "a smaller --size"):
         with steps("compiling"):
             keep_compiled_programs()
             run = prepare(inputs, model, plan, options, compile_now=True)
         with steps(f"reconstructing {plan.num_frames} frames") as say:
             return run(lambda num: say(f"{num} done"))
-    except jax.errors.JaxRuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise InputError(
-            f"{plan.num_frames} frames do not fit into the memory of the device; use fewer, or a "
-            "smaller --size"
-        ) from error
 
 
 def _load_and_read(

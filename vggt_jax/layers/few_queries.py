@@ -54,9 +54,19 @@ def attend_to_everything(
     )
     out, lse = attend(jnp.tile(padded, (num_parts, 1, 1)), k, v, block_map, return_lse=True)
     out, lse = (x.reshape(num_parts, -1, *x.shape[1:])[:, :t] for x in (out, lse))
-    # A part in which no key counts has a log-sum-exp of -inf, and thereby no weight.
-    top = jax.lax.stop_gradient(jnp.max(lse, axis=0))  # It cancels.
-    weights = jnp.exp(lse - jnp.where(top == -jnp.inf, 0.0, top)[None])
-    total = jnp.maximum(jnp.sum(weights, axis=0), jnp.finfo(jnp.float32).tiny)
+    weights, total = weights_of_parts(lse)
     merged = jnp.sum(weights[..., None] * out.astype(jnp.float32), axis=0) / total[..., None]
     return merged.astype(q.dtype)
+
+
+def weights_of_parts(
+    lse: Float[Array, "parts *rows"],
+) -> tuple[Float[Array, "parts *rows"], Float[Array, "*rows"]]:
+    """What the results of attention to parts of the keys weigh in that to all, and the sum of that.
+
+    Args:
+        lse: log-sum-exps of each part; -inf, and thereby no weight, where no key of it counts.
+    """
+    top = jax.lax.stop_gradient(jnp.max(lse, axis=0))  # It cancels.
+    weights = jnp.exp(lse - jnp.where(top == -jnp.inf, 0.0, top)[None])
+    return weights, jnp.maximum(jnp.sum(weights, axis=0), jnp.finfo(jnp.float32).tiny)

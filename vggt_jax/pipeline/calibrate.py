@@ -22,7 +22,7 @@ from vggt_jax.models.base import SceneModel
 from vggt_jax.pipeline.calibration_report import CalibrationReport
 from vggt_jax.pipeline.inputs import SceneInputs, load, read
 from vggt_jax.pipeline.key_budgets import STEP, key_budgets
-from vggt_jax.pipeline.memory import check_memory, is_out_of_memory
+from vggt_jax.pipeline.memory import check_memory, out_of_memory_is_an_input_error
 from vggt_jax.pipeline.options import Options
 from vggt_jax.pipeline.plan import Plan, plan_scene
 from vggt_jax.pipeline.reconstruct import reconstruct
@@ -250,7 +250,7 @@ class _Scene:
         arguments = jax.device_put(scene_arguments(self.inputs, self.plan))
 
         def run(choice):
-            try:
+            with out_of_memory_is_an_input_error(num_frames, "a smaller size"):
                 found = _predict(
                     self.model,
                     arguments,
@@ -259,13 +259,6 @@ class _Scene:
                     compute_dtype=self.compute_dtype,
                 )
                 return jax.block_until_ready(jax.tree.map(lambda x: x[:num_frames], found))
-            except jax.errors.JaxRuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                raise InputError(
-                    f"{num_frames} frames do not fit into the memory of the device; use fewer, or "
-                    "a smaller size"
-                ) from error
 
         return run
 

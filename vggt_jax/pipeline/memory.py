@@ -1,12 +1,15 @@
 """How much memory a reconstruction takes, before it starts."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 
 import jax
 import numpy as np
 from jax.typing import DTypeLike
 
 from pallas_kernels import tuned
+from vggt_jax.errors import InputError
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.scene_attention import SceneAttention
@@ -177,6 +180,27 @@ def free_memory(model: SceneModel) -> int | None:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a program did not fit into the memory of the device."""
     return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+
+
+@contextlib.contextmanager
+def out_of_memory_is_an_input_error(num_frames: int, smaller: str) -> Iterator[None]:
+    """Turns that error of JAX into what the user can do.
+
+    Args:
+        num_frames: of the scene that runs in it.
+        smaller: what messages call a smaller size.
+
+    Raises:
+        InputError: the scene did not fit into the memory of the device.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError(
+            f"{num_frames} frames do not fit into the memory of the device; use fewer, or {smaller}"
+        ) from error
 
 
 def weight_bytes(model: SceneModel) -> int:

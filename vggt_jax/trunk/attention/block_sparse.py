@@ -14,7 +14,7 @@ from pallas_kernels.block_map import index_dtype
 from pallas_kernels.blocks import count_blocks
 from pallas_kernels.mosaic_gpu_call import align
 from vggt_jax.layers.attention import NotDense
-from vggt_jax.layers.few_queries import attend_to_everything
+from vggt_jax.layers.few_queries import attend_to_everything, weights_of_parts
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.scene_attention import AttentionStats, SceneAttention, SceneTokens
 from vggt_jax.layers.token_order import TokenOrder
@@ -444,10 +444,7 @@ def _with_a_sample_of_the_rest(
         return_lse=True,
     )
     lse_of_sample += jnp.log(weight)
-    top = jax.lax.stop_gradient(jnp.maximum(lse_of_blocks, lse_of_sample))  # It cancels.
-    top = jnp.where(top == -jnp.inf, 0.0, top)
-    parts = [jnp.exp(lse - top) for lse in (lse_of_blocks, lse_of_sample)]
-    total = jnp.maximum(parts[0] + parts[1], jnp.finfo(jnp.float32).tiny)
+    parts, total = weights_of_parts(jnp.stack([lse_of_blocks, lse_of_sample]))
     weigh = lambda part, out: (part / total)[..., None] * out.astype(jnp.float32)
     merged = weigh(parts[0], of_blocks) + weigh(parts[1], of_sample)
     return merged.astype(q.dtype), 1 / weight
