@@ -16,11 +16,13 @@ Every case runs in a process of its own, so that its peak is its own. Parts:
 - `first_call`: what a user waits for at the first call of the model, with a cold and a warm cache
   of compiled programs.
 - `official`: the aggregator of the official package, where `vggt` can be imported, or the whole
-  model of the official π³, where `pi3` can: PyTorch, bfloat16 autocast,
-  scaled_dot_product_attention as it chooses.
+  model of the official π³, where `pi3` can: PyTorch, bfloat16 autocast. Its attention is
+  scaled_dot_product_attention as PyTorch chooses (which is FlashAttention-2), by cuDNN, or by
+  FlashAttention-4, where `flash_attn.cute` can be imported (--official-attention).
 """
 
 import argparse
+import contextlib
 import functools
 import itertools
 import json
@@ -31,6 +33,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from unittest import mock
 
 FRAMES = {
     "attention": [50, 100, 200],
@@ -58,6 +61,8 @@ def main():
                         help="also attend to samples of so many patches")  # fmt: skip
     parser.add_argument("--sample-special-queries", action="store_true",
                         help="let special tokens see the samples alone")  # fmt: skip
+    parser.add_argument("--official-attention", nargs="+", default=["default"],
+                        choices=["default", "cudnn", "flash4"])  # fmt: skip
     parser.add_argument("--no-dense", action="store_true", help="only what is not dense")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--profile", type=int, nargs="*", default=[], metavar="FRAMES",
@@ -75,6 +80,8 @@ def main():
             special = {"sample_special_queries": True} if args.sample_special_queries else {}
             others += [{"num_keys": number, **special} for number in args.num_keys or []]
             attentions = others if args.no_dense and others else [{}, *others]
+        if part == "official":
+            attentions = args.official_attention
         for frames, attention in itertools.product(args.frames or FRAMES[part], attentions):
             case = {"part": part, "frames": frames, "size": args.size, "repeats": args.repeats}
             if part != "attention":
@@ -292,7 +299,7 @@ def attention_of(settings: dict | None):
 def estimate_gib(model, frames, size, attention, *, streamed=False):
     from vggt_jax.pipeline.memory import check_memory
 
-    check = check_memory(model, (frames, *size, 3), attention=attention, streamed=plan.streamed)
+    check = check_memory(model, (frames, *size, 3), attention=attention, streamed=streamed)
     return gib(check.needed.total)
 
 
@@ -321,7 +328,28 @@ def run_first_call(part, model, frames, size, repeats, cache, attention=None):
     }
 
 
-def run_official(part, model, frames, size, repeats, profile=False):
+def official_attention(name: str):
+    """A context in which PyTorch's attention is of this kind."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    if name == "default":
+        return contextlib.nullcontext()
+    if name == "cudnn":
+        return sdpa_kernel(SDPBackend.CUDNN_ATTENTION)
+    from flash_attn.cute import flash_attn_func
+
+    def attend(query, key, value, dropout_p=0.0):
+        # The official layers call it with [b heads tokens channels]; products are in bfloat16.
+        turned = (x.transpose(1, 2).to(torch.bfloat16) for x in (query, key, value))
+        result = flash_attn_func(*turned)
+        result = result[0] if isinstance(result, tuple) else result
+        return result.transpose(1, 2)
+
+    return mock.patch("torch.nn.functional.scaled_dot_product_attention", attend)
+
+
+def run_official(part, model, frames, size, repeats, profile=False, attention="default"):
     import torch
 
     torch.manual_seed(0)
@@ -342,10 +370,12 @@ def run_official(part, model, frames, size, repeats, profile=False):
         model(images)
         torch.cuda.synchronize()
 
-    timing = time_calls(call, repeats)
+    with official_attention(attention):
+        timing = time_calls(call, repeats)
     return {
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
+        "attention": attention,
         "frames": frames,
         "size": size,
         "dtype": "bfloat16",

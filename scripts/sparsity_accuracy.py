@@ -11,7 +11,8 @@ each of --random-seeds. Blocks are dropped among the patches; special tokens alw
 by everything. With --num-keys also "sample": attention to so many patches, drawn evenly, each of
 which stands for those left out around it. With --blocks also "blocks": small blocks along a Hilbert
 curve, with a sample of the rest. With --budgets each of these twice, the second time with what a
-plan of `vggt-jax calibrate` gives to the layers, on average as much. With --plans these plans.
+plan of `vggt-jax calibrate` gives to the layers, on average as much; --calibrate makes such a plan
+first, with synthetic scenes of another seed, as OUT_plan.json. With --plans these plans.
 
 Scenes are those of the synthetic world (--split, --num-scenes, --seed) or, with --scenes, of
 
@@ -62,6 +63,7 @@ class Setting:
     threshold: float | None = None
     blocks: str | None = None
     budgets: str | None = None
+    special: str | None = None
 
     @property
     def label(self) -> str:
@@ -70,7 +72,7 @@ class Setting:
             if self.rule in ("dense", "everything")
             else [self.rule, f"{self.dropped:.0%}"]
         )
-        parts += [x for x in (self.blocks, self.budgets) if x is not None]
+        parts += [x for x in (self.blocks, self.budgets, self.special) if x is not None]
         return " ".join(parts + ([f"seed {self.seed}"] if self.seed is not None else []))
 
 
@@ -133,7 +135,19 @@ def main():
         default=[0.2, 0.4, 0.4],
         help="how much of each --kept is the sample",
     )
+    parser.add_argument(
+        "--sample-special-queries",
+        action="store_true",
+        help="each sample once more, with queries of special tokens seeing it alone",
+    )
     parser.add_argument("--budgets", type=pathlib.Path, help="a plan of `vggt-jax calibrate`")
+    parser.add_argument(
+        "--calibrate",
+        type=int,
+        nargs=2,
+        metavar=("SCENES", "KEYS"),
+        help="make the plan of --budgets with so many synthetic scenes, for so many keys a layer",
+    )
     parser.add_argument("--plans", type=pathlib.Path, nargs="+", default=[], help="plans to judge")
     parser.add_argument("--random-seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument(
@@ -157,6 +171,8 @@ def run(args):
     """Measures everything. OUT.jsonl is written after every batch, for runs that are cut short."""
     start = time.perf_counter()
     model = vggt_jax.load_model(args.model)
+    if args.calibrate:
+        args.budgets = calibrate(args, model)
     results, names = {}, []
     settings, sizes = None, {}
     for batch in batches_of(args, model):
@@ -237,6 +253,29 @@ def batches_of(args, model):
     )
 
 
+def calibrate(args, model) -> pathlib.Path:
+    """Writes OUT_plan.json, from scenes like those to judge, but of another seed."""
+    if args.scenes is not None:
+        raise vggt_jax.InputError("--calibrate takes synthetic scenes; use `vggt-jax calibrate`")
+    number, num_keys = args.calibrate
+    others = dict(vars(args), num_scenes=number, seed=args.seed + 1, batch_size=1)
+    scenes = [
+        np.asarray(batch.images[0]) for batch in batches_of(argparse.Namespace(**others), model)
+    ]
+    plan, report = vggt_jax.calibrate(
+        scenes,
+        model=model,
+        num_keys=num_keys,
+        min_tokens=0,
+        compute_dtype=args.compute_dtype,
+        progress=True,
+    )
+    path = args.out.with_name(args.out.name + "_plan.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plan.save(path, about=report.to_dict())
+    return path
+
+
 def settings_of(args, model, images) -> list[Setting]:
     """All rows of the table."""
     sparse = functools.partial(
@@ -286,6 +325,9 @@ def settings_of(args, model, images) -> list[Setting]:
         if args.budgets:
             plan = with_budgets(args.budgets, num_keys / patches, sampled_share(patches))
             settings.append(new(attention=plan, budgets=args.budgets.stem))
+        if args.sample_special_queries:
+            sampled = dataclasses.replace(sampled, sample_special_queries=True)
+            settings.append(new(attention=sampled, special="special queries too"))
     for size in args.blocks:
         for kept, part in zip(args.kept, args.sample_part, strict=True):
             of_share = blocks_of_share(size, part)
@@ -438,7 +480,7 @@ def summarise(setting: Setting, batches: list[dict], dense: list[dict]) -> dict:
     """A line of the results: means over scenes, what they gain on dense attention in the same
     scenes, the standard errors of both, means by layer."""
     line = {"rule": setting.rule, "dropped": setting.dropped}
-    for name in ("seed", "threshold", "num_keys", "blocks", "budgets"):
+    for name in ("seed", "threshold", "num_keys", "blocks", "budgets", "special"):
         if (value := getattr(setting, name)) is not None:
             line[name] = value
     metrics, errors, differences, failed = {}, {}, {}, 0
@@ -538,7 +580,7 @@ def tables(about: dict, lines: list[dict]) -> str:
             rule += f" ({line['threshold']:g})"
         if "num_keys" in line:
             rule += f" ({line['num_keys']})"
-        rule += "".join(f" {line[x]}" for x in ("blocks", "budgets") if x in line)
+        rule += "".join(f" {line[x]}" for x in ("blocks", "budgets", "special") if x in line)
         cells = [rule, "" if rule in ("dense", "everything") else f"{line['dropped']:.0%}"]
         shares = ("density", "covered", "saved", "entropy")
         cells += [cell(line.get(name), ".3f") for name in shares]
