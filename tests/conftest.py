@@ -44,6 +44,7 @@ CHECKED_MODULES = [
         f"vggt_jax.models.mapanything.{part}"
         for part in ("encoders", "geometric_inputs", "heads", "model")
     ),
+    "vggt_jax.models.trunk_model",
     "vggt_jax.scene.surfaces",
     "vggt_jax.trunk.alternation",
     "vggt_jax.trunk.frames",

@@ -18,10 +18,8 @@ from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.linear import Linear
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.scene_attention import AttentionStats
-from vggt_jax.models import ConfigFields, ModelFamily, ModelTraits, TrunkModel
-from vggt_jax.trunk.alternation import TrunkOutput, kept_layers, make_trunk_blocks, run_trunk
-from vggt_jax.trunk.frames import encode_and_aggregate
-from vggt_jax.trunk.memory import trunk_memory
+from vggt_jax.models import ConfigFields, ModelFamily, ModelTraits, TrunkModel, TrunkSpec
+from vggt_jax.trunk.alternation import TrunkOutput, kept_layers, run_trunk
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +35,17 @@ class MadeUpConfig(ConfigFields, model="made-up model"):
     def of_width(cls, dim, num_heads):
         return cls(dim=dim, num_heads=num_heads)
 
+    @property
+    def trunk(self):
+        return TrunkSpec(
+            dim=self.dim,
+            num_heads=self.num_heads,
+            mlp_ratio=2.0,
+            depth=self.depth,
+            norm_eps=1e-5,
+            layer_scale=0.1,
+        )
+
     def check(self, origin):
         self.require_multiple("img_size", "patch_size", origin)
         self.require_multiple("dim", "num_heads", origin, factor=4)
@@ -50,7 +59,7 @@ class MadeUpOutput:
     attention_stats: AttentionStats | None
 
 
-class MadeUp(TrunkModel):
+class MadeUp(TrunkModel[MadeUpOutput]):
     output: ClassVar = MadeUpOutput
     traits: ClassVar = ModelTraits(
         name="made_up",
@@ -69,12 +78,7 @@ class MadeUp(TrunkModel):
         self.config = c = config
         self.special = nnx.Param(jax.random.normal(rngs.params(), (c.num_special_tokens, c.dim)))
         self.patches = Linear(3 * c.patch_size**2, c.dim, rngs=rngs)
-        self.frame_blocks, self.global_blocks = (
-            make_trunk_blocks(
-                c.dim, c.num_heads, 2.0, c.depth, norm_eps=1e-5, layer_scale=0.1, rngs=rngs
-            )
-            for _ in range(2)
-        )
+        self.frame_blocks, self.global_blocks = (c.trunk.make_blocks(rngs) for _ in range(2))
         self.camera_head = Linear(2 * c.dim, 9, rngs=rngs)
         self.pixel_head = Linear(2 * c.dim, 5 * c.patch_size**2, rngs=rngs)
 
@@ -158,25 +162,10 @@ class MadeUp(TrunkModel):
             }
         return fields
 
-    def __call__(
-        self,
-        images,
-        *,
-        query_points=None,
-        attention=Dense(),
-        num_frames=None,
-        compute_dtype=None,
-    ):
-        options = {"num_frames": num_frames, "compute_dtype": compute_dtype}
-        trunk = encode_and_aggregate(self, images, attention=attention, **options)
-        return self.decode(trunk, self.layout(images), attention=attention, **options)
-
 
 def memory_of_made_up(config: MadeUpConfig, forward):
     maps = 4 * 5 * forward.num_frames * forward.pixels
-    sizes = {"dim": config.dim, "num_heads": config.num_heads, "depth": config.depth}
-    trunk = trunk_memory(forward, **sizes, mlp_ratio=2.0, taps=())
-    return {"outputs": maps, "heads": maps, "tracks": 0, **trunk}
+    return {"outputs": maps, "heads": maps, "tracks": 0, **config.trunk.memory(forward)}
 
 
 FAMILY = ModelFamily(model=MadeUp, config=MadeUpConfig, memory=memory_of_made_up)

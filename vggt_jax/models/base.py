@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, Protocol, Self
 
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array
 
 from vggt_jax.checkpoints.official import OfficialKeys
 from vggt_jax.images.loading import Mode
@@ -16,7 +16,6 @@ from vggt_jax.scene.confidence import PointSource
 from vggt_jax.scene.priors import PriorKind, Priors
 from vggt_jax.scene.reconstruction import LengthUnit
 from vggt_jax.trunk.alternation import TrunkOutput
-from vggt_jax.trunk.frames import layout_of_images
 from vggt_jax.trunk.memory import ForwardPass
 from vggt_jax.trunk.token_layout import TokenLayout
 
@@ -96,7 +95,7 @@ class SceneModel(Protocol):
     """What the pipeline asks of a model: an `nnx.Module` with parameters alone.
 
     Axis letters are those of docs/conventions.md. The arguments that methods share mean the same in
-    all of them, see `VGGT.__call__`; a method that has no use for one of them leaves it alone.
+    all of them, see `TrunkModel.__call__`; a method that has no use for one leaves it alone.
     """
 
     traits: ClassVar[ModelTraits]
@@ -250,80 +249,6 @@ class SceneModel(Protocol):
     ) -> Any:
         """All outputs under their official names: a dataclass that is a pytree."""
         ...
-
-
-class TrunkModel(nnx.Module):
-    """What all models are alike in: a base of those that give the rest of `SceneModel`.
-
-    Attributes:
-        output: the dataclass that a call returns, of the outputs of `decode_scene` and
-            `decode_frames`.
-    """
-
-    output: ClassVar[type]
-    traits: ClassVar[ModelTraits]
-    config: Any
-
-    @property
-    def num_dense_heads(self) -> int:
-        """Heads with convolutions over whole images, which take long."""
-        return 0
-
-    def check_known(self, priors: Priors, *, first: int) -> None:
-        """See `SceneModel`; everything is fine."""
-        del priors, first
-
-    def layout(self, images: Array) -> TokenLayout:
-        """Where the tokens of these images lie.
-
-        Raises:
-            ValueError: images are no `[b s height width 3]` of fitting sides and type.
-        """
-        return layout_of_images(
-            images,
-            patch_size=self.config.patch_size,
-            num_special=self.config.num_special_tokens,
-        )
-
-    def decode(
-        self,
-        trunk: TrunkOutput,
-        layout: TokenLayout,
-        *,
-        query_points: Float[Array, "b m 2"] | None = None,
-        attention: SceneAttention = Dense(),
-        num_frames: Int[Array, " b"] | None = None,
-        compute_dtype: DTypeLike | None = None,
-    ) -> Any:
-        """Runs the heads; the arguments are those of the call, which checks them."""
-        of_scene = self.decode_scene(
-            trunk,
-            layout,
-            query_points=query_points,
-            attention=attention,
-            num_frames=num_frames,
-            compute_dtype=compute_dtype,
-        )
-        of_frames = self.decode_frames(
-            trunk,
-            layout,
-            attention=attention,
-            compute_dtype=compute_dtype,
-            **{name: of_scene[name] for name in self.traits.frames_read},
-        )
-        return self.output(**of_scene, **of_frames)
-
-    def decode_scene(
-        self, trunk: TrunkOutput, layout: TokenLayout, **options: Any
-    ) -> dict[str, Any]:
-        """See `SceneModel`."""
-        raise NotImplementedError
-
-    def decode_frames(
-        self, trunk: TrunkOutput, layout: TokenLayout, **options: Any
-    ) -> dict[str, Any]:
-        """See `SceneModel`."""
-        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

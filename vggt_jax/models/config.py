@@ -24,13 +24,15 @@ class ConfigFields:
 
     Args:
         model: name of the model in messages, such as "VGGT".
-        may_be_zero: the numbers, or tuples of them, that need not be positive.
-        any_length: the tuples that may have another length than their default, from 1.
+        may_be_zero: the numbers, or tuples of them, that need not be positive, beside those of the
+            base.
+        any_length: the tuples that may have another length than their default, from 1, beside those
+            of the base.
     """
 
     _model: ClassVar[str]
-    _may_be_zero: ClassVar[tuple[str, ...]]
-    _any_length: ClassVar[tuple[str, ...]]
+    _may_be_zero: ClassVar[tuple[str, ...]] = ()
+    _any_length: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(
         cls,
@@ -39,7 +41,9 @@ class ConfigFields:
         may_be_zero: tuple[str, ...] = (),
         any_length: tuple[str, ...] = (),
     ):
-        cls._model, cls._may_be_zero, cls._any_length = model, may_be_zero, any_length
+        cls._model = model
+        cls._may_be_zero = (*cls._may_be_zero, *may_be_zero)
+        cls._any_length = (*cls._any_length, *any_length)
 
     def __post_init__(self):
         self._validate(type(self).__name__)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vggt_jax import BlockSparse, Dense, Pi3, Pi3Config
+from vggt_jax import BlockSparse, Dense, Pi3, Pi3Config, Priors
 from vggt_jax.layers.norm import LayerNorm
 from vggt_jax.models.conversion import native_shapes
 from vggt_jax.models.loading import named_parameters
@@ -73,6 +73,12 @@ def test_every_output_and_its_shape(tiny_pi3, images_dtype):
 def test_tracks_are_refused(tiny_pi3, unchecked):
     with pytest.raises(ValueError, match="π³ has no track head"):
         tiny_pi3()(jnp.zeros((1, 2, 28, 28, 3)), query_points=jnp.zeros((1, 4, 2)))
+
+
+def test_priors_are_refused(tiny_pi3, unchecked):
+    known = Priors(intrinsics=jnp.ones((1, 2, 3, 3)))
+    with pytest.raises(ValueError, match="priors were given, but π³ takes none"):
+        tiny_pi3()(jnp.zeros((1, 2, 28, 28, 3)), priors=known)
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from vggt_jax.models.pi3x.injection import PoseInjection, Turns
 from vggt_jax.models.pi3x.outputs import depth_normal_edges
 from vggt_jax.models.pi3x.prompts import Prompts
 from vggt_jax.scene.priors import Priors
+from vggt_jax.trunk.alternation import make_trunk_blocks
 
 FLOAT32 = Precision.from_compute_dtype(jnp.float32)
 
@@ -46,7 +47,11 @@ def test_what_cameras_turn_they_turn_back():
 
 def test_injection_depends_on_relative_poses_and_on_frames_with_one(randomised):
     b, s, p, c = 2, 3, 6, 16
-    module = randomised(lambda rngs: PoseInjection(c, 2, 2.0, 2, rngs=rngs))
+    module = randomised(
+        lambda rngs: PoseInjection(
+            make_trunk_blocks(c, 2, 2.0, 2, norm_eps=1e-6, layer_scale=0.01, rngs=rngs)
+        )
+    )
     positions = np.array([[0, 0], *np.argwhere(np.ones((2, 3))) + 1])  # one special token
     rng = np.random.default_rng(2)
     tokens = rng.normal(size=(b, s, 1 + p, c)).astype(np.float32)

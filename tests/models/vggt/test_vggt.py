@@ -156,7 +156,7 @@ def test_annotations_are_checked_in_tests(tiny):
 
 
 def test_query_points_need_a_track_head(tiny):
-    with pytest.raises(ValueError, match="query_points were given, but this model has no track h"):
+    with pytest.raises(ValueError, match="query_points were given, but this VGGT has no track h"):
         outputs(tiny(enable_track=False), (1, 2, 28, 28, 3), points=(1, 3, 2))
 
 

@@ -5,6 +5,7 @@ from typing import Self
 
 from vggt_jax.checkpoints.errors import CheckpointError
 from vggt_jax.models.config import ConfigFields
+from vggt_jax.models.parts import EncoderSpec, TrunkSpec
 
 _FFN = ("mlp", "swiglu")
 
@@ -111,6 +112,40 @@ class MapAnythingConfig(
     def num_layers(self) -> int:
         """Layers of the trunk: pairs of a global and a frame block."""
         return self.info_sharing_depth // 2
+
+    @property
+    def encoder(self) -> EncoderSpec:
+        """The encoder of images."""
+        return EncoderSpec(
+            img_size=self.img_size,
+            patch_size=self.patch_size,
+            dim=self.encoder_dim,
+            depth=self.encoder_depth,
+            num_heads=self.encoder_num_heads,
+            mlp_ratio=self.mlp_ratio,
+            num_register_tokens=self.encoder_num_register_tokens or None,
+            ffn=self.encoder_ffn,  # pyright: ignore[reportArgumentType]  the check allows no other
+            position_offset=(
+                None if self.encoder_pos_embed_antialias else self.encoder_pos_embed_offset
+            ),
+            has_norm=self.encoder_norm,
+            keeps_class_token=self.use_encoder_cls_token,
+        )
+
+    @property
+    def trunk(self) -> TrunkSpec:
+        """The trunk, whose layers are pairs of a global and a frame block."""
+        # Official file: uniception/models/info_sharing/alternating_attention_transformer.py
+        return TrunkSpec(
+            dim=self.info_sharing_dim,
+            num_heads=self.info_sharing_num_heads,
+            mlp_ratio=self.mlp_ratio,
+            depth=self.num_layers,
+            norm_eps=1e-6,
+            layer_scale=1e-5 if self.info_sharing_layer_scale else None,
+            qk_norm=False,
+            ffn=self.info_sharing_ffn,  # pyright: ignore[reportArgumentType]
+        )
 
     @property
     def taps(self) -> tuple[int, ...]:

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 
 from vggt_jax.checkpoints.modules import (
     Rules,
-    block,
     conv,
     linear,
     norm,
@@ -18,7 +17,6 @@ from vggt_jax.checkpoints.modules import (
     pointwise,
     under,
     upsample,
-    vision_transformer,
 )
 from vggt_jax.checkpoints.official import OfficialKeys, require_released_size
 from vggt_jax.checkpoints.rules import Shape
@@ -105,34 +103,12 @@ def recognise(shapes: Mapping[str, Shape], source: str) -> tuple[MapAnythingConf
 
 def _trunk(c: MapAnythingConfig) -> Rules:
     encoded, dim = c.encoder_dim, c.info_sharing_dim
-    encoder = vision_transformer(
-        encoded,
-        int(encoded * c.mlp_ratio),
-        depth=c.encoder_depth,
-        patch_size=c.patch_size,
-        img_size=c.img_size,
-        num_registers=c.encoder_num_register_tokens or None,
-        ffn=c.encoder_ffn,
-        has_norm=c.encoder_norm,
-    )
-    blocks = block(
-        dim,
-        int(dim * c.mlp_ratio),
-        layer_scale=c.info_sharing_layer_scale,
-        ffn=c.info_sharing_ffn,
-    )
-    stack = lambda native, first: under(
-        "info_sharing.self_attention_blocks.{layer}",
-        native,
-        blocks,
-        layers=c.num_layers,
-        first=first,
-        step=2,
-        bfloat16=True,
+    stack = lambda native, first: c.trunk.rules(
+        "info_sharing.self_attention_blocks.{layer}", native, first=first, step=2
     )
     return [
         *parameter("scale_token", (encoded,)),
-        *under("encoder.model", "encoder", encoder, bfloat16=True),
+        *c.encoder.rules("encoder.model"),
         *norm("fusion_norm_layer", encoded, "fusion_norm"),
         *parameter("info_sharing.view_pos_table", (1, dim), "view_pos_table"),
         *(linear("info_sharing.proj_embed", encoded, dim, "proj_embed") if encoded != dim else []),

@@ -3,7 +3,7 @@
 from pallas_kernels import tuned
 from vggt_jax.models.mapanything.config import MapAnythingConfig
 from vggt_jax.models.mapanything.model import ALTERNATION
-from vggt_jax.trunk.memory import ForwardPass, trunk_memory
+from vggt_jax.trunk.memory import ForwardPass
 
 
 def memory_of_mapanything(config: MapAnythingConfig, forward: ForwardPass) -> dict[str, int]:
@@ -11,15 +11,7 @@ def memory_of_mapanything(config: MapAnythingConfig, forward: ForwardPass) -> di
     num_frames, pixels = forward.num_frames, forward.pixels
     wide = forward.precision.compute_dtype.itemsize
     decoded = min(num_frames, max(1, tuned.value("dpt.pixels_per_chunk") // pixels)) * pixels
-    memory = trunk_memory(
-        forward,
-        dim=config.info_sharing_dim,
-        depth=config.num_layers,
-        num_heads=config.info_sharing_num_heads,
-        mlp_ratio=config.mlp_ratio,
-        taps=config.taps,
-        keeps_both=ALTERNATION.keeps_both,
-    )
+    memory = config.trunk.memory(forward, taps=config.taps, keeps_both=ALTERNATION.keeps_both)
     # The heads also read what the encoder made of the patches.
     tokens = num_frames * forward.layout.tokens_per_frame
     memory["kept_tokens"] += wide * tokens * config.encoder_dim

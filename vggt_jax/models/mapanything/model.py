@@ -18,8 +18,7 @@ from vggt_jax.layers.linear import Linear
 from vggt_jax.layers.norm import LayerNorm
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.scene_attention import SceneAttention
-from vggt_jax.layers.vit import VisionTransformer
-from vggt_jax.models.base import ModelTraits, Predicted, TrunkModel
+from vggt_jax.models.base import ModelTraits, Predicted
 from vggt_jax.models.mapanything.config import MapAnythingConfig
 from vggt_jax.models.mapanything.encoders import DenseEncoder, GlobalEncoder
 from vggt_jax.models.mapanything.geometric_inputs import (
@@ -34,6 +33,7 @@ from vggt_jax.models.mapanything.geometric_inputs import (
 from vggt_jax.models.mapanything.heads.pose import PoseHead, normalized
 from vggt_jax.models.mapanything.heads.scale import ScaleHead, scale_from_raw
 from vggt_jax.models.mapanything.outputs import MapAnythingOutput, pose_matrices, scene_of_frames
+from vggt_jax.models.trunk_model import TrunkModel
 from vggt_jax.scene.confidence import PointSource
 from vggt_jax.scene.priors import Priors
 from vggt_jax.trunk.alternation import (
@@ -41,16 +41,14 @@ from vggt_jax.trunk.alternation import (
     TrunkOutput,
     frames_per_chunk,
     kept_layers,
-    make_trunk_blocks,
     run_trunk,
 )
-from vggt_jax.trunk.frames import encode_and_aggregate, encode_frames
+from vggt_jax.trunk.frames import encode_frames
 from vggt_jax.trunk.token_layout import TokenLayout
 
 # Official files: mapanything/models/mapanything/model.py,
 # uniception/models/info_sharing/alternating_attention_transformer.py.
 _NORM_EPS = 1e-6
-_LAYER_SCALE = 1e-5
 _RAW_CHANNELS = 6  # ray 3, depth, confidence, mask
 
 ALTERNATION = Alternation(global_first=True, keeps_both=False, has_rope=False)
@@ -61,8 +59,11 @@ _DENSE_STYLE = DPTStyle(
 )
 
 
-class MapAnything(TrunkModel):
+class MapAnything(TrunkModel[MapAnythingOutput]):
     """MapAnything with random parameters; `vggt_jax.load_model` reads trained ones.
+
+    The first frame's camera is about the world, and lengths are metres. It tracks no points. Layer
+    `i` of attention over all frames is block `2 i` of the official information sharing.
 
     Use it as an immutable pytree: pass it to functions under `jax.jit` as an argument.
     """
@@ -82,20 +83,7 @@ class MapAnything(TrunkModel):
     def __init__(self, config: MapAnythingConfig, *, rngs: nnx.Rngs):
         self.config = config
         c, encoded, dim = config, config.encoder_dim, config.info_sharing_dim
-        self.encoder = VisionTransformer(
-            img_size=c.img_size,
-            patch_size=c.patch_size,
-            dim=encoded,
-            depth=c.encoder_depth,
-            num_heads=c.encoder_num_heads,
-            mlp_ratio=c.mlp_ratio,
-            num_register_tokens=c.encoder_num_register_tokens or None,
-            ffn=c.encoder_ffn,  # pyright: ignore[reportArgumentType]  its check allows no other
-            position_offset=(None if c.encoder_pos_embed_antialias else c.encoder_pos_embed_offset),
-            has_norm=c.encoder_norm,
-            keeps_class_token=c.use_encoder_cls_token,
-            rngs=rngs,
-        )
+        self.encoder = c.encoder.make(rngs)
         dense = lambda channels: DenseEncoder(
             channels, c.dense_input_dims, encoded, patch_size=c.patch_size, rngs=rngs
         )
@@ -110,20 +98,7 @@ class MapAnything(TrunkModel):
         # Sines and cosines of the position 0, which checkpoints hold.
         zeros_and_ones = jnp.arange(dim, dtype=jnp.int32)[None] % 2
         self.view_pos_table = nnx.Param(zeros_and_ones.astype(jnp.float32))
-        self.global_blocks, self.frame_blocks = (
-            make_trunk_blocks(
-                dim,
-                c.info_sharing_num_heads,
-                c.mlp_ratio,
-                c.num_layers,
-                norm_eps=_NORM_EPS,
-                layer_scale=_LAYER_SCALE if c.info_sharing_layer_scale else None,
-                qk_norm=False,
-                ffn=c.info_sharing_ffn,  # pyright: ignore[reportArgumentType]
-                rngs=rngs,
-            )
-            for _ in range(2)
-        )
+        self.global_blocks, self.frame_blocks = (c.trunk.make_blocks(rngs) for _ in range(2))
         self.norm = LayerNorm(dim, eps=_NORM_EPS)
         self.dense_head = DPT(
             (encoded, dim, dim, dim),
@@ -171,47 +146,6 @@ class MapAnything(TrunkModel):
             vggt_jax.InputError: there is some; see `SceneModel`.
         """
         check_known(priors, first=first)
-
-    def __call__(
-        self,
-        images: Float[Array, "b s height width 3"] | UInt8[Array, "b s height width 3"],
-        *,
-        query_points: Float[Array, "b m 2"] | None = None,
-        priors: Priors | None = None,
-        attention: SceneAttention = Dense(),
-        num_frames: Int[Array, " b"] | None = None,
-        compute_dtype: DTypeLike | None = None,
-    ) -> MapAnythingOutput:
-        """Predicts cameras, points and their confidence, in metres.
-
-        Args:
-            images: RGB, float in [0, 1] or uint8; sides are multiples of the patch size. The first
-                frame's camera is about the world.
-            query_points: must be None, since MapAnything tracks no points.
-            priors: what is known of the frames, if anything.
-            attention: how the tokens of all frames attend to each other: `Dense()`,
-                `Sampled(...)` or `BlockSparse(...)`. Layer `i` of the latter is block `2 i` of the
-                official information sharing.
-            num_frames: how many leading frames of each scene count, from 1; the others are
-                padding, which changes no output of the valid frames. None: all.
-            compute_dtype: of matrix products. `float32` runs at the highest precision; `bfloat16`
-                accumulates in float32, and heads run in float32; None is bfloat16 on a GPU.
-
-        Raises:
-            ValueError: shapes or types do not fit; query points were given.
-        """
-        if query_points is not None:
-            raise ValueError("query_points were given, but MapAnything has no track head")
-        layout = self.layout(images)
-        trunk = encode_and_aggregate(
-            self,
-            images,
-            priors=priors,
-            attention=attention,
-            num_frames=num_frames,
-            compute_dtype=compute_dtype,
-        )
-        return self.decode(trunk, layout, attention=attention, compute_dtype=compute_dtype)
 
     def encode(
         self,

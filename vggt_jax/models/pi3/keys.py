@@ -5,12 +5,11 @@ released checkpoint yyfz233/Pi3.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
-from vggt_jax.checkpoints.modules import Rules, block, linear, parameter, under, vision_transformer
+from vggt_jax.checkpoints.modules import Rules, block, linear, parameter, under
 from vggt_jax.checkpoints.official import OfficialKeys, require_released_size
 from vggt_jax.checkpoints.rules import Shape
-from vggt_jax.models.pi3.config import Pi3Config
+from vggt_jax.models.pi3.config import Pi3Config, Pi3Fields
 
 RELEASED_NAME = "Pi3"
 """Name of the released checkpoint, for people."""
@@ -57,39 +56,21 @@ def recognise(shapes: Mapping[str, Shape], source: str) -> tuple[Pi3Config, str]
     return config, RELEASED_NAME
 
 
-def trunk(c: Pi3Config | Any) -> Rules:
-    """Encoder and trunk of π³, and of a model that has them under the same names."""
-    dim, registers = c.decoder_dim, c.num_register_tokens
-    hidden_dim = int(dim * c.mlp_ratio)
-    encoder = vision_transformer(
-        c.encoder_dim,
-        int(c.encoder_dim * c.mlp_ratio),
-        depth=c.encoder_depth,
-        patch_size=c.patch_size,
-        img_size=c.img_size,
-        num_registers=c.encoder_num_register_tokens,
-    )
-    blocks = block(dim, hidden_dim, qk_norm_dim=dim // c.decoder_num_heads)
-    stack = lambda native, first: under(
-        "decoder.{layer}",
-        native,
-        blocks,
-        layers=c.decoder_depth // 2,
-        first=first,
-        step=2,
-        bfloat16=True,
-    )
+def trunk(c: Pi3Fields) -> Rules:
+    """Encoder and trunk."""
+    stack = lambda native, first: c.trunk.rules("decoder.{layer}", native, first=first, step=2)
+    registers = (1, 1, c.num_register_tokens, c.decoder_dim)
     return [
-        *parameter("register_token", (1, 1, registers, dim), transform=lambda x: x[0, 0]),
+        *parameter("register_token", registers, transform=lambda x: x[0, 0]),
         *parameter("image_mean", (1, 3, 1, 1), transform=lambda x: x[0, :, 0, 0]),
         *parameter("image_std", (1, 3, 1, 1), transform=lambda x: x[0, :, 0, 0]),
-        *under("encoder", "encoder", encoder, bfloat16=True),
+        *c.encoder.rules("encoder"),
         *stack("frame_blocks", 0),
         *stack("global_blocks", 1),
     ]
 
 
-def frame_decoder(name: str, c: Pi3Config | Any, out_dim: int) -> Rules:
+def frame_decoder(name: str, c: Pi3Fields, out_dim: int) -> Rules:
     """The decoder of a head."""
     dim = c.head_dim
     blocks = block(dim, int(dim * c.mlp_ratio), layer_scale=False)

@@ -1,7 +1,7 @@
 """What a forward pass of π³ takes on the device."""
 
 from vggt_jax.models.pi3.config import Pi3Config
-from vggt_jax.trunk.memory import ForwardPass, trunk_memory
+from vggt_jax.trunk.memory import ForwardPass
 
 
 def memory_of_pi3(config: Pi3Config, forward: ForwardPass) -> dict[str, int]:
@@ -20,12 +20,5 @@ def memory_of_pi3(config: Pi3Config, forward: ForwardPass) -> dict[str, int]:
         "outputs": 4 * (3 + 3 + 1) * forward.num_frames * forward.pixels,
         "heads": int(decoder + max(inner, raw)),
         "tracks": 0,
-        **trunk_memory(
-            forward,
-            dim=config.decoder_dim,
-            depth=config.decoder_depth // 2,
-            num_heads=config.decoder_num_heads,
-            mlp_ratio=config.mlp_ratio,
-            taps=(),
-        ),
+        **config.trunk.memory(forward),
     }

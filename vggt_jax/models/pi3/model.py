@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int
 
 from vggt_jax import geometry
 from vggt_jax.heads.pixels import PixelHead, points_from_raw
@@ -18,16 +18,17 @@ from vggt_jax.models.pi3.config import Pi3Config
 from vggt_jax.models.pi3.outputs import Pi3Output
 from vggt_jax.models.pi3.trunk import Pi3Trunk
 from vggt_jax.trunk.alternation import TrunkOutput
-from vggt_jax.trunk.frames import encode_and_aggregate
 from vggt_jax.trunk.token_layout import TokenLayout
 
 
-class Pi3(Pi3Trunk):
+class Pi3(Pi3Trunk[Pi3Output]):
     """π³ with random parameters; `vggt_jax.load_model` reads trained ones.
 
     No frame is the reference: all have the same special tokens, so that frames in another order
-    give the same results in that order. Use it as an immutable pytree: pass it to functions under
-    `jax.jit` as an argument.
+    give the same results in that order. It tracks no points. Layer `i` of attention over all frames
+    is block `2 i + 1` of the official decoder.
+
+    Use it as an immutable pytree: pass it to functions under `jax.jit` as an argument.
     """
 
     output: ClassVar = Pi3Output
@@ -58,43 +59,6 @@ class Pi3(Pi3Trunk):
         self.conf_head = pixels(1)
         self.camera_decoder = self.make_decoder(config.camera_dim, rngs)
         self.camera_head = PoseHead(config.camera_dim, rngs=rngs)
-
-    def __call__(
-        self,
-        images: Float[Array, "b s height width 3"] | UInt8[Array, "b s height width 3"],
-        *,
-        query_points: Float[Array, "b m 2"] | None = None,
-        attention: SceneAttention = Dense(),
-        num_frames: Int[Array, " b"] | None = None,
-        compute_dtype: DTypeLike | None = None,
-    ) -> Pi3Output:
-        """Predicts cameras, points and their confidence.
-
-        Args:
-            images: RGB, float in [0, 1] or uint8; sides are multiples of the patch size.
-            query_points: must be None, since π³ tracks no points.
-            attention: how the tokens of all frames attend to each other: `Dense()`,
-                `Sampled(...)` or `BlockSparse(...)`. Layer `i` of the latter is block `2 i + 1` of
-                the official decoder.
-            num_frames: how many leading frames of each scene count, from 1; the others are
-                padding, which changes no output of the valid frames. None: all.
-            compute_dtype: of matrix products. `float32` runs at the highest precision; `bfloat16`
-                accumulates in float32, and heads run in float32; None is bfloat16 on a GPU.
-
-        Raises:
-            ValueError: shapes or types do not fit; query points were given.
-        """
-        if query_points is not None:
-            raise ValueError("query_points were given, but π³ has no track head")
-        layout = self.layout(images)
-        trunk = encode_and_aggregate(
-            self,
-            images,
-            attention=attention,
-            num_frames=num_frames,
-            compute_dtype=compute_dtype,
-        )
-        return self.decode(trunk, layout, attention=attention, compute_dtype=compute_dtype)
 
     def decode_scene(
         self,

@@ -15,67 +15,41 @@ from vggt_jax.layers.chunking import map_chunks
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.rope import rope_tables
 from vggt_jax.layers.scene_attention import SceneAttention
-from vggt_jax.layers.vit import IMAGE_MEAN, IMAGE_STD, VisionTransformer
-from vggt_jax.models.base import Predicted, TrunkModel
+from vggt_jax.layers.vit import IMAGE_MEAN, IMAGE_STD
+from vggt_jax.models.base import Predicted
+from vggt_jax.models.pi3.config import Pi3Fields
+from vggt_jax.models.trunk_model import Output, TrunkModel
 from vggt_jax.scene.confidence import PointSource
 from vggt_jax.trunk.alternation import (
     AfterLayer,
     TrunkOutput,
     frames_per_chunk,
     kept_layers,
-    make_trunk_blocks,
     run_trunk,
 )
 from vggt_jax.trunk.frames import encode_frames
 from vggt_jax.trunk.token_layout import TokenLayout
 
 
-class Pi3Trunk(TrunkModel):
+class Pi3Trunk(TrunkModel[Output]):
     """Encoder and trunk with the parameters of π³; heads are up to the model."""
 
     pixel_centre = 0.5  # see `Reconstruction.pixel_centre`
     predicts: frozenset[Predicted] = frozenset({"cameras", "depth", "points"})
     smallest_tracked_side = None
 
-    def __init__(self, config: Any, *, rngs: nnx.Rngs):
+    def __init__(self, config: Pi3Fields, *, rngs: nnx.Rngs):
         self.config = config
-        dim = config.decoder_dim
         # Part of the checkpoint, unlike VGGT's.
         self.image_mean, self.image_std = (
             nnx.Param(jnp.array(values, jnp.float32)) for values in (IMAGE_MEAN, IMAGE_STD)
         )
         # Small at first (official file: pi3/models/pi3.py).
-        shape = (config.num_register_tokens, dim)
+        shape = (config.num_register_tokens, config.decoder_dim)
         registers = jax.random.normal(rngs.params(), shape, jnp.float32)
         self.register_token = nnx.Param(1e-6 * registers)
-        self.encoder = self.make_encoder(3, rngs)
-        self.frame_blocks, self.global_blocks = (
-            make_trunk_blocks(
-                dim,
-                config.decoder_num_heads,
-                config.mlp_ratio,
-                config.decoder_depth // 2,
-                norm_eps=1e-6,
-                layer_scale=0.01,
-                rngs=rngs,
-            )
-            for _ in range(2)
-        )
-
-    def make_encoder(self, in_channels: int, rngs: nnx.Rngs) -> VisionTransformer:
-        """A DINOv2 of the sizes of this model."""
-        config = self.config
-        return VisionTransformer(
-            img_size=config.img_size,
-            patch_size=config.patch_size,
-            dim=config.encoder_dim,
-            depth=config.encoder_depth,
-            num_heads=config.encoder_num_heads,
-            mlp_ratio=config.mlp_ratio,
-            num_register_tokens=config.encoder_num_register_tokens,
-            in_channels=in_channels,
-            rngs=rngs,
-        )
+        self.encoder = config.encoder.make(rngs)
+        self.frame_blocks, self.global_blocks = (config.trunk.make_blocks(rngs) for _ in range(2))
 
     def make_decoder(self, out_dim: int, rngs: nnx.Rngs) -> FrameDecoder:
         """The decoder of a head."""
@@ -93,7 +67,7 @@ class Pi3Trunk(TrunkModel):
     @property
     def num_layers(self) -> int:
         """Layers of the trunk: pairs of a frame and a global block."""
-        return self.config.decoder_depth // 2
+        return self.config.trunk.depth
 
     @property
     def kept_layers(self) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vggt_jax import geometry
 from vggt_jax.layers.attention import Dense, dense_attention
-from vggt_jax.layers.block import Block, scaled, stack_modules
+from vggt_jax.layers.block import Block, scaled
 from vggt_jax.layers.chunking import update_chunks
 from vggt_jax.layers.precision import Precision
 
@@ -79,13 +79,8 @@ class Turns(NamedTuple):
 class PoseInjection(nnx.Module):
     """Blocks that show known poses to the patches of a scene, one after each of some layers."""
 
-    def __init__(
-        self, dim: int, num_heads: int, mlp_ratio: float, num_blocks: int, *, rngs: nnx.Rngs
-    ):
-        make = lambda rngs: Block(
-            dim, num_heads, mlp_ratio, norm_eps=1e-6, layer_scale=0.01, qk_norm=True, rngs=rngs
-        )
-        self.blocks = stack_modules(make, num_blocks, rngs)
+    def __init__(self, blocks: Block):
+        self.blocks = blocks
 
     def __call__(
         self,

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 
 from vggt_jax.checkpoints.modules import (
     Rules,
-    block,
     conv,
     first,
     linear,
@@ -18,7 +17,6 @@ from vggt_jax.checkpoints.modules import (
     pointwise,
     under,
     upsample,
-    vision_transformer,
 )
 from vggt_jax.checkpoints.official import OfficialKeys, require_released_size
 from vggt_jax.checkpoints.rules import Shape
@@ -76,28 +74,12 @@ def recognise(shapes: Mapping[str, Shape], source: str) -> tuple[Pi3XConfig, str
 
 def _trunk_and_prompts(c: Pi3XConfig) -> Rules:
     dim = c.decoder_dim
-    depth_encoder = vision_transformer(
-        c.encoder_dim,
-        int(c.encoder_dim * c.mlp_ratio),
-        depth=c.encoder_depth,
-        patch_size=c.patch_size,
-        img_size=c.img_size,
-        num_registers=c.encoder_num_register_tokens,
-        in_channels=2,
-    )
-    blocks = block(dim, int(dim * c.mlp_ratio), qk_norm_dim=dim // c.decoder_num_heads)
     return [
         *trunk(c),
-        *under("depth_encoder", "depth_encoder", depth_encoder, bfloat16=True),
+        *c.depth_encoder.rules("depth_encoder", "depth_encoder"),
         *parameter("depth_emb", (1, 1, dim), transform=lambda x: x[0, 0]),
         *conv("ray_embed.proj", 2, dim, c.patch_size, "ray_embed"),
-        *under(
-            "pose_inject_blk.{layer}",
-            "pose_injection.blocks",
-            blocks,
-            layers=len(c.pose_inject_layers),
-            bfloat16=True,
-        ),
+        *c.pose_injection.rules("pose_inject_blk.{layer}", "pose_injection.blocks"),
     ]
 
 

@@ -2,7 +2,7 @@
 
 from pallas_kernels import tuned
 from vggt_jax.models.pi3x.config import Pi3XConfig
-from vggt_jax.trunk.memory import ForwardPass, trunk_memory
+from vggt_jax.trunk.memory import ForwardPass
 
 
 def memory_of_pi3x(config: Pi3XConfig, forward: ForwardPass) -> dict[str, int]:
@@ -29,12 +29,5 @@ def memory_of_pi3x(config: Pi3XConfig, forward: ForwardPass) -> dict[str, int]:
         "outputs": (4 * (3 + 3 + 1) + 1) * forward.num_frames * pixels,
         "heads": int(max(decoder, convolutions, metric)),
         "tracks": 0,
-        **trunk_memory(
-            forward,
-            dim=config.decoder_dim,
-            depth=config.decoder_depth // 2,
-            num_heads=config.decoder_num_heads,
-            mlp_ratio=config.mlp_ratio,
-            taps=(),
-        ),
+        **config.trunk.memory(forward),
     }

@@ -28,18 +28,24 @@ from vggt_jax.models.pi3x.outputs import Pi3XOutput, scene_of
 from vggt_jax.models.pi3x.prompts import Prompts
 from vggt_jax.scene.priors import Priors
 from vggt_jax.trunk.alternation import TrunkOutput, frames_per_chunk
-from vggt_jax.trunk.frames import encode_and_aggregate, encode_frames
+from vggt_jax.trunk.frames import encode_frames
 from vggt_jax.trunk.token_layout import TokenLayout
 
 _LARGEST_LOG_DEPTH = 15.0  # official file: pi3/models/pi3x.py
 _SMALLEST_LENGTH = 1e-12  # torch.nn.functional.normalize
 
 
-class Pi3X(Pi3Trunk):
+class Pi3X(Pi3Trunk[Pi3XOutput]):
     """Pi3X with random parameters; `vggt_jax.load_model` reads trained ones.
 
-    No frame is the reference: all have the same special tokens. Use it as an immutable pytree: pass
-    it to functions under `jax.jit` as an argument.
+    No frame is the reference: all have the same special tokens. It tracks no points. Layer `i` of
+    attention over all frames is block `2 i + 1` of the official decoder; attention that shows known
+    poses is dense always.
+
+    Known lengths are divided by their scale, so that only ratios of lengths count, whatever their
+    unit; `Prompts.of_priors` says how. The pose of a single frame says nothing.
+
+    Use it as an immutable pytree: pass it to functions under `jax.jit` as an argument.
     """
 
     output: ClassVar = Pi3XOutput
@@ -69,12 +75,10 @@ class Pi3X(Pi3Trunk):
     def __init__(self, config: Pi3XConfig, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
         c, dim = config, config.decoder_dim
-        self.depth_encoder = self.make_encoder(2, rngs)
+        self.depth_encoder = c.depth_encoder.make(rngs)
         self.depth_emb = nnx.Param(jnp.zeros(dim, jnp.float32))
         self.ray_embed = Conv(2, dim, c.patch_size, rngs=rngs)
-        self.pose_injection = PoseInjection(
-            dim, c.decoder_num_heads, c.mlp_ratio, len(c.pose_inject_layers), rngs=rngs
-        )
+        self.pose_injection = PoseInjection(c.pose_injection.make_blocks(rngs))
         conv_head = lambda *out_dims: ConvHead(
             c.head_dim,
             out_dims,
@@ -108,54 +112,6 @@ class Pi3X(Pi3Trunk):
     def num_dense_heads(self) -> int:
         """Heads with convolutions over whole images, which take long."""
         return 2
-
-    def __call__(
-        self,
-        images: Float[Array, "b s height width 3"] | UInt8[Array, "b s height width 3"],
-        *,
-        query_points: Float[Array, "b m 2"] | None = None,
-        attention: SceneAttention = Dense(),
-        num_frames: Int[Array, " b"] | None = None,
-        compute_dtype: DTypeLike | None = None,
-        priors: Priors | None = None,
-    ) -> Pi3XOutput:
-        """Predicts cameras, points and their confidence.
-
-        Args:
-            images: RGB, float in [0, 1] or uint8; sides are multiples of the patch size.
-            query_points: must be None, since Pi3X tracks no points.
-            attention: how the tokens of all frames attend to each other: `Dense()`,
-                `Sampled(...)` or `BlockSparse(...)`. Layer `i` of the latter is block `2 i + 1` of
-                the official decoder. Attention that shows known poses is dense always.
-            num_frames: how many leading frames of each scene count, from 1; the others are
-                padding, which changes no output of the valid frames. None: all.
-            compute_dtype: of matrix products. `float32` runs at the highest precision; `bfloat16`
-                accumulates in float32, and heads run in float32; None is bfloat16 on a GPU.
-            priors: what is already known, with the scene axis. Lengths are divided by their scale,
-                so that only ratios of lengths count, whatever their unit; `Prompts.of_priors` says
-                how. The pose of a single frame says nothing.
-
-        Raises:
-            ValueError: shapes or types do not fit; query points were given.
-        """
-        if query_points is not None:
-            raise ValueError("query_points were given, but Pi3X has no track head")
-        layout = self.layout(images)
-        trunk = encode_and_aggregate(
-            self,
-            images,
-            attention=attention,
-            num_frames=num_frames,
-            compute_dtype=compute_dtype,
-            priors=priors,
-        )
-        return self.decode(
-            trunk,
-            layout,
-            attention=attention,
-            num_frames=num_frames,
-            compute_dtype=compute_dtype,
-        )
 
     def encode(
         self,

@@ -5,6 +5,7 @@ from typing import Self
 
 from vggt_jax.checkpoints.errors import CheckpointError
 from vggt_jax.models.config import ConfigFields
+from vggt_jax.models.parts import EncoderSpec, TrunkSpec
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,6 +79,31 @@ class VGGTConfig(
     def num_special_tokens(self) -> int:
         """Camera and register tokens of a frame, which come before its patch tokens."""
         return 1 + self.num_register_tokens
+
+    @property
+    def encoder(self) -> EncoderSpec:
+        """The encoder of images."""
+        return EncoderSpec(
+            img_size=self.img_size,
+            patch_size=self.patch_size,
+            dim=self.embed_dim,
+            depth=self.vit_depth,
+            num_heads=self.vit_num_heads,
+            mlp_ratio=self.mlp_ratio,
+            num_register_tokens=self.num_register_tokens,
+        )
+
+    @property
+    def trunk(self) -> TrunkSpec:
+        """The trunk, whose layers are pairs of a frame and a global block."""
+        return TrunkSpec(
+            dim=self.embed_dim,
+            num_heads=self.num_heads,
+            mlp_ratio=self.mlp_ratio,
+            depth=self.depth,
+            norm_eps=1e-5,
+            layer_scale=0.01,
+        )
 
     def check(self, origin: str) -> None:
         """Checks what the sizes must satisfy together."""

@@ -19,7 +19,6 @@ from vggt_jax.checkpoints.modules import (
     pointwise,
     under,
     upsample,
-    vision_transformer,
 )
 from vggt_jax.checkpoints.official import OfficialKeys, require_released_size
 from vggt_jax.checkpoints.rules import Shape
@@ -98,27 +97,14 @@ def recognise(shapes: Mapping[str, Shape], source: str) -> tuple[VGGTConfig, str
 
 def _aggregator(c: VGGTConfig) -> Rules:
     dim, registers = c.embed_dim, c.num_register_tokens
-    hidden_dim = int(dim * c.mlp_ratio)
-    trunk_block = block(dim, hidden_dim, qk_norm_dim=dim // c.num_heads)
-    encoder = vision_transformer(
-        dim,
-        hidden_dim,
-        depth=c.vit_depth,
-        patch_size=c.patch_size,
-        img_size=c.img_size,
-        num_registers=registers,
-    )
+    stack = lambda name: c.trunk.rules(f"aggregator.{name}.{{layer}}", name)
     return [
         *parameter("aggregator.camera_token", (1, 2, 1, dim), "camera_token", first),
         *parameter("aggregator.register_token", (1, 2, registers, dim), "register_token", first),
-        *under("aggregator.patch_embed", "encoder", encoder, bfloat16=True),
-        *_trunk_stack("frame_blocks", trunk_block, c.depth),
-        *_trunk_stack("global_blocks", trunk_block, c.depth),
+        *c.encoder.rules("aggregator.patch_embed"),
+        *stack("frame_blocks"),
+        *stack("global_blocks"),
     ]
-
-
-def _trunk_stack(name: str, blocks: Rules, depth: int) -> Rules:
-    return under(f"aggregator.{name}.{{layer}}", name, blocks, layers=depth, bfloat16=True)
 
 
 def _camera_head(c: VGGTConfig) -> Rules:

@@ -2,7 +2,7 @@
 
 from pallas_kernels import tuned
 from vggt_jax.models.vggt.config import VGGTConfig
-from vggt_jax.trunk.memory import ForwardPass, trunk_memory
+from vggt_jax.trunk.memory import ForwardPass
 
 
 def memory_of_vggt(config: VGGTConfig, forward: ForwardPass) -> dict[str, int]:
@@ -23,12 +23,5 @@ def memory_of_vggt(config: VGGTConfig, forward: ForwardPass) -> dict[str, int]:
         "outputs": 4 * values * num_frames * pixels,
         "heads": heads,
         "tracks": tracks,
-        **trunk_memory(
-            forward,
-            dim=config.embed_dim,
-            depth=config.depth,
-            num_heads=config.num_heads,
-            mlp_ratio=config.mlp_ratio,
-            taps=config.dpt_layers,
-        ),
+        **config.trunk.memory(forward, taps=config.dpt_layers),
     }

@@ -14,22 +14,23 @@ from vggt_jax.heads.dpt import DPT, activate
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.scene_attention import SceneAttention
-from vggt_jax.layers.vit import VisionTransformer
-from vggt_jax.models.base import ModelTraits, Predicted, TrunkModel
+from vggt_jax.models.base import ModelTraits, Predicted
+from vggt_jax.models.trunk_model import TrunkModel
 from vggt_jax.models.vggt.config import VGGTConfig
 from vggt_jax.models.vggt.heads.camera import CameraHead
 from vggt_jax.models.vggt.heads.track import Tracker, TrackHead
 from vggt_jax.models.vggt.outputs import VGGTOutput
 from vggt_jax.scene.confidence import PointSource
-from vggt_jax.trunk.alternation import TrunkOutput, kept_layers, make_trunk_blocks, run_trunk
-from vggt_jax.trunk.frames import encode_and_aggregate, encode_frames
+from vggt_jax.trunk.alternation import TrunkOutput, kept_layers, run_trunk
+from vggt_jax.trunk.frames import encode_frames
 from vggt_jax.trunk.token_layout import TokenLayout
 
 
-class VGGT(TrunkModel):
+class VGGT(TrunkModel[VGGTOutput]):
     """VGGT with random parameters; `vggt_jax.load_model` reads trained ones.
 
-    Use it as an immutable pytree: pass it to functions under `jax.jit` as an argument.
+    The first frame's camera is the world. Use it as an immutable pytree: pass it to functions under
+    `jax.jit` as an argument.
     """
 
     output: ClassVar = VGGTOutput
@@ -50,28 +51,8 @@ class VGGT(TrunkModel):
         normal = lambda *shape: nnx.Param(1e-6 * draw(*shape))
         self.camera_token = normal(2, 1, dim)
         self.register_token = normal(2, config.num_register_tokens, dim)
-        self.encoder = VisionTransformer(
-            img_size=config.img_size,
-            patch_size=config.patch_size,
-            dim=dim,
-            depth=config.vit_depth,
-            num_heads=config.vit_num_heads,
-            mlp_ratio=config.mlp_ratio,
-            num_register_tokens=config.num_register_tokens,
-            rngs=rngs,
-        )
-        self.frame_blocks, self.global_blocks = (
-            make_trunk_blocks(
-                dim,
-                config.num_heads,
-                config.mlp_ratio,
-                config.depth,
-                norm_eps=1e-5,
-                layer_scale=0.01,
-                rngs=rngs,
-            )
-            for _ in range(2)
-        )
+        self.encoder = config.encoder.make(rngs)
+        self.frame_blocks, self.global_blocks = (config.trunk.make_blocks(rngs) for _ in range(2))
         camera = lambda: CameraHead(
             2 * dim,
             depth=config.camera_trunk_depth,
@@ -148,55 +129,6 @@ class VGGT(TrunkModel):
         has_depth = {"depth", "cameras"} <= self.predicts
         sources: dict[PointSource, bool] = {"depth": has_depth, "head": "points" in self.predicts}
         return tuple(name for name, is_there in sources.items() if is_there)
-
-    def __call__(
-        self,
-        images: Float[Array, "b s height width 3"] | UInt8[Array, "b s height width 3"],
-        *,
-        query_points: Float[Array, "b m 2"] | None = None,
-        attention: SceneAttention = Dense(),
-        num_frames: Int[Array, " b"] | None = None,
-        compute_dtype: DTypeLike | None = None,
-    ) -> VGGTOutput:
-        """Predicts cameras, depth, points and, if asked for, tracks.
-
-        Args:
-            images: RGB, float in [0, 1] or uint8; sides are multiples of the patch size. The first
-                frame's camera is the world.
-            query_points: pixels `(x, y)` of the first frame to follow through all frames.
-            attention: how the tokens of all frames attend to each other: `Dense()`,
-                `Sampled(...)` or `BlockSparse(...)`.
-            num_frames: how many leading frames of each scene count, from 1; the others are
-                padding, which changes no output of the valid frames. None: all.
-            compute_dtype: of matrix products. `float32` runs at the highest precision; `bfloat16`
-                accumulates in float32, and heads run in float32; None is bfloat16 on a GPU.
-
-        Raises:
-            ValueError: shapes or types do not fit; tracks are asked of a model without track head.
-        """
-        if query_points is not None and self.track_head is None:
-            raise ValueError("query_points were given, but this model has no track head")
-        layout = self.layout(images)
-        b = images.shape[0]
-        if query_points is not None and (
-            query_points.ndim != 3 or query_points.shape[::2] != (b, 2) or not query_points.size
-        ):
-            raise ValueError(f"query_points must be [{b} m 2], not {query_points.shape}")
-        trunk = encode_and_aggregate(
-            self,
-            images,
-            attention=attention,
-            num_frames=num_frames,
-            compute_dtype=compute_dtype,
-        )
-        return self.decode(
-            trunk,
-            layout,
-            query_points=query_points,
-            attention=attention,
-            num_frames=num_frames,
-            compute_dtype=compute_dtype,
-        )
 
     def encode(
         self,
