@@ -1,4 +1,4 @@
-"""Times VGGT-1B or π³ with random weights and tells where time and memory go.
+"""Times a model with random weights and tells where time and memory go.
 
     python scripts/bench_model.py --out docs/benchmarks/model_h100.jsonl
     python scripts/bench_model.py --model pi3 --parts model --frames 50 100 200 --sparse-ratio 0.75
@@ -292,7 +292,7 @@ def attention_of(settings: dict | None):
 def estimate_gib(model, frames, size, attention, *, streamed=False):
     from vggt_jax.pipeline.memory import check_memory
 
-    check = check_memory(model, (frames, *size, 3), attention=attention, streamed=plan.streamed)
+    check = check_memory(model, (frames, *size, 3), attention=attention, streamed=streamed)
     return gib(check.needed.total)
 
 
