@@ -1,4 +1,4 @@
-"""Times VGGT-1B or π³ with random weights and tells where time and memory go.
+"""Times a model with random weights and tells where time and memory go.
 
     python scripts/bench_model.py --out docs/benchmarks/model_h100.jsonl
     python scripts/bench_model.py --model pi3 --parts model --frames 50 100 200 --sparse-ratio 0.75
