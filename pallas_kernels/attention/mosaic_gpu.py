@@ -113,6 +113,7 @@ def attention(
     `kv_tokens`: how many tokens of each key block count, or None where all blocks are whole.
     """
     t, n, h = q.shape
+    config = dataclasses.replace(config, tile_q=min(config.tile_q, block_map.block_q))
     lists = list_keys(block_map, kv_tokens, key_bias, interpret=interpret)
     # An array is at least as large as a tile that is copied, and 8 rows divide it.
     # What a tile has beyond the end of its array is read as zero, and not written.
@@ -338,7 +339,7 @@ def _kernel(
                 tokens = tokens - lax.rem(place, int32(parts)) * TILE_K
             tokens = jnp.where(lax.div(i * pieces, int32(parts)) + j < count, tokens, 0)
             for word, first in _words_of_piece(j, piece):
-                words[word] |= lax.shift_left(_low_bits(tokens - first), j * piece % 32)
+                words[word] |= lax.shift_left(_low_bits(tokens - first), int32(j * piece % 32))
         return words
 
     def hidden(at, count, i):
@@ -351,8 +352,9 @@ def _kernel(
                 key = place * piece + first
                 bits = mask_ref[(*at, lax.div(key, int32(32)))]
                 bits = lax.shift_right_logical(bits, lax.rem(key, int32(32)))
-                bits &= (1 << min(piece, 32)) - 1 if piece < 32 else -1
-                words[word] |= lax.shift_left(bits, j * piece % 32)
+                if piece < 32:
+                    bits &= int32((1 << piece) - 1)
+                words[word] |= lax.shift_left(bits, int32(j * piece % 32))
         return words
 
     without = lambda words, hidden: [a & ~b for a, b in zip(words, hidden, strict=True)]
