@@ -52,18 +52,34 @@ class MosaicGpuConfig:
     """How the Mosaic GPU kernel uses a multiprocessor.
 
     Attributes:
-        query_tiles: query tiles in flight, of 128 queries each.
+        tile_q: queries of a tile, or the map's `block_q` if that is smaller.
+        query_tiles: query tiles in flight.
         stages: tiles of 64 keys, and of their values, that each of them has in flight or in use.
     """
 
+    tile_q: int = 128
     query_tiles: int = 2
     stages: int = 2
 
     def __post_init__(self):
-        if self.query_tiles not in (1, 2):
-            raise ValueError(f"{self.query_tiles=} must be 1 or 2")
+        if self.tile_q not in (64, 128):
+            raise ValueError(f"{self.tile_q=} must be 64 or 128")
+        most = 4 // self.consumers_per_tile
+        if not 1 <= self.query_tiles <= most:
+            allowed = "1 or 2" if most == 2 else f"from 1 to {most}"
+            raise ValueError(f"{self.query_tiles=} must be {allowed} for {self.tile_q=}")
         if self.stages < 2:
             raise ValueError(f"{self.stages=} must be at least 2")
+
+    @property
+    def consumers_per_tile(self) -> int:
+        """Warp groups that work on a tile of queries, 64 each."""
+        return self.tile_q // 64
+
+    @property
+    def num_consumers(self) -> int:
+        """Warp groups that work on tiles of queries."""
+        return self.query_tiles * self.consumers_per_tile
 
     def check(self, call: AttentionCall):
         """Raises ValueError if a multiprocessor has no room for this."""
@@ -71,7 +87,7 @@ class MosaicGpuConfig:
 
     def check_head_dim(self, head_dim: int):
         """Raises ValueError if a multiprocessor has no room for this."""
-        if self.query_tiles == 2 and head_dim > 64:
+        if self.num_consumers > 2 and head_dim > 64:
             raise ValueError(
                 f"{self.query_tiles=} needs more registers than there are for {head_dim=}"
             )
@@ -83,19 +99,21 @@ class MosaicGpuConfig:
 
     def shared_memory(self, head_dim: int) -> int:
         """Bytes of shared memory that it takes, for numbers of two bytes."""
-        queries_and_results = 2 * 128 * head_dim * 2
+        queries_and_results = 2 * self.tile_q * head_dim * 2
         keys_and_values = 2 * 64 * head_dim * 2
         tiles = self.query_tiles * (queries_and_results + self.stages * keys_and_values)
         barriers = self.query_tiles * 8 * (3 + 4 * self.stages)
-        # The log-sum-exps of one query tile or two take 1 KiB, as arrays are aligned to that, and
-        # Mosaic reserves 2 KiB for reductions across warps.
+        # The log-sum-exps of all query tiles take 1 KiB, as arrays are aligned to that, and Mosaic
+        # reserves 2 KiB for reductions across warps.
         return tiles + barriers + 3 * 1024
 
 
-def choose_mosaic_gpu_config(dtype, head_dim: int) -> MosaicGpuConfig:
-    """The tuned settings for this device, whatever the blocks."""
-    itemsize = jnp.dtype(dtype).itemsize
-    return MosaicGpuConfig(**tuned.value(f"attention.mosaic_gpu.{itemsize}.{head_dim}"))
+def choose_mosaic_gpu_config(dtype, head_dim: int, block_q: int = 128) -> MosaicGpuConfig:
+    """The tuned settings for this device and blocks of so many queries."""
+    itemsize, tile_q = jnp.dtype(dtype).itemsize, min(block_q, 128)
+    table = "mosaic_gpu" if tile_q == 128 else f"mosaic_gpu_tiles_of_{tile_q}"
+    settings = tuned.value(f"attention.{table}.{itemsize}.{head_dim}")
+    return MosaicGpuConfig(tile_q=tile_q, **settings)
 
 
 def choose_triton_config(dtype, head_dim: int, block_q: int, block_k: int) -> TritonConfig:

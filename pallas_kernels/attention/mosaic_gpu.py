@@ -46,15 +46,13 @@ from pallas_kernels.attention.config import (
 )
 from pallas_kernels.attention.key_lists import list_keys
 from pallas_kernels.blocks import count_blocks
+from pallas_kernels.key_mask import KEYS_PER_WORD
 from pallas_kernels.mosaic_gpu_call import align, mosaic_gpu_call, smem_tiles
 
 _LOG2_E = math.log2(math.e)
 
-# Queries of a consumer, the rows of one wgmma instruction; consumers of a query tile; keys of a
-# tile.
+# Queries of a consumer, the rows of one wgmma instruction; keys of a tile.
 _ROWS = 64
-_CONSUMERS = 2
-TILE_Q = _CONSUMERS * _ROWS
 TILE_K = 64
 
 # By how many places each work slot moves on from round to round, so that none has the
@@ -67,9 +65,9 @@ _TURN = 29
 _SUMS = 8
 
 # Registers of each thread after consumers have taken over what the producers do not need: what the
-# multiprocessor has, by query tiles in flight.
-_CONSUMER_REGISTERS = {1: 240, 2: 112}
-_PRODUCER_REGISTERS = 24
+# multiprocessor has, by the number of consumers. Producers of pieces of tiles need a few more.
+_CONSUMER_REGISTERS = {1: 240, 2: 240, 3: 160, 4: 112}
+_PRODUCER_REGISTERS, _PRODUCER_REGISTERS_FOR_PIECES = 24, 32
 
 # Up to here a scaled score and its reference may be subtracted in one fused operation: see
 # online_softmax.py.
@@ -81,19 +79,20 @@ def unsupported_because(call: AttentionCall) -> str | None:
         return "float32 is not supported (bfloat16, float16)"
     if call.q.shape[-1] not in (64, 128):
         return f"head_dim={call.q.shape[-1]} is not supported (64, 128)"
-    if call.key_mask is not None:
-        return "key_mask is not supported"
+    if call.key_bias is not None and call.block_map.block_k < TILE_K:
+        return f"key_bias is not supported for {call.block_map.block_k=} ({TILE_K} and more)"
     return blocks_unsupported_because(
-        call.block_map, smallest_q=128, smallest_k=64, max_capacity=MAX_CAPACITY
+        call.block_map, smallest_q=64, smallest_k=16, max_capacity=MAX_CAPACITY
     )
 
 
 def configure(call: AttentionCall) -> MosaicGpuConfig:
-    return choose_mosaic_gpu_config(call.q.dtype, call.q.shape[-1])
+    return choose_mosaic_gpu_config(call.q.dtype, call.q.shape[-1], call.block_map.block_q)
 
 
 def run(call: AttentionCall, *, config: MosaicGpuConfig, interpret: bool):
-    return attention(*call.for_kernels, config, key_bias=call.key_bias, interpret=interpret)
+    more = {"key_bias": call.key_bias, "key_mask": call.key_mask, "interpret": interpret}
+    return attention(*call.for_kernels, config, **more)
 
 
 def attention(
@@ -106,6 +105,7 @@ def attention(
     config: MosaicGpuConfig,
     *,
     key_bias=None,
+    key_mask=None,
     interpret=False,
 ):
     """The output [t n h] in q's type and the log-sum-exp [t n].
@@ -113,14 +113,15 @@ def attention(
     `kv_tokens`: how many tokens of each key block count, or None where all blocks are whole.
     """
     t, n, h = q.shape
+    config = dataclasses.replace(config, tile_q=min(config.tile_q, block_map.block_q))
     lists = list_keys(block_map, kv_tokens, key_bias, interpret=interpret)
     # An array is at least as large as a tile that is copied, and 8 rows divide it.
     # What a tile has beyond the end of its array is read as zero, and not written.
     padded_q, padded_k, padded_v = (
         jnp.pad(x, ((0, max(tile, align(len(x))) - len(x)), (0, 0), (0, 0)))
-        for x, tile in ((q, TILE_Q), (k, TILE_K), (v, TILE_K))
+        for x, tile in ((q, config.tile_q), (k, TILE_K), (v, TILE_K))
     )
-    tiles = count_blocks(t, TILE_Q)
+    tiles = count_blocks(t, config.tile_q)
     run = _over_scenes(
         functools.partial(
             _run,
@@ -129,19 +130,23 @@ def attention(
             block_q=block_map.block_q,
             block_k=block_map.block_k,
             has_bias=key_bias is not None,
+            has_mask=key_mask is not None,
             config=config,
             interpret=interpret,
         )
     )
-    operands = [padded_q, padded_k, padded_v, _work_order(lists, block_map, tiles)]
+    order = _work_order(lists, block_map.block_q // config.tile_q, tiles)
+    operands = [padded_q, padded_k, padded_v, order]
     operands += lists.operands()
     if key_bias is not None:
         # In whole tiles, and as exponents of 2.
         missing = count_blocks(len(k), TILE_K) * TILE_K - len(k)
         operands.append(jnp.pad(_LOG2_E * key_bias, ((0, 0), (0, missing))))
+    if key_mask is not None:
+        operands.append(_whole_words(key_mask, block_map))
     out, lse = run(*(x[None] for x in operands))
     out, lse = out[0], lse[0]
-    failed = jnp.isnan(lse).reshape(n * tiles, TILE_Q).any(axis=1).astype(jnp.int32)
+    failed = jnp.isnan(lse).reshape(n * tiles, config.tile_q).any(axis=1).astype(jnp.int32)
     out, lse = online_softmax.redo(
         q,
         k,
@@ -153,12 +158,21 @@ def attention(
         out[:t],
         lse[:, :t],
         key_bias=key_bias,
+        key_mask=key_mask,
         config=dataclasses.replace(
-            choose_triton_config(q.dtype, h, block_map.block_q, block_map.block_k), tile_q=TILE_Q
+            choose_triton_config(q.dtype, h, block_map.block_q, block_map.block_k),
+            tile_q=config.tile_q,
         ),
         interpret=interpret,
     )
     return out, lse.T
+
+
+def _whole_words(key_mask, block_map):
+    """The bits of `key_mask` as signed numbers, with words for all keys of whole blocks."""
+    keys = max(block_map.num_kv_blocks * block_map.block_k, TILE_K)
+    missing = count_blocks(keys, KEYS_PER_WORD) - key_mask.shape[-1]
+    return jnp.pad(lax.bitcast_convert_type(key_mask, jnp.int32), ((0, 0), (0, 0), (0, missing)))
 
 
 def _over_scenes(run):
@@ -181,14 +195,16 @@ def _over_scenes(run):
     return folded
 
 
-def _run(q, k, v, order, *rest, num_tiles, has_bias, config, interpret, **options):
-    """The kernel on scenes: q, k, v [s t n h], tiles in order of work, `KeyLists`, biases."""
+def _run(q, k, v, order, *rest, num_tiles, block_k, has_bias, config, interpret, **options):
+    """The kernel on scenes: q, k, v [s t n h], tiles in order of work, lists, biases, masks."""
     scenes, _, n, h = q.shape
     num_blocks = 2 if interpret else devices.multiprocessors()
+    pieces = max(1, TILE_K // block_k)
     kernel = functools.partial(
         _kernel,
         num_tiles=num_tiles,
         num_work_slots=num_blocks * config.query_tiles,
+        block_k=block_k,
         has_bias=has_bias,
         config=config,
         **options,
@@ -196,38 +212,36 @@ def _run(q, k, v, order, *rest, num_tiles, has_bias, config, interpret, **option
     return mosaic_gpu_call(
         lambda *refs, **scratch: kernel(*refs, **scratch),
         num_blocks=num_blocks,
-        num_warpgroups=config.query_tiles * _CONSUMERS + 1,
-        scratch=_scratch(q.dtype, h, has_bias, config, interpret),
+        num_warpgroups=config.num_consumers + 1,
+        scratch=_scratch(q.dtype, h, pieces, config, interpret),
         out_type=[
             jax.ShapeDtypeStruct(q.shape, q.dtype),
-            jax.ShapeDtypeStruct((scenes, n, num_tiles * TILE_Q), jnp.float32),
+            jax.ShapeDtypeStruct((scenes, n, num_tiles * config.tile_q), jnp.float32),
         ],
         interpret=interpret,
         name="block_sparse_attention",
     )(q, k, v, order, *rest)
 
 
-def _scratch(dtype, h, has_bias, config, interpret):
-    """Shared memory and barriers of a block."""
+def _scratch(dtype, h, pieces, config, interpret):
+    """Shared memory and barriers of a block; tiles of keys come in so many pieces."""
 
     tiles = lambda number, rows, columns=h: smem_tiles(number, rows, columns, dtype)
-    consumers = config.query_tiles * _CONSUMERS
+    consumers = config.num_consumers
     slots = config.query_tiles * config.stages
-    by_consumers = functools.partial(plgpu.Barrier, num_arrivals=_CONSUMERS)
+    by_consumers = functools.partial(plgpu.Barrier, num_arrivals=config.consumers_per_tile)
     # The simulator multiplies what is in shared memory only.
     simulated = {"weights_smem": tiles(consumers, _ROWS, TILE_K)} if interpret else {}
-    biases = {"bias_smem": plgpu.SMEM((slots, TILE_K), jnp.float32)} if has_bias else {}
     return {
         **simulated,
-        **biases,
         "q_smem": tiles(consumers, _ROWS),
         "k_smem": tiles(slots, TILE_K),
         "v_smem": tiles(slots, TILE_K),
         "out_smem": tiles(consumers, _ROWS),
         "lse_smem": plgpu.SMEM((consumers, _ROWS), jnp.float32),
-        "q_full": plgpu.Barrier(num_arrivals=_CONSUMERS, num_barriers=config.query_tiles),
-        "k_full": plgpu.Barrier(num_arrivals=1 + has_bias, num_barriers=slots),
-        "v_full": plgpu.Barrier(num_arrivals=1, num_barriers=slots),
+        "q_full": by_consumers(num_barriers=config.query_tiles),
+        "k_full": plgpu.Barrier(num_arrivals=pieces, num_barriers=slots),
+        "v_full": plgpu.Barrier(num_arrivals=pieces, num_barriers=slots),
         "q_free": by_consumers(num_barriers=config.query_tiles),
         "k_free": by_consumers(num_barriers=slots),
         "v_free": by_consumers(num_barriers=slots),
@@ -235,7 +249,7 @@ def _scratch(dtype, h, has_bias, config, interpret):
     }
 
 
-def _work_order(lists, block_map, tiles):
+def _work_order(lists, tiles_per_row, tiles):
     """In which order the work slots take the tiles of queries of a scene, as `head * tiles + tile`.
 
     Heads come after each other, so that their keys stay in the L2 cache. In a head, lists get
@@ -245,29 +259,45 @@ def _work_order(lists, block_map, tiles):
     n, num_rows = lists.num_listed.shape
     if num_rows == 1:
         return jnp.arange(n * tiles, dtype=jnp.int32)
-    rows = jnp.arange(tiles, dtype=jnp.int32) // (block_map.block_q // TILE_Q)
+    rows = jnp.arange(tiles, dtype=jnp.int32) // tiles_per_row
     heads = jnp.arange(n, dtype=jnp.int32)[:, None]
     lengths = lists.num_listed[:, rows]
     order = jnp.argsort(jnp.where(heads % 2 == 0, -lengths, lengths), axis=1)
     return (order.astype(jnp.int32) + tiles * heads).reshape(-1)
 
 
+def _low_bits(number):
+    """A word with so many bits set, the lowest ones; none for negative numbers."""
+    some = lax.shift_left(jnp.int32(1), jnp.clip(number, 0, 31)) - 1
+    return jnp.where(number >= 32, -1, some)
+
+
+def _words_of_piece(j, piece):
+    """Which words of a tile have bits of its j-th piece, and from which key of it on."""
+    first_key = j * piece
+    return [(key // 32, key - first_key) for key in range(first_key, first_key + piece, 32)]
+
+
 def _kernel(
     q_ref, k_ref, v_ref, order_ref, indices_ref, num_whole_ref, *refs,
-    num_tiles, num_work_slots, factor, block_q, block_k, has_bias, config,
+    num_tiles, num_work_slots, factor, block_q, block_k, has_bias, has_mask, config,
     q_smem, k_smem, v_smem, out_smem, lse_smem,
-    q_full, k_full, v_full, q_free, k_free, v_free, cleaned, weights_smem=None,
-    bias_smem=None,
+    q_full, k_full, v_full, q_free, k_free, v_free, cleaned,
+    weights_smem=None,
 ):  # fmt: skip
     """A block of threads. Its query tiles in flight, and all others', are the work slots."""
     *partial_refs, out_ref, lse_ref = refs
+    mask_ref = partial_refs.pop() if has_mask else None
     bias_ref = partial_refs.pop() if has_bias else None
     num_listed_ref, tokens_ref = partial_refs or (num_whole_ref, None)
     has_partial_blocks = tokens_ref is not None
-    num_q_slots, stages = config.query_tiles, config.stages
+    has_rest = has_partial_blocks or block_k < TILE_K
+    num_q_slots, stages, consumers = config.query_tiles, config.stages, config.consumers_per_tile
     _, _, h = q_smem.shape
     dtype = q_smem.dtype
-    parts = block_k // TILE_K  # of a block of keys
+    # Tiles of a block of keys, or blocks of a tile, its pieces.
+    parts, pieces = max(1, block_k // TILE_K), max(1, TILE_K // block_k)
+    piece = TILE_K // pieces
     scenes, items_of_scene = order_ref.shape
     num_items = scenes * items_of_scene
     block = lax.axis_index("block")
@@ -278,16 +308,56 @@ def _kernel(
         """Where the i-th tile of keys of a query tile in flight is in shared memory."""
         return q_slot * stages + lax.rem(i, int32(stages))
 
-    def key_tile_of(scene, head, row, i):
-        """Which tile of keys the i-th of a list is; a list without an entry has one, too."""
-        block, part = i, int32(0)
-        if parts > 1:
-            block, part = lax.div(i, int32(parts)), lax.rem(i, int32(parts))
-        key_block = indices_ref[scene, head, row, block].astype(int32)
-        return jnp.where(num_listed_ref[scene, head, row] > 0, key_block, 0) * parts + part
+    def listed(at, count, i):
+        """The i-th block of the list `at` (scene, head, row), of `count` blocks, or its last one; a
+        list without an entry has one, too.
+        """
+        block = indices_ref[(*at, jnp.clip(i, 0, jnp.maximum(count - 1, 0)))]
+        return jnp.where(count > 0, block.astype(int32), 0)
 
-    def steps_of(counts_ref, scene, head, row):
-        return jnp.maximum(counts_ref[scene, head, row] * parts, 1)
+    def pieces_of(at, count, i):
+        """Where the pieces of the i-th tile of keys of a list are: how many pieces come before."""
+        if parts > 1:
+            block = listed(at, count, lax.div(i, int32(parts)))
+            return (block * parts + lax.rem(i, int32(parts)),)
+        return tuple(listed(at, count, i * pieces + j) for j in range(pieces))
+
+    def steps_of(count, *, whole):
+        """Into how many tiles of keys so many blocks go; or how many `whole` ones they fill. The
+        first always counts as one.
+        """
+        steps = lax.div(count + (0 if whole else pieces - 1), int32(pieces)) * parts
+        return jnp.maximum(steps, 1)
+
+    def counted(at, count, i):
+        """Which keys of the i-th tile of a list count, as the bits of two words."""
+        words = [int32(0), int32(0)]
+        for j, place in enumerate(pieces_of(at, count, i)):
+            tokens = int32(piece)
+            if tokens_ref is not None:
+                tokens = tokens_ref[at[0], lax.div(place, int32(parts))]
+                tokens = tokens - lax.rem(place, int32(parts)) * TILE_K
+            tokens = jnp.where(lax.div(i * pieces, int32(parts)) + j < count, tokens, 0)
+            for word, first in _words_of_piece(j, piece):
+                words[word] |= lax.shift_left(_low_bits(tokens - first), int32(j * piece % 32))
+        return words
+
+    def hidden(at, count, i):
+        """Which keys of the i-th tile of a list are left out by the mask, as bits of two words."""
+        words = [int32(0), int32(0)]
+        if mask_ref is None:
+            return words
+        for j, place in enumerate(pieces_of(at, count, i)):
+            for word, first in _words_of_piece(j, piece):
+                key = place * piece + first
+                bits = mask_ref[(*at, lax.div(key, int32(32)))]
+                bits = lax.shift_right_logical(bits, lax.rem(key, int32(32)))
+                if piece < 32:
+                    bits &= int32((1 << piece) - 1)
+                words[word] |= lax.shift_left(bits, int32(j * piece % 32))
+        return words
+
+    without = lambda words, hidden: [a & ~b for a, b in zip(words, hidden, strict=True)]
 
     def for_each_item(work_slot, work):
         """`work(round, scene, head, tile, row, done)` for the query tiles of a work slot. Given how
@@ -303,7 +373,7 @@ def _kernel(
             work_item = order_ref[scene, i - scene * items_of_scene]
             head = lax.div(work_item, int32(num_tiles))
             tile = lax.rem(work_item, int32(num_tiles))
-            row = lax.div(tile, int32(block_q // TILE_Q))
+            row = lax.div(tile, int32(block_q // config.tile_q))
             return work(r, scene, head, tile, row, done)
 
         last = (place(int32(rounds)) < rest).astype(int32)
@@ -311,25 +381,26 @@ def _kernel(
 
     def produce(q_slot):
         def fetch_tile(r, scene, head, tile, row, done):
-            steps = steps_of(num_listed_ref, scene, head, row)
+            at = scene, head, row
+            count = num_listed_ref[at]
+            steps = steps_of(count, whole=False)
             # Which tile is next is read while this one is fetched.
-            first = key_tile_of(scene, head, row, int32(0))
+            first = pieces_of(at, count, int32(0))
 
             @pl.when(r > 0)
             def _():
                 plgpu.barrier_wait(q_free.at[q_slot])
 
-            for consumer in range(_CONSUMERS):
-                rows = pl.ds(tile * TILE_Q + consumer * _ROWS, _ROWS)
+            for consumer in range(consumers):
+                rows = pl.ds(tile * config.tile_q + consumer * _ROWS, _ROWS)
                 plgpu.copy_gmem_to_smem(
                     q_ref.at[scene, rows, head],
-                    q_smem.at[q_slot * _CONSUMERS + consumer],
+                    q_smem.at[q_slot * consumers + consumer],
                     q_full.at[q_slot],
                 )
 
-            def step(i, key_tile):
-                following = key_tile_of(scene, head, row, jnp.minimum(i + 1, steps - 1))
-                rows = pl.ds(key_tile * TILE_K, TILE_K)
+            def step(i, places):
+                following = pieces_of(at, count, jnp.minimum(i + 1, steps - 1))
                 slot = slot_of(q_slot, done + i)
                 for ref, smem, full, free in (
                     (k_ref, k_smem, k_full, k_free),
@@ -340,10 +411,11 @@ def _kernel(
                     def _(free=free):
                         plgpu.barrier_wait(free.at[slot])
 
-                    plgpu.copy_gmem_to_smem(ref.at[scene, rows, head], smem.at[slot], full.at[slot])
-                    if bias_ref is not None and bias_smem is not None and ref is k_ref:
+                    for j, place in enumerate(places):
                         plgpu.copy_gmem_to_smem(
-                            bias_ref.at[scene, head, rows], bias_smem.at[slot], full.at[slot]
+                            ref.at[scene, pl.ds(place * piece, piece), head],
+                            smem.at[slot, pl.ds(j * piece, piece)],
+                            full.at[slot],
                         )
                 return following
 
@@ -365,7 +437,7 @@ def _kernel(
                 plgpu.barrier_wait(v_free.at[slot_of(q_slot, int32(i))])
 
     def consume(q_slot, consumer):
-        me = q_slot * _CONSUMERS + consumer
+        me = q_slot * consumers + consumer
         queries = q_smem.at[me]
         across = lambda x, shape: lax.broadcast_in_dim(x, shape, [0])
         accumulator = lambda shape: plgpu.WGMMAAccumulatorRef(shape, jnp.float32)
@@ -376,24 +448,30 @@ def _kernel(
         def score(scores, slot):
             plgpu.wgmma(scores, queries, k_smem.at[slot].transpose((1, 0)))
 
-        def biases_in(slot, *, shared):
-            """Biases of the keys in a slot, as exponents of 2, or the one of all; or None."""
-            if bias_smem is None:
+        def biases_of(at, count, i):
+            """Biases of the keys of the i-th tile of a list, as exponents of 2, or None."""
+            if bias_ref is None:
                 return None
-            if shared:
-                bias = bias_smem[slot, 0]
-            else:
-                layout = plgpu.Layout.WGMMA.reduce(0)
-                bias = plgpu.load(bias_smem.at[slot], layout=layout, optimized=False)
-            if weights_smem is not None:
-                # The simulator wants a fence between what threads read and what TMA then
-                # overwrites. On a GPU the barrier that says so is enough: numbers are in registers
-                # when it is arrived at.
-                plgpu.commit_smem()
-            return bias
+            (place,) = pieces_of(at, count, i)
+            return plgpu.load(
+                bias_ref.at[at[0], at[1], pl.ds(place * TILE_K, TILE_K)],
+                layout=plgpu.Layout.WGMMA.reduce(0),
+                optimized=False,
+            )
 
-        def score_alone(slot):
-            """Scores of the keys in a slot, waited for, and their biases."""
+        def bias_of_whole(at, count, i):
+            """The bias of all keys of the i-th tile of a list, if it is the same; or nothing."""
+            if bias_ref is None:
+                return []
+            (place,) = pieces_of(at, count, i)
+            return [bias_ref[at[0], at[1], place * TILE_K]]
+
+        def beside(at, count, i):
+            """What the loop over whole tiles knows of the i-th one: its bias, who is left out."""
+            return bias_of_whole(at, count, i) + (hidden(at, count, i) if has_mask else [])
+
+        def score_alone(at, count, i, slot):
+            """Scores of the i-th tile of a list, in a slot, waited for, and their biases."""
             plgpu.barrier_wait(k_full.at[slot])
 
             def run(scores):
@@ -401,8 +479,8 @@ def _kernel(
                 return scores[...]
 
             scores = pl.run_scoped(run, accumulator((_ROWS, TILE_K)))
-            biases = biases_in(slot, shared=False)
             plgpu.barrier_arrive(k_free.at[slot])
+            biases = biases_of(at, count, i)
             if biases is not None:
                 biases = lax.broadcast_in_dim(biases, scores.shape, [1])
             return scores, biases
@@ -423,11 +501,19 @@ def _kernel(
                 weights = weights_smem.at[me]
             plgpu.wgmma(out, weights, v_smem.at[slot])
 
-        def leave_out(scores, count):
-            """The scores of the first `count` keys, and -inf for the others."""
-            return jnp.where(iota(scores.shape, 1) < count, scores, -jnp.inf)
+        def bits_at(words, shape, dimension):
+            """For each column or row of a tile, whether its bit is set in two words."""
+            place = iota(shape, dimension)
+            word = jnp.where(place < 32, words[0], words[1])
+            # Compilers see that the second shift is of constants.
+            shifted = lax.shift_right_logical(word, place & 7)
+            return (shifted & lax.shift_left(jnp.ones_like(place), place & 24)) != 0
 
-        def clean_values(slot, count):
+        def leave_out(scores, words):
+            """The scores of the keys whose bits are set in two words, and -inf for the others."""
+            return jnp.where(bits_at(words, scores.shape, 1), scores, -jnp.inf)
+
+        def clean_values(slot, words):
             """Values that do not count become zero: NaN times a weight of zero would be NaN."""
 
             @pl.when(consumer == 0)
@@ -436,66 +522,72 @@ def _kernel(
                 values = plgpu.load(  # pyright: ignore[reportCallIssue]
                     v_smem.at[slot], layout=plgpu.Layout.WGMMA
                 )
-                keep = iota(values.shape, 0) < count
+                keep = bits_at(words, values.shape, 0)
                 v_smem.at[slot][...] = jnp.where(keep, values, jnp.zeros_like(values))
                 plgpu.commit_smem()
 
             plgpu.barrier_arrive(cleaned.at[q_slot])
             plgpu.barrier_wait(cleaned.at[q_slot])
 
-        def keys_that_count(scene, head, row, i):
-            """How many keys count of the i-th tile of a list."""
-            count = int32(TILE_K)
-            if tokens_ref is not None:
-                key_tile = key_tile_of(scene, head, row, i)
-                tokens = tokens_ref[scene, lax.div(key_tile, int32(parts))]
-                count = jnp.clip(tokens - lax.rem(key_tile, int32(parts)) * TILE_K, 0, TILE_K)
-            return jnp.where(num_listed_ref[scene, head, row] > 0, count, 0)
-
         def attend_tile(r, scene, head, tile, row, done):
-            steps = steps_of(num_listed_ref, scene, head, row)
-            whole_steps = steps_of(num_whole_ref, scene, head, row)
+            at = scene, head, row
+            count = num_listed_ref[at]
+            steps = steps_of(count, whole=False)
+            whole_steps = steps_of(num_whole_ref[at], whole=True)
             slot = lambda i: slot_of(q_slot, done + i)
 
             plgpu.barrier_wait(q_full.at[q_slot])
-            first_count = keys_that_count(scene, head, row, int32(0))
-            scores, biases = score_alone(slot(int32(0)))
-            scores = leave_out(scores, first_count)
+            first_counted = counted(at, count, int32(0))
+            first_hidden = hidden(at, count, int32(0))
+            scores, biases = score_alone(at, count, int32(0), slot(int32(0)))
+            scores = leave_out(scores, without(first_counted, first_hidden))
             biased = scores if biases is None else scores + biases * (1 / factor)
             highest = biased.max(axis=1) * factor
             reference = jnp.where(highest == -jnp.inf, 0.0, highest)
             no_sums = plgpu.layout_cast(jnp.zeros((_ROWS, _SUMS), jnp.float32), plgpu.Layout.WGMMA)
             weights, sums = weigh(scores, reference, no_sums, biases)
 
+            def free_queries_if(condition):
+                if not has_rest:
+                    plgpu.barrier_arrive(q_free.at[q_slot])
+                    return
+
+                @pl.when(condition)
+                def _():
+                    plgpu.barrier_arrive(q_free.at[q_slot])
+
             def accumulate(out):
                 """Adds weighted values to `out`; returns it and the sums of weights."""
 
                 def whole_step(i, carry):
-                    weights, sums = carry
+                    weights, sums, *about = carry
                     now, before = slot(i), slot(i - 1)
                     plgpu.barrier_wait(k_full.at[now])
-                    bias = biases_in(now, shared=True)
 
                     def run(scores):
                         score(scores, now)
                         plgpu.barrier_wait(v_full.at[before])
                         multiply_values(out, weights, before)
+                        # What belongs to the next tile is read while tensor cores work.
+                        following = beside(at, count, jnp.minimum(i + 1, steps - 1))
                         # The scores are waited for; the product with values goes on.
-                        return plgpu.wgmma_accumulator_load(scores, wait_n=1)
+                        return plgpu.wgmma_accumulator_load(scores, wait_n=1), following
 
-                    scores = pl.run_scoped(run, accumulator((_ROWS, TILE_K)))
+                    scores, following = pl.run_scoped(run, accumulator((_ROWS, TILE_K)))
                     # Compilers know nothing of what runs in the background. These barriers keep
                     # uses of the scores behind the wait, and the old weights' registers from new
                     # weights until the product that reads them is done.
                     scores = lax.optimization_barrier(scores)
                     plgpu.barrier_arrive(k_free.at[now])
-                    shifted = reference if bias is None else reference - bias
+                    if has_mask:
+                        scores = leave_out(scores, [~word for word in about[-2:]])
+                    shifted = reference if bias_ref is None else reference - about[0]
                     new_weights, sums = weigh(scores, shifted, sums)
                     new_weights, sums = lax.optimization_barrier((new_weights, sums))
                     plgpu.wgmma_wait(0)
                     new_weights, _ = lax.optimization_barrier((new_weights, weights))
                     plgpu.barrier_arrive(v_free.at[before])
-                    return new_weights, sums
+                    return new_weights, sums, *following
 
                 def take_values(slot, weights):
                     multiply_values(out, weights, slot)
@@ -503,37 +595,41 @@ def _kernel(
                     plgpu.barrier_arrive(v_free.at[slot])
 
                 def partial_step(i, sums):
-                    scores, biases = score_alone(slot(i))
-                    scores = leave_out(scores, keys_that_count(scene, head, row, i))
+                    words = counted(at, count, i)
+                    scores, biases = score_alone(at, count, i, slot(i))
+                    scores = leave_out(scores, without(words, hidden(at, count, i)))
                     weights, sums = weigh(scores, reference, sums, biases)
                     plgpu.barrier_wait(v_full.at[slot(i)])
-                    clean_values(slot(i), keys_that_count(scene, head, row, i))
+                    if has_partial_blocks:
+                        clean_values(slot(i), words)
                     take_values(slot(i), weights)
                     return sums
 
-                carry = lax.fori_loop(1, whole_steps, whole_step, (weights, sums))
-                last_weights, last_sums = carry
+                carry = (weights, sums, *beside(at, count, jnp.minimum(1, steps - 1)))
+                last_weights, last_sums, *_ = lax.fori_loop(1, whole_steps, whole_step, carry)
+                # The next queries can come while the last values are still multiplied.
+                free_queries_if(whole_steps >= steps)
                 last = slot(whole_steps - 1)
                 plgpu.barrier_wait(v_full.at[last])
                 if has_partial_blocks:
 
-                    @pl.when((whole_steps == 1) & (first_count < TILE_K))
+                    @pl.when((whole_steps == 1) & ((first_counted[0] & first_counted[1]) != -1))
                     def _():
-                        clean_values(last, first_count)
+                        clean_values(last, first_counted)
 
                 take_values(last, last_weights)
-                if has_partial_blocks:
+                if has_rest:
                     last_sums = lax.fori_loop(whole_steps, steps, partial_step, last_sums)
+                    free_queries_if(whole_steps < steps)
                 return out[...], last_sums
 
             out, sums = pl.run_scoped(accumulate, accumulator((_ROWS, h)))
-            plgpu.barrier_arrive(q_free.at[q_slot])
 
             total = sums.sum(axis=1)
             some = total > 0
             largest = jnp.abs(out).max(axis=1)
             # -inf is as it should be only where no key counts. A sum up to 2**126 has an inverse.
-            allowed = jnp.where(first_count > 0, jnp.float32(_MAX_REFERENCE), jnp.inf)
+            allowed = jnp.where(count > 0, jnp.float32(_MAX_REFERENCE), jnp.inf)
             allowed = plgpu.layout_cast(
                 lax.broadcast_in_dim(allowed, (_ROWS,), []), plgpu.Layout.WGMMA.reduce(1)
             )
@@ -547,7 +643,7 @@ def _kernel(
             out_smem.at[me][...] = (out * across(inverse, out.shape)).astype(dtype)
             lse_smem.at[me][...] = jnp.where(good, lse, jnp.nan)
             plgpu.commit_smem()
-            rows = pl.ds(tile * TILE_Q + consumer * _ROWS, _ROWS)
+            rows = pl.ds(tile * config.tile_q + consumer * _ROWS, _ROWS)
             plgpu.copy_smem_to_gmem(out_smem.at[me], out_ref.at[scene, rows, head])
             plgpu.copy_smem_to_gmem(lse_smem.at[me], lse_ref.at[scene, head, rows])
             return done + steps
@@ -555,14 +651,15 @@ def _kernel(
         for_each_item(block * num_q_slots + q_slot, attend_tile)
         plgpu.wait_smem_to_gmem(0)
 
-    @pl.when(warpgroup < num_q_slots * _CONSUMERS)
+    @pl.when(warpgroup < config.num_consumers)
     def _():
-        plgpu.set_max_registers(_CONSUMER_REGISTERS[num_q_slots], action="increase")
-        consume(lax.div(warpgroup, int32(_CONSUMERS)), lax.rem(warpgroup, int32(_CONSUMERS)))
+        plgpu.set_max_registers(_CONSUMER_REGISTERS[config.num_consumers], action="increase")
+        consume(lax.div(warpgroup, int32(consumers)), lax.rem(warpgroup, int32(consumers)))
 
-    @pl.when(warpgroup == num_q_slots * _CONSUMERS)
+    @pl.when(warpgroup == config.num_consumers)
     def _():
-        plgpu.set_max_registers(_PRODUCER_REGISTERS, action="decrease")
+        registers = _PRODUCER_REGISTERS if pieces == 1 else _PRODUCER_REGISTERS_FOR_PIECES
+        plgpu.set_max_registers(registers, action="decrease")
 
         @functools.partial(pl.kernel, mesh=plgpu.WarpMesh(axis_name="warp"))
         def each_warp():

@@ -9,7 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import BlockMap, MosaicGpuConfig, block_sparse_attention, devices
+from pallas_kernels import (
+    BlockMap,
+    MosaicGpuConfig,
+    block_sparse_attention,
+    devices,
+    pack_key_mask,
+)
 
 pytestmark = pytest.mark.only("mosaic_gpu", "mosaic_gpu-interpreted")
 
@@ -91,6 +97,57 @@ def test_rounds(attend, rounds_of, draw, pairs_that_count, assert_right, name):
     np.testing.assert_array_equal(np.asarray(found[0])[empty], 0)
     np.testing.assert_array_equal(np.asarray(found[1])[empty], -np.inf)
     assert_right(found, q, k, v, pairs)
+
+
+# Blocks of queries that are tiles of one consumer, and blocks of keys of which a tile takes several.
+SMALL_BLOCKS = {
+    "64x16": Case(MosaicGpuConfig(tile_q=64, query_tiles=1, stages=2), block_q=64, block_k=16),
+    "128x32": Case(MosaicGpuConfig(), block_k=32),
+    "64x64-float16": Case(MosaicGpuConfig(tile_q=64, query_tiles=4), block_q=64, dtype=jnp.float16),
+    "64x128-h128": Case(MosaicGpuConfig(query_tiles=1), h=128, block_q=64, block_k=128),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "partial"),
+    [
+        pytest.param("64x16", True, marks=pytest.mark.simulated),
+        *[(name, False) for name in SMALL_BLOCKS],
+        *[(name, True) for name in list(SMALL_BLOCKS)[1:]],
+    ],
+)
+def test_small_blocks(attend, draw, pairs_that_count, assert_right, name, partial):
+    """Rests of lists of all lengths; some keys are left out by the mask, of a row or two all."""
+    case = SMALL_BLOCKS[name]
+    blocks = {"block_q": case.block_q, "block_k": case.block_k}
+    counts = np.array([13, 6, 0, 3, 4, 1])
+    qb, kb = (3, 13) if case.block_k == 16 else (6, 13)
+    t, kv = qb * case.block_q - 7, kb * case.block_k
+    q, k, v = draw(5, (t, 1, case.h), (kv, 1, case.h), (kv, 1, case.h), dtype=case.dtype)
+    rng = np.random.default_rng(6)
+    mask = rng.random((1, qb, kb)).argsort(-1).argsort(-1) < counts[:qb, None]
+    hidden = rng.random((1, qb, kv)) < 0.4
+    hidden[0, qb // 3] = True
+    tokens = rng.integers(1, case.block_k + 1, kb) if partial else None
+    if partial:
+        # Most blocks count as a whole, one not at all, and what does not count may be anything.
+        tokens[4:] = case.block_k
+        tokens[1] = 0
+        v = v.at[case.block_k : 2 * case.block_k].set(jnp.nan)
+    pairs = pairs_that_count(mask, t, kv, **blocks, kv_lengths=tokens)
+    pairs &= ~np.repeat(hidden, case.block_q, axis=1)[:, :t]
+    found = attend(
+        q,
+        k,
+        v,
+        BlockMap.from_dense_mask(mask, **blocks),
+        kv_lengths=tokens,
+        key_mask=pack_key_mask(jnp.asarray(hidden)),
+        config=case.config,
+        return_lse=True,
+    )
+    assert_right(found, q, k, jnp.nan_to_num(v), pairs)
+    np.testing.assert_array_equal(np.asarray(found[1])[~pairs.any(-1).T], -np.inf)
 
 
 # By how much, in powers of two, a later key's weight exceeds the others'; and where that is too

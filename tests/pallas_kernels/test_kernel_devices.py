@@ -88,7 +88,9 @@ def test_mosaic_gpu_config_is_checked():
     assert MosaicGpuConfig() == MosaicGpuConfig(query_tiles=2, stages=2)
     for wrong, message in [
         ({"query_tiles": 0}, "query_tiles=0 must be 1 or 2"),
-        ({"query_tiles": 3}, "query_tiles=3 must be 1 or 2"),
+        ({"query_tiles": 3}, "query_tiles=3 must be 1 or 2 for self.tile_q=128"),
+        ({"query_tiles": 5, "tile_q": 64}, "query_tiles=5 must be from 1 to 4 for self.tile_q=64"),
+        ({"tile_q": 32}, "tile_q=32 must be 64 or 128"),
         ({"stages": 1}, "stages=1 must be at least 2"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -310,8 +312,9 @@ INPUTS = [
     ({"block_q": 256, "block_k": 128}, "mosaic_gpu"),
     ({"dtype": jnp.float32}, "triton"),
     ({"h": 32}, "triton"),
-    ({"block_q": 64}, "triton"),
-    ({"block_k": 32}, "triton"),
+    ({"block_q": 64, "block_k": 16}, "mosaic_gpu"),
+    ({"block_q": 128, "block_k": 32}, "mosaic_gpu"),
+    ({"block_q": 32}, "triton"),
     ({"dtype": jnp.float32, "block_q": 32, "block_k": 16}, "triton"),
     ({"h": 48}, "xla"),
     ({"block_q": 96}, "xla"),

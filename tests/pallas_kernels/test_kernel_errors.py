@@ -209,7 +209,7 @@ def new_jax(monkeypatch):
     monkeypatch.setattr(mosaic_gpu_call, "is_supported", lambda: True)
 
 
-BLOCKS = "must be powers of two, from 128 and 64 on"
+BLOCKS = "must be powers of two, from 64 and 16 on"
 
 
 @pytest.mark.parametrize(
@@ -217,9 +217,9 @@ BLOCKS = "must be powers of two, from 128 and 64 on"
     [
         (jnp.float32, 64, 128, 64, r"float32 is not supported \(bfloat16, float16\)"),
         (jnp.bfloat16, 32, 128, 64, r"head_dim=32 is not supported \(64, 128\)"),
-        (jnp.float16, 64, 64, 64, f"block_map.block_q=64 and block_map.block_k=64 {BLOCKS}"),
+        (jnp.float16, 64, 32, 64, f"block_map.block_q=32 and block_map.block_k=64 {BLOCKS}"),
         (jnp.bfloat16, 64, 192, 64, f"block_map.block_q=192 and block_map.block_k=64 {BLOCKS}"),
-        (jnp.bfloat16, 64, 128, 32, f"block_map.block_q=128 and block_map.block_k=32 {BLOCKS}"),
+        (jnp.bfloat16, 64, 128, 8, f"block_map.block_q=128 and block_map.block_k=8 {BLOCKS}"),
         (jnp.bfloat16, 64, 128, 96, f"block_map.block_q=128 and block_map.block_k=96 {BLOCKS}"),
     ],
 )

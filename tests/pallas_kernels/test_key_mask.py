@@ -31,7 +31,6 @@ def case(draw_case, small):
     return q, k, v, mask, hidden
 
 
-@pytest.mark.only("xla", "triton-interpreted", "triton")
 @pytest.mark.parametrize("lengths", ["all", "some"])
 def test_value(attend, case, small, pairs_that_count, assert_right, lengths):
     q, k, v, mask, hidden = case
