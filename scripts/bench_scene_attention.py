@@ -26,15 +26,17 @@ HEADS, HEAD_DIM, NUM_SPECIAL, GRID = 16, 64, 5, (37, 37)
 WIDTH = 1376
 
 
-def cases(num_frames: int) -> dict[str, SceneAttention]:
-    """Ways to attend, by name."""
+def cases(num_frames: int, sizes: list[int], samples_only: bool) -> dict[str, SceneAttention]:
+    """Ways to attend, by name; samples are of these sizes."""
     blocks = functools.partial(vggt_jax.BlockSparse, min_tokens=0)
-    found: dict[str, SceneAttention] = {} if num_frames > 50 else {"dense": vggt_jax.Dense()}
-    for num_keys in (8192, 10_240):
+    found: dict[str, SceneAttention] = {"dense": vggt_jax.Dense()}
+    for num_keys in sizes:
         for special in (False, True):
             found[f"{num_keys} keys" + " for special queries too" * special] = vggt_jax.Sampled(
                 num_keys=num_keys, sample_special_queries=special, min_tokens=0
             )
+    if samples_only:
+        return found
     for kept, part in ((0.25, 0.2), (0.10, 0.4), (0.05, 0.4)):
         found[f"{kept:.0%}, blocks of 128x64"] = blocks(sparse_ratio=1 - kept)
         for size in ((64, 16, None), (64, 16, 16), (128, 64, None)):
@@ -54,6 +56,8 @@ def cases(num_frames: int) -> dict[str, SceneAttention]:
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--frames", type=int, nargs="+", default=[50, 200])
+    parser.add_argument("--num-keys", type=int, nargs="+", default=[8192, 10_240])
+    parser.add_argument("--samples-only", action="store_true")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=pathlib.Path, help="adds lines to this file")
     args = parser.parse_args()
@@ -61,7 +65,7 @@ def main():
     for num_frames in args.frames:
         shape = (1, num_frames, WIDTH, HEADS, HEAD_DIM)
         arrays = [jax.random.normal(jax.random.key(i), shape, jnp.bfloat16) for i in range(3)]
-        for name, attention in cases(num_frames).items():
+        for name, attention in cases(num_frames, args.num_keys, args.samples_only).items():
 
             @jax.jit
             def attend(q, k, v, attention=attention):

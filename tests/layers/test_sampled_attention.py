@@ -223,6 +223,17 @@ def test_special_queries_that_see_the_sample(arrays, relative_error):
     np.testing.assert_allclose(stats.saved, 1 - (S * SPECIAL + 40) / (S * P), rtol=1e-6)
 
 
+def test_special_queries_see_the_sample_where_frames_are_many():
+    pairs = lambda frames, **options: Sampled(num_keys=40, **options).num_pairs(
+        num_frames=frames, num_special=SPECIAL, num_patches=PATCHES
+    )
+    exact, sampled = {"sample_special_queries": False}, {"sample_special_queries": True}
+    assert pairs(511) == pairs(511, **exact) > pairs(511, **sampled)
+    assert pairs(512) == pairs(512, **sampled) < pairs(512, **exact)
+    with pytest.raises(ValueError, match="True, False or None"):
+        Sampled(sample_special_queries="many")
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("frames", [None, 11])
 def test_kernels_at_the_size_of_vggt(relative_error, frames):

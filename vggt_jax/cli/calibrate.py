@@ -67,8 +67,8 @@ class Calibrate:
     seed: int = 0
     """Of the draw of the sample."""
     sample_special_queries: Flag = False
-    """Let special tokens see the sample, too, instead of everything; faster from some 500 frames
-    on."""
+    """Let special tokens see the sample, too, instead of everything, in scenes of any length; from
+    512 frames on they do anyhow."""
     min_tokens: int = AttentionPlan.min_tokens
     """The plan runs scenes of fewer tokens (1,374 for a frame of 518x518) dense."""
     overwrite: Flag = False
@@ -115,7 +115,7 @@ class Calibrate:
             model=self.model,
             num_keys=self.num_keys,
             seed=self.seed,
-            sample_special_queries=self.sample_special_queries,
+            sample_special_queries=self.sample_special_queries or None,
             min_tokens=self.min_tokens,
             progress=sys.stderr.isatty(),
             **taken(self, Options, *_NOT_TAKEN),

@@ -37,7 +37,7 @@ def calibrate(
     *,
     num_keys: int = 4096,
     seed: int = 0,
-    sample_special_queries: bool = False,
+    sample_special_queries: bool | None = None,
     min_tokens: int = AttentionPlan.min_tokens,
     model: SceneModel | str | os.PathLike | None = None,
     config: str | os.PathLike | None = None,

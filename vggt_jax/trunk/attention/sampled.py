@@ -27,6 +27,10 @@ _TILE = 64
 # Queries, spread evenly over the scene, for which the sampling error is estimated in each layer.
 _NUM_PROBES = 128
 
+# From so many frames on special tokens see the sample alone: on 192 frames of a trained model with
+# sharp attention nothing was lost by it (docs/attention.md), and there they take little time.
+_MANY_FRAMES = 512
+
 # The golden ratio less one, as a fraction of 2**32. Its multiples, without what is before the
 # point, are as evenly spread as any sequence, wherever it is cut.
 _GOLDEN = np.uint32(2654435769)
@@ -57,7 +61,7 @@ class Sampled(NotDense):
             to the number of patches.
         sample_special_queries: whether special tokens see what patches see, instead of everything.
             Their exact attention grows with the square of the frames; of 1000 frames of 518x518 it
-            is 9 % of the time of VGGT-1B with 10,240 sampled keys.
+            is 9 % of the time of VGGT-1B with 10,240 sampled keys. None: from 512 frames on.
         implementation: of attention: "mosaic_gpu", "triton" or "xla", as `Dense` names them, or
             None to choose by device and type.
     """
@@ -65,7 +69,7 @@ class Sampled(NotDense):
     num_keys: int = 8192
     seed: int = 0
     min_tokens: int = 4096
-    sample_special_queries: bool = False
+    sample_special_queries: bool | None = None
     implementation: Literal["mosaic_gpu", "triton", "xla"] | None = None
 
     def __post_init__(self):
@@ -81,6 +85,9 @@ class Sampled(NotDense):
                 limits = f"at least {least}" if most is None else f"in [{least}, {most}]"
                 raise ValueError(f"{name}={value} must be {limits}")
             object.__setattr__(self, name, int(value))
+        if self.sample_special_queries not in (None, False, True):
+            found = f"sample_special_queries={self.sample_special_queries!r}"
+            raise ValueError(f"{found} must be True, False or None")
         if self.implementation not in (None, "mosaic_gpu", "triton", "xla"):
             raise ValueError(
                 f"implementation={self.implementation!r} is unknown; use 'mosaic_gpu', 'triton', "
@@ -96,6 +103,12 @@ class Sampled(NotDense):
         else:
             return None
         return f"{found}: attention is dense, and there are no attention_stats"
+
+    def samples_special_queries(self, num_frames: int) -> bool:
+        """Whether special tokens see the sample alone, in a scene of so many frames."""
+        if self.sample_special_queries is None:
+            return num_frames >= _MANY_FRAMES
+        return self.sample_special_queries
 
     def with_keys_times(self, factors: Sequence[float]) -> "Sampled":
         """In steps of 512 keys, so that few programs serve all scenes."""
@@ -133,7 +146,7 @@ class Sampled(NotDense):
     def num_pairs(self, *, num_frames, num_special, num_patches) -> float:
         special, patches = num_frames * num_special, num_frames * num_patches
         seen = float(special + min(self.num_keys, patches))
-        of_special = seen if self.sample_special_queries else float(special + patches)
+        of_special = seen if self.samples_special_queries(num_frames) else float(special + patches)
         return patches * seen + special * of_special
 
     def extra_bytes(
@@ -299,7 +312,8 @@ def sampled_attention(
     )
     out = out.reshape(s, width, n, h)
     out_of_scene = None
-    if attention.sample_special_queries:
+    special_see_sample = attention.samples_special_queries(s)
+    if special_see_sample:
         if scene is not None:
             out_of_scene = to_sample(scene.q[None], keys[None], values[None])[0]
     elif total_special:
@@ -326,7 +340,7 @@ def sampled_attention(
     seen = of_frames * num_special + num_of_scene + num_sampled.astype(jnp.float32)
     seen /= of_frames * p + num_of_scene
     # Queries that see the sample, and those that see everything, but for tokens of the scene.
-    exact = 0 if attention.sample_special_queries else num_special
+    exact = 0 if special_see_sample else num_special
     done = ((p - exact) * seen + exact) / p
     of_heads = lambda value: jnp.broadcast_to(jnp.asarray(value, jnp.float32), (n,))
     stats = AttentionStats(
