@@ -113,8 +113,8 @@ def block_sparse_attention(
             as `pack_key_mask` makes it: within the blocks that `block_map` keeps.
         scale: of the scores, a positive number known when tracing; `1 / sqrt(h)` by default.
         implementation: "mosaic_gpu" (a Pallas kernel for Hopper GPUs, with JAX from 0.11 on:
-            bfloat16 and float16, head dims 64 and 128, query blocks of 128 or more, key blocks of
-            64 or more, no `key_mask`), "triton" (a Pallas kernel for NVIDIA GPUs from Ampere on:
+            bfloat16 and float16, head dims 64 and 128, query blocks of 64 or more, key blocks of
+            16 or more, of 64 or more with a `key_bias`), "triton" (a Pallas kernel for NVIDIA GPUs from Ampere on:
             head dims 32, 64 and 128), both for blocks of a power of two, up to 65,536 in a list;
             "xla" (any device, memory bounded), "reference" (the oracle, all scores in memory), or
             None for the first of them that can do this here. A name means that one or an error.

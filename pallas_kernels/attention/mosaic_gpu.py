@@ -1,15 +1,17 @@
 """Block-sparse attention for Hopper GPUs, in a Pallas kernel on the Mosaic GPU backend.
 
 One block of threads lives on each multiprocessor until all is done. It works on several tiles of
-128 queries at a time, the *query tiles in flight*. For each of them:
+128 or 64 queries at a time, the *query tiles in flight*. For each of them:
 
-- Two warp groups, the *consumers*, compute 64 queries each: scores of 64 keys, weights, and their
-  sum over values, with the tensor cores (`wgmma`, asynchronous) and accumulators in registers.
+- Two warp groups or one, the *consumers*, compute 64 queries each: scores of 64 keys, weights, and
+  their sum over values, with the tensor cores (`wgmma`, asynchronous) and accumulators in
+  registers.
 - One warp, the *producer*, walks the list of key blocks and fetches queries, keys and values into
-  shared memory (TMA, asynchronous), as far ahead as there is room.
+  shared memory (TMA, asynchronous), as far ahead as there is room. A tile of 64 keys is a block,
+  part of one, or put together of *pieces*, smaller blocks.
 
 Who waits for whom, by barriers in shared memory: consumers wait for `*_full` (a tile has come), and
-the producer for `*_free` (both consumers are done with what was there). Query tiles know nothing
+the producer for `*_free` (its consumers are done with what was there). Query tiles know nothing
 of each other: while one waits, or does what leaves the tensor cores idle, the others use them.
 
 In a consumer, scores of the next tile and values of this one are asked for together, and weights
