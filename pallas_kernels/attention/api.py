@@ -114,10 +114,11 @@ def block_sparse_attention(
         scale: of the scores, a positive number known when tracing; `1 / sqrt(h)` by default.
         implementation: "mosaic_gpu" (a Pallas kernel for Hopper GPUs, with JAX from 0.11 on:
             bfloat16 and float16, head dims 64 and 128, query blocks of 64 or more, key blocks of
-            16 or more, of 64 or more with a `key_bias`), "triton" (a Pallas kernel for NVIDIA GPUs from Ampere on:
-            head dims 32, 64 and 128), both for blocks of a power of two, up to 65,536 in a list;
-            "xla" (any device, memory bounded), "reference" (the oracle, all scores in memory), or
-            None for the first of them that can do this here. A name means that one or an error.
+            16 or more, of 64 or more with a `key_bias`), "triton" (a Pallas kernel for NVIDIA GPUs
+            from Ampere on: head dims 32, 64 and 128), both for blocks of a power of two, up to
+            65,536 in a list; "xla" (any device, memory bounded), "reference" (the oracle, all
+            scores in memory), or None for the first of them that can do this here. A name means
+            that one or an error.
         config: settings of a kernel, whose implementation they imply; None for the tuned ones.
         return_lse: also return the log-sum-exp of each query's scaled scores, biases included,
             float32; `-inf` where it sees no key. Results over disjoint sets of keys can be merged
