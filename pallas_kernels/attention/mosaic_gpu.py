@@ -608,7 +608,7 @@ def _kernel(
                     return sums
 
                 carry = (weights, sums, *beside(at, count, jnp.minimum(1, steps - 1)))
-                last_weights, last_sums, *_ = lax.fori_loop(1, whole_steps, whole_step, carry)
+                last_weights, last_sums = lax.fori_loop(1, whole_steps, whole_step, carry)[:2]
                 # The next queries can come while the last values are still multiplied.
                 free_queries_if(whole_steps >= steps)
                 last = slot(whole_steps - 1)
