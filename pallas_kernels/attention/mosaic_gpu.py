@@ -66,10 +66,12 @@ _TURN = 29
 # Columns of scores whose sums a thread keeps apart until the end.
 _SUMS = 8
 
-# Registers of each thread after consumers have taken over what the producers do not need: what the
-# multiprocessor has, by the number of consumers. Producers of pieces of tiles need a few more.
-_CONSUMER_REGISTERS = {1: 240, 2: 240, 3: 160, 4: 112}
+# Registers of each thread of the producers; those of pieces of tiles need a few more.
 _PRODUCER_REGISTERS, _PRODUCER_REGISTERS_FOR_PIECES = 24, 32
+
+# Registers that a multiprocessor has for each thread of a warp group if there is only one, the most
+# that a thread can ask for, and the step of both (PTX, setmaxnreg).
+_ALL_REGISTERS, _MOST_REGISTERS, _REGISTERS_STEP = 512, 240, 8
 
 # Up to here a scaled score and its reference may be subtracted in one fused operation: see
 # online_softmax.py.
@@ -266,6 +268,21 @@ def _work_order(lists, tiles_per_row, tiles):
     lengths = lists.num_listed[:, rows]
     order = jnp.argsort(jnp.where(heads % 2 == 0, -lengths, lengths), axis=1)
     return (order.astype(jnp.int32) + tiles * heads).reshape(-1)
+
+
+def registers(num_consumers: int, pieces: int) -> tuple[int, int] | None:
+    """Registers of each thread of consumers, and of producers, after these have handed over theirs.
+
+    A warp group that asks for more than others have left waits forever. None where one consumer has
+    as many as it can have from the start.
+    """
+    down = lambda number: number // _REGISTERS_STEP * _REGISTERS_STEP
+    # All warp groups start with the same, the consumers and that of the producers.
+    start = down(_ALL_REGISTERS // (num_consumers + 1))
+    of_producers = _PRODUCER_REGISTERS if pieces == 1 else _PRODUCER_REGISTERS_FOR_PIECES
+    rest = (num_consumers + 1) * start - of_producers
+    of_consumers = min(down(rest // num_consumers), _MOST_REGISTERS)
+    return (of_consumers, of_producers) if of_consumers > start else None
 
 
 def _low_bits(number):
@@ -653,15 +670,18 @@ def _kernel(
         for_each_item(block * num_q_slots + q_slot, attend_tile)
         plgpu.wait_smem_to_gmem(0)
 
+    exchanged = registers(config.num_consumers, pieces)
+
     @pl.when(warpgroup < config.num_consumers)
     def _():
-        plgpu.set_max_registers(_CONSUMER_REGISTERS[config.num_consumers], action="increase")
+        if exchanged:
+            plgpu.set_max_registers(exchanged[0], action="increase")
         consume(lax.div(warpgroup, int32(consumers)), lax.rem(warpgroup, int32(consumers)))
 
     @pl.when(warpgroup == config.num_consumers)
     def _():
-        registers = _PRODUCER_REGISTERS if pieces == 1 else _PRODUCER_REGISTERS_FOR_PIECES
-        plgpu.set_max_registers(registers, action="decrease")
+        if exchanged:
+            plgpu.set_max_registers(exchanged[1], action="decrease")
 
         @functools.partial(pl.kernel, mesh=plgpu.WarpMesh(axis_name="warp"))
         def each_warp():

@@ -121,6 +121,33 @@ def test_two_query_tiles_of_large_heads_do_not_fit():
         MosaicGpuConfig(query_tiles=2, stages=2).check_head_dim(128)
 
 
+@pytest.mark.parametrize(
+    ("num_consumers", "pieces", "expected"),
+    [
+        (4, 1, (112, 24)),
+        (4, 4, (112, 32)),
+        (3, 1, (160, 24)),
+        (3, 2, (160, 32)),
+        (2, 1, (240, 24)),
+        (2, 4, (232, 32)),
+        (1, 1, None),
+        (1, 4, None),
+    ],
+)
+def test_registers_of_warp_groups(num_consumers, pieces, expected):
+    """Consumers that ask for more than there are would wait forever on a GPU."""
+    from pallas_kernels.attention.mosaic_gpu import registers
+
+    found = registers(num_consumers, pieces)
+    assert found == expected
+    if found is not None:
+        # Of the 65,536 of a multiprocessor, as many as all threads can start with, in steps of 8.
+        threads = 128 * (num_consumers + 1)
+        start = 65536 // threads // 8 * 8
+        assert found[1] < start < found[0] <= 240
+        assert num_consumers * found[0] + found[1] <= (num_consumers + 1) * start
+
+
 @pytest.mark.parametrize("kind", [H100, "a device that nobody tuned for"])
 @pytest.mark.parametrize(("head_dim", "query_tiles"), [(64, 2), (128, 1)])
 def test_chosen_mosaic_gpu_config(pretend_device, kind, head_dim, query_tiles):
