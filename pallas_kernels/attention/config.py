@@ -99,13 +99,17 @@ class MosaicGpuConfig:
 
     def shared_memory(self, head_dim: int) -> int:
         """Bytes of shared memory that it takes, for numbers of two bytes."""
-        queries_and_results = 2 * self.tile_q * head_dim * 2
-        keys_and_values = 2 * 64 * head_dim * 2
-        tiles = self.query_tiles * (queries_and_results + self.stages * keys_and_values)
+        return self._shared_memory(head_dim, 1 if self.results_replace_queries(head_dim) else 2)
+
+    def results_replace_queries(self, head_dim: int) -> bool:
+        """Whether results lie where the queries were, for there is room for one of both only."""
+        return self._shared_memory(head_dim, 2) > MAX_SHARED_MEMORY
+
+    def _shared_memory(self, head_dim: int, queries_and_results: int) -> int:
+        rows = queries_and_results * self.tile_q + self.stages * 2 * 64
         barriers = self.query_tiles * 8 * (3 + 4 * self.stages)
-        # The log-sum-exps of all query tiles take 1 KiB, as arrays are aligned to that, and Mosaic
-        # reserves 2 KiB for reductions across warps.
-        return tiles + barriers + 3 * 1024
+        # Mosaic reserves 2 KiB for reductions across warps.
+        return self.query_tiles * rows * head_dim * 2 + barriers + 2 * 1024
 
 
 def choose_mosaic_gpu_config(dtype, head_dim: int, block_q: int = 128) -> MosaicGpuConfig:

@@ -236,13 +236,13 @@ def _scratch(dtype, h, pieces, config, interpret):
     by_consumers = functools.partial(plgpu.Barrier, num_arrivals=config.consumers_per_tile)
     # The simulator multiplies what is in shared memory only.
     simulated = {"weights_smem": tiles(consumers, _ROWS, TILE_K)} if interpret else {}
+    if not config.results_replace_queries(h):
+        simulated["out_smem"] = tiles(consumers, _ROWS)
     return {
         **simulated,
         "q_smem": tiles(consumers, _ROWS),
         "k_smem": tiles(slots, TILE_K),
         "v_smem": tiles(slots, TILE_K),
-        "out_smem": tiles(consumers, _ROWS),
-        "lse_smem": plgpu.SMEM((consumers, _ROWS), jnp.float32),
         "q_full": by_consumers(num_barriers=config.query_tiles),
         "k_full": plgpu.Barrier(num_arrivals=pieces, num_barriers=slots),
         "v_full": plgpu.Barrier(num_arrivals=pieces, num_barriers=slots),
@@ -300,9 +300,8 @@ def _words_of_piece(j, piece):
 def _kernel(
     q_ref, k_ref, v_ref, order_ref, indices_ref, num_whole_ref, *refs,
     num_tiles, num_work_slots, factor, block_q, block_k, has_bias, has_mask, config,
-    q_smem, k_smem, v_smem, out_smem, lse_smem,
-    q_full, k_full, v_full, q_free, k_free, v_free, cleaned,
-    weights_smem=None,
+    q_smem, k_smem, v_smem, q_full, k_full, v_full, q_free, k_free, v_free, cleaned,
+    out_smem=None, weights_smem=None,
 ):  # fmt: skip
     """A block of threads. Its query tiles in flight, and all others', are the work slots."""
     *partial_refs, out_ref, lse_ref = refs
@@ -567,6 +566,8 @@ def _kernel(
             weights, sums = weigh(scores, reference, no_sums, biases)
 
             def free_queries_if(condition):
+                if out_smem is None:
+                    return
                 if not has_rest:
                     plgpu.barrier_arrive(q_free.at[q_slot])
                     return
@@ -657,14 +658,19 @@ def _kernel(
                 some, (reference + jnp.log2(jnp.where(some, total, 1.0))) / _LOG2_E, -jnp.inf
             )
             inverse = jnp.where(some, 1.0 / jnp.where(some, total, 1.0), 0.0)
-            # The results of the tile before may still be on their way out.
-            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-            out_smem.at[me][...] = (out * across(inverse, out.shape)).astype(dtype)
-            lse_smem.at[me][...] = jnp.where(good, lse, jnp.nan)
-            plgpu.commit_smem()
             rows = pl.ds(tile * config.tile_q + consumer * _ROWS, _ROWS)
-            plgpu.copy_smem_to_gmem(out_smem.at[me], out_ref.at[scene, rows, head])
-            plgpu.copy_smem_to_gmem(lse_smem.at[me], lse_ref.at[scene, head, rows])
+            lse_ref[scene, head, rows] = jnp.where(good, lse, jnp.nan)
+            results = queries
+            if out_smem is not None:
+                results = out_smem.at[me]
+                # The results of the tile before may still be on their way out.
+                plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+            results[...] = (out * across(inverse, out.shape)).astype(dtype)
+            plgpu.commit_smem()
+            plgpu.copy_smem_to_gmem(results, out_ref.at[scene, rows, head])
+            if out_smem is None:
+                plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+                plgpu.barrier_arrive(q_free.at[q_slot])
             return done + steps
 
         for_each_item(block * num_q_slots + q_slot, attend_tile)

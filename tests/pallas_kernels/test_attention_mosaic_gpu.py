@@ -107,6 +107,10 @@ SMALL_BLOCKS = {
         block_k=16,
         dtype=jnp.float16,
     ),
+    # Results lie where the queries were.
+    "64x16-three-stages": Case(
+        MosaicGpuConfig(tile_q=64, query_tiles=4, stages=3), block_q=64, block_k=16
+    ),
     "128x32": Case(MosaicGpuConfig(), block_k=32),
     "64x64-float16": Case(MosaicGpuConfig(tile_q=64, query_tiles=4), block_q=64, dtype=jnp.float16),
     "64x128-h128": Case(MosaicGpuConfig(query_tiles=1), h=128, block_q=64, block_k=128),
