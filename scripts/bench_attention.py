@@ -284,7 +284,7 @@ def describe_config(implementation, dtype, head_dim, *blocks) -> dict | None:
     from pallas_kernels.attention import config
 
     if implementation == "mosaic_gpu":
-        return dataclasses.asdict(config.choose_mosaic_gpu_config(dtype, head_dim))
+        return dataclasses.asdict(config.choose_mosaic_gpu_config(dtype, head_dim, blocks[0]))
     if implementation == "triton":
         return dataclasses.asdict(config.choose_triton_config(dtype, head_dim, *blocks))
     return None

@@ -76,7 +76,8 @@ def main():
             entries += summarize(lines, dtype, head_dim)
     print(f"\nFor blocks of {args.block_q} queries and {args.block_k} keys:\n")
     print(f'device_kind = "{device}"\n')
-    print(f"[attention.{args.implementation}]")
+    small = args.implementation == "mosaic_gpu" and args.block_q < 128
+    print(f"[attention.{args.implementation}{'_tiles_of_64' if small else ''}]")
     # float16 and bfloat16 have one entry: the first.
     for (itemsize, head_dim), config in sorted(dict(reversed(entries)).items()):
         print(f"{itemsize}.{head_dim} = {{ {show(config)} }}")
@@ -89,9 +90,11 @@ def plausible_configs(implementation: str, itemsize: int, head_dim: int, block_q
     from pallas_kernels import MosaicGpuConfig
 
     configs = []
-    for query_tiles, stages in itertools.product((1, 2), range(2, 9)):
-        config = MosaicGpuConfig(query_tiles=query_tiles, stages=stages)
+    for query_tiles, stages in itertools.product(range(1, 5), range(2, 9)):
         with contextlib.suppress(ValueError):  # There is no room for it.
+            config = MosaicGpuConfig(
+                tile_q=min(block_q, 128), query_tiles=query_tiles, stages=stages
+            )
             config.check_head_dim(head_dim)
             configs.append(config)
     return configs
@@ -240,7 +243,9 @@ def summarize(lines: list[dict], dtype: str, head_dim: int) -> list[tuple]:
 
 
 def show(config: dict) -> str:
-    return ", ".join(f"{key} = {value}" for key, value in config.items())
+    # Blocks of queries say which tiles the Mosaic GPU kernel has, and which table they are in.
+    left_out = () if "num_warps" in config else ("tile_q",)
+    return ", ".join(f"{key} = {value}" for key, value in config.items() if key not in left_out)
 
 
 if __name__ == "__main__":
