@@ -140,6 +140,8 @@ def check_model(model: SceneModel, options: Options) -> None:
         ("known_distance", "cameras"),
         ("known_depth", "depth"),
         ("mask_edges", "depth"),
+        ("multiview_confidence", "depth"),
+        ("multiview_confidence", "cameras"),
     ):
         if getattr(options, name) and needed not in model.predicts:
             raise InputError(f"this model predicts no {needed} for {name}; leave it out")
