@@ -47,6 +47,9 @@ def main():
     parser.add_argument("--memory-of", type=int, nargs="*", default=[1000], metavar="FRAMES",
                         help="tell the memory of so many frames, a tenth of the blocks kept and "
                         "maps streamed to the host, without running them")  # fmt: skip
+    parser.add_argument("--told", type=int, nargs="*", default=[100], metavar="FRAMES",
+                        help="of which numbers of frames also to tell the model intrinsics, poses "
+                        "and depth")  # fmt: skip
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--official", type=pathlib.Path, default=pathlib.Path(".official"))
     parser.add_argument("--no-official", action="store_true", help="only ours")
@@ -77,35 +80,36 @@ def run_ours(args: argparse.Namespace, name: str):
     if args.config:
         config = type(config).from_dict(json.loads(args.config.read_text())[name])
     model = with_dtype(random_model(config), jnp.bfloat16)
-    shape = (1, max(args.frames), *args.size, 3)
+    shape = (1, max(args.frames + args.told), *args.size, 3)
     images = jax.random.randint(jax.random.key(1), shape, 0, 256, jnp.uint8)
     jax.block_until_ready((model, images))
     ways = [{}]
     ways += [{"sparse_ratio": ratio} for ratio in args.sparse_ratio]
     ways += [{"num_keys": number} for number in args.num_keys]
+    cases = [(frames, way, None) for frames, way in itertools.product(args.frames, ways)]
+    cases += [(frames, {}, some_priors(frames, args.size)) for frames in args.told]
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         compiling = []
-        for frames, way in itertools.product(args.frames, ways):
+        for frames, way, priors in cases:
             program = jax.jit(functools.partial(whole, attention=attention_of(way)))
-            lowered = program.lower(model, images[:, :frames])
-            compiling.append((frames, way, pool.submit(timed, lowered.compile)))
+            lowered = program.lower(model, images[:, :frames], priors)
+            compiling.append(pool.submit(timed, lowered.compile))
         memories = [
             (frames, pool.submit(streamed_memory, model, frames, args.size))
             for frames in args.memory_of
         ]
-        done = [(frames, way, *future.result()) for frames, way, future in compiling]
+        compiled = [future.result() for future in compiling]
         memories = [(frames, future.result()) for frames, future in memories]
     common = {"model": name, "code": "ours", **describe_jax(), "size": args.size}
     common["weights_gib"] = gib(sum(x.nbytes for x in jax.tree.leaves(model)))
-    for frames, way, compiled, compile_ms in done:
-        line = {**common, "frames": frames, "attention": way or "dense"}
-        line |= memory_of(compiled)
-        line["estimate_gib"] = estimate_gib(model, frames, args.size, way)
+    for (frames, way, priors), (program, compile_ms) in zip(cases, compiled, strict=True):
+        known = () if priors is None else priors.given
+        line = {**common, "frames": frames, "attention": way or "dense", "known": known}
+        line |= memory_of(program)
+        line["estimate_gib"] = estimate_gib(model, frames, args.size, way, known=known)
         line["compile_s"] = round(compile_ms / 1e3, 1)
-        of_case = images[:, :frames]
-        call = lambda compiled=compiled, of_case=of_case: jax.block_until_ready(
-            compiled(model, of_case)
-        )
+        given = jax.device_put((images[:, :frames], priors))
+        call = lambda program=program, given=given: jax.block_until_ready(program(model, *given))
         try:
             line |= time_case(call, args.repeats)
         except jax.errors.JaxRuntimeError as error:
@@ -115,8 +119,26 @@ def run_ours(args: argparse.Namespace, name: str):
         report({**common, "frames": frames, **memory}, args.out)
 
 
-def whole(model, images, *, attention):
-    return model(images, attention=attention)
+def whole(model, images, priors, *, attention):
+    known = {} if priors is None else {"priors": priors}
+    return model(images, attention=attention, **known)
+
+
+def some_priors(frames: int, size: list[int]):
+    """Cameras a step apart before a wall, of one scene."""
+    import numpy as np
+
+    from vggt_jax import Priors
+
+    height, width = size
+    intrinsics = np.float32([[width, 0, width / 2], [0, width, height / 2], [0, 0, 1]])
+    cameras = np.tile(np.eye(4, dtype=np.float32), (1, frames, 1, 1))
+    cameras[0, :, 0, 3] = np.arange(frames)
+    return Priors(
+        intrinsics=np.tile(intrinsics, (1, frames, 1, 1)),
+        camera_from_world=cameras,
+        depth=np.full((1, frames, height, width), 3.0, np.float32),
+    )
 
 
 def streamed_memory(model, frames: int, size: list[int]) -> dict:
@@ -145,11 +167,10 @@ def memory_of(compiled) -> dict:
     return {"memory_gib": gib(sum(parts)), "temporaries_gib": gib(parts[2])}
 
 
-def estimate_gib(model, frames: int, size: list[int], way: dict, *, streamed: bool = False):
+def estimate_gib(model, frames: int, size: list[int], way: dict, **options):
     from vggt_jax.pipeline.memory import check_memory
 
-    attention = attention_of(way)
-    check = check_memory(model, (frames, *size, 3), attention=attention, streamed=streamed)
+    check = check_memory(model, (frames, *size, 3), attention=attention_of(way), **options)
     return gib(check.needed.total)
 
 

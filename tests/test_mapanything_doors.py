@@ -66,6 +66,7 @@ def test_streams_of_padded_frames_that_leave_nothing_out_are_the_whole(tiny_mapa
             getattr(found, name), getattr(expected, name), rtol=1e-3, atol=1e-4, err_msg=name
         )
     assert found.length_unit == expected.length_unit == "metres"
+    assert found.best_points == expected.best_points == "head"
     assert found.attention_stats.density.shape == (2, 3)  # two pairs of blocks, three heads
 
 
@@ -187,7 +188,7 @@ def test_the_command_line_reconstructs(tmp_path, tiny_mapanything, photographs, 
     assert cli.main([str(arg) for arg in (*args, "--sparse-ratio", 0.5)]) == 0
     assert "3 frames of 56x28" in capsys.readouterr().out
     recon = vggt_jax.load_reconstruction(out)
-    assert recon.length_unit == "metres"
+    assert recon.length_unit == "metres" and recon.best_points == "head"
     cameras = json.loads((out / "cameras.json").read_text())
     assert cameras["pixel_centre"] == 0.5
     assert cli.main([str(arg) for arg in (*args, "--overwrite", "--query-points", "3,4")]) == 2

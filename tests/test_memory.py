@@ -104,3 +104,19 @@ def test_some_of_a_gpu_is_left_for_pieces_that_do_not_fit(monkeypatch):
 def test_available_memory_is_that_of_the_device():
     free = memory.available_memory()
     assert free is None or 2**20 < free < 2**50
+
+
+@pytest.mark.parametrize("config", [vggt_jax.Pi3XConfig(), vggt_jax.MapAnythingConfig()])
+def test_what_is_known_takes_room(config):
+    size = {"num_frames": 100, "height": 392, "width": 518, "compute_dtype": jnp.bfloat16}
+    make = lambda *known: memory.estimate_memory(config, weights=3, known=known, **size)
+    alone, cameras, maps = make(), make("intrinsics", "poses"), make("rays", "depth")
+    assert (alone.priors, alone.known) == (0, 0) and "known" not in str(alone)
+    assert cameras.priors == 4 * 100 * (9 + 16)
+    assert maps.priors == 4 * 100 * 392 * 518 * (3 + 1)
+    # Tokens of the encoder in float32 at least, and no less for more.
+    tokens = 100 * (392 // 14 * 518 // 14 + config.num_special_tokens)
+    assert 4 * tokens * config.encoder_dim < cameras.known < maps.known
+    for known in (cameras, maps):
+        assert known.total >= alone.total + known.priors and known.outputs == alone.outputs
+    assert make("intrinsics", "poses", "depth").known <= make("rays", "poses", "depth").known

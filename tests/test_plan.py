@@ -10,7 +10,16 @@ import pytest
 
 import vggt_jax
 from pallas_kernels import tuned
-from vggt_jax import BlockSparse, Dense, InputError, Options, Pi3Config, Sampled, VGGTConfig
+from vggt_jax import (
+    BlockSparse,
+    Dense,
+    InputError,
+    Options,
+    Pi3Config,
+    Priors,
+    Sampled,
+    VGGTConfig,
+)
 from vggt_jax.pipeline import timing
 from vggt_jax.pipeline.many_scenes import ManyScenesOptions
 
@@ -40,6 +49,42 @@ def test_a_plan_says_what_infer_would_run(model, monkeypatch):
     plan = vggt_jax.plan(photographs(3), model=model, attention=sparse, pad_frames=False)
     assert plan.attention == sparse and plan.why_dense is None
     assert plan.padded_frames == 3 and not plan.masks_padding
+
+
+def test_a_plan_says_what_is_known(tiny_pi3x, monkeypatch):
+    intrinsics = np.tile(np.diag([40.0, 40, 1]), (3, 1, 1))
+    priors = Priors(intrinsics=intrinsics, depth=np.ones((3, 28, 42)))
+    plan = vggt_jax.plan(photographs(3), model=tiny_pi3x(), priors=priors)
+    assert plan.known == ("intrinsics", "depth") and "known: intrinsics, depth\n" in str(plan)
+    needed = plan.memory.needed
+    assert needed.priors == 4 * 3 * (9 + 28 * 42) and needed.known > 0
+    alone = vggt_jax.plan(photographs(3), model=tiny_pi3x())
+    assert alone.known == () and "known:" not in str(alone)
+    few = dataclasses.replace(alone.memory, free=needed.total - 1)
+    monkeypatch.setattr("vggt_jax.pipeline.memory.free_memory", lambda model: few.free)
+    options = {"model": tiny_pi3x(), "priors": priors}
+    assert "3 frames of 42x28 need" in vggt_jax.plan(photographs(3), **options).memory.shortage
+
+
+@pytest.mark.parametrize("name", ["pi3x", "mapanything"])
+def test_work_is_done_for_what_is_known_alone(name):
+    config = {"pi3x": vggt_jax.Pi3XConfig, "mapanything": vggt_jax.MapAnythingConfig}[name]()
+    work = lambda *known: timing.count_work(config, 7, 28, 42, attention=Dense(), known=known)
+    alone, tokens, patches = work(), 7 * (6 + config.num_special_tokens), 7 * 6
+    values = {
+        kind: work(kind)["products"] - alone["products"] for kind in ("rays", "poses", "depth")
+    }
+    dim, hidden = 1024, 4096
+    block = 4 * dim**2 + 2 * dim * hidden
+    unit = lambda i, o: 9 * i * o + 9 * o * o + i * o
+    of_maps = lambda c: 9 * 196 * c * 588 + unit(588, 768) + unit(768, 1024) + 1024 * 1536
+    expected = {
+        "pi3x": {"rays": 392 * dim, "poses": 5 * block, "depth": 24 * block + 392 * dim},
+        "mapanything": {"rays": of_maps(3), "poses": 0, "depth": of_maps(1)},
+    }[name]
+    assert values == {kind: 2.0 * tokens * number for kind, number in expected.items()}
+    added = work("poses")["attention"] - alone["attention"]
+    assert added == (4.0 * dim * 5 * patches**2 if name == "pi3x" else 0)
 
 
 def test_too_little_memory_is_planned_and_refused(model, monkeypatch):

@@ -71,6 +71,7 @@ def everything(folder, mode):
         track_visibility=rng.random((3, 5), np.float32),
         track_confidence=rng.random((3, 5), np.float32),
         attention_stats=stats,
+        best_points="depth",
     )
     shape = recon.depth.shape
     recon = dataclasses.replace(
@@ -127,6 +128,7 @@ def test_files_without_a_version_are_read(tmp_path):
         arrays["schema_version"],
         arrays["attention_error"],
         arrays["length_unit"],
+        arrays["best_points"],
     )  # which came later
     # Every name that version 1 wrote; another one would be a change of the schema.
     assert set(arrays) == set(
@@ -137,7 +139,7 @@ def test_files_without_a_version_are_read(tmp_path):
     )
     np.savez(path, **arrays)
     unknown = dataclasses.replace(recon.attention_stats, error=np.full((4, 2), np.nan, np.float32))
-    recon = dataclasses.replace(recon, attention_stats=unknown)
+    recon = dataclasses.replace(recon, attention_stats=unknown, best_points=None)
     assert_same(vggt_jax.load_reconstruction(path), recon)
 
 

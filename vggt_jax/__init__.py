@@ -50,6 +50,10 @@ if TYPE_CHECKING:
     from vggt_jax.scene.priors import Priors as Priors
     from vggt_jax.scene.reconstruction import Reconstruction as Reconstruction
     from vggt_jax.scene.results import load_reconstruction as load_reconstruction
+    from vggt_jax.scene.view_agreement import multiview_confidence as multiview_confidence
+    from vggt_jax.scene.view_agreement import (
+        with_multiview_confidence as with_multiview_confidence,
+    )
     from vggt_jax.trunk.attention.block_sparse import BlockSparse as BlockSparse
     from vggt_jax.trunk.attention.plan import AttentionPlan as AttentionPlan
     from vggt_jax.trunk.attention.sampled import Sampled as Sampled
@@ -100,6 +104,8 @@ _HOMES = {
     "Priors": "scene.priors",
     "Reconstruction": "scene.reconstruction",
     "load_reconstruction": "scene.results",
+    "multiview_confidence": "scene.view_agreement",
+    "with_multiview_confidence": "scene.view_agreement",
     "BlockSparse": "trunk.attention.block_sparse",
     "AttentionPlan": "trunk.attention.plan",
     "Sampled": "trunk.attention.sampled",

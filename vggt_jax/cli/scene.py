@@ -85,6 +85,7 @@ _FOR_RESULTS = (
     "mask_black",
     "mask_sky",
     "mask_edges",
+    "multiview_confidence",
     "focal",
     "intrinsics",
     "known_distance",

@@ -63,8 +63,8 @@ def scene_points(
 
     Args:
       recon: the scene.
-      points: from depth and cameras, or from the model's point head. None is what is better: depth
-        for VGGT, the head for π³, or the one that there is.
+      points: from depth and cameras, or from the model's point head. None is what is better
+        (`Reconstruction.best_points`): depth for VGGT, the head for others; or what there is.
       confidence_percentile, min_confidence: see `confidence.confidence_limits`.
       max_points: at most so many, the same ones each time; None for all.
 

@@ -1,7 +1,7 @@
 """What the rest of the package asks of a model, whichever it is."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar, Literal, Protocol, Self
 
 from flax import nnx
@@ -39,6 +39,8 @@ class ModelTraits:
         takes: what may be known of a scene that this model uses. Where it is not empty, `__call__`,
             `encode` and `aggregate` take `priors` (`scene.priors.Priors`) beside the arguments of
             `SceneModel`.
+        prior_modules: of what is known, and how the names of the parameters begin that see it: they
+            run only where it is.
         length_unit: see `Reconstruction.length_unit`.
         frames_read: names of the outputs of `decode_scene` that `decode_frames` takes besides.
     """
@@ -50,6 +52,7 @@ class ModelTraits:
     has_reference_frame: bool
     compute_type_modules: tuple[str, ...]
     takes: tuple[PriorKind, ...] = ()
+    prior_modules: tuple[tuple[PriorKind, str], ...] = ()
     length_unit: LengthUnit = "arbitrary"
     frames_read: tuple[str, ...] = ()
 
@@ -135,6 +138,10 @@ class SceneModel(Protocol):
     @property
     def num_dense_heads(self) -> int:
         """Heads with convolutions over whole images, which take long."""
+        ...
+
+    def num_prior_layers(self, known: Collection[PriorKind]) -> int:
+        """Layers of dense attention over the patches of all frames that show what is known."""
         ...
 
     @property

@@ -1,5 +1,6 @@
 """What all models are alike in: the call, the order of the heads, the layout of tokens."""
 
+from collections.abc import Collection
 from typing import Any, ClassVar, Generic, TypeVar
 
 from flax import nnx
@@ -9,7 +10,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.models.base import ModelTraits
-from vggt_jax.scene.priors import Priors
+from vggt_jax.scene.priors import PriorKind, Priors
 from vggt_jax.trunk.alternation import TrunkOutput
 from vggt_jax.trunk.frames import encode_and_aggregate, layout_of_images
 from vggt_jax.trunk.token_layout import TokenLayout
@@ -34,6 +35,11 @@ class TrunkModel(nnx.Module, Generic[Output]):
     @property
     def num_dense_heads(self) -> int:
         """Heads with convolutions over whole images, which take long."""
+        return 0
+
+    def num_prior_layers(self, known: Collection[PriorKind]) -> int:
+        """Layers of dense attention over the patches of all frames that show what is known."""
+        del known
         return 0
 
     def check_known(self, priors: Priors, *, first: int) -> None:

@@ -25,7 +25,7 @@ from vggt_jax.models.registry import check_priors
 from vggt_jax.pipeline.options import Options
 from vggt_jax.pipeline.prior_files import read_priors
 from vggt_jax.scene import calibration
-from vggt_jax.scene.priors import Priors
+from vggt_jax.scene.priors import PriorKind, Priors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,11 @@ class SceneInputs:
     mask: Bool[np.ndarray, "s height width"] | None
     intrinsics: Float64[np.ndarray, "s 3 3"] | None
     priors: Priors | None = None
+
+    @property
+    def known(self) -> tuple[PriorKind, ...]:
+        """The kinds of priors that the model is told."""
+        return () if self.priors is None else self.priors.given
 
     @property
     def order(self) -> list[int]:
@@ -140,6 +145,8 @@ def check_model(model: SceneModel, options: Options) -> None:
         ("known_distance", "cameras"),
         ("known_depth", "depth"),
         ("mask_edges", "depth"),
+        ("multiview_confidence", "depth"),
+        ("multiview_confidence", "cameras"),
     ):
         if getattr(options, name) and needed not in model.predicts:
             raise InputError(f"this model predicts no {needed} for {name}; leave it out")

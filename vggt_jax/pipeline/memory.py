@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ from vggt_jax.models.base import ModelConfig, SceneModel
 from vggt_jax.models.registry import family_of
 from vggt_jax.pipeline.host_memory import free_host_memory
 from vggt_jax.pipeline.streaming import frames_on_device
+from vggt_jax.scene.priors import PriorKind, prior_bytes
 from vggt_jax.trunk.memory import ForwardPass
 from vggt_jax.trunk.token_layout import TokenLayout
 
@@ -34,6 +35,8 @@ class MemoryEstimate:
         heads: temporaries while a dense head or frame decoder runs; not at the same time as the
             trunk's.
         tracks: feature maps of the tracker, if points are tracked.
+        priors: what is known of the scene, as it is given.
+        known: temporaries while that is encoded beside the frames; before the trunk's.
     """
 
     weights: int
@@ -43,11 +46,13 @@ class MemoryEstimate:
     trunk: int
     heads: int
     tracks: int
+    priors: int = 0
+    known: int = 0
 
     @property
     def total(self) -> int:
-        common = self.weights + self.images + self.outputs + self.kept_tokens
-        return common + max(self.trunk, self.heads, self.tracks)
+        common = self.weights + self.images + self.priors + self.outputs + self.kept_tokens
+        return common + max(self.known, self.trunk, self.heads, self.tracks)
 
     def __str__(self) -> str:
         parts = (
@@ -70,6 +75,7 @@ def estimate_memory(
     compute_dtype: DTypeLike | None = None,
     attention: SceneAttention = Dense(),
     streamed: bool = False,
+    known: Collection[PriorKind] = (),
 ) -> MemoryEstimate:
     """Estimates the peak of a forward pass from the arrays that are alive together.
 
@@ -81,6 +87,7 @@ def estimate_memory(
         image_bytes: bytes of a colour value: 1 for uint8, 4 for float32.
         compute_dtype, attention: as for `reconstruct`.
         streamed: whether maps leave the device in pieces (`streaming.is_streamed`).
+        known: kinds of priors that the model is told.
     """
     forward = ForwardPass(
         layout=TokenLayout.for_images(height, width, config.patch_size, config.num_special_tokens),
@@ -89,8 +96,12 @@ def estimate_memory(
         num_query_points=num_query_points,
         precision=Precision.from_compute_dtype(compute_dtype),
         attention=attention,
+        known=known,
     )
     parts = family_of(config).memory(config, forward)
+    parts["priors"] = sum(
+        prior_bytes(kind, num_frames=num_frames, pixels=forward.pixels) for kind in known
+    )
     if streamed:
         parts["outputs"] = parts["outputs"] * min(num_frames, frames_on_device()) // num_frames
     images = image_bytes * 3 * num_frames * forward.pixels
@@ -139,12 +150,14 @@ def check_memory(
     compute_dtype: DTypeLike | None = None,
     attention: SceneAttention = Dense(),
     streamed: bool = False,
+    known: Collection[PriorKind] = (),
     free: int | None = None,
 ) -> MemoryCheck:
     """Compares what a scene of uint8 frames [s height width 3] needs with the free memory.
 
     Args:
         streamed: whether maps go to the host in pieces; on a CPU, that is the same memory.
+        known: kinds of priors that the model is told.
         free: what is free, weights included; by default what `free_memory` says now.
     """
     num_frames, height, width, _ = shape
@@ -161,6 +174,7 @@ def check_memory(
             compute_dtype=compute_dtype,
             attention=attention,
             streamed=streamed and jax.default_backend() != "cpu",
+            known=known,
         )
 
     free = free_memory(model) if free is None else free

@@ -84,6 +84,9 @@ class Options:
     """What to leave out by its colour: "white", "black", "sky"."""
     mask_edges: bool = False
     """Leave out points at jumps of depth for VGGT, too, as it is always done for Pi3."""
+    multiview_confidence: bool = False
+    """In place of the predicted confidences, the share of the views that see a point which agree on
+    its depth: slow for many frames, and best in metres; see `scene.view_agreement`."""
     focal: float | None = None
     """Known focal length in pixels of the photographs, the principal point in their middle."""
     intrinsics: ArrayLike | str | os.PathLike | None = None

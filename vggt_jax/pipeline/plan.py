@@ -15,6 +15,7 @@ from vggt_jax.pipeline.inputs import SceneInputs
 from vggt_jax.pipeline.memory import MemoryCheck, check_memory
 from vggt_jax.pipeline.options import Options
 from vggt_jax.pipeline.streaming import is_streamed
+from vggt_jax.scene.priors import PriorKind
 from vggt_jax.trunk.token_layout import TokenLayout
 
 
@@ -25,6 +26,7 @@ class Plan:
     Attributes:
         config: of the model.
         num_frames: of the scene.
+        known: kinds of priors that the model is told.
         padded_frames: as many frames are computed.
         masks_padding: whether the program is told how many frames count, and so serves scenes of
             other numbers of frames, too.
@@ -38,6 +40,7 @@ class Plan:
 
     config: ModelConfig
     num_frames: int
+    known: tuple[PriorKind, ...]
     padded_frames: int
     masks_padding: bool
     size: tuple[int, int]
@@ -57,6 +60,7 @@ class Plan:
             *self.size,
             attention=self.attention,
             compute_dtype=self.compute_dtype,
+            known=self.known,
         )
 
     def check_memory(self) -> None:
@@ -83,13 +87,14 @@ class Plan:
             time = f"about {seconds:.1f} s, without compiling"
         lines = {
             "frames": f"{self.num_frames} of {width}x{height}{padding}",
+            "known": ", ".join(self.known),
             "attention": f"{self.attention}" + (f" ({self.why_dense})" if self.why_dense else ""),
             "products": self.compute_dtype,
             "maps": maps,
             "memory": f"{self.memory}",
             "time": time,
         }
-        return "\n".join(f"{name:>10}: {text}" for name, text in lines.items())
+        return "\n".join(f"{name:>10}: {text}" for name, text in lines.items() if text)
 
 
 def plan_scene(
@@ -132,11 +137,13 @@ def plan_scene(
         compute_dtype=options.compute_dtype,
         attention=attention,
         streamed=streamed,
+        known=inputs.known,
         free=free,
     )
     plan = Plan(
         config=model.config,
         num_frames=num_frames,
+        known=inputs.known,
         padded_frames=padded,
         masks_padding=padded > num_frames or (options.pad_frames and is_shared(padded)),
         size=(height, width),

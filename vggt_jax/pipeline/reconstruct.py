@@ -71,6 +71,7 @@ def reconstruct(
         confidence_kind=model.traits.confidence_kind,
         pixel_centre=model.pixel_centre,
         length_unit=model.traits.length_unit,
+        best_points=next(iter(model.point_sources), None),
         **fields,
     )
 

@@ -20,6 +20,7 @@ from vggt_jax.pipeline.streaming import Stream
 from vggt_jax.scene import calibration
 from vggt_jax.scene.masking import with_mask
 from vggt_jax.scene.reconstruction import Reconstruction
+from vggt_jax.scene.view_agreement import with_multiview_confidence
 
 Program = Callable[..., Reconstruction]
 """Takes a model, arguments of `reconstruct` by name, and `done`, which it calls with the number of
@@ -190,7 +191,7 @@ def in_order(result: Reconstruction, inputs: SceneInputs) -> Reconstruction:
 
 
 def with_known(recon: Reconstruction, inputs: SceneInputs, options: Options) -> Reconstruction:
-    """Known intrinsics, masks, edges of depth and units put into a scene.
+    """Known intrinsics, masks, edges of depth, units and confidences put into a scene.
 
     Raises:
         InputError: the scene has nothing that could be compared with a known length, or no depth to
@@ -207,8 +208,9 @@ def with_known(recon: Reconstruction, inputs: SceneInputs, options: Options) -> 
         recon = dataclasses.replace(recon, depth_edges=np.array(edges))
     if options.known_distance is not None:
         first, second, distance = options.known_distance
-        return calibration.scale_to_distance(recon, distance, cameras=(first, second))
+        recon = calibration.scale_to_distance(recon, distance, cameras=(first, second))
     if options.known_depth is not None:
         photograph, x, y, depth = options.known_depth
-        return calibration.scale_to_depth(recon, depth, pixel=(photograph, x, y))
-    return recon
+        recon = calibration.scale_to_depth(recon, depth, pixel=(photograph, x, y))
+    # Of lengths in their final unit.
+    return with_multiview_confidence(recon) if options.multiview_confidence else recon

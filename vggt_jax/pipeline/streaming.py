@@ -139,6 +139,7 @@ class Stream:
             confidence_kind=model.traits.confidence_kind,
             pixel_centre=model.pixel_centre,
             length_unit=model.traits.length_unit,
+            best_points=next(iter(model.point_sources), None),
             **on_host,
         )
 

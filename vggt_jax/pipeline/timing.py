@@ -1,5 +1,7 @@
 """How long a reconstruction will take, by what was measured on the device."""
 
+from collections.abc import Collection
+
 import jax
 import numpy as np
 
@@ -7,6 +9,7 @@ from pallas_kernels import tuned
 from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.models.base import ModelConfig
 from vggt_jax.models.loading import abstract_model, named_parameters
+from vggt_jax.scene.priors import PriorKind
 from vggt_jax.trunk.token_layout import TokenLayout
 
 
@@ -18,6 +21,7 @@ def estimate_seconds(
     *,
     attention: SceneAttention,
     compute_dtype: np.typing.DTypeLike,
+    known: Collection[PriorKind] = (),
 ) -> float | None:
     """Seconds from images to a reconstruction on the device, without compiling.
 
@@ -27,6 +31,7 @@ def estimate_seconds(
 
     Args:
         num_frames: padded ones included.
+        known: kinds of priors that the model is told.
 
     Returns:
         None where nothing was measured: on another device, or in float32.
@@ -38,7 +43,7 @@ def estimate_seconds(
     )
     if not products:
         return None
-    work = count_work(config, num_frames, height, width, attention=attention)
+    work = count_work(config, num_frames, height, width, attention=attention, known=known)
     return (
         work["products"] / (1e12 * products)
         + work["attention"] / (1e12 * scene_attention)
@@ -47,18 +52,27 @@ def estimate_seconds(
 
 
 def count_work(
-    config: ModelConfig, num_frames: int, height: int, width: int, *, attention: SceneAttention
+    config: ModelConfig,
+    num_frames: int,
+    height: int,
+    width: int,
+    *,
+    attention: SceneAttention,
+    known: Collection[PriorKind] = (),
 ) -> dict[str, float]:
     """Operations of products and of attention over all frames, and pixels of dense heads."""
     model = abstract_model(config)
     layout = TokenLayout.for_images(height, width, config.patch_size, config.num_special_tokens)
     tokens = num_frames * layout.tokens_per_frame
-    modules = model.traits.compute_type_modules
+    of_priors = model.traits.prior_modules
+    told = tuple(name for kind, name in of_priors if kind in known)
+    silent = tuple(name for _, name in of_priors if name not in told)
+    modules = (*model.traits.compute_type_modules, *told)
     parameters = named_parameters(model)
     of_tokens = sum(
         leaf.size
         for name, leaf in parameters.items()
-        if name.startswith(modules) and name.endswith(".kernel")
+        if name.startswith(modules) and not name.startswith(silent) and name.endswith(".kernel")
     )
     dim = parameters["global_blocks.attn.proj.kernel"].shape[-1]
     pairs = sum(
@@ -73,6 +87,7 @@ def count_work(
             num_patches=num_frames * layout.rows * layout.columns,
         )
     )
+    pairs += model.num_prior_layers(known) * (num_frames * layout.rows * layout.columns) ** 2
     return {
         "products": 2.0 * of_tokens * tokens,
         "attention": 4.0 * dim * pairs,

@@ -4,16 +4,13 @@ Two thresholds, which may be combined: an absolute one, and the share of the res
 the least confident. `docs/conventions.md` has the rule for users.
 """
 
-from typing import Literal
-
 import numpy as np
 from jaxtyping import Bool, Float, Float32
 
 from vggt_jax.errors import InputError
 from vggt_jax.images.frames import Frames
-from vggt_jax.scene.reconstruction import AnyArray, Reconstruction
+from vggt_jax.scene.reconstruction import AnyArray, PointSource, Reconstruction
 
-PointSource = Literal["depth", "head"]
 # Which points make a cloud: the most confident three quarters (official file: vggt/demo_viser.py),
 # or, where confidence is a probability, all above this and not at an edge (official file:
 # pi3/example.py).
@@ -109,16 +106,14 @@ def allowed_pixels(recon: Reconstruction) -> Bool[np.ndarray, "s height width"]:
 
 
 def point_sources(recon: Reconstruction) -> tuple[PointSource, ...]:
-    """Where points of a reconstruction can come from, the more accurate first.
-
-    For VGGT that is depth with cameras, for π³ its point map.
-    """
+    """Where points of a reconstruction can come from, the more accurate first."""
     sources = []
     if recon.depth is not None and recon.camera_from_world is not None:
         sources.append("depth")
     if recon.world_points is not None:
         sources.append("head")
-    return tuple(sources[::-1] if recon.confidence_kind == "sigmoid" else sources)
+    best = recon.best_points or ("head" if recon.confidence_kind == "sigmoid" else "depth")
+    return tuple(sorted(sources, key=lambda source: source != best))
 
 
 def chosen_source(recon: Reconstruction, points: PointSource | None) -> PointSource:

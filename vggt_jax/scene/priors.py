@@ -239,6 +239,16 @@ class Priors:
             )
 
 
+def prior_bytes(kind: PriorKind, *, num_frames: int, pixels: int) -> int:
+    """What the array of a kind takes on the device, in float32.
+
+    Args:
+        pixels: of a frame.
+    """
+    values = {"intrinsics": 9, "rays": 3 * pixels, "poses": 16, "depth": pixels}
+    return 4 * values[kind] * num_frames
+
+
 def _rank(kind: PriorKind) -> int:
     """How many axes the value of a frame has."""
     return 3 if kind == "rays" else 2

@@ -17,6 +17,9 @@ from vggt_jax.layers.scene_attention import AttentionStats
 # JAX's in pure functions, NumPy's in what `infer` returns and files hold.
 AnyArray: TypeAlias = Array | np.ndarray
 
+PointSource = Literal["depth", "head"]
+"""Where points of a scene come from: unprojected depth, or a point map of the model."""
+
 LengthUnit = Literal["arbitrary", "metres", "given"]
 """Of all lengths of a scene: "arbitrary", one for each scene; "metres", as the model predicts them;
 or "given", that of a length which somebody knew (`scale_to_distance`, `scale_to_depth`)."""
@@ -55,6 +58,9 @@ class Reconstruction:
         pixel_centre: where the ray of the first pixel meets the image that `intrinsics` describe:
             0, its corner, for VGGT, whose official code unprojects so; 0.5, its centre, for π³.
         length_unit: the unit of depth, positions and points, see `LengthUnit`.
+        best_points: which points of the model are the more accurate, those that files and the
+            viewer show where there are both; None where nobody said so: "head" where confidences
+            are probabilities, else "depth".
         names: of the frames; empty where images were arrays.
         transforms: to the pixels of the photographs, one per frame; empty where nobody resized.
     """
@@ -75,6 +81,7 @@ class Reconstruction:
     confidence_kind: str = dataclasses.field(default="one_plus_exp", metadata={"static": True})
     pixel_centre: float = dataclasses.field(default=0.0, metadata={"static": True})
     length_unit: LengthUnit = dataclasses.field(default="arbitrary", metadata={"static": True})
+    best_points: PointSource | None = dataclasses.field(default=None, metadata={"static": True})
     names: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
     transforms: tuple[FrameTransform, ...] = dataclasses.field(
         default=(), metadata={"static": True}
@@ -83,8 +90,8 @@ class Reconstruction:
     def points_from_depth(self) -> Float[AnyArray, "*b s height width 3"]:
         """World points by unprojecting depth with cameras and intrinsics; NaN where masked.
 
-        VGGT predicts these more accurately than `world_points`. For π³ it is the other way round:
-        its points need no intrinsics, which are an average over all pixels.
+        VGGT predicts these more accurately than `world_points`. For other models it is the other
+        way round: their points need no intrinsics, which are an average over all pixels.
 
         Raises:
             ValueError: the model predicts no depth or no cameras.

@@ -5,8 +5,8 @@ holds
 
 - the arrays of `Reconstruction` that are not None, under the names of their fields;
 - of its `attention_stats`, one array a field, `attention_density` and so on;
-- `names`, `confidence_kind`, `pixel_centre` and `length_unit` ("arbitrary" where a file of an
-  earlier version lacks it), see `Reconstruction`;
+- `names`, `confidence_kind`, `pixel_centre`, `length_unit` ("arbitrary" where a file of an
+  earlier version lacks it) and `best_points` (if anybody said so), see `Reconstruction`;
 - of `transforms`, one row a frame: `original_sizes` (height, width), `model_from_original` (scale x
   and y, offset x and y, see `FrameTransform`) and `content` (half-open ranges of rows and columns);
 - for convenience, though it follows from the others, `valid` (bool, False on padding) and
@@ -34,7 +34,7 @@ from vggt_jax.files.documents import parse_json
 from vggt_jax.images.frames import Frames, FrameTransform
 from vggt_jax.layers.scene_attention import AttentionStats
 from vggt_jax.scene.npz import Predictions, write_predictions
-from vggt_jax.scene.reconstruction import LengthUnit, Reconstruction
+from vggt_jax.scene.reconstruction import LengthUnit, PointSource, Reconstruction
 from vggt_jax.scene.table import TABLE, check_shapes, check_values
 
 SCHEMA_VERSION = 2
@@ -95,6 +95,8 @@ def write_reconstruction(
         **_transform_arrays(recon.transforms),
         "schema_version": np.array(SCHEMA_VERSION),
     }
+    if recon.best_points is not None:
+        arrays["best_points"] = np.array(recon.best_points)
     if made_from is not None:
         text = json.dumps(made_from).encode()
         arrays["made_from"] = np.frombuffer(text, np.uint8)
@@ -138,6 +140,9 @@ def load_reconstruction(path: str | os.PathLike) -> Reconstruction:
         confidence_kind=str(arrays["confidence_kind"]),
         pixel_centre=float(arrays["pixel_centre"]),
         length_unit=cast(LengthUnit, str(arrays.get("length_unit", "arbitrary"))),
+        best_points=cast(PointSource, str(arrays["best_points"]))
+        if "best_points" in arrays
+        else None,
         names=tuple(map(str, arrays["names"])),
         transforms=_transforms(arrays),
     )

@@ -13,7 +13,7 @@ import numpy as np
 
 from vggt_jax.errors import InputError
 from vggt_jax.layers.scene_attention import AttentionStats
-from vggt_jax.scene.reconstruction import LengthUnit
+from vggt_jax.scene.reconstruction import LengthUnit, PointSource
 
 _LONGEST_SIDE = 10**6  # Pixels of a photograph.
 _FLOATS, _BOOL, _INTEGERS, _TEXT, _BYTES = "f", "b", "iu", "U", "u"
@@ -59,6 +59,7 @@ TABLE: Mapping[str, Entry] = {
     "confidence_kind": Entry((), _TEXT),
     "pixel_centre": Entry((), _FLOATS),
     "length_unit": Entry((), _TEXT),
+    "best_points": Entry((), _TEXT),
     "made_from": Entry(("bytes",), _BYTES),
 }
 """By name; `write_reconstruction` writes some more, which follow from these and are not read."""
@@ -127,10 +128,10 @@ def check_values(arrays: Mapping[str, np.ndarray], file: str) -> None:
             f"{file}: confidence_kind={kind[:40]!r} must be one of {', '.join(_CONFIDENCE_KINDS)}; "
             f"{_AGAIN}"
         )
-    unit = str(arrays.get("length_unit", "arbitrary"))
-    if unit not in get_args(LengthUnit):
-        units = ", ".join(get_args(LengthUnit))
-        raise InputError(f"{file}: length_unit={unit[:40]!r} must be one of {units}; {_AGAIN}")
+    for name, known in (("length_unit", LengthUnit), ("best_points", PointSource)):
+        if name in arrays and (value := str(arrays[name])) not in get_args(known):
+            names = ", ".join(get_args(known))
+            raise InputError(f"{file}: {name}={value[:40]!r} must be one of {names}; {_AGAIN}")
     if not 0 <= arrays["pixel_centre"] < 1:
         raise InputError(
             f"{file}: pixel_centre={arrays['pixel_centre']} must lie in [0, 1); {_AGAIN}"

@@ -1,6 +1,7 @@
 """What the trunk takes on the device, from the arrays that are alive together."""
 
 import dataclasses
+from collections.abc import Collection
 
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.scene_attention import SceneAttention
@@ -19,6 +20,7 @@ class ForwardPass:
         num_query_points: points that are tracked.
         precision: of its products.
         attention: over all frames.
+        known: what is known of the scene, kinds of priors (`scene.priors.PriorKind`).
     """
 
     layout: TokenLayout
@@ -27,6 +29,7 @@ class ForwardPass:
     num_query_points: int
     precision: Precision
     attention: SceneAttention
+    known: Collection[str] = ()
 
     @property
     def frames_per_chunk(self) -> int:

@@ -410,7 +410,7 @@ def view(
             everybody who can reach it.
         port: None is 8080, or the next one that is free; 0 any free one.
         points: "depth", unprojected with the cameras, or "head", the point map. None is what the
-            model is better at: depth for VGGT, its points for π³.
+            model is better at (`Reconstruction.best_points`).
         confidence_percentile: how many percent of the points, the least confident, are left out at
             first; rounded to a step of the slider (1 % for up to 24 frames, 2.5 % for up to 60, 5 %
             for up to 119). None is the default of the model, see `confidence.confidence_limits`.

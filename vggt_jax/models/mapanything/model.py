@@ -77,6 +77,12 @@ class MapAnything(TrunkModel[MapAnythingOutput]):
         has_reference_frame=True,
         compute_type_modules=("encoder.", "frame_blocks.", "global_blocks."),
         takes=("intrinsics", "rays", "poses", "depth"),
+        # Those of poses and scales see one vector a frame.
+        prior_modules=(
+            ("intrinsics", "ray_dirs_encoder."),
+            ("rays", "ray_dirs_encoder."),
+            ("depth", "depth_encoder."),
+        ),
         length_unit="metres",
     )
 

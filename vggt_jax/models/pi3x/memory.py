@@ -24,10 +24,34 @@ def memory_of_pi3x(config: Pi3XConfig, forward: ForwardPass) -> dict[str, int]:
     metric = (2 + 4 + wide + wide) * (
         forward.num_frames * forward.layout.tokens_per_frame * config.metric_dim
     )
+    trunk = config.trunk.memory(forward)
+    if "poses" in forward.known:
+        trunk["trunk"] = max(trunk["trunk"], _of_injection(config, forward))
     return {
+        "known": _of_known(config, forward),
         # Points in two coordinate systems, the confidence, and the edges.
         "outputs": (4 * (3 + 3 + 1) + 1) * forward.num_frames * pixels,
         "heads": int(max(decoder, convolutions, metric)),
         "tracks": 0,
-        **config.trunk.memory(forward),
+        **trunk,
     }
+
+
+def _of_known(config: Pi3XConfig, forward: ForwardPass) -> int:
+    """Temporaries while what is known of frames is added to the tokens of the encoder."""
+    stream = 4 * forward.num_frames * forward.layout.tokens_per_frame * config.decoder_dim
+    maps = 4 * 2 * forward.num_frames * forward.pixels
+    has_rays = bool({"intrinsics", "rays"} & set(forward.known))
+    has_depth = "depth" in forward.known
+    # Tokens of rays and of depth beside those of images; maps of two channels, those of rays once
+    # more, by patches.
+    summands = has_rays + has_depth
+    return (1 + summands) * stream + (2 * has_rays + has_depth) * maps if summands else 0
+
+
+def _of_injection(config: Pi3XConfig, forward: ForwardPass) -> int:
+    """What shows poses to the trunk: the stream, its patches, and queries, keys and values before
+    and after they are turned, in float32 on the way."""
+    wide = forward.precision.compute_dtype.itemsize
+    tokens = forward.num_frames * forward.layout.tokens_per_frame
+    return tokens * config.decoder_dim * (4 + 4 + 2 * 3 * wide + 2 * 4)

@@ -1,6 +1,6 @@
 """Pi3X: π³ that takes what is already known of cameras and depth, and answers in metres."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -26,7 +26,7 @@ from vggt_jax.models.pi3x.injection import PoseInjection
 from vggt_jax.models.pi3x.metric import ContextDecoder
 from vggt_jax.models.pi3x.outputs import Pi3XOutput, scene_of
 from vggt_jax.models.pi3x.prompts import Prompts
-from vggt_jax.scene.priors import Priors
+from vggt_jax.scene.priors import PriorKind, Priors
 from vggt_jax.trunk.alternation import TrunkOutput, frames_per_chunk
 from vggt_jax.trunk.frames import encode_frames
 from vggt_jax.trunk.token_layout import TokenLayout
@@ -68,6 +68,12 @@ class Pi3X(Pi3Trunk[Pi3XOutput]):
             "metric_decoder.",
         ),
         takes=("intrinsics", "rays", "poses", "depth"),
+        prior_modules=(
+            ("intrinsics", "ray_embed."),
+            ("rays", "ray_embed."),
+            ("poses", "pose_injection."),
+            ("depth", "depth_encoder."),
+        ),
         length_unit="metres",
         frames_read=("metric",),
     )
@@ -112,6 +118,10 @@ class Pi3X(Pi3Trunk[Pi3XOutput]):
     def num_dense_heads(self) -> int:
         """Heads with convolutions over whole images, which take long."""
         return 2
+
+    def num_prior_layers(self, known: Collection[PriorKind]) -> int:
+        """Layers of dense attention over the patches of all frames that show what is known."""
+        return len(self.config.pose_inject_layers) if "poses" in known else 0
 
     def encode(
         self,
