@@ -217,7 +217,7 @@ def _run(q, k, v, order, *rest, num_tiles, block_k, has_bias, config, interpret,
         lambda *refs, **scratch: kernel(*refs, **scratch),
         num_blocks=num_blocks,
         num_warpgroups=config.num_consumers + 1,
-        scratch=_scratch(q.dtype, h, pieces, config, interpret),
+        scratch=_scratch(q.dtype, h, has_bias, pieces, config, interpret),
         out_type=[
             jax.ShapeDtypeStruct(q.shape, q.dtype),
             jax.ShapeDtypeStruct((scenes, n, num_tiles * config.tile_q), jnp.float32),
@@ -227,7 +227,7 @@ def _run(q, k, v, order, *rest, num_tiles, block_k, has_bias, config, interpret,
     )(q, k, v, order, *rest)
 
 
-def _scratch(dtype, h, pieces, config, interpret):
+def _scratch(dtype, h, has_bias, pieces, config, interpret):
     """Shared memory and barriers of a block; tiles of keys come in so many pieces."""
 
     tiles = lambda number, rows, columns=h: smem_tiles(number, rows, columns, dtype)
@@ -235,16 +235,18 @@ def _scratch(dtype, h, pieces, config, interpret):
     slots = config.query_tiles * config.stages
     by_consumers = functools.partial(plgpu.Barrier, num_arrivals=config.consumers_per_tile)
     # The simulator multiplies what is in shared memory only.
-    simulated = {"weights_smem": tiles(consumers, _ROWS, TILE_K)} if interpret else {}
+    some = {"weights_smem": tiles(consumers, _ROWS, TILE_K)} if interpret else {}
     if not config.results_replace_queries(h):
-        simulated["out_smem"] = tiles(consumers, _ROWS)
+        some["out_smem"] = tiles(consumers, _ROWS)
+    if has_bias:
+        some["bias_smem"] = plgpu.SMEM((slots, TILE_K), jnp.float32)
     return {
-        **simulated,
+        **some,
         "q_smem": tiles(consumers, _ROWS),
         "k_smem": tiles(slots, TILE_K),
         "v_smem": tiles(slots, TILE_K),
         "q_full": by_consumers(num_barriers=config.query_tiles),
-        "k_full": plgpu.Barrier(num_arrivals=pieces, num_barriers=slots),
+        "k_full": plgpu.Barrier(num_arrivals=pieces + has_bias, num_barriers=slots),
         "v_full": plgpu.Barrier(num_arrivals=pieces, num_barriers=slots),
         "q_free": by_consumers(num_barriers=config.query_tiles),
         "k_free": by_consumers(num_barriers=slots),
@@ -301,7 +303,7 @@ def _kernel(
     q_ref, k_ref, v_ref, order_ref, indices_ref, num_whole_ref, *refs,
     num_tiles, num_work_slots, factor, block_q, block_k, has_bias, has_mask, config,
     q_smem, k_smem, v_smem, q_full, k_full, v_full, q_free, k_free, v_free, cleaned,
-    out_smem=None, weights_smem=None,
+    out_smem=None, weights_smem=None, bias_smem=None,
 ):  # fmt: skip
     """A block of threads. Its query tiles in flight, and all others', are the work slots."""
     *partial_refs, out_ref, lse_ref = refs
@@ -435,6 +437,13 @@ def _kernel(
                             smem.at[slot, pl.ds(j * piece, piece)],
                             full.at[slot],
                         )
+                    if bias_ref is not None and bias_smem is not None and ref is k_ref:
+                        (place,) = places
+                        plgpu.copy_gmem_to_smem(
+                            bias_ref.at[scene, head, pl.ds(place * TILE_K, TILE_K)],
+                            bias_smem.at[slot],
+                            full.at[slot],
+                        )
                 return following
 
             lax.fori_loop(0, steps, step, first)
@@ -466,30 +475,24 @@ def _kernel(
         def score(scores, slot):
             plgpu.wgmma(scores, queries, k_smem.at[slot].transpose((1, 0)))
 
-        def biases_of(at, count, i):
-            """Biases of the keys of the i-th tile of a list, as exponents of 2, or None."""
-            if bias_ref is None:
+        def biases_in(slot, *, shared):
+            """Biases of the keys in a slot, as exponents of 2, or the one of all; or None."""
+            if bias_smem is None:
                 return None
-            (place,) = pieces_of(at, count, i)
-            return plgpu.load(
-                bias_ref.at[at[0], at[1], pl.ds(place * TILE_K, TILE_K)],
-                layout=plgpu.Layout.WGMMA.reduce(0),
-                optimized=False,
-            )
+            if shared:
+                bias = bias_smem[slot, 0]
+            else:
+                layout = plgpu.Layout.WGMMA.reduce(0)
+                bias = plgpu.load(bias_smem.at[slot], layout=layout, optimized=False)
+            if weights_smem is not None:
+                # The simulator wants a fence between what threads read and what TMA then
+                # overwrites. On a GPU the barrier that says so is enough: numbers are in registers
+                # when it is arrived at.
+                plgpu.commit_smem()
+            return bias
 
-        def bias_of_whole(at, count, i):
-            """The bias of all keys of the i-th tile of a list, if it is the same; or nothing."""
-            if bias_ref is None:
-                return []
-            (place,) = pieces_of(at, count, i)
-            return [bias_ref[at[0], at[1], place * TILE_K]]
-
-        def beside(at, count, i):
-            """What the loop over whole tiles knows of the i-th one: its bias, who is left out."""
-            return bias_of_whole(at, count, i) + (hidden(at, count, i) if has_mask else [])
-
-        def score_alone(at, count, i, slot):
-            """Scores of the i-th tile of a list, in a slot, waited for, and their biases."""
+        def score_alone(slot):
+            """Scores of the keys in a slot, waited for, and their biases."""
             plgpu.barrier_wait(k_full.at[slot])
 
             def run(scores):
@@ -497,8 +500,8 @@ def _kernel(
                 return scores[...]
 
             scores = pl.run_scoped(run, accumulator((_ROWS, TILE_K)))
+            biases = biases_in(slot, shared=False)
             plgpu.barrier_arrive(k_free.at[slot])
-            biases = biases_of(at, count, i)
             if biases is not None:
                 biases = lax.broadcast_in_dim(biases, scores.shape, [1])
             return scores, biases
@@ -557,7 +560,7 @@ def _kernel(
             plgpu.barrier_wait(q_full.at[q_slot])
             first_counted = counted(at, count, int32(0))
             first_hidden = hidden(at, count, int32(0))
-            scores, biases = score_alone(at, count, int32(0), slot(int32(0)))
+            scores, biases = score_alone(slot(int32(0)))
             scores = leave_out(scores, without(first_counted, first_hidden))
             biased = scores if biases is None else scores + biases * (1 / factor)
             highest = biased.max(axis=1) * factor
@@ -580,16 +583,19 @@ def _kernel(
                 """Adds weighted values to `out`; returns it and the sums of weights."""
 
                 def whole_step(i, carry):
-                    weights, sums, *about = carry
+                    weights, sums, *unseen = carry
                     now, before = slot(i), slot(i - 1)
                     plgpu.barrier_wait(k_full.at[now])
+                    bias = biases_in(now, shared=True)
 
                     def run(scores):
                         score(scores, now)
                         plgpu.barrier_wait(v_full.at[before])
                         multiply_values(out, weights, before)
-                        # What belongs to the next tile is read while tensor cores work.
-                        following = beside(at, count, jnp.minimum(i + 1, steps - 1))
+                        # Who is left out of the next tile is read while tensor cores work.
+                        following = ()
+                        if has_mask:
+                            following = hidden(at, count, jnp.minimum(i + 1, steps - 1))
                         # The scores are waited for; the product with values goes on.
                         return plgpu.wgmma_accumulator_load(scores, wait_n=1), following
 
@@ -600,8 +606,8 @@ def _kernel(
                     scores = lax.optimization_barrier(scores)
                     plgpu.barrier_arrive(k_free.at[now])
                     if has_mask:
-                        scores = leave_out(scores, [~word for word in about[-2:]])
-                    shifted = reference if bias_ref is None else reference - about[0]
+                        scores = leave_out(scores, [~word for word in unseen])
+                    shifted = reference if bias is None else reference - bias
                     new_weights, sums = weigh(scores, shifted, sums)
                     new_weights, sums = lax.optimization_barrier((new_weights, sums))
                     plgpu.wgmma_wait(0)
@@ -616,7 +622,7 @@ def _kernel(
 
                 def partial_step(i, sums):
                     words = counted(at, count, i)
-                    scores, biases = score_alone(at, count, i, slot(i))
+                    scores, biases = score_alone(slot(i))
                     scores = leave_out(scores, without(words, hidden(at, count, i)))
                     weights, sums = weigh(scores, reference, sums, biases)
                     plgpu.barrier_wait(v_full.at[slot(i)])
@@ -625,7 +631,8 @@ def _kernel(
                     take_values(slot(i), weights)
                     return sums
 
-                carry = (weights, sums, *beside(at, count, jnp.minimum(1, steps - 1)))
+                second = hidden(at, count, jnp.minimum(1, steps - 1)) if has_mask else ()
+                carry = (weights, sums, *second)
                 last_weights, last_sums = lax.fori_loop(1, whole_steps, whole_step, carry)[:2]
                 # The next queries can come while the last values are still multiplied.
                 free_queries_if(whole_steps >= steps)
