@@ -235,6 +235,18 @@ def test_links_and_the_current_folder(tmp_path, monkeypatch):
         _write(Path("/"), "a", entries=[])
 
 
+def test_nothing_is_written_through_a_link_in_the_folder(tmp_path):
+    """Which may lead to somebody's photographs."""
+    (tmp_path / "photographs").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "pictures").symlink_to(tmp_path / "photographs")
+    with pytest.raises(InputError, match="out: pictures was not written by an earlier run"):
+        with output_folder(tmp_path / "out", overwrite=True, stale=["pictures"]) as folder:
+            (folder / "pictures").mkdir()
+            (folder / "pictures" / "a.png").write_text("ours")
+    assert not any((tmp_path / "photographs").iterdir())
+
+
 def test_in_a_folder_that_is_mounted_all_stays_inside(tmp_path, monkeypatch):
     monkeypatch.setattr(claims, "_takes_folders", lambda out: False)
     (tmp_path / "out").mkdir()
