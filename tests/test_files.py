@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import vggt_jax
 from vggt_jax import InputError
 from vggt_jax.files import (
     check_not_input,
@@ -314,3 +315,24 @@ def test_json_is_read_from_files_alone(tmp_path):
     assert time.monotonic() - began < 1
     (tmp_path / "good").write_text(json.dumps({"a": [1]}))
     assert read_json(tmp_path / "good") == {"a": [1]}
+
+
+@pytest.mark.parametrize(
+    ("start", "what"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        (b"\n<!DOCTYPE HTML><title>Sign in</title>", "web page"),
+        (b"<html lang=en>", "web page"),
+    ],
+)
+def test_what_stands_for_a_file_that_was_not_fetched(tmp_path, start, what):
+    for name in ("a.jpg", "m.safetensors", "m.pt", "predictions.npz"):
+        (tmp_path / name).write_bytes(start)
+    for read, name in (
+        (vggt_jax.load_images, "a.jpg"),
+        (vggt_jax.load_model, "m.safetensors"),
+        (vggt_jax.load_model, "m.pt"),
+        (vggt_jax.load_reconstruction, "predictions.npz"),
+    ):
+        with pytest.raises((InputError, vggt_jax.CheckpointError), match=f"{name}: is a .*{what}"):
+            read(tmp_path / name)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from vggt_jax.errors import InputError
-from vggt_jax.files import replacing
+from vggt_jax.files import replacing, stand_in
 
 # What arrays may take in all, as a multiple of the file: somebody may have compressed them. Small
 # ones take nobody's memory.
@@ -89,6 +89,9 @@ class Predictions:
 
     def __init__(self, path: Path, *, otherwise: str = "run infer again"):
         self.path, self._otherwise = path, otherwise
+        with self._reading(), open(path, "rb") as file:
+            if what := stand_in(file.read(64)):
+                raise InputError(f"{path}: is {what}")
         if not zipfile.is_zipfile(path):
             raise InputError(f"{path}: is no .npz file, or damaged; {otherwise}")
         with self._reading():
