@@ -248,6 +248,13 @@ def test_nothing_is_written_through_a_link_in_the_folder(tmp_path):
     assert not any((tmp_path / "photographs").iterdir())
 
 
+def test_where_nothing_can_be_made_nobody_waits_for_ever(tmp_path, monkeypatch):
+    """File systems such as /proc say that there is no such folder."""
+    monkeypatch.setattr(claims, "_PATIENCE", 0.05)
+    with pytest.raises(FileNotFoundError):
+        claims.Claim.of(tmp_path / "gone" / "out")
+
+
 def test_in_a_folder_that_is_mounted_all_stays_inside(tmp_path, monkeypatch):
     monkeypatch.setattr(claims, "_takes_folders", lambda out: False)
     (tmp_path / "out").mkdir()
