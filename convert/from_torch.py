@@ -5,6 +5,15 @@ python convert/from_torch.py SOURCE DESTINATION [--config FILE.json] [--dtype fl
 
 import sys
 from pathlib import Path
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    if name != "convert":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from vggt_jax.models.conversion import convert
+
+    return convert
 
 
 def main() -> int:

@@ -27,6 +27,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -42,6 +43,7 @@ from vggt_jax.checkpoints.rules import expand
 from vggt_jax.images.masks import load_masks
 from vggt_jax.models import conversion
 from vggt_jax.models.registry import official_keys
+from vggt_jax.pipeline.prior_formats import files_of
 from vggt_jax.scene import calibration
 from vggt_jax.scene.reconstruction import Reconstruction
 from vggt_jax.scene.results import write_reconstruction
@@ -128,7 +130,7 @@ class Generator:
         families = [
             self.edited_results(), self.damaged_results(), self.made_up_headers(), self.documents(),
             self.damaged_checkpoints(), self.edited_checkpoints(), self.pickles(), self.images(),
-            self.masks(), self.paths(),
+            self.masks(), self.paths(), self.priors(), self.damaged_priors(),
         ]  # fmt: skip
         while families:
             for family in list(families):
@@ -421,6 +423,112 @@ class Generator:
                 lambda folder=folder: load_masks(folder, self.frames),
             )
 
+    # What is known
+
+    def _good_priors(self) -> dict[str, Path]:
+        """Good files of every form, in folders of their own."""
+        folder, names = self.folder / "known", self.frames.names
+        if not folder.exists():
+            pose, matrix = np.eye(4), [[80, 0, 42], [0, 80, 28], [0, 0, 1]]
+            (folder / "nerfstudio").mkdir(parents=True)
+            np.save(folder / "nerfstudio" / "0.npy", np.ones((56, 84), np.float32))
+            Image.new("I;16", (84, 56), 1000).save(folder / "nerfstudio" / "1.png")
+            both = {"w": 84, "h": 56, "fl_x": 80, "fl_y": 80, "cx": 42, "cy": 28, "k1": 0.1}
+            frames = [
+                {"file_path": name, "transform_matrix": pose.tolist(), "depth_file_path": depth}
+                for name, depth in zip(names, ("0.npy", "1.png"), strict=True)
+            ]
+            self._write(folder / "nerfstudio" / "transforms.json", both | {"frames": frames})
+            frames = [
+                {"name": name, "intrinsics_original": matrix, "camera_from_world": pose.tolist()}
+                for name in names
+            ]
+            self._write(folder / "cameras.json", {"frames": frames})
+            arrays = {"intrinsics": np.array([matrix] * 2), "poses": np.array([pose] * 2)}
+            np.savez(folder / "known.npz", **arrays, depth=np.ones((2, 56, 84), np.float32))
+            for form in ("colmap", "text"):
+                self._colmap(folder / form, binary=form == "colmap")
+        return {
+            "transforms.json": folder / "nerfstudio",
+            "cameras.json": folder / "cameras.json",
+            "known.npz": folder / "known.npz",
+            "cameras.bin": folder / "colmap",
+            "cameras.txt": folder / "text",
+        }
+
+    def _colmap(self, folder: Path, *, binary: bool) -> None:
+        import pycolmap  # pyright: ignore[reportMissingImports]  an extra
+
+        folder.mkdir()
+        model = pycolmap.Reconstruction()
+        for i, name in enumerate(self.frames.names, 1):
+            camera = pycolmap.Camera(
+                model="OPENCV", width=84, height=56, params=[80, 80, 42, 28, 0.1, 0, 0, 0],
+                camera_id=i,
+            )  # fmt: skip
+            model.add_camera_with_trivial_rig(camera)
+            image = pycolmap.Image(name=name, camera_id=i, image_id=i)
+            model.add_image_with_trivial_frame(image, pycolmap.Rigid3d())
+        (model.write_binary if binary else model.write_text)(str(folder))
+
+    @staticmethod
+    def _write(path: Path, document: Any) -> None:
+        path.write_text(json.dumps(document))
+
+    def _read_priors(self, path: Path) -> Try:
+        def attempt():
+            files_of(path)
+            return vggt_jax.read_priors(path, self.frames)
+
+        return attempt
+
+    def priors(self) -> Iterator[Input]:
+        """Values in files of cameras that no camera has, and other files in their places."""
+        values: list[Any] = [
+            None, True, 0, -1, 10**400, 1e308, float("nan"), float("inf"), "", "x", "0.png", [], {},
+            [[]], {"a": 1}, [[1, 0], [0, 1]], [[1e300] * 4] * 3, [[[1]]], "../" * 3000, "a\0b",
+            "/dev/zero", "/proc/self/mem",
+        ]  # fmt: skip
+        pairs = []
+        for form in ("transforms.json", "cameras.json"):
+            place = self._good_priors()[form]
+            document = json.loads((place / form if place.is_dir() else place).read_text())
+            keys = [*document, *(f"frames.{key}" for key in document["frames"][0])]
+            pairs += [(form, key, value) for key in [*keys, "more"] for value in values]
+        self.rng.shuffle(pairs)
+        for form, key, value in pairs:
+            place = self._good_priors()[form]
+            path = self.new("known") / form
+            shutil.copytree(place if place.is_dir() else place.parent, path.parent)
+            document = json.loads(path.read_text())
+            field = key.removeprefix("frames.")
+            (document["frames"][1] if field != key else document)[field] = value
+            self._write(path, document)
+            yield Input(f"{form}, {key}={str(value)[:30]}", self._read_priors(path))
+
+    def damaged_priors(self) -> Iterator[Input]:
+        """Files of every form, and of what they name, cut, changed, gone or of another kind."""
+        while True:
+            form, place = self.rng.choice([*self._good_priors().items()])
+            known = self.new("known")
+            shutil.copytree(place if place.is_dir() else place.parent, known)
+            path = known if place.is_dir() else known / form
+            files = [x for x in known.iterdir() if x.is_file()] if place.is_dir() else [path]
+            file = self.rng.choice(sorted(files))
+            kind = self.rng.choice(["damaged"] * 6 + ["gone", "a pipe", "a folder", "a loop"])
+            what = f"{file.name}: {kind}"
+            if kind == "damaged":
+                what += f", {self._damage(file, file.read_bytes())}"
+            else:
+                file.unlink()
+                if kind == "a pipe":
+                    os.mkfifo(file)
+                elif kind == "a folder":
+                    file.mkdir()
+                elif kind == "a loop":
+                    file.symlink_to(file.name)
+            yield Input(f"known by {form}, {what}", self._read_priors(path))
+
     # Paths
 
     def paths(self) -> Iterator[Input]:
@@ -450,6 +558,7 @@ class Generator:
                     recon, name, format="ply"
                 ),
                 "intrinsics": lambda name=name: calibration.read_intrinsics(name, ("a",)),
+                "priors": lambda name=name: vggt_jax.read_priors(name, self.frames),
                 "convert": lambda name=name: conversion.convert(
                     self.folder / "official.safetensors", name
                 ),

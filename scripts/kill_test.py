@@ -1,18 +1,21 @@
 """Kills work with SIGKILL at random moments, and checks that nothing is lost, mixed or done twice.
 
-    python scripts/kill_test.py --kills 50                  # all five, an hour on two cores
+    python scripts/kill_test.py --kills 50                  # all five
     python scripts/kill_test.py --kills 50 --only conversion export
 
 Each kill is followed by a look at what is there, as the next command would find it, and all of them
-by one run that is not killed. Processes are forked from one that has imported everything, so that
-time goes into the work. Half of the kills fall anywhere between the start and the end of the work,
-half after it has begun to write. A table says how often the results were those of before and of
-after.
+by one run that is not killed. Processes are forked from one that has imported everything, the model
+of `infer` and `batch` is the made-up one of the tests, and training has a step that compiles at
+once, so that time goes into reading and writing. Half of the kills fall anywhere between the start
+and the end of the work, half after it has begun to write. A table says how often the results were
+those of before and of after; docs/benchmarks/kills.jsonl has one such run.
 """
 
 import abc
 import collections
+import contextlib
 import dataclasses
+import importlib
 import json
 import os
 import random
@@ -26,9 +29,14 @@ from pathlib import Path
 
 import tyro
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "models"))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+from made_up_model import FAMILY, MadeUp, MadeUpConfig
 from PIL import Image
 from safetensors.numpy import save_file
 
@@ -36,7 +44,7 @@ import vggt_jax
 from vggt_jax import checkpoints
 from vggt_jax.checkpoints.rules import expand
 from vggt_jax.cli import commands
-from vggt_jax.models import conversion
+from vggt_jax.models import conversion, register
 from vggt_jax.models.registry import official_keys
 from vggt_jax.scene.reconstruction import Reconstruction
 from vggt_jax.training import TrainSettings, loop
@@ -76,6 +84,9 @@ class Work(abc.ABC):
             "old", "new", or how far it came.
         """
 
+    def check_end(self, turn: int) -> None:  # noqa: B027  most have nothing more to ask
+        """Looks at the results after the last run, which nobody killed."""
+
 
 class Conversion(Work):
     """`convert --overwrite` over a good checkpoint, of other values each time."""
@@ -112,20 +123,11 @@ class Infer(Work):
     def prepare(self) -> None:
         for letter in "ab":
             _save_photographs(self.folder / letter, letter, 2)
+        _save_made_up_model(self.folder)
 
     def run(self, turn: int) -> None:
         photographs = self.folder / "ab"[turn % 2]
-        code = commands.run(
-            [
-                "infer",
-                str(photographs),
-                "--out",
-                str(self.folder / "out"),
-                "--overwrite",
-                *_SMALL,
-            ]
-        )
-        require(code == 0, f"exit {code}")
+        _reconstruct("infer", photographs, self.folder, "--overwrite")
 
     def check(self, turn: int) -> str:
         out = self.folder / "out"
@@ -197,18 +199,10 @@ class Batch(Work):
     def prepare(self) -> None:
         for i in range(self._SCENES):
             _save_photographs(self.folder / "scenes" / f"s{i}", "p", 2, seed=i)
+        _save_made_up_model(self.folder)
 
     def run(self, turn: int) -> None:
-        code = commands.run(
-            [
-                "batch",
-                str(self.folder / "scenes"),
-                "--out",
-                str(self.folder / "out"),
-                *_SMALL,
-            ]
-        )
-        require(code == 0, f"exit {code}")
+        _reconstruct("batch", self.folder / "scenes", self.folder)
 
     def check(self, turn: int) -> str:
         noted = self.folder / "done.json"
@@ -230,27 +224,34 @@ class Batch(Work):
 
 
 class Training(Work):
-    """Training, killed again and again: it goes on from its last checkpoint."""
+    """Training, killed again and again: it goes on from its last checkpoint, and ends where a run
+    that nobody killed ends."""
+
+    _STEPS, _AT_ONCE = 20, 5
 
     def prepare(self) -> None:
         config = dataclasses.replace(small_config(), **_TINY)
         (self.folder / "config.json").write_text(json.dumps(config.to_dict()))
 
     def run(self, turn: int) -> None:
+        self._train(self.folder / "out", turn, save_minutes=1e-9)
+
+    def _train(self, out: Path, turn: int, save_minutes: float) -> None:
         settings = TrainSettings(
-            out=self.folder / "out",
+            out=out,
             config=self.folder / "config.json",
             variants=("1x2@28x28",),
             validation_variant="1x2@28x28",
             validate_every=0,
-            steps=400 * (turn // 25 + 1),
-            steps_per_dispatch=5,
-            save_minutes=0.01,
+            steps=self._STEPS * (turn + 1),
+            steps_per_dispatch=self._AT_ONCE,
+            save_minutes=save_minutes,
         )
+        loop.make_steps = _steps_by_rule
         loop.train(settings, say=lambda line: None)
 
     def check(self, turn: int) -> str:
-        out = self.folder / "out"
+        out, noted = self.folder / "out", self.folder / "saved.txt"
         log = out / "train.jsonl"
         lines = log.read_text().splitlines() if log.exists() else []
         steps = []
@@ -259,15 +260,30 @@ class Training(Work):
                 steps.append(json.loads(line)["step"])
             except ValueError:
                 require(i == len(lines) - 1, "the log is broken in the middle")
-        require(steps == sorted(set(steps)), "the log has steps twice")
-        if (out / "model.safetensors").exists():
-            checkpoints.read(out / "model.safetensors", verify=True)
+        every = [self._AT_ONCE * (i + 1) for i in range(len(steps))]
+        require(steps == every, f"steps are missing in the log, or there twice: {steps}")
+        saved = [int(path.name) for path in out.glob("checkpoints/*") if path.name.isdigit()]
+        before, now = int(noted.read_text()) if noted.exists() else 0, max(saved, default=0)
+        require(now >= before, f"the checkpoint of step {before} is lost, the newest is of {now}")
+        require(now <= len(steps) * self._AT_ONCE, f"the log lacks steps up to {now}")
+        noted.write_text(str(now))
         if (out / "settings.json").exists():
             json.loads((out / "settings.json").read_text())
-        return f"step {steps[-1]}" if steps else "nothing yet"
+        if (out / "model.safetensors").exists():
+            checkpoints.read(out / "model.safetensors", verify=True)
+        return f"step {now}"
+
+    def check_end(self, turn: int) -> None:
+        whole = self.folder / "never_killed"
+        self._train(whole, turn, save_minutes=60)
+        found, expected = (
+            checkpoints.read(out / "model.safetensors")[0] for out in (self.folder / "out", whole)
+        )
+        for name, x in expected.items():
+            same = np.array_equal(np.asarray(found[name]), np.asarray(x))
+            require(same, f"{name} is not that of a run that nobody killed")
 
 
-_SMALL = ("--size", "56")  # Pixels.
 _TINY = dict(
     img_size=28, embed_dim=32, num_heads=2, depth=1, vit_depth=1, vit_num_heads=2,
     num_register_tokens=1, camera_trunk_depth=1, camera_num_heads=2, camera_iters=1, dpt_features=4,
@@ -275,6 +291,37 @@ _TINY = dict(
     enable_depth=False,
 )  # fmt: skip
 _WORK = {work.__name__.lower(): work for work in (Conversion, Infer, Export, Batch, Training)}
+
+
+def _steps_by_rule(recipe, variant, *, num_steps, mesh):
+    """In place of steps that learn: every number changes by itself and the number of the step."""
+    del recipe, variant, mesh
+
+    def step(state, _):
+        change = lambda x: (0.75 * x + state.step).astype(x.dtype) if x.ndim else x
+        params, ema = (jax.tree.map(change, x) for x in (state.params, state.ema))
+        number = state.step.astype(jnp.float32)
+        found = {"total": number, "gradient_norm": number, "learning_rate": number}
+        changed = dataclasses.replace(state, params=params, ema=ema, step=state.step + 1)
+        return changed, found | {"skipped": state.skipped}
+
+    def steps(state, key, total_steps):
+        del key, total_steps
+        return jax.lax.scan(step, state, length=num_steps)
+
+    return jax.jit(steps, donate_argnums=0, keep_unused=True)
+
+
+def _save_made_up_model(folder: Path) -> None:
+    config = MadeUpConfig(depth=1)
+    vggt_jax.save_model(MadeUp(config, rngs=nnx.Rngs(0)), folder / "model.safetensors")
+
+
+def _reconstruct(command: str, photographs: Path, folder: Path, *options: str) -> None:
+    """`infer` or `batch` of 56 pixels, into `out` in the folder, by the model in it."""
+    paths = ["--out", str(folder / "out"), "--model", str(folder / "model.safetensors")]
+    code = commands.run([command, str(photographs), *paths, "--size", "56", *options])
+    require(code == 0, f"exit {code}")
 
 
 def _save_photographs(folder: Path, letter: str, number: int, seed: int = 0) -> None:
@@ -337,9 +384,12 @@ def kill_at_random(work: Work, kills: int, rng: random.Random) -> tuple[int, dic
     """Runs and kills, and returns how many kills there were, and what was found after them."""
     found: dict[str, int] = collections.Counter()
     began = time.monotonic()
-    status, said = _ended(*_forked(lambda: work.run(0)))
+    status, said = _ended(*_forked(lambda: (work.run(0), " ".join(sys.modules))[1]))
     require(status == 0, f"a run that nobody killed: {said}")
     lasts = time.monotonic() - began
+    for name in said.split():  # What it imported, others need not import again.
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
     status, said = _ended(*_forked(lambda: work.check(0)))
     require(status == 0, f"after it: {said}")
     killed = turn = 0
@@ -368,6 +418,8 @@ def kill_at_random(work: Work, kills: int, rng: random.Random) -> tuple[int, dic
     require(status == 0, f"the run after all kills: {said}")
     status, said = _ended(*_forked(lambda: work.check(turn)))
     require(status == 0, f"after the last run: {said}")
+    status, said = _ended(*_forked(lambda: work.check_end(turn)))
+    require(status == 0, f"at the end: {said}")
     left = [path.name for path in work.folder.rglob(".vggt-jax-*")]
     left += [path.name for path in work.folder.rglob("*orbax-checkpoint-tmp*")]
     require(not left, f"left behind: {left}")
@@ -390,12 +442,11 @@ def main() -> int:
     arguments = tyro.cli(Arguments)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     failed = 0
+    register(FAMILY)
     print(f"{'work':<12}{'kills':>6}{'old':>6}{'new':>6}{'going on':>10}{'seconds':>9}", flush=True)
     with tempfile.TemporaryDirectory(prefix="kills_") as folder:
         cache = Path(folder) / "programs"
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
-        import jax
-
         jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

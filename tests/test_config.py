@@ -100,6 +100,7 @@ def test_counts_are_positive_integers(name, value):
         ({"track_num_heads": 5}, r"track_hidden_size=384 must be a multiple of track_num_heads=5"),
         ({"camera_num_heads": 3}, r"2 \* embed_dim=2048 must be a multiple of camera_num_heads=3"),
         ({"dpt_features": 258}, r"dpt_features=258 must be a multiple of 4"),
+        ({"dpt_features": 260}, r"dpt_features=260 must be a multiple of 8 for the heads"),
         (
             {"dpt_out_channels": (8, 8, 6, 8)},
             r"dpt_out_channels=\[8, 8, 6, 8\] must be a multiple of 4",

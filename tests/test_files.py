@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import vggt_jax
 from vggt_jax import InputError
 from vggt_jax.files import (
     check_not_input,
@@ -235,6 +236,25 @@ def test_links_and_the_current_folder(tmp_path, monkeypatch):
         _write(Path("/"), "a", entries=[])
 
 
+def test_nothing_is_written_through_a_link_in_the_folder(tmp_path):
+    """Which may lead to somebody's photographs."""
+    (tmp_path / "photographs").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "pictures").symlink_to(tmp_path / "photographs")
+    with pytest.raises(InputError, match="out: pictures was not written by an earlier run"):
+        with output_folder(tmp_path / "out", overwrite=True, stale=["pictures"]) as folder:
+            (folder / "pictures").mkdir()
+            (folder / "pictures" / "a.png").write_text("ours")
+    assert not any((tmp_path / "photographs").iterdir())
+
+
+def test_where_nothing_can_be_made_nobody_waits_for_ever(tmp_path, monkeypatch):
+    """File systems such as /proc say that there is no such folder."""
+    monkeypatch.setattr(claims, "_PATIENCE", 0.05)
+    with pytest.raises(FileNotFoundError):
+        claims.Claim.of(tmp_path / "gone" / "out")
+
+
 def test_in_a_folder_that_is_mounted_all_stays_inside(tmp_path, monkeypatch):
     monkeypatch.setattr(claims, "_takes_folders", lambda out: False)
     (tmp_path / "out").mkdir()
@@ -302,3 +322,24 @@ def test_json_is_read_from_files_alone(tmp_path):
     assert time.monotonic() - began < 1
     (tmp_path / "good").write_text(json.dumps({"a": [1]}))
     assert read_json(tmp_path / "good") == {"a": [1]}
+
+
+@pytest.mark.parametrize(
+    ("start", "what"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        (b"\n<!DOCTYPE HTML><title>Sign in</title>", "web page"),
+        (b"<html lang=en>", "web page"),
+    ],
+)
+def test_what_stands_for_a_file_that_was_not_fetched(tmp_path, start, what):
+    for name in ("a.jpg", "m.safetensors", "m.pt", "predictions.npz"):
+        (tmp_path / name).write_bytes(start)
+    for read, name in (
+        (vggt_jax.load_images, "a.jpg"),
+        (vggt_jax.load_model, "m.safetensors"),
+        (vggt_jax.load_model, "m.pt"),
+        (vggt_jax.load_reconstruction, "predictions.npz"),
+    ):
+        with pytest.raises((InputError, vggt_jax.CheckpointError), match=f"{name}: is a .*{what}"):
+            read(tmp_path / name)

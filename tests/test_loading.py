@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import vggt_jax
-from vggt_jax import CheckpointError
+from vggt_jax import CheckpointError, checkpoints, weights
 from vggt_jax.models import conversion, loading
 
 
@@ -23,6 +23,18 @@ def test_saved_model_is_loaded_again_as_it_was(tmp_path, tiny):
         assert saved.keys() == found.keys()
         for name, values in saved.items():
             np.testing.assert_array_equal(found[name], values, err_msg=name)
+
+
+def test_ours_is_told_by_content(tmp_path):
+    """Renamed, without an ending, or alone in a folder."""
+    (tmp_path / "folder").mkdir()
+    for name in ("best", "folder/last.ckpt"):
+        (tmp_path / name).symlink_to(weights.small_model_path())
+    assert checkpoints.is_native(tmp_path / "best")
+    assert vggt_jax.load_model(tmp_path / "folder").config.embed_dim == 192
+    for source in ("best", "folder"):
+        with pytest.raises(CheckpointError, match="is converted already"):
+            conversion.convert(tmp_path / source, tmp_path / "again")
 
 
 def test_save_refuses_to_replace(tmp_path, tiny):

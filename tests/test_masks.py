@@ -1,11 +1,13 @@
 """Masks: the pixels that they name, in files and arrays, and what they take away from a scene."""
 
+import warnings
+
 import numpy as np
 import pytest
 from PIL import Image
 
 import vggt_jax
-from vggt_jax import InputError, with_mask
+from vggt_jax import InputError, InputWarning, with_mask
 from vggt_jax.export import select_points
 from vggt_jax.images import masks
 from vggt_jax.images.frames import FrameTransform
@@ -167,3 +169,22 @@ def test_masks_that_do_not_fit(photographs, tmp_path):
     (folder / "0.jpg").unlink()
     with pytest.raises(InputError, match="no mask for 2.png"):
         masks.load_masks(folder, frames)
+
+
+def test_photographs_are_no_masks(tmp_path):
+    """Labels in a few colours are; they say nothing."""
+    rng = np.random.default_rng(1)
+    photograph = rng.integers(0, 256, (40, 60, 3), np.uint8)
+    frames = load_images([photograph], size=28, mode="pad")
+    labels = np.array([[0, 0, 0], [255, 0, 0], [0, 90, 200]], np.uint8)
+    grey = np.repeat(rng.integers(0, 256, (40, 60, 1), np.uint8), 3, axis=2)
+    for i, pixels in enumerate([labels[rng.integers(0, 3, (40, 60))], grey]):
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            masks.load_masks([tmp_path / f"{i}.png"], frames)
+    Image.fromarray(photograph).save(tmp_path / "photograph.png")
+    with pytest.warns(
+        InputWarning, match=r"1 mask \(of 0000\) with as many colours as a photograph"
+    ):
+        masks.load_masks([tmp_path / "photograph.png"], frames)

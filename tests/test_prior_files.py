@@ -1,7 +1,10 @@
 """Files that tell of photographs: every form gives the same cameras, in the pixels of the frames."""
 
 import json
+import math
+import os
 import re
+import struct
 
 import numpy as np
 import pytest
@@ -11,7 +14,9 @@ from scipy.spatial.transform import Rotation
 import vggt_jax
 from vggt_jax import InputError
 from vggt_jax.export.cameras_json import write_cameras
-from vggt_jax.pipeline.prior_files import read_priors
+from vggt_jax.pipeline.options import Options
+from vggt_jax.pipeline.prior_files import _ByEndOfPath, read_priors
+from vggt_jax.pipeline.resuming import record_of
 from vggt_jax.scene.reconstruction import Reconstruction
 from vggt_jax.scene.results import write_reconstruction
 
@@ -124,19 +129,18 @@ def test_our_cameras_json(tmp_path, scene, frames, cameras):
     np.testing.assert_array_equal(priors.intrinsics_known, [True, False, True])
 
 
-@pytest.mark.parametrize("form", ["bin", "txt"])
-def test_colmap_models(tmp_path, frames, cameras, form):
+def write_colmap(folder, frames, cameras, form="bin", camera_model="PINHOLE", more=()):
+    """A model of photographs twice as large, which the frames are resized from as well."""
     pycolmap = pytest.importorskip("pycolmap")
     poses, intrinsics = cameras
     model = pycolmap.Reconstruction()
     for i, name in enumerate(frames.names):
         params = list(intrinsics[i][[0, 1, 0, 1], [0, 1, 2, 2]])
-        # Of photographs twice as large, which the frames are resized from as well.
         camera = pycolmap.Camera(
-            model="PINHOLE",
+            model=camera_model,
             width=2 * WIDTH,
             height=2 * HEIGHT,
-            params=[2 * x for x in params],
+            params=[2 * x for x in params] + list(more),
             camera_id=i + 1,
         )
         model.add_camera_with_trivial_rig(camera)
@@ -145,11 +149,61 @@ def test_colmap_models(tmp_path, frames, cameras, form):
             pycolmap.Rotation3d(poses[i, :3, :3]), poses[i, :3, 3].reshape(3, 1)
         )
         model.add_image_with_trivial_frame(image, rigid)
-    folder = tmp_path / "sparse" / "0"
+    model.add_point3D(np.ones(3), pycolmap.Track())
     folder.mkdir(parents=True)
     (model.write_binary if form == "bin" else model.write_text)(folder)
+
+
+@pytest.mark.parametrize("form", ["bin", "txt"])
+def test_colmap_models(tmp_path, frames, cameras, form):
+    folder = tmp_path / "sparse" / "0"
+    write_colmap(folder, frames, cameras, form)
     for given in (tmp_path, folder, folder / f"cameras.{form}"):
         assert_cameras(read_priors(given, frames), frames, cameras)
+
+
+@pytest.mark.parametrize("part", ["cameras", "images", "points3D", "rigs", "frames"])
+def test_models_that_are_cut_are_refused(tmp_path, frames, cameras, part):
+    """Which pycolmap reads as if they were whole, or for ever."""
+    write_colmap(tmp_path / "0", frames, cameras)
+    path = tmp_path / "0" / f"{part}.bin"
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:-5], whole[:9], struct.pack("<Q", 2**60) + whole[8:]):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=rf"{part}.bin: is cut or damaged"):
+            read_priors(tmp_path / "0", frames)
+    path.unlink()
+    with pytest.raises(InputError, match="COLMAP model|tells cameras"):
+        read_priors(tmp_path / "0", frames)
+
+
+def test_names_and_models_of_cameras_that_cannot_be(tmp_path, frames, cameras):
+    write_colmap(tmp_path / "0", frames, cameras)
+    files = {name: tmp_path / "0" / f"{name}.bin" for name in ("images", "cameras")}
+    images, models = (path.read_bytes() for path in files.values())
+    files["images"].write_bytes(images.replace(b"2.png", b"\xff.png"))
+    with pytest.raises(InputError, match="the name of a photograph is no UTF-8"):
+        read_priors(tmp_path / "0", frames)
+    start = images.index(b"2.png")
+    files["images"].write_bytes(images[:start] + b"2" * 5000)
+    with pytest.raises(InputError, match="the name of a photograph has no end"):
+        read_priors(tmp_path / "0", frames)
+    files["images"].write_bytes(images)
+    files["cameras"].write_bytes(models[:12] + struct.pack("<i", 99) + models[16:])
+    with pytest.raises(InputError, match="a camera of model 99"):
+        read_priors(tmp_path / "0", frames)
+
+
+def test_a_fisheye_without_further_numbers_is_no_pinhole(tmp_path, frames, cameras):
+    write_colmap(tmp_path / "0", frames, cameras, "bin", "OPENCV_FISHEYE", (0, 0, 0, 0))
+    priors = read_priors(tmp_path / "0", frames, use=["intrinsics"])
+    assert priors.given == ("rays",)
+    # Equidistant: the angle from the axis is the distance from the principal point.
+    frame, row, column = 2, 3, 66
+    x, y, _ = priors.rays[frame, row, column]
+    bent = np.array([x, y]) * np.arctan(np.hypot(x, y)) / np.hypot(x, y)
+    place = (cameras[1][frame] @ [*bent, 1])[:2] * [70 / 90, 42 / 67]
+    np.testing.assert_allclose(place, [column + 0.5, row + 0.5], atol=1e-4)
 
 
 def test_nerfstudio(tmp_path, frames, cameras):
@@ -224,6 +278,17 @@ def test_arrays_as_the_official_loader_takes_them(tmp_path, golden):
         ({"w": 67, "h": 90}, "a camera is of images of 67x90, and the photograph has 90x67"),
         ({"camera_model": "PANORAMA"}, "camera_model 'PANORAMA' has no rays"),
         ({"depth_file_path": "none.png"}, "none.png: cannot be read as a map of depth"),
+        ({"depth_file_path": "../" * 3000}, "cannot be read as a map of depth"),
+        ({"depth_file_path": "/dev/zero"}, "/dev/zero: cannot be read as a map of depth"),
+        ({"depth_file_path": "transforms.json"}, "cannot be read as a map of depth (not an image"),
+        ({"file_path": 3}, "3 is no name of a photograph"),
+        ({"transform_matrix": [[10**400] * 4] * 4}, "must be like nerfstudio's transforms.json"),
+        ({"transform_matrix": [[0] * 4] * 4}, "must be like nerfstudio's transforms.json"),
+        ({"transform_matrix": np.diag([1, 1, 1e300, 1]).tolist()}, "must be a rotation"),
+        ({"w": 0}, "images of 0x67 pixels"),
+        ({"w": math.inf}, "must be like nerfstudio's transforms.json"),
+        ({"fl_x": -80}, "focal lengths of -80"),
+        ({"fl_x": 1e308}, "intrinsics must be finite"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_told(tmp_path, frames, cameras, change, message):
@@ -242,7 +307,7 @@ def test_other_files_are_refused(tmp_path, frames):
     with pytest.raises(InputError, match="holds nothing that tells cameras"):
         read_priors(tmp_path, frames)
     (tmp_path / "a.json").write_text("{")
-    with pytest.raises(InputError, match="is no JSON"):
+    with pytest.raises(InputError, match="not a file of cameras in JSON"):
         read_priors(tmp_path / "a.json", frames)
     (tmp_path / "a.txt").touch()
     with pytest.raises(InputError, match="is no file that tells cameras"):
@@ -260,3 +325,102 @@ def test_names_that_could_be_two_photographs_are_refused(tmp_path, frames, camer
     path.write_text(json.dumps(document))
     with pytest.raises(InputError, match="2 photographs of the name 0.png in different folders"):
         read_priors(path, frames)
+
+
+@pytest.mark.parametrize(
+    ("names", "name", "expected"),
+    [
+        (["images/a.png", "b.png"], "a.png", "images/a.png"),
+        (["images/left/0.png", "images/right/0.png"], "left/0.png", "images/left/0.png"),
+        (["0.png", "left/0.png"], "more/left/0.png", "left/0.png"),
+        (["./train/r_0", "./train/r_1"], "r_1.png", "./train/r_1"),
+        (["scene\\images\\0.jpg"], "0.jpg", "scene\\images\\0.jpg"),
+        (["cafe\u0301.png"], "caf\u00e9.png", "cafe\u0301.png"),
+        (["a.png"], "a.jpg", None),
+        ([], "a.jpg", None),
+    ],
+)
+def test_photographs_are_found_by_the_end_of_their_path(names, name, expected):
+    assert _ByEndOfPath(names).find(name) == expected
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"poses": np.zeros((S, 4, 4))}, "which can be inverted"),
+        ({"poses": np.float64(3)}, r"poses is float64 of shape \[\]"),
+        ({"depth": np.ones((S, 4, 5), complex)}, "depth is complex128"),
+        ({"depth": np.ones((S, 0, 5))}, r"depth is float64 of shape \[3, 0, 5\]"),
+        ({"intrinsics": np.array(["a"] * S)}, "intrinsics is str"),
+        ({"intrinsics": np.full((S, 3, 3), 1e300)}, "known.npz: priors: intrinsics must be"),
+        ({"metric": np.ones(3), "poses": np.ones((S, 4, 4))}, "metric is float64"),
+        ({"other": np.ones(3)}, "must hold intrinsics, camera_from_world"),
+    ],
+)
+def test_arrays_of_other_shapes_types_and_values(tmp_path, frames, arrays, message):
+    np.savez(tmp_path / "known.npz", **arrays)
+    with pytest.raises(InputError, match=message):
+        read_priors(tmp_path / "known.npz", frames)
+
+
+def test_what_is_read_is_bounded_and_no_pipe(tmp_path, frames, cameras):
+    path = tmp_path / "transforms.json"
+    write_transforms(path, frames, cameras)
+    document = json.loads(path.read_text())
+    os.mkfifo(tmp_path / "pipe.npy")
+    header = b"\x93NUMPY\x01\0" + struct.pack("<H", 80)
+    text = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000, 1000000), }"
+    (tmp_path / "claims.npy").write_bytes(header + text.ljust(79) + b"\n")
+    np.save(tmp_path / "text.npy", np.array([["a"]]))
+    (tmp_path / "empty.npy").touch()
+    for name, message in (
+        ("pipe.npy", "is a pipe"),
+        ("claims.npy", "has not the bytes"),
+        ("text.npy", "has numbers of shape"),
+        ("empty.npy", "damaged"),
+    ):
+        document["frames"][0]["depth_file_path"] = name
+        path.write_text(json.dumps(document))
+        with pytest.raises(InputError, match=f"{name}.*{message}"):
+            read_priors(path, frames)
+    path.write_text("[" * 100_000)
+    with pytest.raises(InputError, match="nested too deep"):
+        read_priors(tmp_path, frames)
+    path.write_text('{"frames": [3]}')
+    with pytest.raises(InputError, match="must be like cameras.json"):
+        read_priors(tmp_path, frames)
+    with pytest.raises(InputError, match="is empty"):
+        read_priors("", frames)
+    for name in ("a.npz", "a.npy"):
+        (tmp_path / name).write_bytes(b"no archive")
+        with pytest.raises(InputError, match="is no .npz file|is no file that tells"):
+            read_priors(tmp_path / name, frames)
+
+
+def test_a_photograph_is_named_once(tmp_path, frames, cameras):
+    path = tmp_path / "transforms.json"
+    write_transforms(path, frames, cameras)
+    document = json.loads(path.read_text())
+    document["frames"].append(document["frames"][0])
+    path.write_text(json.dumps(document))
+    with pytest.raises(InputError, match="names the photograph images/0.png twice"):
+        read_priors(path, frames)
+
+
+def test_a_resumed_run_sees_that_what_is_known_changed(tmp_path, frames, cameras):
+    path = tmp_path / "transforms.json"
+    write_transforms(path, frames, cameras)
+    document = json.loads(path.read_text())
+    document["frames"][0]["depth_file_path"] = "depth/0.npy"
+    path.write_text(json.dumps(document))
+    record = lambda: record_of(tmp_path, Options(priors=tmp_path))
+    first = record()
+    (tmp_path / "depth").mkdir()
+    np.save(tmp_path / "depth" / "0.npy", np.ones((3, 4)))
+    second = record()
+    write_transforms(path, frames, cameras, k1=0.1)
+    third = record()
+    assert first != second != third and set(first) == set(second)
+    write_colmap(tmp_path / "sparse" / "0", frames, cameras)
+    path.unlink()
+    assert len(record()) == 5

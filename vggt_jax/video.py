@@ -1,4 +1,4 @@
-"""Videos: which of their frames to take."""
+"""Videos: which of their frames to take. The public names of `images.video`."""
 
 from vggt_jax.images.video import VideoFrames, choose_frames
 

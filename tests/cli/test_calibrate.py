@@ -52,6 +52,8 @@ def test_what_is_refused(refused, scenes, checkpoint, tmp_path):
     out, picture = tmp_path / "plan.json", tmp_path / "plan.png"
     calibrate = lambda *args, out=out: refused("calibrate", checkpoint, *args, "--out", out)
     assert "no images given" in calibrate()
+    for place in (".", "..", "/"):
+        assert "is a folder" in calibrate(scenes[0], out=place)
     assert "nowhere: no such file" in calibrate(scenes[0], tmp_path / "nowhere")
     photographs = sorted(scenes[0].iterdir())
     assert "name folders and videos, each of a scene, or" in calibrate(scenes[1], photographs[0])

@@ -263,6 +263,15 @@ def test_paths_that_are_no_files(tmp_path, photographs, refused, monkeypatch, op
     assert "is a pipe or a device" in message or "File name too long" in message
 
 
+def test_what_is_read_is_not_written(tmp_path, photographs, refused):
+    for option in ("--priors", "--masks"):
+        out = tmp_path / option.strip("-")
+        out.mkdir()
+        assert "is what this command reads" in refused(
+            "infer", photographs, option, out, "--out", out, "--overwrite"
+        )
+
+
 def no_mask(folder):
     (folder / "masks").mkdir()
     return folder / "masks"

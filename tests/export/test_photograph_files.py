@@ -11,6 +11,7 @@ import pytest
 from PIL import Image, ImageCms, TiffImagePlugin
 
 from vggt_jax import InputError, export_reconstruction, with_mask
+from vggt_jax.export.cameras import checked_names
 from vggt_jax.export.images import find_photographs
 from vggt_jax.export.masks import mask_names, of_photograph
 from vggt_jax.export.photograph import stored
@@ -197,6 +198,18 @@ def test_accents_in_another_form_are_found(tmp_path):
     composed, apart = (unicodedata.normalize(form, "caf\u00e9.png") for form in ("NFC", "NFD"))
     Image.fromarray(colors()).save(tmp_path / composed)
     assert find_photographs((apart,), tmp_path) == (tmp_path / composed,)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a backslash divides folders")
+def test_a_backslash_may_be_in_a_name_or_divide_folders(tmp_path):
+    for name in ("a\\b.png", "cam/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = find_photographs(("a\\b.png", "cam\\c.png"), tmp_path)
+    assert found == (tmp_path / "a\\b.png", tmp_path / "cam" / "c.png")
+    assert checked_names(("a\\b.png",), 1) == ("a\\b.png",)
+    with pytest.raises(InputError, match="no name of a file inside"):
+        checked_names(("..\\b.png",), 1)
 
 
 # Masks

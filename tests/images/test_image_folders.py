@@ -146,6 +146,8 @@ COMPANIONS = [
     (["r_0.png", "r_1.png", "r_0_depth_0001.png", "r_0_normal_0001.png"],
      "'!*depth*' and pattern='!*normal*'"),
     (["0.jpg", "1.jpg", "0.jpg.png", "1.jpg.png"], "'*.jpg'"),
+    (["0.jpg", "1.jpg", "0.JPG.png", "1.Jpg.png"], "'*.jpg'"),
+    (["img_0.png", "img_1.png", "img_0_trimap.png"], "'!*_trimap.png'"),
     (["img1.png", "imgMask1.png"], "'!*Mask*'"),
 ]  # fmt: skip
 
@@ -160,7 +162,7 @@ def test_companions_are_refused_with_the_pattern_that_would_do(tmp_path, names, 
     assert f"pattern={pattern}" in message
     patterns = [part.split("'")[1] for part in message.split("pattern=")[1:]]
     kept, said = read(tmp_path, pattern=patterns, mode="pad")
-    others = ("depth", "mask", "normal", ".jpg.png")
+    others = ("depth", "mask", "normal", "trimap", ".jpg.png")
     assert set(kept) == {x for x in names if not any(word in x.lower() for word in others)}
     assert said == ""  # What was left out on purpose is not spoken of.
 

@@ -345,6 +345,21 @@ def test_a_dead_pixel_does_not_take_the_range(tmp_path):
     assert "quarter of their range" in frame(tmp_path / "a.png")[1]
 
 
+def test_floats_that_are_not_finite_are_no_pixels(tmp_path):
+    values = np.linspace(280, 300, 56 * 42).reshape(42, 56).astype(np.float32)
+    values[:21] = np.nan
+    values[30, 30:] = np.inf
+    Image.fromarray(values).save(tmp_path / "0.tif")
+    frames, said = frame(tmp_path / "0.tif", stretch=True)
+    assert "1 image (0.tif) with transparent pixels" in said
+    np.testing.assert_array_equal(frames.opaque[0], np.isfinite(values))
+    assert (frames.images[0][~np.isfinite(values)] == 255).all()
+    assert np.ptp(frames.images[0][np.isfinite(values)].astype(int)) > 250
+    Image.fromarray(np.full((42, 56), np.nan, np.float32)).save(tmp_path / "1.tif")
+    with pytest.raises(InputError, match="1.tif: no pixel has a finite value"):
+        load_images(tmp_path, size=56, mode="pad", stretch=True)
+
+
 def test_what_cannot_be_stretched(tmp_path):
     with pytest.raises(InputError, match="one array is passed as it is"):
         load_images(np.zeros((1, 14, 14, 3), np.uint8), stretch=True)

@@ -45,9 +45,9 @@ def convert_tensors(
     begin = time.perf_counter()
     if dtype not in (None, *DTYPES):
         raise CheckpointError(f"{dtype=} must be None or one of {', '.join(DTYPES)}")
-    if native.is_native(source):
+    found = None if native.is_native(source) else find_checkpoint(source)
+    if found is None or any(map(native.is_native, found.files)):
         raise CheckpointError(f"{source}: is converted already; load it as it is")
-    found = find_checkpoint(source)
     name = found.name
     tensors, ignored = _of_the_model(read_tensors(*found.files), ignore, name, known)
     model = identify(tensors, name, known)

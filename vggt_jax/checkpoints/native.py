@@ -19,7 +19,11 @@ import numpy as np
 
 from vggt_jax.checkpoints.errors import CheckpointError, first_line
 from vggt_jax.checkpoints.orbax_arrays import read_arrays, write_arrays
-from vggt_jax.checkpoints.safetensors_file import read_safetensors, write_safetensors
+from vggt_jax.checkpoints.safetensors_file import (
+    begins_like_safetensors,
+    read_safetensors,
+    write_safetensors,
+)
 from vggt_jax.errors import InputError
 from vggt_jax.files import checked_path, read_json, replacing
 from vggt_jax.files.claims import settle
@@ -60,7 +64,7 @@ def is_native(path: str | os.PathLike) -> bool:
         path = checked_path(path, "checkpoint", error=CheckpointError)
         if path.is_dir():
             return _read_json(path / _CONFIG).get("format") == FORMAT
-        return path.suffix == ".safetensors" and FORMAT in read_safetensors(path)[1]
+        return begins_like_safetensors(path) and FORMAT in read_safetensors(path)[1]
     except CheckpointError:
         return False
 

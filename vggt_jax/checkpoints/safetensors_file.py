@@ -40,6 +40,19 @@ _DTYPES = {
 _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 
 
+def begins_like_safetensors(path: Path) -> bool:
+    """Whether a regular file begins as one does, whatever its name: the length of a header in JSON,
+    and the header."""
+    try:
+        if not path.is_file():
+            return False
+        with open(path, "rb") as file:
+            start = file.read(9)
+        return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size - 8
+    except OSError:
+        return False
+
+
 def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Opens a `.safetensors` file.
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from vggt_jax.checkpoints.errors import CheckpointError, first_line
-from vggt_jax.checkpoints.safetensors_file import read_safetensors
+from vggt_jax.checkpoints.safetensors_file import begins_like_safetensors, read_safetensors
 from vggt_jax.checkpoints.torch_file import read_torch
-from vggt_jax.files import checked_path, read_json
+from vggt_jax.files import checked_path, read_json, stand_in
 
 _HUB_FILES = ("model.safetensors", "model.pt")  # in order of preference; those on huggingface.co
 _FILES = (*_HUB_FILES, "pytorch_model.bin")  # that a folder of several is taken to mean
@@ -105,11 +105,12 @@ def _kind_of(path: Path) -> str | None:
         if not stat.S_ISREG(state.st_mode):
             raise CheckpointError(f"{path}: is no file; give {_FORMS}")
         with open(path, "rb") as file:
-            start = file.read(9)
+            start = file.read(64)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-    # The length of a header in JSON, and its beginning.
-    if start[8:] == b"{" and int.from_bytes(start[:8], "little") <= state.st_size - 8:
+    if what := stand_in(start):
+        raise CheckpointError(f"{path}: is {what}")
+    if begins_like_safetensors(path):
         return "safetensors"
     if start[:2] == b"PK" or (start[:1] == b"\x80" and start[1:2] <= b"\x05"):
         return "torch"

@@ -75,11 +75,11 @@ class Calibrate:
     """Replace the file and its picture if they are there."""
 
     def run(self) -> None:
+        check_file(self.out, overwrite=self.overwrite, mark=FORMAT.encode())
         picture = self.out.with_suffix(".png")
         if picture == self.out:
             raise InputError(f"--out {self.out}: is to be a plan, such as plan.json")
-        for path, mark in ((self.out, FORMAT.encode()), (picture, PICTURE_MARK)):
-            check_file(path, overwrite=self.overwrite, mark=mark)
+        check_file(picture, overwrite=self.overwrite, mark=PICTURE_MARK)
         scenes = self._scenes()
         try:
             self._run(scenes, picture)

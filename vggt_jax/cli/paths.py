@@ -10,6 +10,7 @@ from typing import Any
 from vggt_jax.errors import InputError
 
 _TEXTS = ("model", "source", "intrinsics")  # Options that may name a file, or something else.
+_BY_PLACE = ("source", "sources", "destination")  # Without an option.
 
 
 def check_paths(command: Any) -> None:
@@ -19,7 +20,7 @@ def check_paths(command: Any) -> None:
         InputError: one is longer than the system takes, holds a NUL, or is a pipe or a device.
     """
     for name, path in _paths(command):
-        option = f"--{name.replace('_', '-')}"
+        option = "path" if name in _BY_PLACE else f"--{name.replace('_', '-')}"
         shown = path if len(path) <= 200 else f"{path[:100]}...{path[-40:]}"
         try:
             mode = os.stat(path).st_mode

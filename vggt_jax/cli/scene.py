@@ -244,8 +244,10 @@ class Scene:
     def inputs(self, sources: Sequence[Path]) -> list[Path]:
         """Every file and folder that is read, as far as it exists: photographs or results, and what
         options name."""
-        others = (self.model, vars(self).get("config"), self.masks, self.intrinsics)
-        paths = [*sources, *(Path(path) for path in others if path is not None)]
+        names = ("model", "config", "masks", "intrinsics", "priors", "attention")
+        others = (vars(self).get(name) for name in names)
+        named = (Path(path) for path in others if path not in (None, "dense", "auto"))
+        paths = [*sources, *named]
         return [path for path in paths if os.path.lexists(path)]
 
     def options(self) -> Options:

@@ -1,5 +1,6 @@
 """Cameras of a reconstruction, as formats for the photographs take them."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -114,13 +115,15 @@ def checked_names(
 ) -> tuple[str, ...]:
     """Names of frames as relative paths with forward slashes; their numbers where they have none.
 
+    Where a backslash divides no folders it is a character as any other.
+
     Raises:
       InputError: a name leaves the folder, or, where they must be distinct, is there twice.
     """
     names = tuple(names) or tuple(f"{i:04d}" for i in range(num_frames))
-    names = tuple(name.replace("\\", "/") for name in names)
+    names = tuple(name.replace(os.sep, "/") for name in names)
     for i, name in enumerate(names):
-        path = PurePosixPath(name)
+        path = PurePosixPath(name.replace("\\", "/"))  # For whoever reads it on Windows.
         if not name or "\0" in name or path.is_absolute() or ".." in path.parts:
             raise InputError(f"frame {i}: {name!r} is no name of a file inside a folder of images")
         if distinct and name in names[:i]:

@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 from PIL import Image
@@ -88,7 +88,7 @@ def _in_folder(folder: Path, name: str) -> Path:
     extensions = ("",) if has_extension(name) else ("", *PICTURES)
     tried = [
         folder / f"{place}{extension}"
-        for place in (name, Path(name).name)
+        for place in (name, Path(name).name, name.replace("\\", "/"), PureWindowsPath(name).name)
         for extension in extensions
     ]
     found = next((path for path in tried if path.is_file()), None)

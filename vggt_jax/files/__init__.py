@@ -10,5 +10,6 @@ from vggt_jax.files.names import RESULTS as RESULTS
 from vggt_jax.files.names import check_not_input as check_not_input
 from vggt_jax.files.names import checked_path as checked_path
 from vggt_jax.files.names import file_stems as file_stems
+from vggt_jax.files.names import stand_in as stand_in
 from vggt_jax.files.whole import check_file as check_file
 from vggt_jax.files.whole import replacing as replacing

@@ -68,7 +68,9 @@ class Claim:
                 descriptor = system.lock(folder / "lock")
                 break
             except FileNotFoundError:
-                continue  # Another process removed it just now.
+                # Another process removed it just now; or nothing can be made there, as in /proc.
+                if time.monotonic() > until:
+                    raise
             except system.HeldError as error:
                 if time.monotonic() > until:
                     raise InputError(

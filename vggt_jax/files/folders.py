@@ -227,13 +227,16 @@ def _check_free(out: Path, name: str, removed: set[str], shown: Path) -> None:
     """Checks that nothing of others lies where a file is to go."""
     place = out / name
     others = []
-    if place.is_dir() and not place.is_symlink():
+    parents = [path for path in place.parents if path.is_relative_to(out) and path != out]
+    links = [path for path in parents if path.is_symlink()]
+    if links:  # They may lead into somebody's photographs.
+        others = [path.relative_to(out).as_posix() for path in links]
+    elif place.is_dir() and not place.is_symlink():
         below = (path.relative_to(out).as_posix() for path in system.files_below(place))
         others = [path for path in below if path not in removed]
     elif os.path.lexists(place):
         others = [name]
     else:
-        parents = (path for path in place.parents if path.is_relative_to(out))
         files = (path for path in parents if os.path.lexists(path) and not path.is_dir())
         others = [path.relative_to(out).as_posix() for path in files]
         others = [path for path in others if path not in removed]

@@ -47,6 +47,19 @@ def checked_path(
     return Path(path)
 
 
+def stand_in(start: bytes) -> str | None:
+    """What a file is that stands in the place of one that was not fetched; None for others.
+
+    Args:
+        start: its first bytes, 32 or more.
+    """
+    if start.startswith(b"version https://git-lfs."):
+        return "a pointer of Git LFS, whose file was not fetched; fetch it with `git lfs pull`"
+    if start.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return "a web page in place of a file that was to be downloaded; download it again"
+    return None
+
+
 def check_not_input(out: Path, inputs: Iterable[str | os.PathLike], what: str = "--out") -> None:
     """Checks that an output is none of the inputs of the same command.
 

@@ -10,9 +10,10 @@ _OF_PHOTOGRAPHS = frozenset(
 )
 _OF_OTHERS = frozenset(
     "albedo alpha annotation annotations conf confidence depth depthmap depths disp disparity edge "
-    "edges flow groundtruth gt infrared instance instances ir label labels mask masks matte mattes "
-    "normal normals occlusion panoptic seg segm segmentation semantic semantics silhouette "
-    "thumb thumbnail thumbnails uncertainty".split()
+    "edges flow groundtruth gt heatmap heatmaps infrared instance instances ir label labels mask "
+    "masks matte mattes metallic normal normals occlusion panoptic roughness seg segm segmentation "
+    "semantic semantics silhouette silhouettes specular thumb thumbnail thumbnails trimap trimaps "
+    "uncertainty".split()
 )
 
 
@@ -32,10 +33,11 @@ def found_among(names: Sequence[str], matches: Callable[[str, Sequence[str]], bo
     photographs = [name for name in names if word[name] is None]
     by_key = {keys[name]: name for name in reversed(photographs)}
     pairs = {}
+    folded = {name.casefold(): name for name in reversed(names)}
     for name in names:
         # COLMAP's name of a mask: that of the whole file with another ending behind it.
-        if PurePath(name).stem in keys:
-            pairs[name] = PurePath(name).stem
+        if (stem := PurePath(name).stem.casefold()) in folded:
+            pairs[name] = folded[stem]
         if name in pairs or (of := word[name]) is None:
             continue
         at = parts[name].index(of)

@@ -89,8 +89,12 @@ def read_array(array: np.ndarray, label: str, *, limits: Limits | None = None) -
     return Picture.of(_stretched(image, limits) if limits else image)
 
 
-def measured(image: Image.Image) -> tuple[str, float, float]:
-    """The type of an image's pixels, and the range of their values but for a few at either end."""
+def measured(image: Image.Image, label: str) -> tuple[str, float, float]:
+    """The type of an image's pixels, and the range of their values but for a few at either end.
+
+    Raises:
+      InputError: no value is finite; errors call the image `label`.
+    """
     if image.mode == "F":
         kind = "floats"
     elif image.mode.startswith("I"):
@@ -98,10 +102,10 @@ def measured(image: Image.Image) -> tuple[str, float, float]:
     else:
         kind, image = "bytes", image.convert("RGB")
     values = np.asarray(image).ravel()
-    values = values[:: max(1, len(values) // _SAMPLES)]
     values = values[np.isfinite(values)]
     if not len(values):
-        return kind, 0.0, 1.0
+        raise InputError(f"{label}: no pixel has a finite value; remove the image")
+    values = values[:: max(1, len(values) // _SAMPLES)]
     low, high = np.percentile(values, (_OUTLIERS, 100 - _OUTLIERS))
     return kind, float(low), float(high)
 
@@ -114,11 +118,11 @@ def measure(source: Any, label: str) -> tuple[str, float, float]:
     """
     if isinstance(source, Image.Image):
         with reading(label):
-            return measured(source)
+            return measured(source, label)
     if isinstance(source, np.ndarray):
-        return measured(read_array(source, label).image)
+        return measured(read_array(source, label).image, label)
     with opened(source) as (image, _):
-        return measured(loaded_small(image))
+        return measured(loaded_small(image), label)
 
 
 def loaded_small(image: Image.Image) -> Image.Image:
@@ -202,7 +206,7 @@ def upright_rgb(
         rgb = grey.convert("RGB")
     else:
         rgb, alpha = composed_rgb(upright)
-        if is_deep and np.asarray(rgb).max() < 256 * _SLIVER:
+        if is_deep and measured(rgb, label)[2] < 256 * _SLIVER:
             remarks.add(SLIVER)
         rgb = _stretched(rgb, limits) if limits else rgb
     return Picture(image=rgb, size=(height, width), alpha=alpha, remarks=frozenset(remarks))
@@ -219,13 +223,14 @@ def _grey_of_many_bits(
 ) -> tuple[Image.Image, Image.Image | None]:
     """Grey of 16 bits (Pillow modes I;16* and I): 65535 becomes 255; Pillow alone would clip.
 
-    With limits these become 0 and 255, and floats and other integers are taken, too.
+    With limits these become 0 and 255, and floats and other integers are taken, too. Floats that
+    are not finite are no pixels, and transparent.
     """
-    kind, low, high = measured(image)
+    kind, low, high = measured(image, label)
     if limits:
         low, high = limits[kind]
         values = np.asarray(image, np.float32)
-        grey = np.nan_to_num((values - low) / ((high - low) or 1.0))
+        grey = (np.where(np.isfinite(values), values, low) - low) / ((high - low) or 1.0)
         grey = np.round(np.clip(grey, 0, 1) * 255)
     elif image.mode == "F":
         raise InputError(
@@ -243,7 +248,10 @@ def _grey_of_many_bits(
             remarks.add(SLIVER)
         grey = (values * 255 + 32767) // 65535
     transparent, alpha = image.info.get("transparency"), None
-    if isinstance(transparent, int) and (is_clear := values == transparent).any():
+    is_clear = ~np.isfinite(values)
+    if isinstance(transparent, int):
+        is_clear |= values == transparent
+    if is_clear.any():
         grey[is_clear] = WHITE
         alpha = Image.fromarray(np.where(is_clear, 0, 255).astype(np.uint8))
     return Image.fromarray(grey.astype(np.uint8)), alpha

@@ -74,7 +74,7 @@ def list_folder(folder: str | os.PathLike, pattern: str | Sequence[str] = ()) ->
         entries = sorted(folder.iterdir(), key=natural_key)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
-        raise InputError(f"{_shortened(folder)}: the folder cannot be read ({why})") from error
+        raise InputError(f"{shortened(folder)}: the folder cannot be read ({why})") from error
     is_ours = any(path.name == RESULTS for path in entries)
     own = {RESULTS, OVERVIEW, "points.ply", "cameras.json", *_PICTURES_OF_RESULTS}
     images: list[Path] = []
@@ -204,7 +204,7 @@ def checked_file(path: str | os.PathLike) -> Path:
         raise InputError(f"{path}: no such file; check the path") from error
     except (OSError, ValueError) as error:  # Too long; a NUL; no permission for its folder.
         why = getattr(error, "strerror", None) or error
-        raise InputError(f"{_shortened(path)}: cannot be read ({why})") from error
+        raise InputError(f"{shortened(path)}: cannot be read ({why})") from error
     if stat.S_ISDIR(mode):
         raise InputError(
             f"{path}: a folder inside a list of images; pass the folder alone or list its files"
@@ -214,7 +214,8 @@ def checked_file(path: str | os.PathLike) -> Path:
     return path
 
 
-def _shortened(path: Path) -> str:
+def shortened(path: Path) -> str:
+    """A path for a message, its middle left out if it is very long."""
     text = str(path)
     return text if len(text) <= 200 else f"{text[:100]}...{text[-40:]}"
 

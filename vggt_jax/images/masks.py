@@ -5,6 +5,7 @@ White means use and black leave out, as in COLMAP. The model sees photographs as
 """
 
 import os
+import warnings
 from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
@@ -13,8 +14,8 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageOps
 
-from vggt_jax.errors import InputError
-from vggt_jax.images.files import composed, files_below
+from vggt_jax.errors import InputError, InputWarning
+from vggt_jax.images.files import composed, counted, files_below, listed
 from vggt_jax.images.frames import Frames, FrameTransform
 from vggt_jax.images.kinds import is_picture
 from vggt_jax.images.opening import opened, reading
@@ -26,6 +27,8 @@ Background = Literal["white", "black", "sky"]
 _WHITE_ABOVE = 240
 _BLACK_BELOW = 16
 _HALF_GREY = 128
+# Masks may be of coloured labels; more colours than these has a photograph.
+_MOST_LABELS, _GREY_WITHIN, _SAMPLES = 512, 8, 100_000
 
 
 def background_mask(
@@ -84,6 +87,9 @@ def load_masks(masks: Any, frames: Frames) -> Bool[np.ndarray, "s height width"]
     Returns:
         True where a pixel may be used; False on padding, too.
 
+    Warns:
+        InputWarning: files are of as many colours as photographs.
+
     Raises:
         InputError: a mask is missing or cannot be read, or has another shape than its photograph.
     """
@@ -100,13 +106,21 @@ def load_masks(masks: Any, frames: Frames) -> Bool[np.ndarray, "s height width"]
         raise InputError(
             f"{len(sources)} masks for {len(frames.names)} photographs; pass one for each"
         )
-    mask = frames.valid_mask()
+    mask, coloured = frames.valid_mask(), []
     for i, (source, name) in enumerate(zip(sources, frames.names, strict=True)):
         is_path = isinstance(source, str | os.PathLike)
         label = str(source) if is_path else f"mask {i} (of {name})"
-        used = _read_mask(source, label)
+        used, has_colours = _read_mask(source, label)
+        if has_colours:
+            coloured.append(name)
         _check_proportion(used.shape, frames.transforms[i], label, name)
         mask[i] &= _sampled(used, frames.transforms[i])
+    if coloured:
+        said = (
+            f"{counted(len(coloured), 'mask')} (of {listed(coloured)}) with as many colours as a "
+            "photograph: is it one? What is not black is used"
+        )
+        warnings.warn(InputWarning(said), stacklevel=2)
     return mask
 
 
@@ -161,7 +175,8 @@ def _closest(candidates: list[Path], folder: Path, photograph: PurePosixPath) ->
     return [path for path in candidates if rank[path] == max(rank.values())]
 
 
-def _read_mask(source: Any, label: str) -> Bool[np.ndarray, "height width"]:
+def _read_mask(source: Any, label: str) -> tuple[Bool[np.ndarray, "height width"], bool]:
+    """Which pixels are used, and whether the mask has as many colours as a photograph."""
     if isinstance(source, str | os.PathLike):
         with opened(Path(source)) as (image, _):
             image.load()
@@ -172,10 +187,10 @@ def _read_mask(source: Any, label: str) -> Bool[np.ndarray, "height width"]:
     array = np.asarray(source)
     if array.ndim != 2 or 0 in array.shape or array.dtype.kind not in "buif":
         raise InputError(f"{label} is {array.dtype} {array.shape}; an array must be [height width]")
-    return array != 0
+    return array != 0, False
 
 
-def _used_pixels(image: Image.Image) -> Bool[np.ndarray, "height width"]:
+def _used_pixels(image: Image.Image) -> tuple[Bool[np.ndarray, "height width"], bool]:
     is_jpeg = image.format == "JPEG"
     image = ImageOps.exif_transpose(image)
     used = np.ones((image.height, image.width), bool)
@@ -184,9 +199,15 @@ def _used_pixels(image: Image.Image) -> Bool[np.ndarray, "height width"]:
         used = np.asarray(image.getchannel("A")) > 0
     # Modes of 16 and 32 bits would be clipped by a conversion to 8.
     values = np.asarray(image if image.mode[0] in "IF1" else image.convert("RGB"))
-    values = values if values.ndim == 2 else values.max(-1)
+    has_colours = False
+    if values.ndim == 3:
+        colours = values.reshape(-1, 3)[:: max(1, values[..., 0].size // _SAMPLES)].astype(np.int32)
+        of_grey = (np.ptp(colours, axis=1) <= _GREY_WITHIN).mean()
+        distinct = len(np.unique(colours @ [1, 256, 65536]))
+        has_colours = of_grey < 0.5 and distinct > _MOST_LABELS
+        values = values.max(-1)
     # Above 0 and not from 1 on: files of floats have greys between.
-    return used & (values >= _HALF_GREY if is_jpeg else values > 0)
+    return used & (values >= _HALF_GREY if is_jpeg else values > 0), bool(has_colours)
 
 
 def _check_proportion(

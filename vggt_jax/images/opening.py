@@ -17,6 +17,7 @@ from typing import BinaryIO
 from PIL import Image, features
 
 from vggt_jax.errors import InputError
+from vggt_jax.files import stand_in
 from vggt_jax.images.files import checked_file
 from vggt_jax.images.kinds import (
     FORMATS,
@@ -127,7 +128,9 @@ def factor_of(image: Image.Image) -> int:
 
 
 def _identified(file: BinaryIO, path: Path) -> Image.Image:
-    start = file.read(32)
+    start = file.read(64)
+    if what := stand_in(start):
+        raise InputError(f"{path}: is {what}")
     Image.init()
     if has_heif() and "HEIF" not in Image.OPEN:
         import pillow_heif  # pyright: ignore[reportMissingImports]  an extra

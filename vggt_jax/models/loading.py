@@ -57,7 +57,7 @@ def load_model(
         vggt_jax.InputError: JAX has no device.
     """
     check_device()
-    source = weights.small_model_path() if source is None else source
+    source = weights.small_model_path() if source is None else _ours_in(source)
     if checkpoints.is_native(source):
         if config is not None:
             raise CheckpointError(f"{source}: holds its own configuration; leave out config")
@@ -190,6 +190,15 @@ def cache_folder() -> pathlib.Path:
         return pathlib.Path(folder)
     base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     return pathlib.Path(base) / "vggt_jax"
+
+
+def _ours_in(source: str | os.PathLike) -> str | os.PathLike:
+    """The checkpoint of ours that a folder holds under any name; the source where it is another."""
+    if not checkpoints.is_native(source) and os.path.isdir(source):
+        files = find_checkpoint(source).files
+        if len(files) == 1 and checkpoints.is_native(files[0]):
+            return files[0]
+    return source
 
 
 def _load_official(source, config) -> tuple[dict[str, np.ndarray], str, dict]:

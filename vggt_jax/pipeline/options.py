@@ -79,7 +79,7 @@ class Options:
     query_pixels: ArrayLike | Sequence | None = None
     """The same in the pixels of the reference photograph, instead of `query_points`."""
     masks: Any = None
-    """Which pixels may be used, such as a folder of masks; see `images.masks.load_masks`."""
+    """Which pixels may be used, such as a folder of masks; see `vggt_jax.masks.load_masks`."""
     background: Background | Collection[Background] = ()
     """What to leave out by its colour: "white", "black", "sky"."""
     mask_edges: bool = False

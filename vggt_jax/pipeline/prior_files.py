@@ -1,13 +1,15 @@
 """What files tell of photographs as `Priors` of the frames that a model sees."""
 
 import os
-from collections.abc import Collection
-from pathlib import Path, PurePosixPath
+from collections.abc import Collection, Iterable
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
 
 from vggt_jax.errors import InputError
+from vggt_jax.files import checked_path
+from vggt_jax.images.files import composed
 from vggt_jax.images.frames import Frames, FrameTransform
 from vggt_jax.pipeline.prior_formats import FORMS, Known, read_known
 from vggt_jax.scene.priors import PriorKind, Priors
@@ -37,8 +39,8 @@ def read_priors(
         InputError: the file cannot be read or is none of these, names no photograph, or tells
             nothing that is asked for; an image size does not fit.
     """
-    path = Path(path)
-    if not path.exists():
+    path = checked_path(path, "file of what is known")
+    if not os.path.exists(path):
         raise InputError(f"{path}: no such file or folder; give {FORMS}")
     scene = read_known(path)
     by_frame = _of_frames(scene.photographs, frames, path)
@@ -65,7 +67,12 @@ def read_priors(
         put("depth", "depth", [_depth(known, t) for known, t in pairs])
     if not fields:
         raise InputError(f"{path}: tells no {' or '.join(use) or 'cameras and no depth'}")
-    return Priors(**fields, metric=scene.metric)
+    priors = Priors(**fields, metric=scene.metric)
+    try:
+        priors.checked(len(frames.images), frames.images.shape[1:3])
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return priors
 
 
 def _of_frames(photographs, frames: Frames, path: Path) -> list[Known]:
@@ -77,30 +84,62 @@ def _of_frames(photographs, frames: Frames, path: Path) -> list[Known]:
                 f"{len(frames.images)}"
             )
         return photographs
-    without_folders: dict[str, list[Known]] = {}
-    for name, known in photographs.items():
-        without_folders.setdefault(PurePosixPath(name).name, []).append(known)
-    found: list[Known] = []
-    num_found = 0
-    for name in frames.names:
-        known = photographs.get(name)
-        if known is None:
-            same = without_folders.get(PurePosixPath(name).name, [])
-            if len(same) > 1:
-                raise InputError(
-                    f"{path}: has {len(same)} photographs of the name {PurePosixPath(name).name} "
-                    "in different folders, and which of them is meant cannot be told"
-                )
-            known = same[0] if same else None
-        num_found += known is not None
-        found.append(known or Known())
-    if not num_found:
+    there = _ByEndOfPath(photographs)
+    try:
+        names = [there.find(name) for name in frames.names]
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    found = [Known() if name is None else photographs[name] for name in names]
+    if not any(name is not None for name in names):
         examples = lambda names: ", ".join(list(names)[:3]) or "none"
         raise InputError(
             f"{path}: knows none of the photographs ({examples(frames.names)}), but "
             f"{examples(photographs)}; names must agree"
         )
     return found
+
+
+class _ByEndOfPath:
+    """Photographs by the names that a file gives them: with other folders before them than frames
+    have, with accents in another form, from Windows, or without an ending."""
+
+    def __init__(self, names: Iterable[str]):
+        self._by_last: dict[str, list[tuple[str, list[str]]]] = {}
+        for name in names:
+            parts = self._parts(name)
+            self._by_last.setdefault(parts[-1], []).append((name, parts))
+
+    def find(self, name: str) -> str | None:
+        """The name of a frame's photograph in the file; None where there is none.
+
+        Raises:
+            InputError: it could be several.
+        """
+        parts = self._parts(name)
+        found = self._by_last.get(parts[-1])
+        if found is None:
+            parts = [*parts[:-1], PurePosixPath(parts[-1]).stem]
+            found = self._by_last.get(parts[-1], [])
+        if len(found) > 1:  # Those that agree the farthest.
+            shared = [_common(parts[::-1], there[::-1]) for _, there in found]
+            found = [x for x, number in zip(found, shared, strict=True) if number == max(shared)]
+        if len(found) > 1:
+            raise InputError(
+                f"has {len(found)} photographs of the name {parts[-1]} in different folders, and "
+                "which of them is meant cannot be told"
+            )
+        return found[0][0] if found else None
+
+    @staticmethod
+    def _parts(name: str) -> list[str]:
+        path = PurePosixPath(name) if "/" in name else PureWindowsPath(name)
+        return [composed(part) for part in path.parts] or [name]
+
+
+def _common(first: list[str], second: list[str]) -> int:
+    """How many parts are the same at the beginning."""
+    same = [x == y for x, y in zip(first, second, strict=False)]
+    return [*same, False].index(False)
 
 
 def _in_photograph(known: Known, transform: FrameTransform, path: Path) -> np.ndarray:

@@ -5,35 +5,43 @@ text, or a folder above), `transforms.json` of nerfstudio (or its folder), and `
 arrays in the order of the photographs.
 """
 
+import contextlib
 import dataclasses
 import functools
-import json
 import math
-from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from PIL import Image
 
 from vggt_jax.errors import InputError
 from vggt_jax.export.colmap import import_pycolmap
 from vggt_jax.export.nerfstudio import OPENCV_FROM_OPENGL
-from vggt_jax.files import RESULTS
+from vggt_jax.files import RESULTS, read_json
+from vggt_jax.images.files import checked_file, shortened
 from vggt_jax.images.frames import FrameTransform
+from vggt_jax.images.opening import opened, reading
+from vggt_jax.pipeline.colmap_models import find_model, is_part, model_files, read_model
 from vggt_jax.scene.calibration import intrinsics_by_name, pinhole
+from vggt_jax.scene.npz import Predictions, read_array
 from vggt_jax.scene.results import load_reconstruction
 
 _CAMERAS, _TRANSFORMS = "cameras.json", "transforms.json"
-# Where COLMAP keeps models in a folder of a scene.
-_MODEL_FOLDERS = (".", "sparse/0", "sparse", "colmap/sparse/0", "dense/sparse")
 # Depth in PNG files of nerfstudio is in these units, in metres.
 _PNG_DEPTH_UNIT = 1e-3
 FORMS = (
     "a folder of results or its cameras.json, a COLMAP model, a transforms.json of nerfstudio, or "
     "an .npz file of arrays"
 )
+_LONGEST_SIDE = 10**6  # Pixels of the image that a camera is of.
+_PINHOLE_TOLERANCE = 1e-6  # On the plane z = 1.
+# What values of another type or size raise where they are used.
+_WRONG = (
+    KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError,
+    np.linalg.LinAlgError,
+)  # fmt: skip
 # k1, k2, p1, p2, as OpenCV has them; more are not read.
 _DISTORTION = ("k1", "k2", "p1", "p2")
 
@@ -69,71 +77,105 @@ class KnownScene:
 
 
 def read_known(path: Path) -> KnownScene:
-    """The scene of a file, by what it is."""
-    if path.is_file():
+    """The scene of a file, by what it is.
+
+    Raises:
+        InputError: it cannot be read, is damaged, or is none of these files.
+    """
+    kind, path = _kind_of(path)
+    if kind == "results":
+        return _results(path)
+    if kind == "arrays":
+        return _arrays(path)
+    if kind == "colmap":
+        return _colmap(path)
+    document = _json(path)
+    poses = [isinstance(x, dict) and "transform_matrix" in x for x in document["frames"]]
+    if any(poses) and "conventions" not in document:
+        return _nerfstudio(path, document)
+    return _cameras_json(path, document)
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files from which `read_known` would take what it says, as far as they are there."""
+    try:
+        kind, path = _kind_of(path)
+        if kind == "colmap":
+            return model_files(path)
+        if kind != "json":
+            return [path]
+        frames = _json(path)["frames"]
+    except InputError:
+        return [path]
+    depth = [x.get("depth_file_path") for x in frames if isinstance(x, dict)]
+    return [path, *(path.parent / name for name in depth if isinstance(name, str))]
+
+
+def _kind_of(path: Path) -> tuple[str, Path]:
+    """Which of the forms a file or folder has, and where the file or the model is."""
+    if not path.is_dir():
+        checked_file(path)
         if path.suffix == ".npz":
-            return _results(path) if path.name == RESULTS else _arrays(path)
+            return "results" if path.name == RESULTS else "arrays", path
         if path.suffix == ".json":
-            document = _json(path)
-            if (
-                "frames" in document
-                and "conventions" not in document
-                and any("transform_matrix" in frame for frame in document["frames"])
-            ):
-                return _nerfstudio(path, document)
-            return _cameras_json(path, document)
-        if path.stem in ("cameras", "images", "points3D") and path.suffix in (".bin", ".txt"):
-            return _colmap(path.parent)
+            return "json", path
+        if is_part(path):
+            return "colmap", path.parent
         raise InputError(f"{path}: is no file that tells cameras; give {FORMS}")
     if (path / RESULTS).is_file():
-        return _results(path / RESULTS)
-    if (path / _CAMERAS).is_file():
-        return _cameras_json(path / _CAMERAS, _json(path / _CAMERAS))
-    if (path / _TRANSFORMS).is_file():
-        return _nerfstudio(path / _TRANSFORMS, _json(path / _TRANSFORMS))
-    for folder in _MODEL_FOLDERS:
-        if any((path / folder / f"cameras{suffix}").is_file() for suffix in (".bin", ".txt")):
-            return _colmap(path / folder)
+        return "results", path / RESULTS
+    for name in (_CAMERAS, _TRANSFORMS):
+        if (path / name).is_file():
+            return "json", path / name
+    if (model := find_model(path)) is not None:
+        return "colmap", model
     raise InputError(f"{path}: holds nothing that tells cameras; give {FORMS}")
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise InputError(f"{path}: is no JSON; give {FORMS}") from error
+    document = read_json(path, "file of cameras in JSON")
     if not isinstance(document, dict) or not isinstance(document.get("frames"), list):
         raise InputError(f"{path}: has no list `frames`; give {FORMS}")
     return document
 
 
+@contextlib.contextmanager
+def _must_be(path: Path, like: str) -> Iterator[None]:
+    """Turns what values of another type or size raise into an InputError."""
+    try:
+        with np.errstate(all="ignore"):
+            yield
+    except InputError:
+        raise
+    except _WRONG as error:
+        raise InputError(
+            f"{path}: must be like {like} ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _once(photographs: dict[str, Known], name: Any, path: Path) -> str:
+    if not isinstance(name, str) or not name:
+        raise InputError(f"{path}: {name!r:.60} is no name of a photograph")
+    if name in photographs:
+        raise InputError(f"{path}: names the photograph {name} twice")
+    return name
+
+
 def _cameras_json(path: Path, document: dict[str, Any]) -> KnownScene:
     """`cameras.json` as this project writes it; what is null is unknown."""
-    try:
+    photographs: dict[str, Known] = {}
+    like = "cameras.json: `frames`, each with `name`, `intrinsics_original` (3x3) and "
+    with _must_be(path, like + "`camera_from_world` (3x4)"):
         with_intrinsics = [
             frame for frame in document["frames"] if _is_matrix(frame.get("intrinsics_original"))
         ]
         matrices = intrinsics_by_name(path, {**document, "frames": with_intrinsics})
-        photographs = {
-            str(frame["name"]): Known(
-                intrinsics=matrices.get(str(frame["name"])),
-                camera_from_world=(
-                    _square(frame["camera_from_world"])
-                    if _is_matrix(frame.get("camera_from_world"))
-                    else None
-                ),
+        for frame in document["frames"]:
+            name, pose = _once(photographs, frame["name"], path), frame.get("camera_from_world")
+            photographs[name] = Known(
+                intrinsics=matrices.get(name),
+                camera_from_world=_square(pose) if _is_matrix(pose) else None,
             )
-            for frame in document["frames"]
-        }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(
-            f"{path}: must be like cameras.json: `frames`, each with `name`, "
-            "`intrinsics_original` (3x3) and `camera_from_world` (3x4)"
-        ) from error
     return KnownScene(photographs=photographs, metric=document.get("length_unit") == "metres")
 
 
@@ -183,31 +225,38 @@ def _usable_depth(recon, i: int) -> np.ndarray:
 
 def _colmap(folder: Path) -> KnownScene:
     """A model of COLMAP: images with poses, and their cameras."""
-    pycolmap = import_pycolmap()
-    try:
-        model = pycolmap.Reconstruction(str(folder))
-    except Exception as error:  # pycolmap raises what its C++ does
-        raise InputError(f"{folder}: cannot be read as a COLMAP model ({error})") from error
-    photographs = {}
-    for image in model.images.values():
-        camera = model.cameras[image.camera_id]
-        pose = None
-        if image.has_pose:
-            pose = _square(image.cam_from_world().matrix())
-        photographs[image.name] = Known(
-            intrinsics=np.array(camera.calibration_matrix(), np.float64),
-            size=(camera.height, camera.width),
-            rays=_undistorting(camera) if _distorts(camera) else None,
-            camera_from_world=pose,
-        )
+    model, photographs = read_model(folder), {}
+    with _must_be(folder, "a COLMAP model: images with cameras that look forward"):
+        for image in model.images.values():
+            camera = model.cameras[image.camera_id]
+            try:
+                name = image.name
+            except UnicodeDecodeError as error:
+                raise InputError(
+                    f"{folder}: the name of a photograph is no UTF-8 ({error.object!r:.60}), by "
+                    "which none is found; rename it and export the model again"
+                ) from error
+            intrinsics = np.array(camera.calibration_matrix(), np.float64)
+            if not intrinsics.diagonal().min() > 0:
+                raise ValueError(f"{name} has a focal length that is not positive")
+            photographs[_once(photographs, name, folder)] = Known(
+                intrinsics=intrinsics,
+                size=(camera.height, camera.width),
+                rays=_undistorting(camera) if _distorts(camera) else None,
+                camera_from_world=(
+                    _square(image.cam_from_world().matrix()) if image.has_pose else None
+                ),
+            )
     return KnownScene(photographs=photographs)
 
 
 def _distorts(camera) -> bool:
     """Whether a camera of COLMAP differs from the pinhole of its focal lengths."""
-    params = np.array(camera.params, np.float64)
-    used = {*camera.focal_length_idxs(), *camera.principal_point_idxs()}
-    return any(value != 0 for i, value in enumerate(params) if i not in used)
+    corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * (camera.width, camera.height)
+    (focal_x, _, x), (_, focal_y, y), _ = np.array(camera.calibration_matrix(), np.float64)
+    pinhole_rays = (corners - (x, y)) / (focal_x, focal_y)
+    rays = _undistorting(camera)(corners.astype(np.float64))
+    return not np.allclose(rays, pinhole_rays, rtol=0, atol=_PINHOLE_TOLERANCE, equal_nan=True)
 
 
 def _undistorting(camera) -> Callable[[np.ndarray], np.ndarray]:
@@ -221,15 +270,15 @@ def _undistorting(camera) -> Callable[[np.ndarray], np.ndarray]:
 
 def _nerfstudio(path: Path, document: dict[str, Any]) -> KnownScene:
     """`transforms.json`: what a frame does not say of its camera, the file says of all."""
-    photographs = {}
-    try:
+    photographs: dict[str, Known] = {}
+    like = "nerfstudio's transforms.json: `frames`, each with `file_path` and `transform_matrix`, "
+    with _must_be(path, like + "and focal lengths"):
         for frame in document["frames"]:
             both = document | frame
-            world_from_camera = np.array(frame["transform_matrix"], np.float64)
-            world_from_camera = _square(world_from_camera) @ OPENCV_FROM_OPENGL
+            world_from_camera = _square(frame["transform_matrix"]) @ OPENCV_FROM_OPENGL
             depth = frame.get("depth_file_path")
             intrinsics, size = _nerfstudio_intrinsics(both)
-            photographs[str(PurePosixPath(frame["file_path"]))] = Known(
+            photographs[_once(photographs, frame["file_path"], path)] = Known(
                 intrinsics=intrinsics,
                 size=size,
                 rays=_nerfstudio_rays(both, intrinsics, path),
@@ -238,19 +287,16 @@ def _nerfstudio(path: Path, document: dict[str, Any]) -> KnownScene:
                 if depth is None
                 else functools.partial(_read_depth, path.parent / depth),
             )
-    except (KeyError, TypeError, ValueError, np.linalg.LinAlgError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(
-            f"{path}: must be like nerfstudio's transforms.json: `frames`, each with `file_path` "
-            f"and `transform_matrix`, and focal lengths ({type(error).__name__}: {error})"
-        ) from error
     return KnownScene(photographs=photographs)
 
 
 def _nerfstudio_intrinsics(frame: dict[str, Any]):
     """Intrinsics, and (height, width) of the images that they are of; None where it lacks them."""
-    size = (int(frame["h"]), int(frame["w"])) if "h" in frame and "w" in frame else None
+    size = None
+    if "h" in frame and "w" in frame:
+        size = int(frame["h"]), int(frame["w"])
+        if not 1 <= min(size) <= max(size) <= _LONGEST_SIDE:
+            raise ValueError(f"images of {size[1]}x{size[0]} pixels")
     if "fl_x" in frame:
         focal_x = float(frame["fl_x"])
         focal_y = float(frame.get("fl_y", focal_x))
@@ -260,6 +306,8 @@ def _nerfstudio_intrinsics(frame: dict[str, Any]):
             focal_y = 0.5 * size[0] / math.tan(0.5 * float(frame["camera_angle_y"]))
     else:
         return None, size
+    if not 0 < min(focal_x, focal_y) <= max(focal_x, focal_y) < math.inf:
+        raise ValueError(f"focal lengths of {focal_x:g} and {focal_y:g} pixels")
     if "cx" in frame and "cy" in frame:
         centre = (float(frame["cx"]), float(frame["cy"]))
     elif size is not None:
@@ -302,29 +350,58 @@ def _read_depth(path: Path) -> np.ndarray:
     """A map of depth: an .npy file as it is, a picture of 16 bits in thousandths."""
     try:
         if path.suffix == ".npy":
-            return np.load(path, allow_pickle=False)
-        with Image.open(path) as image:
-            values = np.asarray(image)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as a map of depth ({error})") from error
-    if values.dtype.kind not in "iu":
+            values = read_array(checked_file(path))
+        else:
+            with opened(path) as (image, _), reading(str(path)):
+                values = np.asarray(image)
+    except InputError as error:
+        shown = shortened(path)
+        why = str(error).removeprefix(f"{shown}: ")
+        raise InputError(f"{shown}: cannot be read as a map of depth ({why})") from error
+    if values.ndim != 2 or values.dtype.kind not in "iuf" or 0 in values.shape:
+        raise InputError(
+            f"{path}: is {values.dtype.name} of shape {list(values.shape)}; a map of depth has "
+            "numbers of shape [height, width]"
+        )
+    if path.suffix == ".npy" or values.dtype.kind not in "iu":
         return values
     return values.astype(np.float32) * np.float32(_PNG_DEPTH_UNIT)
+
+
+# Arrays of an .npz file: axes behind that of the photographs.
+_ARRAYS = {
+    "intrinsics": [(3, 3)],
+    "camera_from_world": [(3, 4), (4, 4)],
+    "poses": [(3, 4), (4, 4)],
+    "depth": [("height", "width")],
+    "depths": [("height", "width")],
+}
 
 
 def _arrays(path: Path) -> KnownScene:
     """`.npz` with `intrinsics` [s 3 3] in pixels of the photographs, `camera_from_world` [s 3 4] or
     [s 4 4], or `poses` [s 4 4] (world_from_camera, as for the official Pi3X), and `depth` or
     `depths` [s height width]."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: np.asarray(file[name]) for name in file}
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from error
+    with Predictions(path, otherwise="write it again") as file:
+        members = file.members([*_ARRAYS, "metric"])
+        for name, member in members.items():
+            shapes = [("s", *axes) for axes in _ARRAYS[name]] if name in _ARRAYS else [()]
+            if member.dtype.kind not in "iufb" or not any(
+                _fits(member.shape, shape) for shape in shapes
+            ):
+                wanted = " or ".join(f"[{', '.join(map(str, shape))}]" for shape in shapes)
+                raise InputError(
+                    f"{path}: {name} is {member.dtype.name} of shape {list(member.shape)}, and "
+                    f"must be numbers of shape {wanted}"
+                )
+        arrays = {name: file.read(name) for name in members}
     depth = arrays.get("depth", arrays.get("depths"))
     poses = arrays.get("camera_from_world")
-    if poses is None and "poses" in arrays:
-        poses = np.linalg.inv(arrays["poses"].astype(np.float64))
+    if poses is not None:
+        poses = np.stack([_square(pose) for pose in poses])
+    elif "poses" in arrays:
+        with _must_be(path, "poses: world_from_camera, which can be inverted"):
+            poses = np.linalg.inv(np.stack([_square(pose) for pose in arrays["poses"]]))
     given = [x for x in (arrays.get("intrinsics"), poses, depth) if x is not None]
     if not given or len({len(x) for x in given}) > 1:
         raise InputError(
@@ -334,9 +411,17 @@ def _arrays(path: Path) -> KnownScene:
     photographs = [
         Known(
             intrinsics=arrays["intrinsics"][i] if "intrinsics" in arrays else None,
-            camera_from_world=None if poses is None else _square(poses[i]),
+            camera_from_world=None if poses is None else poses[i],
             depth=None if depth is None else functools.partial(depth.__getitem__, i),
         )
         for i in range(len(given[0]))
     ]
     return KnownScene(photographs=photographs, metric=bool(arrays.get("metric", False)))
+
+
+def _fits(shape: tuple[int, ...], axes: tuple[str | int, ...]) -> bool:
+    """Whether lengths are those of axes; axes that are named have any length but 0."""
+    return len(shape) == len(axes) and all(
+        length > 0 if isinstance(axis, str) else length == axis
+        for length, axis in zip(shape, axes, strict=True)
+    )

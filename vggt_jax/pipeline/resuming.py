@@ -15,6 +15,7 @@ from vggt_jax.files import RESULTS, Claim, read_json, remove_leftovers, replacin
 from vggt_jax.images.files import files_below, scene_folder
 from vggt_jax.images.kinds import is_picture
 from vggt_jax.pipeline.options import Options
+from vggt_jax.pipeline.prior_formats import files_of
 from vggt_jax.scene.results import made_from
 
 Record = dict[str, list[Any]]
@@ -97,13 +98,15 @@ def record_of(images: Any, options: Options) -> Record:
 
     Args:
         images: of one scene, as `infer` takes them.
-        options: for this scene; masks and intrinsics may be files, too.
+        options: for this scene; masks, intrinsics and priors may be files, too.
     """
     found = {}
+    priors = options.priors
     for kind, source in (
         ("images", images),
         ("masks", options.masks),
         ("intrinsics", options.intrinsics),
+        ("priors", files_of(Path(priors)) if isinstance(priors, str | os.PathLike) else None),
     ):
         for name, state in _states(source).items():
             found[f"{kind}/{name}"] = state

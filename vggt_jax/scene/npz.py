@@ -11,11 +11,12 @@ import zipfile
 import zlib
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from vggt_jax.errors import InputError
-from vggt_jax.files import replacing
+from vggt_jax.files import replacing, stand_in
 
 # What arrays may take in all, as a multiple of the file: somebody may have compressed them. Small
 # ones take nobody's memory.
@@ -79,14 +80,20 @@ class Member:
 class Predictions:
     """An open .npz file whose arrays are looked at before they are read.
 
+    Args:
+      otherwise: what messages say is to be done.
+
     Raises:
       InputError: the file is no .npz file, or damaged; so do its methods.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, *, otherwise: str = "run infer again"):
+        self.path, self._otherwise = path, otherwise
+        with self._reading(), open(path, "rb") as file:
+            if what := stand_in(file.read(64)):
+                raise InputError(f"{path}: is {what}")
         if not zipfile.is_zipfile(path):
-            raise InputError(f"{path}: is no .npz file, or damaged; give a folder of results")
+            raise InputError(f"{path}: is no .npz file, or damaged; {otherwise}")
         with self._reading():
             self._zip = zipfile.ZipFile(path)
             self._infos = {
@@ -126,18 +133,15 @@ class Predictions:
     def _member(self, name: str) -> Member:
         info = self._infos[name]
         with self._reading(), self._zip.open(info) as file:
-            version = np.lib.format.read_magic(file)
-            if version not in _HEADERS:
-                raise ValueError(f"{name} has a header of version {version}")
-            shape, _, dtype = _HEADERS[version](file)
-            start = file.tell()
+            shape, dtype, start = _read_header(file)
         if any(length < 0 for length in shape) or dtype.hasobject:
-            raise InputError(f"{self.path}: {name} is no array of numbers; run infer again")
+            raise InputError(f"{self.path}: {name} is no array of numbers; {self._otherwise}")
         num_bytes = math.prod(shape) * dtype.itemsize
         if start + num_bytes != info.file_size:
             raise InputError(
                 f"{self.path}: {name} claims {num_bytes / 2**20:,.1f} MiB and has "
-                f"{(info.file_size - start) / 2**20:,.1f}; the file is damaged, run infer again"
+                f"{(info.file_size - start) / 2**20:,.1f}; the file is damaged, "
+                f"{self._otherwise}"
             )
         return Member(shape, dtype, num_bytes)
 
@@ -149,6 +153,37 @@ class Predictions:
             raise
         except _DAMAGE as error:
             raise InputError(
-                f"{self.path}: cannot be read or is damaged ({error or type(error).__name__}); run "
-                "infer again"
+                f"{self.path}: cannot be read or is damaged ({error or type(error).__name__}); "
+                f"{self._otherwise}"
             ) from error
+
+
+def read_array(path: Path) -> np.ndarray:
+    """The array of an .npy file.
+
+    Raises:
+      InputError: it cannot be read, is damaged, holds no numbers, or less than it claims.
+    """
+    try:
+        with open(path, "rb") as file:
+            shape, dtype, start = _read_header(file)
+            if any(length < 0 for length in shape) or dtype.hasobject:
+                raise ValueError("no array of numbers")
+            if start + math.prod(shape) * dtype.itemsize > path.stat().st_size:
+                raise ValueError(f"it has not the bytes for an array of shape {list(shape)}")
+            file.seek(0)
+            return np.lib.format.read_array(file, allow_pickle=False)
+    except _DAMAGE as error:
+        raise InputError(
+            f"{path}: cannot be read or is damaged ({error or type(error).__name__}); write it "
+            "again"
+        ) from error
+
+
+def _read_header(file: Any) -> tuple[tuple[int, ...], np.dtype, int]:
+    """Shape and type of an array in a file, and where its values begin."""
+    version = np.lib.format.read_magic(file)
+    if version not in _HEADERS:
+        raise ValueError(f"it has a header of version {version}")
+    shape, _, dtype = _HEADERS[version](file)
+    return shape, dtype, file.tell()

@@ -259,10 +259,16 @@ def _with_last_row(poses: Float[Array, "*b 3 4"]) -> Float[Array, "*b 4 4"]:
     return jnp.concatenate([poses, last], axis=-2)
 
 
+def _are_finite(values: np.ndarray) -> bool:
+    """Whether all values are finite in float32, in which models take them."""
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(values.astype(np.float32)).all())
+
+
 def _checked_intrinsics(values: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     of_known = values[known]
     focal = of_known[:, [0, 1], [0, 1]]
-    if not np.isfinite(of_known).all() or not (focal > 0).all():
+    if not _are_finite(of_known) or not (focal > 0).all():
         raise InputError(
             "priors: intrinsics must be finite with positive focal lengths [0, 0] and [1, 1]; "
             "say by intrinsics_known which frames have some"
@@ -273,7 +279,7 @@ def _checked_intrinsics(values: np.ndarray, known: np.ndarray) -> tuple[np.ndarr
 
 
 def _checked_rays(values: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    if not np.isfinite(values[known]).all() or not (values[known][..., 2] > 0).all():
+    if not _are_finite(values[known]) or not (values[known][..., 2] > 0).all():
         raise InputError(
             "priors: rays must be finite and look forward (z above 0); say by rays_known which "
             "frames have some"
@@ -286,7 +292,7 @@ def _checked_poses(values: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, n
         last = np.broadcast_to(np.array([0, 0, 0, 1.0]), (len(values), 1, 4))
         values = np.concatenate([values, last], axis=1)
     of_known = values[known].astype(np.float64)
-    if not np.isfinite(of_known).all():
+    if not _are_finite(of_known):
         raise InputError(
             "priors: camera_from_world must be finite; say by poses_known which frames have one"
         )
@@ -308,6 +314,8 @@ def _checked_depth(values: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, n
             f"priors: depth is {values.dtype.name}, whose unit is unknown; give floats in the unit "
             "of the positions of cameras"
         )
+    with np.errstate(over="ignore"):
+        values = values.astype(np.float32)
     is_known = known[:, None, None] & np.isfinite(values) & (values > 0)
     return np.where(is_known, values, 0), is_known.any((1, 2))
 

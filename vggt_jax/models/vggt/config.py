@@ -126,6 +126,12 @@ class VGGTConfig(
             if any(value % 4 for value in values):
                 value = self.to_dict()[name]
                 raise CheckpointError(f"{origin}: {name}={value} must be a multiple of 4")
+        if self.dpt_features % 8 and (self.enable_depth or self.enable_point):
+            # These heads embed positions in half of them, too.
+            raise CheckpointError(
+                f"{origin}: dpt_features={self.dpt_features} must be a multiple of 8 for the heads "
+                "of depth and points"
+            )
         if self.pixel_centre >= 1:
             raise CheckpointError(f"{origin}: pixel_centre={self.pixel_centre} must be below 1")
         if max(self.dpt_layers) >= self.depth:
