@@ -9,6 +9,7 @@ import tyro
 
 import vggt_jax
 from vggt_jax.checkpoints.errors import CheckpointError, first_line
+from vggt_jax.cli.analyze import Analyze
 from vggt_jax.cli.batch import Batch
 from vggt_jax.cli.bench import Bench
 from vggt_jax.cli.calibrate import Calibrate
@@ -34,6 +35,7 @@ Command = (
     | Annotated[View, tyro.conf.subcommand("view")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Calibrate, tyro.conf.subcommand("calibrate")]
+    | Annotated[Analyze, tyro.conf.subcommand("analyze")]
     | Annotated[Bench, tyro.conf.subcommand("bench")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )
