@@ -86,7 +86,7 @@ def render(view, rays=None):
     depth = np.minimum(np.minimum(floor, wall), box)  # Rays have length 1 along the axis.
     points = origin + np.where(np.isfinite(depth), depth, 0)[..., None] * directions
     surface = np.argmin(np.stack([floor, wall, box]), axis=0)[..., None]
-    waves = np.sin(7 * points + 2 * surface) + np.sin(17 * points[..., [1, 2, 0]]) + 0.8 * surface
+    waves = np.sin(3 * points + 2 * surface) + np.sin(8 * points[..., [1, 2, 0]]) + 0.8 * surface
     colours = np.clip(110 + 40 * waves, 0, 255)
     colours = np.where(np.isfinite(depth)[..., None], colours, (150, 190, 240))
     return np.round(colours).astype(np.uint8), depth

@@ -48,7 +48,7 @@ def save(path, array, **options):
     path.parent.mkdir(parents=True, exist_ok=True)
     form = "JPEG" if path.suffix.lower() in (".jpg", ".jpeg") else "PNG"
     Image.fromarray(array).save(
-        path, form, **({"quality": 95} if form == "JPEG" else {}), **options
+        path, form, **({"quality": 95, "subsampling": 0} if form == "JPEG" else {}), **options
     )
 
 
@@ -238,6 +238,7 @@ def _co3d_frame(root, layout, category, name, i, view, is_far, *, bounds):
     mask = np.where(finite, 230, 20).astype(np.uint8)
     save(root / base / "masks" / f"{stem}.png", mask)
     path = root / base / "depths" / f"{stem}.jpg.geometric.png"
+    scale = 1.0 if layout == "vggt" else 1.25  # VGGT's annotations leave it out.
     if layout == "dust3r":
         farthest = depth[finite].max()
         save(path, np.where(finite, np.round(depth / farthest * 65535), 0).astype(np.uint16))
@@ -248,7 +249,7 @@ def _co3d_frame(root, layout, category, name, i, view, is_far, *, bounds):
             maximum_depth=farthest,
         )
     else:
-        bits = np.where(finite, depth / 1.25, 0).astype(np.float16)
+        bits = np.where(finite, depth / scale, 0).astype(np.float16)
         bits[0, :3] = (
             np.inf,
             np.nan,
@@ -268,7 +269,7 @@ def _co3d_frame(root, layout, category, name, i, view, is_far, *, bounds):
         "sequence_name": name, "frame_number": i, "frame_timestamp": i / 10,
         "image": {"path": f"{base}/images/{stem}.jpg", "size": [height, width]},
         "depth": {
-            "path": f"{base}/depths/{stem}.jpg.geometric.png", "scale_adjustment": 1.25,
+            "path": f"{base}/depths/{stem}.jpg.geometric.png", "scale_adjustment": scale,
             "mask_path": f"{base}/depth_masks/{stem}.png",
         },
         "mask": {"path": f"{base}/masks/{stem}.png", "mass": 100.0},
@@ -444,9 +445,16 @@ def _quaternion(rotation):
 # --------------------------------------------------------------------------------------- 7-Scenes
 
 
-DEPTH_TO_COLOUR = np.array(
-    [-0.02556, 0.0001011, 0.0020318]
-)  # Metres; the rotation between both cameras is none.
+# Metres; what published depth of the colour camera was made with (nianticlabs/simplerecon fe2d5c2,
+# data_scripts/7scenes_preprocessing.py), to four digits.
+COLOUR_FROM_DEPTH = np.array(
+    [
+        [0.999965, 0.0026765, -0.0079041, -0.025559],
+        [-0.0027409, 0.999963, -0.0081505, 0.0001011],
+        [0.0078820, 0.0081718, 0.999936, 0.0020318],
+        [0, 0, 0, 1],
+    ]
+)
 
 
 def write_7scenes(root, layout, number, size):
@@ -461,10 +469,8 @@ def write_7scenes(root, layout, number, size):
                 camera_from_world=pose, size=size,
                 intrinsics=camera(525 * share, 525 * share, 320.5 * share, 240.5 * height / 480),
             )  # fmt: skip
-            moved = pose.copy()
-            moved[:3, 3] -= DEPTH_TO_COLOUR  # camera_from_world of the depth camera
             raw = View(
-                camera_from_world=moved, size=size,
+                camera_from_world=inverse(COLOUR_FROM_DEPTH) @ pose, size=size,
                 intrinsics=camera(585 * share, 585 * share, width / 2, height / 2),
             )  # fmt: skip
             base = root / "chess" / sequence / f"frame-{i:06d}"
@@ -704,7 +710,7 @@ def _write_sens(path, frames, colour, depth):
         file.write(struct.pack("<fQ", 1000.0, len(frames)))
         for i, (picture, depths, pose) in enumerate(frames):
             blob = BytesIO()
-            Image.fromarray(picture).save(blob, "JPEG", quality=95)
+            Image.fromarray(picture).save(blob, "JPEG", quality=95, subsampling=0)
             packed = zlib.compress(depths.astype("<u2").tobytes())
             file.write(pose.astype("<f4").tobytes())
             file.write(struct.pack("<4Q", 33 * i, 33 * i, len(blob.getvalue()), len(packed)))
@@ -742,7 +748,7 @@ def write(dataset, root, layout=None, number=12, size=(48, 64)):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("dataset", choices=WRITERS)
     parser.add_argument("root", type=Path)
     parser.add_argument(

@@ -39,6 +39,9 @@ class Frame:
         registered: whether depth and image show the same at the same share of width and height, so
             that either can be resized to the other. Untrue of 7-Scenes' raw depth alone.
         read_image, read_depth, read_mask: what `load_image`, `load_depth` and `load_mask` call.
+        rays: of a lens that distorts, where the rays of pixel centres meet the plane z = 1 of the
+            camera; `intrinsics` are then without the distortion. None, but where distorted images
+            were asked for (ETH3D).
     """
 
     name: str
@@ -51,6 +54,7 @@ class Frame:
     read_mask: Callable[[], Bool[np.ndarray, "height width"]] | None = None
     depth_intrinsics: Float[np.ndarray, "3 3"] | None = None
     registered: bool = True
+    rays: Callable[[], Float[np.ndarray, "height width 2"]] | None = None
 
     @property
     def has_depth(self) -> bool:
@@ -268,7 +272,7 @@ class About:
     paper: str
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Layout:
     """A way in which a data set lies on the disk.
 
