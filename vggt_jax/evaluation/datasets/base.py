@@ -353,13 +353,17 @@ class DataSet(abc.ABC):
         finally:
             self.problems.update(problems)
 
+    def check_more(self, sequence: Sequence, problems: Problems) -> None:
+        """What `check` asks of this data set beside what it asks of all; notes it in `problems`."""
+        del sequence, problems
+
     def check(
         self, names: Iterable[str] | None = None, *, max_pairs: int = 4
     ) -> "list[SequenceCheck]":
         """Whether the data is complete and its truth agrees with itself.
 
-        Of each sequence all images are opened and some depth maps read, unprojected, and projected
-        into the next frame; see `check_sequence`.
+        All images of a sequence are opened, but only those decoded whose depth is compared with
+        that of the next frame; see `check_sequence`.
 
         Args:
             names: of sequences; None for all.

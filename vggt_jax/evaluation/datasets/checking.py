@@ -13,6 +13,8 @@ from vggt_jax.evaluation.datasets.reading import image_size
 
 _MOST_PIXELS = 50_000  # Of a depth map, on a regular grid.
 _CLOSE = 0.02
+_FARTHEST = 0.25  # Of the width and height.
+OFF_CENTRE = "principal point is far from the middle, as with intrinsics of another size"
 
 
 def unproject(frame: Frame, depth: Float[np.ndarray, "height width"]) -> np.ndarray:
@@ -71,7 +73,7 @@ def disagreement(first: Frame, second: Frame) -> Float[np.ndarray, " n"]:
 
 
 def check_sequence(dataset: DataSet, name: str, *, max_pairs: int = 4) -> SequenceCheck:
-    """Opens all images of a sequence, and compares depth of neighbouring frames.
+    """Whether a sequence is whole, and whether depth of neighbouring frames agrees.
 
     Args:
         dataset: the data set.
@@ -84,10 +86,11 @@ def check_sequence(dataset: DataSet, name: str, *, max_pairs: int = 4) -> Sequen
         return _check(name, 0, 0, np.zeros(0), {"sequence cannot be read": 1}, (str(error),))
     problems = sequence.problems
     for frame in sequence.frames:
-        try:
-            image_size(frame.image) if frame.image.suffix.lower() != ".sens" else None
-        except InputError as error:
-            problems.add("image cannot be read", error)
+        if frame.intrinsics is not None and frame.image.suffix.lower() != ".sens":
+            height, width = image_size(frame.image)
+            share = frame.intrinsics[:2, 2] / (width, height)
+            if np.abs(share - 0.5).max() > _FARTHEST:
+                problems.add(OFF_CENTRE, f"{name}/{frame.name}")
     with_depth = [
         frame
         for frame in sequence.frames
@@ -102,9 +105,11 @@ def check_sequence(dataset: DataSet, name: str, *, max_pairs: int = 4) -> Sequen
     found = []
     for i in chosen:
         try:
+            pairs[i][0].load_image()
             found.append(disagreement(*pairs[i]))
         except InputError as error:
-            problems.add("depth cannot be read", error)
+            problems.add("image or depth cannot be read", error)
+    dataset.check_more(sequence, problems)
     differences = np.concatenate([np.zeros(0), *found])
     num_depth = sum(frame.has_depth for frame in sequence.frames)
     lines = tuple(problems.lines())

@@ -29,11 +29,10 @@ from vggt_jax.evaluation.datasets.base import (
 )
 from vggt_jax.evaluation.datasets.reading import (
     NO_DEPTH,
-    NO_IMAGE,
     NO_MASK,
     by_stem,
     finite_depth,
-    image_size,
+    first_file,
     naming,
     pinhole,
     read_mask,
@@ -42,6 +41,7 @@ from vggt_jax.evaluation.datasets.reading import (
     read_uint16,
     rigid,
     subfolders,
+    usable_size,
 )
 
 # VGGT's evaluation leaves out a sequence if x + y + z of any of its translations is above.
@@ -275,14 +275,14 @@ class CO3D(DataSet):
         frames = []
         for i, record in enumerate(self._records(category)[sequence]):
             path = record["filepath"] if self.layout == "vggt" else record["image"]["path"]
-            image = self._base() / path
+            image = first_file(self._base() / path) or self._base() / path
             label = f"{category}/{sequence}/{image.stem}"
-            if not image.is_file():
-                problems.add(NO_IMAGE, label)
+            size = usable_size(image, problems, label)
+            if size is None:
                 continue
             try:
                 with naming(image, f"photograph with a camera ({label})"):
-                    matrix, pose = _camera(record, image, problems, label)
+                    matrix, pose = _camera(record, size, problems, label)
             except InputError:
                 problems.add(NO_CAMERA, label)
                 matrix = pose = None
@@ -381,7 +381,7 @@ def intrinsics_from_ndc(focal, principal, kind: str, size: tuple[int, int]) -> n
     return pinhole(*focal, *centre)
 
 
-def _camera(record: dict[str, Any], image: Path, problems: Problems, label: str):
+def _camera(record: dict[str, Any], size: tuple[int, int], problems: Problems, label: str):
     """Intrinsics and pose of a record of CO3D or of either kind of VGGT's annotations."""
     if "extri" in record:  # OpenCV and pixels, as in the annotations that VGGT was trained on.
         pose = np.array(record["extri"], np.float64)
@@ -392,7 +392,6 @@ def _camera(record: dict[str, Any], image: Path, problems: Problems, label: str)
     viewpoint, default = record, "ndc_isotropic"
     if "viewpoint" in record:
         viewpoint, default = record["viewpoint"], "ndc_norm_image_bounds"
-    size = image_size(image)
     told = record.get("image")
     if isinstance(told, dict) and tuple(told.get("size", size)) != size:
         problems.add("image is of another size than annotated", label)
@@ -426,8 +425,7 @@ def _dust3r_frames(base: Path, name: str, problems: Problems) -> list[Frame]:
     frames = []
     for i, stem in enumerate(sorted({*images, *cameras})):
         label = f"{name}/{stem}"
-        if stem not in images:
-            problems.add(NO_IMAGE, label)
+        if usable_size(images.get(stem), problems, label) is None:
             continue
         matrix = pose = None
         farthest = 0.0

@@ -25,15 +25,14 @@ from vggt_jax.evaluation.datasets.base import (
     Sequence,
 )
 from vggt_jax.evaluation.datasets.reading import (
+    DAMAGED_DEPTH,
     NO_DEPTH,
-    NO_IMAGE,
     NO_MASK,
     NO_POSE,
     by_stem,
     finite_depth,
     first_file,
     first_folder,
-    image_size,
     naming,
     natural,
     number_of,
@@ -46,6 +45,7 @@ from vggt_jax.evaluation.datasets.reading import (
     rigid,
     scaled,
     subfolders,
+    usable_size,
 )
 
 TEST_SCANS = (
@@ -195,14 +195,13 @@ class DTU(DataSet):
         frames = []
         for view in sorted({*images, *cameras}):
             label = f"{name}/{view}"
-            if view not in images:
-                problems.add(NO_IMAGE, label)
+            size = usable_size(images.get(view), problems, label)
+            if size is None:
                 continue
             matrix, pose = _camera(cameras.get(view), problems, label)
             depth, mask = depths.get(f"depth_map_{view:04d}"), masks.get(f"depth_visual_{view:04d}")
             if depth is None:
                 problems.add(NO_DEPTH, label)
-            size = image_size(images[view])
             depth_matrix = None
             if matrix is not None:
                 matrix, depth_matrix = _of_training(matrix, size, small.is_dir())
@@ -296,8 +295,8 @@ def _frames(images, cameras, name: str, problems: Problems, *, depths=None, mask
     frames = []
     for view in sorted({*by_number, *cameras}):
         label = f"{name}/{view}"
-        if view not in by_number:
-            problems.add(NO_IMAGE, label)
+        size = usable_size(by_number.get(view), problems, label)
+        if size is None:
             continue
         matrix, pose = _camera(cameras.get(view), problems, label)
         depth, mask = depth_of.get(view), mask_of.get(view)
@@ -305,7 +304,9 @@ def _frames(images, cameras, name: str, problems: Problems, *, depths=None, mask
             problems.add(NO_DEPTH, label)
         if masks is not None and mask is None:
             problems.add(NO_MASK, label)
-        image = by_number[view]
+        image, depth_matrix = by_number[view], None
+        if depth is not None and depth.suffix.lower() == ".npy" and matrix is not None:
+            depth_matrix = _of_array(depth, matrix, size, problems, label)
         frames.append(
             Frame(
                 name=image.stem,
@@ -316,9 +317,25 @@ def _frames(images, cameras, name: str, problems: Problems, *, depths=None, mask
                 read_image=functools.partial(read_rgb, image),
                 read_depth=None if depth is None else functools.partial(_read_depth, depth),
                 read_mask=None if mask is None else functools.partial(read_mask, mask),
+                depth_intrinsics=depth_matrix,
             )
         )
     return frames
+
+
+def _of_array(
+    path: Path, matrix: np.ndarray, size: tuple[int, int], problems: Problems, label: str
+):
+    """Intrinsics of depth in an array; None if it is of the size of the image, or damaged."""
+    try:
+        with naming(path, "array of depth"):
+            height, width = (n for n in np.load(path, mmap_mode="r").shape if n != 1)
+    except InputError:
+        problems.add(DAMAGED_DEPTH, label)
+        return None
+    if (height, width) == size:
+        return None
+    return scaled(matrix, width / size[1], height / size[0])
 
 
 def _read_depth(path: Path) -> np.ndarray:

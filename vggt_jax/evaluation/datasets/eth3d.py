@@ -36,18 +36,17 @@ from vggt_jax.evaluation.datasets.colmap_model import (
 from vggt_jax.evaluation.datasets.eth3d_lens import Lens, like_pi3, undistorted
 from vggt_jax.evaluation.datasets.reading import (
     NO_DEPTH,
-    NO_IMAGE,
     by_stem,
     finite_depth,
     first_file,
     folders_that,
-    image_size,
     naming,
     read_grey,
     read_ply,
     read_rgb,
     rigid,
     scaled,
+    usable_size,
 )
 
 SCENES = (
@@ -92,12 +91,12 @@ class ETH3D(DataSet):
         Layout(
             "original",
             f"SCENE/images/{_DISTORTED} with {_OF_LENS}/images.txt, or the undistorted ones",
-            lambda root: bool(folders_that(root, _is_scene)),
+            lambda root: bool(folders_that(root, _is_scene, 2)),
         ),
         Layout(
             "pi3",
             f"SCENE/images/{_PI3}/DSC_0286.JPG with {_PI3}_cam/DSC_0286.npz",
-            lambda root: bool(folders_that(root, _is_pi3_scene)),
+            lambda root: bool(folders_that(root, _is_pi3_scene, 2)),
         ),
     )
 
@@ -120,7 +119,7 @@ class ETH3D(DataSet):
     @functools.cached_property
     def _scenes(self) -> dict[str, Path]:
         is_one = _is_scene if self.layout == "original" else _is_pi3_scene
-        found = folders_that(self.root, is_one)
+        found = folders_that(self.root, is_one, 2)
         return {folder.name or folder.resolve().name: folder for folder in found}
 
     def _load(self, name: str, problems: Problems) -> Sequence:
@@ -176,10 +175,9 @@ class _Scene:
         for i, key in enumerate(sorted(model)):
             camera, entry = model[key]
             label = f"{self.name}/{Path(entry.name).name}"
-            if key not in stems:
-                self.problems.add(NO_IMAGE, label)
-                continue
-            frames.append(self._frame(i, key, stems[key], camera, entry, label))
+            size = usable_size(stems.get(key), self.problems, label)
+            if size is not None:
+                frames.append(self._frame(i, key, stems[key], size, camera, entry, label))
         return frames
 
     def _frame(
@@ -187,11 +185,11 @@ class _Scene:
         index: int,
         key: str,
         image: Path,
+        size: tuple[int, int],
         camera: ColmapCamera,
         entry: ColmapImage,
         label: str,
     ) -> Frame:
-        size = image_size(image)
         across, down = size[1] / camera.size[1], size[0] / camera.size[0]
         if size != camera.size:
             self.problems.add("image is of another size than its camera, which is scaled", label)
@@ -312,8 +310,8 @@ def _pi3_frames(folder: Path, name: str, problems: Problems) -> list[Frame]:
     frames = []
     for i, stem in enumerate(sorted({*images, *cameras})):
         label = f"{name}/{stem}"
-        if stem not in images:
-            problems.add(NO_IMAGE, label)
+        size = usable_size(images.get(stem), problems, label)
+        if size is None:
             continue
         matrix = pose = None
         if stem not in cameras:
@@ -325,7 +323,6 @@ def _pi3_frames(folder: Path, name: str, problems: Problems) -> list[Frame]:
         depth = first_file(folder / "ground_truth_depth" / _PI3 / images[stem].name)
         if depth is None:
             problems.add(NO_DEPTH, label)
-        size = image_size(images[stem])
         frames.append(
             Frame(
                 name=images[stem].name,

@@ -15,12 +15,10 @@ from vggt_jax.errors import InputError
 from vggt_jax.evaluation.datasets.base import About, DataSet, Frame, Layout, Problems, Sequence
 from vggt_jax.evaluation.datasets.reading import (
     NO_DEPTH,
-    NO_IMAGE,
     NO_POSE,
     by_stem,
     first_file,
     folders_that,
-    image_size,
     naming,
     numbered,
     pinhole,
@@ -29,6 +27,7 @@ from vggt_jax.evaluation.datasets.reading import (
     read_rows,
     read_text,
     rigid,
+    usable_size,
 )
 
 SCENES = (
@@ -62,7 +61,7 @@ class NRGBD(DataSet):
         Layout(
             "original",
             "SCENE/poses.txt and focal.txt with images/img0.png and depth/depth0.png",
-            lambda root: bool(folders_that(root, _is_scene)),
+            lambda root: bool(folders_that(root, _is_scene, 2)),
         ),
     )
 
@@ -85,7 +84,7 @@ class NRGBD(DataSet):
     def _scenes(self) -> dict[str, Path]:
         return {
             folder.name or folder.resolve().name: folder
-            for folder in folders_that(self.root, _is_scene)
+            for folder in folders_that(self.root, _is_scene, 2)
         }
 
     def _load(self, name: str, problems: Problems) -> Sequence:
@@ -97,8 +96,8 @@ class NRGBD(DataSet):
         frames = []
         for number in sorted({*images, *depths, *range(len(poses))}):
             label = f"{name}/{number}"
-            if number not in images:
-                problems.add(NO_IMAGE, label)
+            size = usable_size(images.get(number), problems, label)
+            if size is None:
                 continue
             pose = None
             if number >= len(poses):
@@ -108,7 +107,7 @@ class NRGBD(DataSet):
             if number not in depths:
                 problems.add(NO_DEPTH, label)
             image = images[number]
-            height, width = image_size(image)
+            height, width = size
             frames.append(
                 Frame(
                     name=image.stem,

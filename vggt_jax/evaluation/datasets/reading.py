@@ -20,6 +20,8 @@ _ROTATION_TOLERANCE = 1e-2
 LOST_POSE = "pose is not finite"
 NO_ROTATION = "pose is no rotation and translation"
 NO_IMAGE = "image is missing"
+DAMAGED_IMAGE = "image cannot be read"
+DAMAGED_DEPTH = "depth cannot be read"
 NO_POSE = "pose is missing"
 NO_DEPTH = "depth is missing"
 NO_MASK = "mask is missing"
@@ -51,6 +53,30 @@ def image_size(path: Path) -> tuple[int, int]:
     """Height and width of a picture; its pixels are not decoded."""
     with opened(path) as (image, _):
         return image.height, image.width
+
+
+def usable_size(path: Path | None, problems: Problems, label: str) -> tuple[int, int] | None:
+    """Height and width of a photograph; None, and a problem, if it is missing or damaged."""
+    if path is None or not path.is_file():
+        problems.add(NO_IMAGE, label)
+        return None
+    try:
+        return image_size(path)
+    except InputError:
+        problems.add(DAMAGED_IMAGE, label)
+        return None
+
+
+def depth_size(path: Path | None, problems: Problems, label: str) -> tuple[int, int] | None:
+    """Height and width of a picture of depth; None, and a problem, if it is missing or damaged."""
+    if path is None or not path.is_file():
+        problems.add(NO_DEPTH, label)
+        return None
+    try:
+        return image_size(path)
+    except InputError:
+        problems.add(DAMAGED_DEPTH, label)
+        return None
 
 
 def read_uint16(path: Path) -> np.ndarray:

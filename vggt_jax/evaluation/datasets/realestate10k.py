@@ -17,16 +17,15 @@ import numpy as np
 from vggt_jax.errors import InputError
 from vggt_jax.evaluation.datasets.base import About, DataSet, Frame, Layout, Problems, Sequence
 from vggt_jax.evaluation.datasets.reading import (
-    NO_IMAGE,
     by_stem,
     first_folder,
     folders_that,
-    image_size,
     naming,
     pinhole,
     read_rgb,
     read_rows,
     rigid,
+    usable_size,
 )
 from vggt_jax.files.documents import read_json
 
@@ -35,7 +34,6 @@ _COLUMNS = 19
 # Half the time between frames of 30 a second: beyond it another frame is nearer.
 _MOST_MICROSECONDS = 16_000
 NO_NUMBERS = "line of a camera file cannot be read"
-NO_LENS = "image cannot be read"
 OTHER_TIME = "image matched by the nearest time"
 
 
@@ -178,14 +176,10 @@ class RealEstate10K(DataSet):
         frames = []
         for i, (row, image) in enumerate(zip(rows, pairs, strict=True)):
             label = f"{name}/{row.time}"
-            if image is None:
-                problems.add(NO_IMAGE, label)
+            size = usable_size(image, problems, label)
+            if image is None or size is None:
                 continue
-            try:
-                height, width = image_size(image)
-            except InputError:
-                problems.add(NO_LENS, image)
-                continue
+            height, width = size
             fx, fy, cx, cy = row.shares
             matrix = pinhole(fx * width, fy * height, cx * width, cy * height)
             pose = rigid(row.camera_from_world, problems, label, inverse=False)
@@ -211,8 +205,7 @@ class RealEstate10K(DataSet):
                 matrix = np.array(record["intrinsics"], np.float64).reshape(3, 3)
                 pose = rigid(_pose(record["extrinsics"]), problems, label, inverse=False)
             image = images.get(image.stem)
-            if image is None:
-                problems.add(NO_IMAGE, label)
+            if usable_size(image, problems, label) is None or image is None:
                 continue
             frames.append(_frame(image.stem, i, image, matrix, pose))
         return frames
@@ -223,8 +216,7 @@ class RealEstate10K(DataSet):
         frames = []
         for i, stem in enumerate(sorted({*images, *cameras}, key=_by_time)):
             label = f"{name}/{stem}"
-            if stem not in images:
-                problems.add(NO_IMAGE, label)
+            if usable_size(images.get(stem), problems, label) is None:
                 continue
             matrix = pose = None
             if stem not in cameras:

@@ -25,14 +25,12 @@ from vggt_jax.evaluation.datasets.base import (
     Sequence,
 )
 from vggt_jax.evaluation.datasets.reading import (
-    NO_DEPTH,
-    NO_IMAGE,
     NO_POSE,
     by_stem,
+    depth_size,
     first_file,
     folders_that,
     from_whole_numbers,
-    image_size,
     natural,
     numbered,
     pinhole,
@@ -45,6 +43,7 @@ from vggt_jax.evaluation.datasets.reading import (
     read_text,
     rigid,
     scaled,
+    usable_size,
 )
 from vggt_jax.evaluation.datasets.scannet_sens import SensFile
 
@@ -214,7 +213,7 @@ def _intrinsics(folder: Path, name: str) -> dict[str, np.ndarray]:
 def _of_image(
     known: dict[str, np.ndarray],
     size: tuple[int, int],
-    depth_size: tuple[int, int],
+    size_of_depth: tuple[int, int],
     problems: Problems,
     name: str,
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -223,7 +222,7 @@ def _of_image(
     Colour that an exporter made smaller has the intrinsics of its first size beside it.
     """
     colour, depth = known.get("color"), known.get("depth")
-    across, down = size[1] / depth_size[1], size[0] / depth_size[0]
+    across, down = size[1] / size_of_depth[1], size[0] / size_of_depth[0]
     if colour is not None and not _fits(colour, size) and depth is not None:
         problems.add(OTHER_SIZE, name)
         colour = None
@@ -249,21 +248,17 @@ def _frames(folder, name, problems, images, depths, pose_of, *, has_depth: bool)
         pose_of: the pose of a number, with its problems.
         has_depth: whether depth is missed where there is none.
     """
-    known, frames, sizes = _intrinsics(folder, name), [], {}
+    known, frames = _intrinsics(folder, name), []
     for number in sorted({*images, *depths}):
         label = f"{name}/{number}"
-        if number not in images:
-            problems.add(NO_IMAGE, label)
+        size = usable_size(images.get(number), problems, label)
+        if size is None:
             continue
         depth = depths.get(number)
-        if depth is None and has_depth:
-            problems.add(NO_DEPTH, label)
-        # All frames of a scene are of one size: the first is asked.
-        size = sizes.setdefault("color", image_size(images[number]))
-        if depth is not None and "depth" not in sizes:
-            sizes["depth"] = image_size(depth)
-        depth_size = sizes.get("depth", _DEPTH_SIZE)
-        colour_matrix, depth_matrix = _of_image(known, size, depth_size, problems, name)
+        found = depth_size(depth, problems, label) if has_depth else None
+        if found is None:
+            depth = None
+        colour_matrix, depth_matrix = _of_image(known, size, found or _DEPTH_SIZE, problems, name)
         frames.append(
             Frame(
                 name=images[number].stem.removesuffix(".color"),

@@ -30,12 +30,11 @@ from vggt_jax.evaluation.datasets.base import (
     Sequence,
 )
 from vggt_jax.evaluation.datasets.reading import (
-    NO_DEPTH,
-    NO_IMAGE,
     by_stem,
+    depth_size,
     first_file,
+    folders_that,
     from_whole_numbers,
-    image_size,
     number_of,
     numbered,
     pinhole,
@@ -47,6 +46,7 @@ from vggt_jax.evaluation.datasets.reading import (
     read_uint16,
     scaled,
     subfolders,
+    usable_size,
 )
 
 SCENES = "chess fire heads office pumpkin redkitchen stairs".split()
@@ -55,6 +55,7 @@ TEST_SEQUENCES = {
     "redkitchen": (3, 4, 6, 12, 14), "stairs": (1, 4),
 }  # fmt: skip
 INVALID = (0, 65535)
+WRAPPED = 'projected depth has near points made of 65535; depth="projected" makes it anew'
 # Of pictures of 640 x 480. The depth camera's has pixel centres at i + 0.5, that of the colour
 # camera at i.
 _SIZE = (480, 640)
@@ -80,8 +81,7 @@ def _is_sequence(folder: Path) -> bool:
 
 
 def _scene_folders(root: Path) -> list[Path]:
-    folders = [root, *subfolders(root)]
-    return [f for f in folders if any(_is_sequence(s) for s in subfolders(f))]
+    return folders_that(root, lambda f: any(_is_sequence(s) for s in subfolders(f)), 2)
 
 
 class SevenScenes(DataSet):
@@ -91,7 +91,8 @@ class SevenScenes(DataSet):
         split: "test" or "train": by TestSplit.txt and TrainSplit.txt, or by the published numbers
             where these are missing; "all" takes both.
         depth: "stored": `depth.proj.png` where a sequence has any, else `depth.png`;
-            "projected": `depth.proj.png`, and where that is missing it is made from `depth.png`;
+            "projected": made of `depth.png` without what wraps, or `depth.proj.png` where that is
+            all there is;
             "raw": `depth.png`. Only projected depth is registered to the image
             (`Frame.registered`), which evaluations of points by pixel need.
         legacy_wrap: makes projected depth as the preprocessing did that wraps 65535 into near
@@ -168,7 +169,9 @@ class SevenScenes(DataSet):
             test = TEST_SEQUENCES[name]
             found = {n: "test" if n in test else "train" for n in numbers if n is not None}
         elif not found:
-            raise InputError(f"{scene}: has neither TestSplit.txt nor TrainSplit.txt")
+            self.problems.add("there is no TestSplit.txt, all sequences are taken", name)
+            numbers = numbered({f.name: f for f in subfolders(scene) if _is_sequence(f)})
+            found = dict.fromkeys(numbers, "train" if self._split == "train" else "test")
         return found
 
     def _load(self, name: str, problems: Problems) -> Sequence:
@@ -176,40 +179,25 @@ class SevenScenes(DataSet):
         images = by_stem(folder, cut=".color")
         projected, raw = by_stem(folder, cut=".depth.proj"), by_stem(folder, cut=".depth")
         poses = by_stem(folder, (".txt",), cut=".pose")
-        takes_stored = self._depth != "raw" and not self._wrap
         is_raw = self._depth == "raw" or (self._depth == "stored" and not projected)
         frames = []
         for stem in sorted(
             {*images, *projected, *raw, *poses}, key=lambda s: (number_of(s) or 0, s)
         ):
             label = f"{name}/{stem}"
-            if stem not in images:
-                problems.add(NO_IMAGE, label)
+            size = usable_size(images.get(stem), problems, label)
+            if size is None:
                 continue
-            pose = read_pose(poses.get(stem), problems, label, inverse=True)
-            height, width = image_size(images[stem])
-            colour = scaled(COLOUR_INTRINSICS, width / _SIZE[1], height / _SIZE[0])
-            read_depth = depth_intrinsics = None
-            if is_raw and stem in raw:
-                read_depth = functools.partial(read_millimetres, raw[stem], invalid=INVALID)
-                rows, columns = image_size(raw[stem])
-                depth_intrinsics = scaled(DEPTH_INTRINSICS, columns / _SIZE[1], rows / _SIZE[0])
-            elif takes_stored and not is_raw and stem in projected:
-                read_depth = functools.partial(read_millimetres, projected[stem], invalid=INVALID)
-                rows, columns = image_size(projected[stem])
-                depth_intrinsics = scaled(COLOUR_INTRINSICS, columns / _SIZE[1], rows / _SIZE[0])
-            elif self._depth == "projected" and stem in raw:
-                size = (height, width)
-                read_depth = functools.partial(project_to_colour, raw[stem], size, self._wrap)
-            else:
-                problems.add(NO_DEPTH, label)
+            read_depth, depth_intrinsics = self._depth_of(
+                raw.get(stem), projected.get(stem), size, is_raw, problems, label
+            )
             frames.append(
                 Frame(
                     name=stem,
                     index=number_of(stem) or 0,
                     image=images[stem],
-                    intrinsics=colour,
-                    camera_from_world=pose,
+                    intrinsics=_of_size(COLOUR_INTRINSICS, size),
+                    camera_from_world=read_pose(poses.get(stem), problems, label, inverse=True),
                     read_image=functools.partial(read_rgb, images[stem]),
                     read_depth=read_depth,
                     depth_intrinsics=depth_intrinsics,
@@ -227,6 +215,33 @@ class SevenScenes(DataSet):
             read_points=None if mesh is None else functools.partial(_scan, mesh),
             problems=problems,
         )
+
+    def _depth_of(self, raw, projected, size, is_raw: bool, problems: Problems, label: str):
+        """The reader and the intrinsics of a frame's depth, or twice None."""
+        makes_it = self._depth == "projected" and raw is not None
+        stored = raw if is_raw or makes_it else projected
+        found = depth_size(stored, problems, label)
+        if found is None or stored is None:
+            return None, None
+        if makes_it:
+            return functools.partial(project_to_colour, stored, size, self._wrap), None
+        matrix = _of_size(DEPTH_INTRINSICS if is_raw else COLOUR_INTRINSICS, found)
+        return functools.partial(read_millimetres, stored, invalid=INVALID), matrix
+
+    def check_more(self, sequence: Sequence, problems: Problems) -> None:
+        """Whether depth of the colour camera was made with 65535 taken for a depth."""
+        folder = self._listed[sequence.name][1]
+        projected, raw = by_stem(folder, cut=".depth.proj"), by_stem(folder, cut=".depth")
+        for stem in sorted(set(projected) & set(raw))[:2]:
+            stored = read_millimetres(projected[stem])
+            clean = project_to_colour(raw[stem], stored.shape)
+            wrapped = project_to_colour(raw[stem], stored.shape, True)
+            if np.any((wrapped != clean) & (stored == wrapped) & (stored < 10)):
+                problems.add(WRAPPED, f"{sequence.name}/{stem}")
+
+
+def _of_size(matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return scaled(matrix, size[1] / _SIZE[1], size[0] / _SIZE[0])
 
 
 def _scan(path: Path) -> Scan:
@@ -249,12 +264,11 @@ def project_to_colour(path: Path, size: tuple[int, int], legacy_wrap: bool = Fal
     depth = (values.astype(np.float32) / np.float32(1000)).astype(np.float64)
     known = (values > 0) & (legacy_wrap | (values < 65535))
     rows, columns = np.nonzero(known)
-    height, width = values.shape
-    (fx, _, cx), (_, fy, cy), _ = scaled(DEPTH_INTRINSICS, width / _SIZE[1], height / _SIZE[0])
+    (fx, _, cx), (_, fy, cy), _ = _of_size(DEPTH_INTRINSICS, values.shape)
     z = depth[rows, columns]
     points = np.stack([(columns + 0.5 - cx) / fx * z, (rows + 0.5 - cy) / fy * z, z])
     points = COLOUR_FROM_DEPTH[:3, :3] @ points + COLOUR_FROM_DEPTH[:3, 3:]
-    (fx, _, cx), (_, fy, cy), _ = scaled(COLOUR_INTRINSICS, size[1] / _SIZE[1], size[0] / _SIZE[0])
+    (fx, _, cx), (_, fy, cy), _ = _of_size(COLOUR_INTRINSICS, size)
     x = np.floor(points[0] / points[2] * fx + cx).astype(np.int64)
     y = np.floor(points[1] / points[2] * fy + cy).astype(np.int64)
     inside = (x >= 0) & (x < size[1]) & (y >= 0) & (y < size[0]) & (points[2] > 0)

@@ -37,6 +37,7 @@ from vggt_jax.evaluation.datasets.reading import (
     read_rows,
     rigid,
     subfolders,
+    usable_size,
 )
 
 # The groups of the benchmark.
@@ -207,6 +208,9 @@ def _frames_of_log(log: Path, images: dict[str, Path], name: str, problems: Prob
     frames, used = [], set()
     for (stem, image), number in zip(images.items(), numbers, strict=True):
         place, label, pose = (-1 if number is None else number - first), f"{name}/{stem}", None
+        if usable_size(image, problems, label) is None:
+            used.add(place)
+            continue
         if place not in by_place:
             problems.add(NO_POSE, label)
             if place < 0:
@@ -237,6 +241,8 @@ def _frames_of_model(folder: Path | None, images: Path, name: str, problems: Pro
             problems.add(NO_IMAGE, f"{name}/{entry.name}")
             continue
         used.add(key)
+        if usable_size(there[key], problems, f"{name}/{entry.name}") is None:
+            continue
         pose = rigid(entry.camera_from_world, problems, f"{name}/{entry.name}", inverse=False)
         matrix = cameras[entry.camera].intrinsics
         if np.any(cameras[entry.camera].distortion):
