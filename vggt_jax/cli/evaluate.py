@@ -258,10 +258,11 @@ def _print_results(command: Evaluate, protocol: Any, scored: Any, total: int) ->
         return
     ours = aggregated(protocol, scored)
     sparsity = sum(line["sparsity"] for line in scored) / len(scored)
-    how = f"block-sparse or sampled, {sparsity:.1%} left out" if sparsity else "dense"
+    how = f"{sparsity:.1%} left out" if sparsity else "dense"
     label = f"{command.model or 'small model'}, {how}"
     count = max(len(line["frames"]) for line in scored)
-    print(printable(table(protocol, ours, label=label, count=count)))
+    for line in table(protocol, ours, label=label, count=count).split("\n"):
+        print(printable(line))
     for note in protocol.notes:
         print(f"note: {note}")
     if command.size is not None or command.sequences or command.limit or command.frame_list:
