@@ -109,7 +109,10 @@ def check_sequence(dataset: DataSet, name: str, *, max_pairs: int = 4) -> Sequen
             found.append(disagreement(*pairs[i]))
         except InputError as error:
             problems.add("image or depth cannot be read", error)
-    dataset.check_more(sequence, problems)
+    try:
+        dataset.check_more(sequence, problems)
+    except InputError as error:
+        problems.add("depth cannot be read", error)
     differences = np.concatenate([np.zeros(0), *found])
     num_depth = sum(frame.has_depth for frame in sequence.frames)
     lines = tuple(problems.lines())

@@ -307,23 +307,25 @@ class CO3D(DataSet):
         depth = folder / "depths" / f"{image.name}.geometric.png"
         known = folder / "depth_masks" / f"{image.stem}.png"
         mask, scale = folder / "masks" / f"{image.stem}.png", 1.0
-        is_told = False
-        if isinstance(told := record.get("depth"), dict):
-            is_told = True
-            depth = base / told["path"]
-            scale = float(told.get("scale_adjustment", 1.0))
-            known = base / told["mask_path"] if told.get("mask_path") else known
-        if isinstance(told := record.get("mask"), dict):
-            mask = base / told["path"]
-            if not mask.is_file():
-                problems.add(NO_MASK, label)
-        if is_told and not depth.is_file():
-            problems.add(NO_DEPTH, label)
-        if is_told and depth.is_file() and not known.is_file():
-            problems.add("mask of depth is missing", label)
+        told_depth, told_mask = record.get("depth"), record.get("mask")
+        if isinstance(told_depth, dict):
+            depth = base / told_depth["path"]
+            scale = float(told_depth.get("scale_adjustment", 1.0))
+            known = base / told_depth["mask_path"] if told_depth.get("mask_path") else known
+        if isinstance(told_mask, dict):
+            mask = base / told_mask["path"]
+        depth, known, mask = first_file(depth), first_file(known), first_file(mask)
+        # VGGT's annotations do not say that there is depth.
+        if isinstance(told_depth, dict):
+            if depth is None:
+                problems.add(NO_DEPTH, label)
+            elif known is None:
+                problems.add("mask of depth is missing", label)
+        if isinstance(told_mask, dict) and mask is None:
+            problems.add(NO_MASK, label)
         return (
-            functools.partial(read_depth, depth, known, scale) if depth.is_file() else None,
-            functools.partial(read_mask, mask) if mask.is_file() else None,
+            None if depth is None else functools.partial(read_depth, depth, known, scale),
+            None if mask is None else functools.partial(read_mask, mask),
         )
 
 
@@ -332,12 +334,12 @@ def read_depth(path: Path, mask: Path | None, scale: float) -> np.ndarray:
 
     Args:
         path: a PNG of 16 bits.
-        mask: brighter than 128 where depth is known, one bit or eight; None or no file for all.
+        mask: brighter than 128 where depth is known, one bit or eight; None for all.
         scale: `scale_adjustment`.
     """
     values = read_uint16(path).view(np.float16).astype(np.float32)
     depth = finite_depth(np.where(np.isfinite(values), values, 0) * np.float32(scale))
-    if mask is not None and mask.is_file():
+    if mask is not None:
         known = read_mask(mask, above=128)
         if known.shape != depth.shape:
             raise InputError(f"{mask}: is of another size than its depth, {path}")
@@ -439,11 +441,10 @@ def _dust3r_frames(base: Path, name: str, problems: Problems) -> list[Frame]:
         except InputError:
             problems.add(NO_CAMERA, label)
         image = images[stem]
-        depth = base / "depths" / f"{image.name}.geometric.png"
-        if not depth.is_file():
+        depth = first_file(base / "depths" / f"{image.name}.geometric.png")
+        mask = first_file(base / "masks" / f"{stem}.png")
+        if depth is None:
             problems.add(NO_DEPTH, label)
-        mask = base / "masks" / f"{stem}.png"
-        is_there = depth.is_file() and farthest > 0
         frames.append(
             Frame(
                 name=stem,
@@ -452,8 +453,10 @@ def _dust3r_frames(base: Path, name: str, problems: Problems) -> list[Frame]:
                 intrinsics=matrix,
                 camera_from_world=pose,
                 read_image=functools.partial(read_rgb, image),
-                read_depth=functools.partial(_dust3r_depth, depth, farthest) if is_there else None,
-                read_mask=functools.partial(read_mask, mask, above=25) if mask.is_file() else None,
+                read_depth=functools.partial(_dust3r_depth, depth, farthest)
+                if depth is not None and farthest > 0
+                else None,
+                read_mask=None if mask is None else functools.partial(read_mask, mask, above=25),
             )
         )
     return frames

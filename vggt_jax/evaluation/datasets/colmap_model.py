@@ -172,5 +172,7 @@ def _binary_images(data: bytes) -> list[ColmapImage]:
         name = data[at:end].decode("utf-8", errors="replace")
         (points,) = struct.unpack_from("<Q", data, end + 1)
         at = end + 9 + 24 * points
+        if at > len(data):
+            raise ValueError(f"it ends in image {name}")
         found.append(ColmapImage(number, name, camera, _pose(values[:4], values[4:])))
     return found

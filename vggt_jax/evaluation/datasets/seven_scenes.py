@@ -236,7 +236,8 @@ class SevenScenes(DataSet):
             stored = read_millimetres(projected[stem])
             clean = project_to_colour(raw[stem], stored.shape)
             wrapped = project_to_colour(raw[stem], stored.shape, True)
-            if np.any((wrapped != clean) & (stored == wrapped) & (stored < 10)):
+            is_near = (stored > 0) & (stored < 10)
+            if np.any(is_near & (wrapped != clean) & (stored == wrapped)):
                 problems.add(WRAPPED, f"{sequence.name}/{stem}")
 
 

@@ -2,21 +2,10 @@
 
 import numpy as np
 import pytest
+from dataset_cases import CASES, LAYOUTS, OPTIONS
 
 from vggt_jax.evaluation.datasets import DATASETS, open_dataset, unproject
 
-LAYOUTS = {
-    "re10k": ("original", "pi3", "cut3r"),
-    "co3d": ("original", "vggt", "dust3r"),
-    "tanks": ("original", "image_sets"),
-    "eth3d": ("original", "undistorted", "pi3"),
-    "7scenes": ("original", "raw"),
-    "nrgbd": ("original",),
-    "dtu": ("mvsnet", "training", "views64"),
-    "scannet": ("original", "sens", "processed", "cpp"),
-}
-CASES = [(name, layout) for name, layouts in LAYOUTS.items() for layout in layouts]
-OPTIONS = {"7scenes": {"split": "all"}}
 LOST = {
     "nrgbd": ("breakfast_room", (3, 4)),
     "scannet": ("scene0708_00", (2,)),
