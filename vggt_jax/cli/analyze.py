@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import tqdm
@@ -59,6 +59,10 @@ class Analyze(Attending):
         vggt-jax analyze maps kitchen/ --model facebook/VGGT-1B --layer 14 --out maps
         vggt-jax analyze sparsity kitchen/ --sparse-ratio 0.75 --out sparsity
     """
+
+    if TYPE_CHECKING:
+        pattern: tuple[str, ...]
+        compute_dtype: Literal["float32", "bfloat16"] | None
 
     figure: Annotated[
         tyro.conf.Positional[Literal["maps", "sparsity", "layers", "drop", "runtime"]],
@@ -162,7 +166,7 @@ class _Scene:
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"attention": self.plan.attention, "compute_dtype": self.of.compute_dtype}  # pyright: ignore[reportAttributeAccessIssue]
+        return {"attention": self.plan.attention, "compute_dtype": self.of.compute_dtype}
 
     def maps(self) -> Iterator[tuple[str, bytes]]:
         from vggt_jax.analysis import attention, figures
@@ -180,10 +184,10 @@ class _Scene:
         layout = TokenLayout.for_images(
             *self.plan.size, config.patch_size, config.num_special_tokens
         )
-        patch, pair_map = config.patch_size, found.pair_map[layer]
+        patch, pair_map = config.patch_size, np.asarray(found.pair_map[layer])
         matches = attention.strongest_matches(pair_map, layout, patch, self.of.matches)
         names = [self.names[frame] for frame in pair]
-        between = found.between_frames[layer]
+        between = np.asarray(found.between_frames[layer])
         yield "map.png", _png(figures.draw_map(pair_map, layout, names, layer))
         shown = self.images[list(pair)]
         yield "matches.png", _png(figures.draw_matches(matches, shown, names, layer))

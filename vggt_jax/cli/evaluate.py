@@ -71,8 +71,8 @@ class Evaluate(Attending):
     sequences: tuple[str, ...] = ()
     """Names of sequences, or all, instead of those of the protocol."""
     num_frames: OptionalInt = None
-    """Frames of a sequence, where the protocol has a choice of it: tanks, scannet and the random
-    ones."""
+    """Frames of a sequence, where the protocol has a choice of it: tanks (0 takes all), scannet
+    and the random ones."""
     frame_list: OptionalPath = None
     """A JSON file of the frames of each sequence, {"name": [0, 5, ...]}, such as a published
     one, instead of those of the protocol."""
@@ -102,9 +102,9 @@ class Evaluate(Attending):
             return 0
         if self.dataset is None or self.root is None:
             raise InputError("name a data set and its folder, or ask for --list")
-        for name in ("limit", "num_frames"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise InputError(f"--{name.replace('_', '-')} {value} must be at least 1")
+        for name, least in (("limit", 1), ("num_frames", 0), ("pad_frames_to", 0)):
+            if (value := getattr(self, name)) is not None and value < least:
+                raise InputError(f"--{name.replace('_', '-')} {value} must be at least {least}")
         if self.published_tools:
             _check_tools()
         try:
@@ -120,25 +120,30 @@ class Evaluate(Attending):
         protocol = self._protocol()
         dataset = open_dataset(self.dataset, self.root, **dict(protocol.opened))
         names = listed(protocol, dataset)
+        if _ALL in self.sequences or not set(self.sequences) <= set(names):
+            protocol = dataclasses.replace(protocol, only=(), left_out=())
+            names = listed(protocol, dataset)
         if unknown := [x for x in self.sequences if x not in (_ALL, *names)]:
             raise InputError(f"--sequences {unknown[0]}: {self.root} has no such sequence")
-        chosen = choose(protocol, dataset, names)
-        taken_ones = [(name, places) for name, places in chosen.items() if places]
-        if not taken_ones:
+        only = () if _ALL in self.sequences else self.sequences
+        if self.size is not None and any(side < 14 or side % 14 for side in self.size):
+            raise InputError(f"--size {self.size} must be multiples of 14, such as 392 518")
+        found = choose(protocol, dataset, names, only=only, limit=self.limit)
+        chosen = [*found.items()]
+        if not chosen:
             _say_problems(dataset.problems)
             raise InputError(
                 f"{self.root}: holds none of the sequences of {protocol.name}; --sequences all "
                 "takes those that are there"
             )
-        taken_ones = taken_ones[: self.limit]
         if self.list:
-            for name, places in taken_ones:
+            for name, places in chosen:
                 print(printable(f"{name}: {len(places)} frames: {' '.join(map(str, places))}"))
             code = 0
         elif self.check:
-            code = _check(protocol, dataset, taken_ones)
+            code = _check(protocol, dataset, chosen)
         else:
-            code = self._evaluate(protocol, dataset, taken_ones)
+            code = self._evaluate(protocol, dataset, chosen)
         _say_problems(dataset.problems)
         return code
 
@@ -149,9 +154,6 @@ class Evaluate(Attending):
 
         assert self.dataset is not None
         protocol = protocol_for(self.protocol, self.dataset)
-        if self.sequences:
-            only = () if _ALL in self.sequences else self.sequences
-            protocol = dataclasses.replace(protocol, only=only, left_out=())
         if self.frame_list is not None:
             if self.num_frames is not None:
                 raise InputError("--frame-list says which frames; leave out --num-frames")
@@ -249,6 +251,7 @@ def _run_sequences(evaluation: Any, chosen: list, file: Any) -> Any:
 
 
 def _print_results(command: Evaluate, protocol: Any, scored: Any, total: int) -> None:
+    from vggt_jax.evaluation.protocols.base import ALL
     from vggt_jax.evaluation.protocols.results import aggregated, table
 
     print(
@@ -260,7 +263,7 @@ def _print_results(command: Evaluate, protocol: Any, scored: Any, total: int) ->
     sparsity = sum(line["sparsity"] for line in scored) / len(scored)
     how = f"{sparsity:.1%} left out" if sparsity else "dense"
     label = f"{command.model or 'small model'}, {how}"
-    count = max(len(line["frames"]) for line in scored)
+    count = getattr(protocol.frames, "count", None) or ALL
     for line in table(protocol, ours, label=label, count=count).split("\n"):
         print(printable(line))
     for note in protocol.notes:
@@ -311,7 +314,7 @@ def _print_protocols(only: str | None) -> None:
                 print(f"    note: {note}")
             for row in protocol.published:
                 numbers = ", ".join(f"{metric} {value:g}" for metric, value in row.metrics)
-                count = "" if row.count is None else f", {row.count} frames"
+                count = "" if row.count is None else f", {row.count or 'all'} frames"
                 how = "" if not row.sparsity else f" {row.sparsity:.1%}"
                 print(f"    {row.model}, {row.attention}{how}{count}: {numbers} ({row.source})")
 

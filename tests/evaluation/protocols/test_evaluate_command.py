@@ -97,6 +97,11 @@ def test_results_and_going_on(root, model, tmp_path, capsys, monkeypatch):
     )
     assert run(*args[:-2], "--out", root("scannet") / "scene0707_00" / "pose" / "0.txt") == 2
     assert "is no JSON" in capsys.readouterr().err
+    mine = tmp_path / "mine.txt"
+    for text in ("mine", '{"mine": 1}\n'):
+        mine.write_text(text)
+        assert run(*args[:-1], mine) == 2 and mine.read_text() == text
+        assert "holds no results of vggt-jax evaluate" in capsys.readouterr().err
 
     def fail(*args, **options):
         raise vggt_jax.InputError("0.png: cannot be read")
@@ -119,6 +124,12 @@ def test_lists_and_checks(root, tmp_path, capsys):
     places = np.random.RandomState(42).choice(12, 10, replace=False)
     assert said.out == f"0123456789abcdef: 10 frames: {' '.join(map(str, places))}\n"
     assert "too few frames, or is not in the list: 1 (2123456789abcdef)" in said.err
+    # The draw of a sequence is that among all, whichever are asked for.
+    generator = np.random.RandomState(42)
+    second = [generator.choice(12, 10, replace=False) for _ in range(2)][1]
+    assert run("re10k", root("re10k"), "--list", "--sequences", "1123456789abcdef") == 0
+    said = capsys.readouterr().out
+    assert said == f"1123456789abcdef: 10 frames: {' '.join(map(str, second))}\n"
     frames = tmp_path / "list.json"
     frames.write_text('{"110_1_2": [0, 5, 2]}')
     for name, options in (("dtu", ()), ("co3d", ("--frame-list", frames)), ("re10k", ())):

@@ -15,9 +15,11 @@ from vggt_jax.evaluation.protocols import (
     PairScore,
     Prediction,
     Truth,
+    aggregated,
     clouds,
     poses,
     protocol_for,
+    results,
     score,
 )
 from vggt_jax.evaluation.protocols.frames import (
@@ -234,7 +236,7 @@ def test_frames_of_published_lists():
     assert [number("pi3", "7scenes", x) for x in (1000, 500)] == [5, 3]
     assert [number("pi3-dense", "7scenes", x) for x in (1000, 500)] == [25, 13]
     assert number("pi3", "dtu", 49) == 10
-    # ETH3D has 38 pictures of courtyard, 76 of facade, 14 of pipes, 15 of playground's like.
+    # ETH3D has 38 pictures of courtyard, 76 of facade, 14 of pipes.
     assert [number("pi3", "eth3d", x) for x in (38, 76, 14)] == [8, 16, 3]
     assert protocol_for("pi3", "scannet").frames.of_length(5000) == tuple(range(0, 270, 3))
     two = protocol_for("cut3r", "nrgbd").frames
@@ -260,6 +262,9 @@ def test_rules_of_frames():
     taken = [x for x, places in chosen.items() if places]
     assert [x[0] for x in taken] == list("aabbc") and "c/1" not in taken
     assert fast.with_count(4).fewest == 4
+    assert RegularSpacing(count=25).with_count(0) == RegularSpacing(count=None)
+    with pytest.raises(InputError, match="1 frames: this protocol draws at least two"):
+        fast.with_count(1)
     with pytest.raises(InputError, match="no number of frames to choose"):
         EveryNth(step=3).with_count(4)
 
@@ -308,3 +313,25 @@ def test_what_cannot_be_scored(truth):
     assert isinstance(maps.score, CloudScore) and maps.score.icp_distance == 100
     with pytest.raises(InputError, match="predicts no points"):
         score(maps, truth, Prediction(camera_from_world=truth.camera_from_world))
+
+
+def test_sequences_become_one_number():
+    line = lambda category, auc, pairs, **more: {
+        "category": category, "metrics": {"auc_30": auc, "num_pairs": pairs, **more}
+    }  # fmt: skip
+    lines = [line("cup", 0.2, 30), line("cup", 0.8, 10), line("tv", 0.5, 5, ate=None)]
+    assert aggregated(protocol_for("pi3", "co3d"), lines) == {
+        "auc_30": pytest.approx((0.2 * 30 + 0.8 * 10 + 0.5 * 5) / 45)
+    }
+    of_categories = aggregated(protocol_for("vggt", "co3d"), lines)["auc_30"]
+    assert of_categories == pytest.approx((0.35 + 0.5) / 2)
+    of_sequences = aggregated(protocol_for("paper", "tanks"), lines)["auc_30"]
+    assert of_sequences == pytest.approx(0.5)
+    tanks = protocol_for("paper", "tanks")
+    shown = results.table(tanks, {"rra_5": 0.9, "ate": 0.02}, label="mine", count=50).splitlines()
+    assert shown[0].split() == ["rra_5", "ate"] and shown[1].split() == ["mine", "0.9000", "0.0200"]
+    assert shown[2].split() == ["VGGT,", "dense", "0.848", "(+0.052)", "0.023", "(-0.003)"]
+    assert len(shown) == 2 + 8 + 1 and shown[5].startswith("VGGT, block-sparse 75.0%")
+    assert results.finite({"ate": np.inf, "rpe": np.nan, "num_pairs": 3}) == {
+        "ate": 1e9, "rpe": None, "num_pairs": 3
+    }  # fmt: skip

@@ -15,6 +15,10 @@ Aggregate = Literal["pairs", "categories", "sequences"]
 that of each category and then the mean over categories; "sequences", the mean over sequences."""
 
 
+ALL = 0
+"""A number of frames that stands for all."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PairScore:
     """RRA, RTA and AUC of all pairs of frames.
@@ -78,7 +82,7 @@ class Published:
         source: paper or page, and where in it.
         attention: how the model attended.
         sparsity: the share of blocks left out; None where it is not said.
-        count: of frames, where the protocol has a choice of it.
+        count: of frames, where the protocol has a choice of it; `ALL` for all of a sequence.
         exact: False where the number was read off a figure, or comes from memory of a paper.
     """
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from vggt_jax.evaluation.protocols.poses import apply, square, umeyama
 
@@ -95,7 +95,7 @@ def icp(
     Args:
         max_distance: pairs that are farther apart do not count.
     """
-    tree = cKDTree(truth)
+    tree = KDTree(truth)
     matrix = np.eye(4)
     moved = np.asarray(points, np.float64)
 
@@ -131,7 +131,7 @@ def normals(points: Float[np.ndarray, "m 3"]) -> Float[np.ndarray, "m 3"]:
     number = min(_NEIGHBOURS, len(points))
     if number < 3:
         return result
-    tree = cKDTree(points)
+    tree = KDTree(points)
     for first in range(0, len(points), _CHUNK):
         some = slice(first, first + _CHUNK)
         _, nearest = tree.query(points[some], k=number, workers=-1)
@@ -172,8 +172,8 @@ def cloud_metrics(
         if icp_distance is not None:
             points = apply(icp(points, truth, icp_distance), points)
         normal, true_normal = normals(points), normals(truth)
-    to_truth, nearest_truth = cKDTree(truth).query(points, workers=-1)
-    to_points, nearest_point = cKDTree(points).query(truth, workers=-1)
+    to_truth, nearest_truth = KDTree(truth).query(points, workers=-1)
+    to_points, nearest_point = KDTree(points).query(truth, workers=-1)
     cosine = lambda one, other: np.abs(np.sum(one * other, axis=1))
     values = {
         "accuracy": to_truth,
@@ -199,8 +199,8 @@ def f_score(
     """`precision`, `recall` and `f_score` of two clouds that are in one place, in [0, 1]."""
     if not len(points) or not len(truth):
         return dict.fromkeys(("precision", "recall", "f_score"), 0.0)
-    precision = float(np.mean(cKDTree(truth).query(points, workers=-1)[0] < threshold))
-    recall = float(np.mean(cKDTree(points).query(truth, workers=-1)[0] < threshold))
+    precision = float(np.mean(KDTree(truth).query(points, workers=-1)[0] < threshold))
+    recall = float(np.mean(KDTree(points).query(truth, workers=-1)[0] < threshold))
     total = precision + recall
     score = 2 * precision * recall / total if total else 0.0
     return {"precision": precision, "recall": recall, "f_score": score}
@@ -232,13 +232,13 @@ def clipped_chamfer(
     if not all(map(len, clouds)):
         return {"chamfer_sum": 2 * clip}
     points, truth = clouds
-    both = (cKDTree(truth).query(points, workers=-1), cKDTree(points).query(truth, workers=-1))
+    both = (KDTree(truth).query(points, workers=-1), KDTree(points).query(truth, workers=-1))
     return {"chamfer_sum": float(sum(np.mean(np.minimum(x, clip)) for x, _ in both))}
 
 
 def thinned(points: Float[np.ndarray, "m 3"], radius: float) -> Float[np.ndarray, "k 3"]:
     """Points of which no two are closer than a radius: each in turn removes those around it."""
-    tree, kept = cKDTree(points), np.ones(len(points), bool)
+    tree, kept = KDTree(points), np.ones(len(points), bool)
     for first in range(0, len(points), _CHUNK):
         some = range(first, min(first + _CHUNK, len(points)))
         for i, around in zip(some, tree.query_ball_point(points[some], radius), strict=True):
@@ -252,7 +252,7 @@ def distances(points: Float[np.ndarray, "m 3"], others: Float[np.ndarray, "k 3"]
     """From each point to the nearest of others; infinite where there are none."""
     if not len(others):
         return np.full(len(points), np.inf)
-    return cKDTree(others).query(points, workers=-1)[0]
+    return KDTree(others).query(points, workers=-1)[0]
 
 
 def _voxels(cloud: np.ndarray, side: float) -> np.ndarray:

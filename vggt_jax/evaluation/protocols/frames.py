@@ -30,12 +30,12 @@ class Choice(abc.ABC):
         """
 
     def with_count(self, count: int) -> "Choice":
-        """The same rule for another number of frames.
+        """The same rule for another number of frames, where 0 stands for all.
 
         Raises:
             InputError: the rule has no such number.
         """
-        raise InputError(f"this protocol has no number of frames to choose; leave out {count}")
+        raise InputError(f"{count} frames: this protocol has no number of frames to choose")
 
 
 class EachAlone(Choice):
@@ -72,6 +72,8 @@ class Draw(Choice):
             raise ValueError(f"count={self.count} must be in [1, {self.fewest=}]")
 
     def with_count(self, count: int) -> "Draw":
+        if count < 2:
+            raise InputError(f"{count} frames: this protocol draws at least two")
         return dataclasses.replace(self, count=count, fewest=max(count, self.fewest))
 
     def choose(self, lengths, categories=None) -> Chosen:
@@ -134,7 +136,7 @@ class RegularSpacing(EachAlone):
     count: int | None
 
     def with_count(self, count: int) -> "RegularSpacing":
-        return dataclasses.replace(self, count=count)
+        return dataclasses.replace(self, count=count or None)
 
     def of_length(self, length: int) -> tuple[int, ...]:
         if self.count is None or length <= self.count:

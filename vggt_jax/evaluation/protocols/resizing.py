@@ -127,4 +127,4 @@ class Resizing:
 def _resized(image: np.ndarray, size: tuple[int, int], resampling: Image.Resampling):
     if image.shape[:2] == size:
         return image
-    return np.asarray(Image.fromarray(image).resize(size[::-1], resampling))
+    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), resampling))

@@ -11,6 +11,7 @@ import numpy as np
 
 from vggt_jax.errors import InputError
 from vggt_jax.evaluation.protocols.base import Protocol, Published
+from vggt_jax.files import replacing
 
 FORMAT = "vggt-jax evaluation"
 VERSION = 1
@@ -82,26 +83,26 @@ class ResultFile:
             InputError: the file is none of ours, or of another run, or cannot be written.
         """
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{self.path}: cannot be read ({error})") from error
         lines = read_lines(text, self.path)
-        if lines:
-            self._check(lines[0])
+        if text:
+            self._check(lines[0] if lines else {})
         done = [line for line in lines[1:] if "metrics" in line]
-        self._write([self.about, *done], "w")
+        with replacing(self.path) as file:
+            file.write(_as_text([lines[0] if lines else self.about, *done]).encode())
         return done
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """Writes the line of a sequence."""
-        self._write([line], "a")
+        """Writes the line of a sequence.
 
-    def _write(self, lines: Iterable[Mapping[str, Any]], mode: str) -> None:
-        text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+        Raises:
+            InputError: the file cannot be written.
+        """
         try:
-            with self.path.open(mode, encoding="utf-8") as file:
-                file.write(text)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(_as_text([line]))
         except OSError as error:
             raise InputError(f"{self.path}: cannot be written ({error.strerror})") from error
 
@@ -119,6 +120,10 @@ class ResultFile:
                 f"{self.path}: holds results of another run, which differs in "
                 f"{', '.join(differing)}; choose another file"
             )
+
+
+def _as_text(lines: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
 
 
 def read_lines(text: str, path: Path) -> list[dict[str, Any]]:

@@ -87,9 +87,10 @@ def _mesh(rule: TrajectoryScore, truth: Truth, prediction: Prediction) -> dict[s
     points = points[np.isfinite(points).all(axis=1)]
     if not len(points):
         return clouds.clipped_chamfer(points, truth.scan.points)
-    assert prediction.camera_from_world is not None
-    found, expected = (poses.square(x.camera_from_world[0]) for x in (prediction, truth))
-    points = poses.apply(poses.inverse(expected) @ found, points)
+    cameras = prediction.camera_from_world
+    assert cameras is not None
+    first, true_first = poses.square(cameras[0]), poses.square(truth.camera_from_world[0])
+    points = poses.apply(poses.inverse(true_first) @ first, points)
     expected = truth.scan.points.astype(np.float64)
     low, high = points.min(axis=0), points.max(axis=0)
     true_low, true_high = expected.min(axis=0), expected.max(axis=0)

@@ -1,7 +1,7 @@
 """The frames of a sequence that a protocol takes, and what is known of them."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -17,7 +17,7 @@ from vggt_jax.evaluation.protocols.base import (
     TrajectoryScore,
     Truth,
 )
-from vggt_jax.evaluation.protocols.frames import Chosen
+from vggt_jax.evaluation.protocols.frames import EachAlone, Listed
 from vggt_jax.evaluation.protocols.poses import apply, inverse, square
 
 
@@ -44,26 +44,57 @@ def listed(protocol: Protocol, dataset: DataSet) -> list[str]:
     return [x for x in names if x in protocol.only or x.partition("/")[0] in protocol.only]
 
 
-def choose(protocol: Protocol, dataset: DataSet, names: Iterable[str]) -> Chosen:
-    """Which frames of which sequences a protocol takes; of sequences that cannot be read, none.
+def choose(
+    protocol: Protocol,
+    dataset: DataSet,
+    names: Iterable[str],
+    *,
+    only: Collection[str] = (),
+    limit: int | None = None,
+) -> dict[str, tuple[int, ...]]:
+    """Which frames of which sequences a protocol takes; those that cannot be read are left out.
 
-    What is wrong with them goes to `dataset.problems`.
+    What is left out is noted in `dataset.problems`. Sequences are read as far as the rule needs
+    them: for a random draw all, since it depends on those before.
+
+    Args:
+        names: of the sequences that the rule knows of, see `listed`.
+        only: those of them that are wanted; empty for all. A random draw is as if all were.
+        limit: so many sequences are enough, the first ones.
     """
-    lengths: dict[str, int] = {}
-    categories: dict[str, str | None] = {}
-    for name in names:
-        try:
-            sequence = dataset.load(name)
-        except InputError as error:
-            dataset.problems.add("sequence cannot be read", f"{name}: {error}")
-            continue
-        found = _candidates(protocol, sequence)
-        lengths[name], categories[name] = max(found, default=-1) + 1, sequence.category
-    chosen = protocol.frames.choose(lengths, categories)
-    left_out = [name for name, places in chosen.items() if not places]
-    for name in left_out:
-        dataset.problems.add("sequence has too few frames, or is not in the list", name)
-    return chosen
+    rule, names = protocol.frames, list(names)
+    wanted = set(only or names)
+    if isinstance(rule, Listed | EachAlone):
+        names = [name for name in names if name in wanted]
+    if isinstance(rule, Listed):
+        chosen = rule.choose(dict.fromkeys(names, 0))
+    elif isinstance(rule, EachAlone):
+        chosen = {}
+        for name in names:
+            if limit is not None and sum(map(bool, chosen.values())) >= limit:
+                break
+            if (found := _length(protocol, dataset, name)) is not None:
+                chosen[name] = rule.of_length(found[0])
+    else:
+        known = {name: _length(protocol, dataset, name) for name in names}
+        lengths = {name: x[0] for name, x in known.items() if x is not None}
+        chosen = rule.choose(lengths, {name: x[1] for name, x in known.items() if x is not None})
+    chosen = {name: places for name, places in chosen.items() if name in wanted}
+    for name, places in chosen.items():
+        if not places:
+            dataset.problems.add("sequence has too few frames, or is not in the list", name)
+    taken = [(name, places) for name, places in chosen.items() if places]
+    return dict(taken[:limit])
+
+
+def _length(protocol: Protocol, dataset: DataSet, name: str) -> tuple[int, str | None] | None:
+    """How many frames of a sequence there are to choose from, and its category."""
+    try:
+        sequence = dataset.load(name)
+    except InputError as error:
+        dataset.problems.add("sequence cannot be read", f"{name}: {error}")
+        return None
+    return max(_candidates(protocol, sequence), default=-1) + 1, sequence.category
 
 
 def _candidates(protocol: Protocol, sequence: Sequence) -> dict[int, Frame]:
