@@ -118,6 +118,7 @@ def test_which_layers_are_dropped():
         dropped_layers(7, 8, "front")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny", "tiny_pi3"])
 def test_dropped_blocks_add_nothing_and_others_stay(name, request):
     model = request.getfixturevalue(name)()

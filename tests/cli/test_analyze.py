@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 
+@pytest.mark.slow
 def test_maps(run, photographs, checkpoint, tmp_path, capsys):
     out = tmp_path / "maps"
     options = ("--model", checkpoint, "--layer", 1, "--matches", 3, "--pair", 2, 0)

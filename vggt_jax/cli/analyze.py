@@ -181,9 +181,8 @@ class _Scene:
         found = attention.observe(self.model, self.images, pair=pair, **self.settings)
         layer = attention.sharpest_layer(found) if self.of.layer is None else self.of.layer
         config = self.model.config
-        layout = TokenLayout.for_images(
-            *self.plan.size, config.patch_size, config.num_special_tokens
-        )
+        (height, width), special = self.plan.size, config.num_special_tokens
+        layout = TokenLayout.for_images(height, width, config.patch_size, special)
         patch, pair_map = config.patch_size, np.asarray(found.pair_map[layer])
         matches = attention.strongest_matches(pair_map, layout, patch, self.of.matches)
         names = [self.names[frame] for frame in pair]

@@ -49,12 +49,14 @@ class Evaluation:
     tools: Tools = "own"
 
     @property
-    def point_source(self) -> PointSource:
-        """Where predicted points come from.
+    def point_source(self) -> PointSource | None:
+        """Where predicted points come from; None where the protocol compares none.
 
         Raises:
             InputError: the model has no such points.
         """
+        if not self.protocol.needs_depth:
+            return None
         sources = self.model.point_sources
         if not sources or (self.points is not None and self.points not in sources):
             has = ", ".join(sources) or "none"
@@ -121,11 +123,12 @@ def check_truth(
     }
 
 
-def predicted(result: Reconstruction, source: PointSource) -> Prediction:
-    """What protocols ask of a reconstruction."""
+def predicted(result: Reconstruction, source: PointSource | None) -> Prediction:
+    """What protocols ask of a reconstruction, without points where there is no source."""
+    points = confidence = None
     if source == "depth":
         points, confidence = result.points_from_depth(), result.depth_confidence
-    else:
+    elif source == "head":
         points, confidence = result.world_points, result.world_points_confidence
     as_array = lambda x: None if x is None else np.asarray(x)
     return Prediction(

@@ -41,7 +41,7 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory, tiny):
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    vggt_jax.save_model(tiny(enable_track=False), path)
+    vggt_jax.save_model(tiny(enable_track=False, enable_point=False, enable_depth=False), path)
     return path
 
 
