@@ -179,6 +179,9 @@ class CO3D(DataSet):
                 if self._most is not None and _is_far(records[sequence], self._most):
                     self.problems.add(FAR_CAMERA, name)
                     continue
+                if not (self._base() / category / sequence / "images").is_dir():
+                    self.problems.add("sequence has no images", name)
+                    continue
                 found.append(name)
         return found
 

@@ -44,23 +44,27 @@ class Lens:
         focal, centre = np.diag(self.intrinsics)[:2], self.intrinsics[:2, 2]
         return self.distort(rays) * focal + centre
 
-    def rays(self) -> Float[np.ndarray, "height width 2"]:
-        """The rays of all pixels, by Newton's method."""
-        wanted = pixel_rays(self.intrinsics, self.size)
-        rays, step = wanted.copy(), 1e-6
+    def undistort(self, wanted: Float[np.ndarray, "*p 2"]) -> Float[np.ndarray, "*p 2"]:
+        """The rays that fall on points of the plane behind the lens, by Newton's method."""
+        rays, step = wanted, 1e-6
         for _ in range(20 if len(self.params) else 0):
-            off = self.distort(rays) - wanted
-            if np.abs(off).max() < 1e-12:
+            here = self.distort(rays)
+            x, y = np.moveaxis(here - wanted, -1, 0)
+            if max(np.abs(x).max(initial=0), np.abs(y).max(initial=0)) < 1e-12:
                 break
-            a, c = np.moveaxis(
-                (self.distort(rays + np.array([step, 0])) - off - wanted) / step, -1, 0
-            )
-            b, d = np.moveaxis(
-                (self.distort(rays + np.array([0, step])) - off - wanted) / step, -1, 0
-            )
-            x, y = np.moveaxis(off, -1, 0)
+            a, c = np.moveaxis((self.distort(rays + np.array([step, 0])) - here) / step, -1, 0)
+            b, d = np.moveaxis((self.distort(rays + np.array([0, step])) - here) / step, -1, 0)
             rays = rays - np.stack([d * x - b * y, a * y - c * x], -1) / (a * d - b * c)[..., None]
         return rays
+
+    def rays(self) -> Float[np.ndarray, "height width 2"]:
+        """The rays of all pixels."""
+        height, width = self.size
+        parts = [
+            self.undistort(pixel_rays(self.intrinsics, (min(_ROWS, height - start), width), start))
+            for start in range(0, height, _ROWS)
+        ]
+        return np.concatenate(parts)
 
 
 def pixel_rays(
@@ -128,11 +132,15 @@ def like_pi3(picture: np.ndarray, lens: Lens, *, depth: bool) -> np.ndarray:
     simple = Lens(moved, lens.size, four)
     if not depth:
         return undistorted(picture, simple, moved, lens.size, nearest=False)
-    x, y = np.moveaxis(simple.rays(), -1, 0)
     (fx, _, cx), (_, fy, cy), _ = lens.intrinsics
-    columns, rows = np.round(x * fx + cx).astype(int), np.round(y * fy + cy).astype(int)
     height, width = lens.size
-    known = (picture > 0) & (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
     out = np.zeros_like(picture)
-    out[rows[known], columns[known]] = picture[known]
+    for start in range(0, height, _ROWS):
+        part = picture[start : start + _ROWS]
+        known = part > 0
+        behind = pixel_rays(moved, part.shape, start)[known]
+        x, y = np.moveaxis(simple.undistort(behind), -1, 0)
+        columns, rows = np.round(x * fx + cx).astype(int), np.round(y * fy + cy).astype(int)
+        inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
+        out[rows[inside], columns[inside]] = part[known][inside]
     return out

@@ -269,7 +269,8 @@ def _frame(name: str, index: int, image: Path, matrix, pose) -> Frame:
 def _read_scan(path: Path) -> Scan:
     """The laser scan, with the transform and the crop volume that lie beside it."""
     points, normals = read_ply(path)
-    folders, scene = [path.parent, path.parent / path.stem], path.stem
+    scene = path.stem
+    folders = [path.parent, path.parent / scene, path.parent.parent]
     moves = first_file(*(f / f"{scene}_trans.txt" for f in folders if f.is_dir()))
     crop = first_file(*(f / f"{scene}.json" for f in folders if f.is_dir()))
     return Scan(
