@@ -299,6 +299,13 @@ def test_releases_with_wrapped_depth_are_found(copied):
     Image.fromarray(wrapped).save(folder / "frame-000001.depth.proj.png")
     (check,) = open_dataset("7scenes", root).check()
     assert [line for line in check.lines if "near points made of 65535" in line]
+    stored, remade, legacy = (
+        open_dataset("7scenes", root, **options).load("chess/seq-03").frames[1].load_depth()
+        for options in ({}, {"depth": "remade"}, {"depth": "remade", "legacy_wrap": True})
+    )
+    assert stored.min() == remade.min() == 0 and ((stored > 0) & (stored < 0.5)).any()
+    assert remade[remade > 0].min() > 0.5
+    np.testing.assert_array_equal(stored, legacy)
 
 
 def test_splits_of_7scenes(copied):

@@ -78,8 +78,7 @@ def _is_cut3r_clip(folder: Path) -> bool:
 
 
 class RealEstate10K(DataSet):
-    """Frames are ordered by time. Intrinsics of the file are multiplied by each image's own
-    size."""
+    """Sequences are clips, in the order of their names; frames are in that of time."""
 
     name = "re10k"
     about = About(
@@ -135,7 +134,9 @@ class RealEstate10K(DataSet):
     def _frames_folder(self, clip: str) -> Path | None:
         split = self._clips[clip][0]
         splits = [split] if split else [*_SPLITS]
-        bases = [self.root, self.root.parent] if self.root.name in _SPLITS else [self.root]
+        bases = [self.root, self.root / "RealEstate10K"]
+        if self.root.name in (*_SPLITS, "RealEstate10K"):
+            bases.append(self.root.parent)
         candidates = []
         for base in bases:
             for one in splits:

@@ -55,7 +55,7 @@ TEST_SEQUENCES = {
     "redkitchen": (3, 4, 6, 12, 14), "stairs": (1, 4),
 }  # fmt: skip
 INVALID = (0, 65535)
-WRAPPED = 'projected depth has near points made of 65535; depth="projected" makes it anew'
+WRAPPED = 'projected depth has near points made of 65535; depth="remade" makes it anew'
 # Of pictures of 640 x 480. The depth camera's has pixel centres at i + 0.5, that of the colour
 # camera at i.
 _SIZE = (480, 640)
@@ -91,11 +91,11 @@ class SevenScenes(DataSet):
         split: "test" or "train": by TestSplit.txt and TrainSplit.txt, or by the published numbers
             where these are missing; "all" takes both.
         depth: "stored": `depth.proj.png` where a sequence has any, else `depth.png`;
-            "projected": made of `depth.png` without what wraps, or `depth.proj.png` where that is
-            all there is;
+            "projected": `depth.proj.png`, and where that is missing it is made from `depth.png`;
+            "remade": made from `depth.png`, without what wraps;
             "raw": `depth.png`. Only projected depth is registered to the image
             (`Frame.registered`), which evaluations of points by pixel need.
-        legacy_wrap: makes projected depth as the preprocessing did that wraps 65535 into near
+        legacy_wrap: with "remade", makes depth as the preprocessing did that wraps 65535 into near
             points, to compare with releases that were made so.
     """
 
@@ -121,16 +121,16 @@ class SevenScenes(DataSet):
         layout: str,
         *,
         split: Literal["test", "train", "all"] = "test",
-        depth: Literal["stored", "projected", "raw"] = "stored",
+        depth: Literal["stored", "projected", "remade", "raw"] = "stored",
         legacy_wrap: bool = False,
     ):
         super().__init__(root, layout)
         if split not in ("test", "train", "all"):
             raise InputError(f'split={split!r} must be "test", "train" or "all"')
-        if depth not in ("stored", "projected", "raw"):
-            raise InputError(f'depth={depth!r} must be "stored", "projected" or "raw"')
-        if legacy_wrap and depth != "projected":
-            raise InputError('legacy_wrap needs depth="projected"')
+        if depth not in ("stored", "projected", "remade", "raw"):
+            raise InputError(f'depth={depth!r} must be "stored", "projected", "remade" or "raw"')
+        if legacy_wrap and depth != "remade":
+            raise InputError('legacy_wrap needs depth="remade"')
         self._split, self._depth, self._wrap = split, depth, legacy_wrap
 
     def sequences(self) -> list[str]:
@@ -218,7 +218,7 @@ class SevenScenes(DataSet):
 
     def _depth_of(self, raw, projected, size, is_raw: bool, problems: Problems, label: str):
         """The reader and the intrinsics of a frame's depth, or twice None."""
-        makes_it = self._depth == "projected" and raw is not None
+        makes_it = self._depth == "remade" or (self._depth == "projected" and projected is None)
         stored = raw if is_raw or makes_it else projected
         found = depth_size(stored, problems, label)
         if found is None or stored is None:
