@@ -103,3 +103,30 @@ def test_truth_agrees_with_itself(case):
         if written.depths.get(check.name) and name != "co3d":
             assert check.num_depth == check.num_frames and check.num_compared > 100
             assert check.agreeing > 0.6
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "inside", "sequence"),
+    [
+        ("re10k", "original", "test", "2123456789abcdef"),
+        ("re10k", "cut3r", "2123456789abcdef", "2123456789abcdef"),
+        ("co3d", "original", "apple", "apple/120_3_4"),
+        ("tanks", "original", "Church", "Church"),
+        ("eth3d", "original", "pipes", "pipes"),
+        ("7scenes", "original", "chess", "chess/seq-03"),
+        ("nrgbd", "original", "thin_geometry", "thin_geometry"),
+        ("dtu", "mvsnet", "scan4", "scan4"),
+        ("scannet", "sens", "scene0708_00", "scene0708_00"),
+        ("scannet", "processed", "scene0708_00", "scene0708_00"),
+    ],
+)
+def test_a_single_scene_may_be_opened(tiny, name, layout, inside, sequence):
+    root, written = tiny(name, layout)
+    dataset = open_dataset(name, root / inside)
+    assert sequence in dataset.sequences()
+    whole = open_dataset(name, root)
+    found, expected = dataset.load(sequence), whole.load(sequence)
+    assert [f.index for f in found.frames] == [f.index for f in expected.frames]
+    np.testing.assert_array_equal(
+        found.frames[0].camera_from_world, expected.frames[0].camera_from_world
+    )
