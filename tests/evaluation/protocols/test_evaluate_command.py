@@ -177,11 +177,14 @@ def test_all_data_sets_by_the_small_model(sparse, root, tmp_path, capsys):
     frames.write_text('{"110_1_2": [0, 5, 2, 9], "120_3_4": [1, 4, 7, 11]}')
     for name in DATASETS:
         out = tmp_path / f"{name}.jsonl"
-        options = ["--protocol", "paper", "--out", out, "--size", 56, 56, "--pad-frames-to", 12]
+        options = ["--protocol", "paper", "--out", out, "--size", 84, 84, "--pad-frames-to", 12]
         options += ["--frame-list", frames] if name == "co3d" else []
         assert run(name, root(name), *options, *sparse) == 0, capsys.readouterr().err
         lines = lines_of(out)[1:]
-        assert lines and all(x["sparsity"] > 0.1 if sparse else x["sparsity"] == 0 for x in lines)
+        assert lines
+        for line in lines:  # With few frames all keys are one block or two.
+            if not sparse or len(line["frames"]) >= 10:
+                assert (line["sparsity"] > 0.1) == bool(sparse), line
         for line in lines:
             assert all(np.isfinite(x) for x in line["metrics"].values() if x is not None)
         assert "-> " in capsys.readouterr().out
