@@ -39,6 +39,8 @@ DOCUMENTED = {
     "vggt_jax": "reference/vggt_jax.md",
     "vggt_jax.evaluation": "reference/evaluation.md",
     "vggt_jax.evaluation.datasets": "reference/datasets.md",
+    "vggt_jax.evaluation.protocols": "reference/protocols.md",
+    "vggt_jax.analysis": "reference/analysis.md",
     "vggt_jax.export": "reference/export.md",
     "vggt_jax.models": "reference/models.md",
     "vggt_jax.checkpoints": "reference/checkpoints.md",

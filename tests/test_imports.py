@@ -22,8 +22,8 @@ ALLOWED = {
 # The parts of vggt_jax from the bottom up: each imports only parts that stand before it.
 ORDER = (
     "errors", "host", "files", "geometry", "checkpoints", "weights", "layers", "images", "masks",
-    "video", "trunk", "heads", "scene", "models", "synthetic", "evaluation", "export", "pipeline", "training",
-    "viewer", "cli",
+    "video", "trunk", "heads", "scene", "models", "synthetic", "evaluation", "export", "pipeline",
+    "analysis", "training", "viewer", "cli",
 )  # fmt: skip
 
 

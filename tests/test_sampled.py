@@ -13,7 +13,7 @@ import vggt_jax
 from pallas_kernels import tuned
 from vggt_jax import AttentionStats, Dense, InputError, Sampled
 from vggt_jax.cli import bench
-from vggt_jax.cli.scene import chosen_attention
+from vggt_jax.cli.attending import chosen_attention
 from vggt_jax.pipeline import memory
 from vggt_jax.pipeline.inputs import read
 from vggt_jax.pipeline.options import Options

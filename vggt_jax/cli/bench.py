@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from vggt_jax.cli.scene import ComputeType, OptionalFloat, OptionalInt, chosen_attention
+from vggt_jax.cli.attending import ComputeType, OptionalFloat, OptionalInt, chosen_attention
 from vggt_jax.errors import InputError
 from vggt_jax.models.registry import families
 

@@ -9,12 +9,14 @@ import tyro
 
 import vggt_jax
 from vggt_jax.checkpoints.errors import CheckpointError, first_line
+from vggt_jax.cli.analyze import Analyze
 from vggt_jax.cli.batch import Batch
 from vggt_jax.cli.bench import Bench
 from vggt_jax.cli.calibrate import Calibrate
 from vggt_jax.cli.convert import Convert
 from vggt_jax.cli.doctor import Doctor
 from vggt_jax.cli.endings import EndedError, exit_code, said
+from vggt_jax.cli.evaluate import Evaluate
 from vggt_jax.cli.export import Export
 from vggt_jax.cli.generated import in_dashes
 from vggt_jax.cli.infer import Infer
@@ -34,6 +36,8 @@ Command = (
     | Annotated[View, tyro.conf.subcommand("view")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Calibrate, tyro.conf.subcommand("calibrate")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Analyze, tyro.conf.subcommand("analyze")]
     | Annotated[Bench, tyro.conf.subcommand("bench")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import tyro
 
+from vggt_jax.cli.attending import ComputeType, OptionalPath
 from vggt_jax.cli.generated import Flag
-from vggt_jax.cli.scene import ComputeType, OptionalPath
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

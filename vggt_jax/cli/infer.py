@@ -2,8 +2,9 @@
 
 import dataclasses
 
+from vggt_jax.cli.attending import OptionalPath
 from vggt_jax.cli.generated import Flag
-from vggt_jax.cli.scene import OptionalPath, Scene
+from vggt_jax.cli.scene import Scene
 from vggt_jax.errors import InputError
 
 

@@ -2,8 +2,9 @@
 
 import dataclasses
 
+from vggt_jax.cli.attending import OptionalInt
 from vggt_jax.cli.generated import Flag
-from vggt_jax.cli.scene import OptionalInt, Scene
+from vggt_jax.cli.scene import Scene
 from vggt_jax.errors import InputError
 
 
