@@ -69,7 +69,7 @@ def main():
 
             @jax.jit
             def attend(q, k, v, attention=attention):
-                out, _ = attention.attend(
+                out, *_ = attention.attend(
                     q,
                     k,
                     v,
