@@ -233,3 +233,45 @@ def test_memory_of_the_released_size():
     # Three layers of the trunk, and the encoder's tokens.
     assert estimate.kept_tokens == 2 * 200 * 1370 * 4 * 1536
     assert estimate.total < 14 * 2**30
+
+
+@pytest.mark.slow
+def test_many_scenes_are_told_what_is_known_of_each(tmp_path, tiny_mapanything, photographs):
+    """The same photographs twice, of which different cameras are known."""
+    model, scenes = tiny_mapanything(), dict.fromkeys(("attic", "hall"), photographs)
+
+    def write(scene, step):
+        matrix = [[90 * step, 0, 80], [0, 95, 48], [0, 0, 1]]
+        frames = [
+            {
+                "name": f"{i}.png",
+                "intrinsics_original": matrix,
+                "camera_from_world": np.eye(3, 4, 0).tolist()[:2] + [[0, 0, 1, i * step]],
+            }
+            for i in range(3)
+        ]
+        (tmp_path / f"{scene}.json").write_text(json.dumps({"frames": frames}))
+
+    for step, scene in enumerate(scenes, start=1):
+        write(scene, step)
+    options = {"model": model, "size": 56, "batch_size": 2, "progress": False}
+    options["priors"] = tmp_path / "{scene}.json"
+    run = lambda scenes: vggt_jax.reconstruct_scenes(scenes, tmp_path / "out", **options)
+    report = run({**scenes, "cellar": photographs})
+    assert sorted(report.written) == ["attic", "hall"]
+    assert "cellar.json" in report.failed["cellar"]
+    found = {scene: vggt_jax.load_reconstruction(tmp_path / "out" / scene) for scene in scenes}
+    for scene, recon in found.items():
+        known = {"size": 56, "priors": tmp_path / f"{scene}.json"}
+        expected = vggt_jax.infer(photographs, model=model, **known)
+        assert recon.length_unit == "metres" and recon.best_points == "head"
+        for name in ("depth", "camera_from_world", "world_points"):
+            one, other = getattr(recon, name), getattr(expected, name)
+            np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4, err_msg=name)
+    assert np.abs(found["attic"].depth / found["hall"].depth - 1).max() > 1e-3
+    # Another file about a scene makes another result of that scene alone.
+    assert sorted(run(scenes).skipped) == ["attic", "hall"]
+    write("hall", 30)
+    report = run(scenes)
+    assert report.written == ("hall",) and report.skipped == ("attic",)
+    assert "priors were changed since: hall.json" in report.again["hall"]

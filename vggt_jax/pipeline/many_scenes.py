@@ -112,10 +112,11 @@ def reconstruct_scenes(
     leave the device in chunks, as in `infer`.
 
     A result appears whole or not at all, so a run that was interrupted or killed is continued by
-    calling this again. Scenes with a result are skipped if their photographs, masks and known
-    intrinsics have the names, sizes and times that they had; others are reconstructed again, and
-    the report says why. The options must be the same. A scene that cannot be reconstructed does not
-    end the run. Several processes may work on the same results: each scene is done by one of them.
+    calling this again. Scenes with a result are skipped if their photographs, masks, known
+    intrinsics and priors have the names, sizes and times that they had; others are reconstructed
+    again, and the report says why. The options must be the same. A scene that cannot be
+    reconstructed does not end the run. Several processes may work on the same results: each scene
+    is done by one of them.
 
     Args:
         scenes: a folder with a folder of photographs, or a video, for each scene, or photographs by

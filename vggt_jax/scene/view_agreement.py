@@ -95,10 +95,11 @@ def multiview_confidence(
             others = meets_view & (jnp.arange(len(depth), dtype=jnp.int32) != number)
 
             def compare(counts, other):
-                *of_other, counts_at_all = other
+                depth, intrinsics, camera, compared, counts_at_all = other
+                of_other = (depth, intrinsics, camera, compared)
 
                 def add(counts):
-                    sees, agrees = _sees(points, *of_other, pixel_centre, absolute, relative)
+                    sees, agrees = _sees(points, of_other, pixel_centre, absolute, relative)
                     sees &= mask_of_view
                     return counts[0] + sees, counts[1] + (sees & agrees)
 
@@ -131,7 +132,7 @@ def pyramids_meet(
     principal point is taken for the middle of the image. Two convex bodies meet unless an axis
     separates them: a normal of a face, or one to an edge of each.
     """
-    has_depth, none = depth > 0, np.float32(_DEPTHS_OF_NOTHING)
+    has_depth, none = depth > 0, _DEPTHS_OF_NOTHING
     near = jnp.min(jnp.where(has_depth, depth, jnp.inf), axis=(1, 2))
     far = jnp.max(jnp.where(has_depth, depth, 0.0), axis=(1, 2))
     near, far = (
@@ -152,7 +153,7 @@ def pyramids_meet(
                              _unit(rays)], axis=1)  # fmt: skip
     normals = jnp.concatenate(
         [
-            jnp.broadcast_to(np.float32([[0, 0, 1]]), (len(depth), 1, 3)),
+            jnp.broadcast_to(np.array([[0, 0, 1]], np.float32), (len(depth), 1, 3)),
             _unit(jnp.cross(rays, jnp.roll(rays, 1, axis=1))),
         ],
         axis=1,
@@ -178,8 +179,9 @@ def pyramids_meet(
     return jax.lax.map(with_all, (corners, edges, normals))
 
 
-def _sees(points, depth, intrinsics, camera, compared, pixel_centre, absolute, relative):
+def _sees(points, view, pixel_centre, absolute, relative):
     """Which points [h w 3] a view sees, and of which its depth [h w] agrees."""
+    depth, intrinsics, camera, compared = view
     height, width = depth.shape
     flat = points.reshape(-1, 3)
     in_camera = geometry.camera_points_from_world(flat, camera)
