@@ -132,7 +132,7 @@ def reconstruct_scenes(
     out = checked_path(out, "folder of results")
     if not isinstance(scenes, Mapping):
         check_not_input(out, [checked_path(scenes, "folder of scenes")])
-    scenes = scenes_by_name(scenes)
+    scenes = scenes_by_name(scenes, recursive=options.recursive)
     for name, images in scenes.items():
         if isinstance(images, str | os.PathLike):
             check_not_input(out / name, [images])
