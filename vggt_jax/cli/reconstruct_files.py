@@ -99,6 +99,7 @@ def reconstruct_files(
         "height": height,
         "points": num_points,
         "attention": None,
+        "provenance": result.provenance.to_dict(),
         "exports": [as_json(report) for report in reports],
         "seconds": steps.seconds,
     }

@@ -12,6 +12,7 @@ from vggt_jax.errors import InputError
 from vggt_jax.export.cameras import Cameras, scene_cameras
 from vggt_jax.export.format import ExportOptions, FileFormat, Written
 from vggt_jax.files import file_stems, replacing
+from vggt_jax.scene.provenance import Provenance
 from vggt_jax.scene.reconstruction import Reconstruction
 
 # glTF's axes (y up, z towards the viewer) from OpenCV's (y down, z away), for world and cameras
@@ -31,6 +32,7 @@ def write_glb(
     cameras: Cameras | None,
     *,
     camera_size: float | None = None,
+    provenance: Provenance = Provenance(),  # noqa: B008
 ) -> None:
     """Writes a binary glTF file that Blender, Windows' 3D Viewer and three.js read.
 
@@ -46,6 +48,7 @@ def write_glb(
       cameras: to draw, or None for points alone.
       camera_size: from tip to base, in the scene's unit. None is a twentieth of the distance from
         the middle of the cameras to the median point.
+      provenance: what made the scene, for the file's `extras`.
 
     Raises:
       InputError: the file cannot be written, there are neither points nor cameras, or a size is not
@@ -72,7 +75,7 @@ def write_glb(
             pyramid = _pyramid(cameras, i, camera_size)
             pose = GLTF_FROM_OPENCV @ poses[i] @ GLTF_FROM_OPENCV
             scene.add_geometry(pyramid, node_name=name, geom_name=name, transform=pose)
-    set_colors = functools.partial(_set_colors, colors=colors)
+    set_colors = functools.partial(_set_colors, colors=colors, provenance=provenance)
     data = scene.export(file_type="glb", buffer_postprocessor=set_colors)
     assert isinstance(data, bytes)
     with replacing(path) as file:
@@ -85,9 +88,15 @@ def _linear(colors: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
 
 
 def _set_colors(
-    buffers: dict[Any, bytes], tree: dict[str, Any], colors: UInt8[np.ndarray, "m 3"]
+    buffers: dict[Any, bytes],
+    tree: dict[str, Any],
+    colors: UInt8[np.ndarray, "m 3"],
+    provenance: Provenance,
 ) -> None:
-    """Gives the points linear colours in floats; trimesh writes the 8 bits that it is given."""
+    """Gives the points linear colours in floats, where trimesh writes the 8 bits that it is given,
+    and the file what made it."""
+    if provenance:
+        tree["extras"] = {"provenance": provenance.to_dict()}
     table = _linear(np.arange(256) / 255).astype("<f4")
     for mesh in tree["meshes"]:
         if mesh["name"] != "points":
@@ -139,7 +148,14 @@ def _pyramid(cameras: Cameras, i: int, size: float):
 def _write(recon: Reconstruction, path: Path, options: ExportOptions) -> Written:
     points, colors = options.cloud(recon)
     cameras = scene_cameras(recon) if options.cameras else None
-    write_glb(path, points, colors, cameras, camera_size=options.camera_size)
+    write_glb(
+        path,
+        points,
+        colors,
+        cameras,
+        camera_size=options.camera_size,
+        provenance=recon.provenance,
+    )
     return Written(num_frames=0 if cameras is None else len(cameras.names), num_points=len(points))
 
 

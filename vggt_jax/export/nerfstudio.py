@@ -12,6 +12,7 @@ from vggt_jax.export.format import ExportOptions, FolderFormat, Written
 from vggt_jax.export.masks import FOLDER as MASKS
 from vggt_jax.export.ply import write_point_cloud
 from vggt_jax.files import replacing
+from vggt_jax.scene.provenance import Provenance
 from vggt_jax.scene.reconstruction import Reconstruction
 
 # The axes of nerfstudio's cameras (OpenGL: y up, looking along -z) from OpenCV's.
@@ -25,6 +26,8 @@ def write_nerfstudio(
     cameras: Cameras,
     points: Float[np.ndarray, "m 3"],
     colors: UInt8[np.ndarray, "m 3"],
+    *,
+    provenance: Provenance = Provenance(),  # noqa: B008
 ) -> None:
     """Writes `transforms.json` and, where there are points, `points.ply`.
 
@@ -41,6 +44,7 @@ def write_nerfstudio(
       folder: existing; by itself not atomic, see `files.output_folder`.
       cameras: of the scene.
       points, colors: in world coordinates (OpenCV), and RGB.
+      provenance: what made the scene, for a field that nerfstudio does not read.
 
     Raises:
       InputError: a file cannot be written.
@@ -50,8 +54,10 @@ def write_nerfstudio(
         "applied_transform": np.eye(4)[:3].tolist(),
         "frames": [_frame(cameras, i) for i in range(len(cameras.names))],
     }
+    if provenance:
+        transforms["provenance"] = provenance.to_dict()
     if len(points):
-        write_point_cloud(folder / _POINTS, points, colors)
+        write_point_cloud(folder / _POINTS, points, colors, comment=str(provenance))
         transforms["ply_file_path"] = _POINTS
     with replacing(folder / _TRANSFORMS) as file:
         file.write(json.dumps(transforms, indent=2, allow_nan=False).encode() + b"\n")
@@ -76,7 +82,7 @@ def _write(
     recon: Reconstruction, folder: Path, cameras: Cameras, options: ExportOptions
 ) -> Written:
     points, colors = options.cloud(recon)
-    write_nerfstudio(folder, cameras, points, colors)
+    write_nerfstudio(folder, cameras, points, colors, provenance=recon.provenance)
     return Written(num_frames=len(cameras.names), num_points=len(points))
 
 

@@ -1,5 +1,6 @@
 """One function for all the formats that other programs read."""
 
+import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from vggt_jax.errors import InputError, printable
 from vggt_jax.export.cameras import CameraModel
 from vggt_jax.export.format import ExportOptions, Written
 from vggt_jax.export.images import Images
+from vggt_jax.scene.provenance import SMALL_MODEL
 from vggt_jax.scene.reconstruction import Reconstruction
 
 
@@ -142,4 +144,6 @@ def write_export(
     options.check_place(path)
     recon = jax.device_get(recon)
     written = options.of_format.export(recon, path, options)
+    if recon.provenance.is_small:
+        written = dataclasses.replace(written, notes=(*written.notes, SMALL_MODEL))
     return ExportReport(path=path, format=options.format, **vars(written))
