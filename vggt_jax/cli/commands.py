@@ -23,6 +23,7 @@ from vggt_jax.cli.infer import Infer
 from vggt_jax.cli.paths import check_paths
 from vggt_jax.cli.printed import print_error
 from vggt_jax.cli.scene import in_our_spelling
+from vggt_jax.cli.serve import App, Serve
 from vggt_jax.cli.view import View
 from vggt_jax.cli.warned import print_any_names, warnings_on_lines
 from vggt_jax.errors import InputError, printable
@@ -38,6 +39,8 @@ Command = (
     | Annotated[View, tyro.conf.subcommand("view")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[ExtractFrames, tyro.conf.subcommand("frames")]
+    | Annotated[App, tyro.conf.subcommand("app")]
+    | Annotated[Serve, tyro.conf.subcommand("serve")]
     | Annotated[Calibrate, tyro.conf.subcommand("calibrate")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Analyze, tyro.conf.subcommand("analyze")]

@@ -16,6 +16,8 @@ _EXTRAS = {
     "torch": ("torch", ".pt and .pth checkpoints"),
     "viser": ("view", "the viewer"),
     "pycolmap": ("colmap", "export to COLMAP"),
+    "fastapi": ("serve", "a server that keeps a model loaded"),
+    "gradio": ("app", "the web page"),
 }
 _PACKAGES = ("vggt-jax", "jax", "jaxlib", "flax", "numpy", "orbax-checkpoint", "tyro")
 

@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 import tqdm
 import tyro
 
+from vggt_jax.cli.attending import OptionalFloat, OptionalInt
 from vggt_jax.cli.generated import Flag
 from vggt_jax.cli.printed import Json, print_outcome
-from vggt_jax.cli.scene import OptionalFloat, OptionalInt
 from vggt_jax.errors import printable
 
 

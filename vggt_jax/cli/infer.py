@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from vggt_jax.cli.attending import OptionalPath
+from vggt_jax.cli.attending import OptionalPath, OptionalText
 from vggt_jax.cli.exporting import FORMATS, exports_of_results
 from vggt_jax.cli.generated import Flag
 from vggt_jax.cli.printed import Json, print_outcome
@@ -38,6 +38,9 @@ class Infer(Scene):
     """Most points in the cloud."""
     overwrite: Flag = False
     """Replace the results of an earlier run in the output folder."""
+    server: OptionalText = None
+    """Address of a `vggt-jax serve`, such as http://127.0.0.1:8000, that does the work. --model is
+    then one that it offers, by default its first."""
     plan: Flag = False
     """Print what would run, how much memory it takes and how long, and stop."""
     json: Json = False
@@ -47,6 +50,8 @@ class Infer(Scene):
 
         if self.max_points < 1:
             raise InputError(f"--max-points={self.max_points} must be at least 1")
+        if self.plan and self.server is not None:
+            raise InputError("--plan is of this machine; leave out --server")
         if self.plan:
             print_plan(self)
             return

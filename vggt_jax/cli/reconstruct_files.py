@@ -11,6 +11,7 @@ import numpy as np
 import tqdm
 
 from vggt_jax.cli.exporting import as_json
+from vggt_jax.cli.on_server import on_server
 from vggt_jax.cli.printed import print_outcome
 from vggt_jax.cli.programs import keep_compiled_programs
 from vggt_jax.cli.scene import Scene
@@ -73,7 +74,10 @@ def reconstruct_files(
     check_not_input(out, inputs)
     writing = output_folder(out, overwrite=overwrite, stale=FILES, inputs=inputs)
     with writing as folder, Steps(5 + len(exports), quiet=scene.quiet) as steps:
-        result, points = _reconstruct(scene, options, paths, steps, tuple(exports.values()))
+        if (server := getattr(scene, "server", None)) is not None:
+            result, points = on_server(server, scene, options, paths, steps)
+        else:
+            result, points = _reconstruct(scene, options, paths, steps, tuple(exports.values()))
         with steps("writing files"):
             num_points = write_scene(
                 folder,
