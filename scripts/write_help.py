@@ -35,8 +35,8 @@ GROUPS = {
         "images"
     ),
     "model": "model config compute-dtype width architecture dtype ignore",
-    "results": "export max-points points use-point-map confidence-percentile min-confidence "
-    "mask-edges overwrite",
+    "results": "export max-points data-factor depth-maps voxel-size points use-point-map "
+    "confidence-percentile min-confidence mask-edges overwrite",
     "attention over all photographs": (
         "attention num-keys keys max-error sparse-ratio cdf-threshold pool-mode token-order "
         "min-tokens sparse-layers seed sample-special-queries"
@@ -45,6 +45,7 @@ GROUPS = {
     "what is known": "focal intrinsics known-distance known-depth priors use metric",
     "tracks": "query-points tracks min-track-length min-visibility depth-tolerance "
     "max-reprojection-error",
+    "video": "path seconds rate height width point-size",
     "cameras": "cameras camera-size camera-model shared-camera bundle-adjustment",
 }
 OTHERS = "running"

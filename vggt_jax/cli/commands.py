@@ -22,6 +22,7 @@ from vggt_jax.cli.generated import in_dashes
 from vggt_jax.cli.infer import Infer
 from vggt_jax.cli.paths import check_paths
 from vggt_jax.cli.printed import print_error
+from vggt_jax.cli.render import Render
 from vggt_jax.cli.scene import in_our_spelling
 from vggt_jax.cli.serve import App, Serve
 from vggt_jax.cli.view import View
@@ -38,6 +39,7 @@ Command = (
     | Annotated[Convert, tyro.conf.subcommand("convert")]
     | Annotated[View, tyro.conf.subcommand("view")]
     | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[Render, tyro.conf.subcommand("render")]
     | Annotated[ExtractFrames, tyro.conf.subcommand("frames")]
     | Annotated[App, tyro.conf.subcommand("app")]
     | Annotated[Serve, tyro.conf.subcommand("serve")]

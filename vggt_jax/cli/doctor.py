@@ -18,6 +18,7 @@ _EXTRAS = {
     "pycolmap": ("colmap", "export to COLMAP"),
     "fastapi": ("serve", "a server that keeps a model loaded"),
     "gradio": ("app", "the web page"),
+    "open3d": ("mesh", "triangle meshes"),
 }
 _PACKAGES = ("vggt-jax", "jax", "jaxlib", "flax", "numpy", "orbax-checkpoint", "tyro")
 

@@ -9,6 +9,7 @@ from vggt_jax.errors import InputError
 from vggt_jax.export.format import ExportOptions, FolderFormat, format_named, format_names
 from vggt_jax.export.reconstruction import ExportReport
 
+_FILES = {"mesh": "mesh.ply"}
 FORMATS = {name: format_named(name).description for name in format_names()}
 
 
@@ -27,7 +28,7 @@ def exports_of_results(
     scene: Scene, out: Path, formats: tuple[str, ...], *, max_points: int, overwrite: bool
 ) -> dict[Path, ExportOptions]:
     """Exports into the folder of results that `vggt-jax infer` writes, by their places: files are
-    called scene.NAME, folders NAME.
+    called scene.NAME or mesh.ply, folders NAME.
 
     Raises:
         InputError: a format is named twice, or options cannot be used with it.
@@ -50,7 +51,7 @@ def exports_of_results(
             overwrite=overwrite,
             **{x: given[x] for x in taken if x in format_named(name).options},
         )
-        place = out / (name if is_folder else f"scene.{name}")
+        place = out / (name if is_folder else _FILES.get(name, f"scene.{name}"))
         options.check_place(place)
         exports[place] = options
     return exports

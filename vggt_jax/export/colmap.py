@@ -14,6 +14,7 @@ from vggt_jax.export.matching import matched_tracks
 from vggt_jax.export.points import confident_pixels
 from vggt_jax.export.tracks import TrackErrors, Tracks, tracks_from_depth, tracks_from_head
 from vggt_jax.files import replacing
+from vggt_jax.images.files import counted, listed
 from vggt_jax.scene.confidence import allowed_pixels, confidence_of, percentile_thresholds
 from vggt_jax.scene.reconstruction import Reconstruction
 
@@ -280,6 +281,16 @@ def _write(
             f"{num_hidden:,} of {len(length):,} points are seen by two photographs alone, which "
             "COLMAP's window hides: set Render > Render options > Minimum track length to 2"
         )
+    sees_none = [
+        name
+        for i, name in enumerate(cameras.names)
+        if errors.num_points and not (found.observed_frame == i).any()
+    ]
+    if sees_none:
+        notes.append(
+            f"{counted(len(sees_none), 'photograph')} ({listed(sees_none)}) see no point that "
+            "another does: their cameras are written, and gsplat's --depth_loss cannot use them"
+        )
     if not errors.num_points:
         notes.append(
             f"no point is seen alike by {options.min_track_length} frames, so there are cameras "
@@ -376,6 +387,7 @@ COLMAP = FolderFormat(
     entries=("sparse", _PROVENANCE),
     options=(
         "images",
+        "data_factor",
         "tracks",
         "camera_model",
         "shared_camera",

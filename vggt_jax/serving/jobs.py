@@ -223,7 +223,8 @@ class Queue:
             return self._overview(job)
         format = format_named(name)
         is_folder = isinstance(format, FolderFormat)
-        file = job.folder / (f"{name}.zip" if is_folder else f"scene.{name}")
+        called = {"mesh": "mesh.ply"}.get(name, f"scene.{name}")
+        file = job.folder / (f"{name}.zip" if is_folder else called)
         with job.lock:
             if file.exists():
                 return file
