@@ -41,7 +41,12 @@ def main() -> None:
             time.sleep(0.1)
         browser = browsers.chromium.launch(
             executable_path=args.chromium,
-            args=["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader"],
+            args=[
+                "--no-sandbox",
+                "--use-gl=angle",
+                "--use-angle=swiftshader",
+                "--enable-unsafe-swiftshader",
+            ],
         )
         tab = browser.new_page(viewport={"width": 1280, "height": 1000})
         tab.set_default_timeout(600_000)
@@ -52,6 +57,7 @@ def main() -> None:
         tab.wait_for_function("document.querySelector('#report').innerText.includes('8 frames by')")
         tab.wait_for_selector("#scene canvas")
         tab.wait_for_timeout(5000)  # For the points to be drawn.
+        tab.evaluate("window.scrollTo(0, 0)")
         tab.screenshot(path=args.out)
         browser.close()
         server.should_exit = True

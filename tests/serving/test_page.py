@@ -3,6 +3,7 @@
 import importlib.util
 import shutil
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,12 @@ pytest.importorskip("fastapi", reason="needs FastAPI")
 from vggt_jax.serving.page import create_page, mount_page, sample_files, steps_of  # noqa: E402
 
 MODELS = ("small", "other")
+ARGUMENTS = [
+    "--no-sandbox",
+    "--use-gl=angle",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+]
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
 
 
@@ -53,6 +60,9 @@ def test_who_leaves_the_page_gives_up_the_job(pair):
     with Queue(run, Limits(queue=1)) as queue:
         watching = steps_of(queue, MODELS, list(map(str, pair)), "other", 9, "dense")
         next(watching)
+        until = time.monotonic() + 20
+        while queue.num_waiting and time.monotonic() < until:  # Until it is being done.
+            time.sleep(0.01)
         waiting = steps_of(queue, MODELS, list(map(str, pair)), "other", 9, "dense")
         next(waiting)
         assert queue.num_waiting == 1
@@ -73,7 +83,7 @@ def test_from_upload_to_download_in_a_browser(tmp_path):
     files = [photograph(tmp_path / "in", 90 + i, f"{i}.png") for i in range(3)]
     with Queue(scene_of) as queue, playwright.sync_playwright() as browsers:
         app = mount_page(create_api(queue, MODELS), create_page(queue, MODELS), queue)
-        browser = browsers.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = browsers.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         with served(app) as url:
             page = browser.new_page()
             page.set_default_timeout(200_000)  # Of a busy machine.

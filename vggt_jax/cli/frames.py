@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tqdm
 import tyro
@@ -55,7 +55,7 @@ class ExtractFrames:
                 chosen.images(), total=len(chosen.names), unit="frame", disable=self.quiet or None
             )
             for name, image in zip(chosen.names, images, strict=True):
-                settings = {"quality": 95} if self.format == "jpg" else {}
+                settings: dict[str, Any] = {"quality": 95} if self.format == "jpg" else {}
                 image.save(folder / f"{name}.{self.format}", **settings)
         names = [f"{name}.{self.format}" for name in chosen.names]
         frames = [

@@ -89,7 +89,7 @@ def write_glb(
         file.write(data)
 
 
-def upright(camera_from_world: Float[np.ndarray, "s 3 4"] | None) -> Float[np.ndarray, "4 4"]:
+def upright(camera_from_world: Any) -> Float[np.ndarray, "4 4"]:
     """glTF's axes from the world's, such that a scene stands upright and cameras look along -z on
     average, as the viewer shows it.
 

@@ -54,6 +54,7 @@ def create_page(queue: Queue, models: Sequence[str]) -> Any:
                     label="Photographs, two or more, or a video",
                     file_count="multiple",
                     type="filepath",
+                    height=180,
                     elem_id="files",
                 )
                 sample = gr.Button(
@@ -94,13 +95,14 @@ def create_page(queue: Queue, models: Sequence[str]) -> Any:
         names = list(buttons)
 
         def reconstruct(paths: Any, model: str, frames: int, attention: str) -> Iterator[tuple]:
-            nothing = [gr.DownloadButton(interactive=False)] * len(names)
+            # What is there stays until the new result: a model that was emptied shows nothing more.
+            same = [gr.skip()] * (3 + len(names))
             if not paths:
-                yield "**Choose photographs or a video first.**", None, None, None, *nothing
+                yield "**Choose photographs or a video first.**", *same
                 return
             for news in steps_of(queue, models, paths, model, int(frames), _ATTENTION[attention]):
                 if isinstance(news, str):
-                    yield news, None, None, None, *nothing
+                    yield news, *same
                     continue
                 text, id, glb, picture, files = news  # noqa: A001
                 shown = [
