@@ -52,4 +52,5 @@ class View(Scene):
             min_confidence=self.min_confidence,
             max_points=self.max_points,
             open_browser=self.open_browser,
+            block=True,
         )
