@@ -4,9 +4,10 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
+from vggt_jax.cli.attending import OptionalInt
 from vggt_jax.cli.generated import Flag
 from vggt_jax.cli.printed import Json, print_outcome
-from vggt_jax.cli.scene import OptionalInt, Scene
+from vggt_jax.cli.scene import Scene
 from vggt_jax.errors import InputError, printable
 
 

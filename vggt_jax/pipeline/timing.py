@@ -43,9 +43,7 @@ def estimate_seconds(
     Returns:
         None where nothing was measured: on another device, or in float32 on a GPU.
     """
-    work = lambda: count_work(
-        config, num_frames, height, width, attention=attention, known=known
-    )
+    work = lambda: count_work(config, num_frames, height, width, attention=attention, known=known)
     if jax.default_backend() == "cpu" and np.dtype(compute_dtype).itemsize == 4:
         operations = sum(count / share for count, share in _shares_on_a_cpu(work()))
         return operations / products_per_second()
