@@ -136,3 +136,43 @@ def test_export(run, tmp_path):
         picture = tmp_path / "nerfstudio" / frame["file_path"]
         assert picture.read_bytes() == (SAMPLE / picture.name).read_bytes()
         assert line == (f"{frame['file_path']}: 448x448, focal length {frame['fl_x']:.1f} px")
+
+
+def cells(kind):
+    notebook = json.loads((EXAMPLES / "vggt_jax.ipynb").read_text(encoding="utf-8"))
+    assert notebook["nbformat"] == 4
+    return ["".join(x["source"]) for x in notebook["cells"] if x["cell_type"] == kind]
+
+
+def test_the_notebook_is_as_it_is_kept():
+    """Without results, so that changes to it can be read, and every cell is Python but the first."""
+    text = (EXAMPLES / "vggt_jax.ipynb").read_text(encoding="utf-8")
+    assert all(x["outputs"] == [] for x in json.loads(text)["cells"] if x["cell_type"] == "code")
+    first, *others = cells("code")
+    assert "%pip install" in first and len(cells("markdown")) > 3
+    for code in others:
+        ast.parse(code)
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("viser", reason="needs viser")
+    pytest.importorskip("pycolmap", reason="needs pycolmap")
+    import types
+
+    import matplotlib
+
+    matplotlib.use("agg")
+    shown = types.ModuleType("IPython.display")
+    shown.display = lambda viewer: print(viewer.url)
+    parent = types.ModuleType("IPython")
+    parent.display = shown
+    monkeypatch.setitem(sys.modules, "IPython", parent)
+    monkeypatch.setitem(sys.modules, "IPython.display", shown)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for code in cells("code")[1:]:
+        exec(compile(code, "notebook", "exec"), names)
+    printed = capsys.readouterr().out
+    assert "8 frames of 112x112" in printed and "http://127.0.0.1" in printed
+    assert (tmp_path / "scene_colmap" / "sparse" / "0").is_dir()

@@ -23,7 +23,7 @@ ALLOWED = {
 ORDER = (
     "errors", "host", "files", "geometry", "checkpoints", "weights", "layers", "images", "masks",
     "video", "trunk", "heads", "scene", "models", "synthetic", "evaluation", "export", "pipeline",
-    "analysis", "training", "viewer", "cli",
+    "analysis", "training", "viewer", "serving", "cli",
 )  # fmt: skip
 
 

@@ -42,7 +42,7 @@ def test_a_plan_says_what_infer_would_run(model, monkeypatch):
     assert (plan.num_frames, plan.padded_frames, plan.masks_padding) == (33, 34, True)
     assert plan.size == (28, 42) and not plan.streamed and plan.compute_dtype == "float32"
     assert plan.attention == Dense() and "33 frames have 297 tokens" in plan.why_dense
-    assert plan.seconds is None  # Nothing was measured on a CPU.
+    assert 0 < plan.seconds < 60
     for part in ("33 of 42x28, padded to 34", "fewer than min_tokens=4096", "GiB", "at once"):
         assert part in str(plan)
     sparse = dataclasses.replace(sparse, min_tokens=0)

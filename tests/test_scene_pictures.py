@@ -220,8 +220,9 @@ def test_what_a_reconstruction_holds_is_drawn(tmp_path):
     tracks = [f"track_pictures/000{i}_tracks.png" for i in (0, 1)]
     write_scene_pictures(tmp_path / "all", recon)
     assert listing("all") == [*depth, "overview.png", *tracks]
-    # Three rows of pictures, and the view from above as high as it is at least.
-    assert read(tmp_path / "all" / "overview.png").shape == (3 * 48 + 8 + 200 + 8, 2 * 58 + 8, 3)
+    # A title, three rows of pictures with words above, and the view from above as high as at least.
+    height = 16 + 3 * (40 + 24) + (200 + 24) + 8
+    assert read(tmp_path / "all" / "overview.png").shape == (height, 2 * 58 + 8, 3)
     without = dataclasses.replace(
         recon, camera_from_world=None, intrinsics=None, depth_confidence=None, tracks=None
     )

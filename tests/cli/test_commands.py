@@ -88,21 +88,21 @@ def no_model(monkeypatch):
 @pytest.mark.parametrize(
     ("format", "options", "part"),
     [
-        ("ply", ["--max-points", 0], "max_points=0"),
-        ("ply", ["--shared-camera"], "shared_camera is for colmap"),
+        ("ply", ["--max-points", 0], "--max-points 0 must"),
+        ("ply", ["--shared-camera"], "--shared-camera is for colmap"),
         ("ply", ["--images", "x"], "is for results"),
         ("ply", ["--min-confidence", "nan"], "--min-confidence=nan"),
         ("ply", ["--intrinsics", "9,9,nan,9"], "--intrinsics 9,9,nan,9: all four must be finite"),
         ("ply", ["--intrinsics", "9,9,9,inf"], "must be finite"),
         ("ply", ["--intrinsics", text_file], "known.json: must be JSON like cameras.json"),
         ("ply", ["--out", "."], "is a folder; name a file"),
-        ("glb", ["--camera-size", -1], "camera_size=-1.0"),
+        ("glb", ["--camera-size", -1], "--camera-size -1.0"),
         ("glb", ["--out", text_file], "known.json: exists"),
         ("nerfstudio", ["--out", text_file], "is no folder"),
         ("nerfstudio", ["--out", "."], "holds images, points.ply already"),
-        ("colmap", ["--min-track-length", 1], "min_track_length=1"),
-        ("colmap", ["--depth-tolerance", 1], "depth_tolerance=1.0"),
-        ("colmap", ["--min-visibility", 0.5], "not for tracks='depth'"),
+        ("colmap", ["--min-track-length", 1], "--min-track-length 1"),
+        ("colmap", ["--depth-tolerance", 1], "--depth-tolerance 1.0"),
+        ("colmap", ["--min-visibility", 0.5], "--min-visibility is not for --tracks 'depth'"),
         ("colmap", ["--tracks", "head"], "--tracks head: needs --query-points"),
         ("colmap", ["--points", "head"], "points is for ply"),
     ],
@@ -250,9 +250,7 @@ def test_spellings_of_the_official_scripts():
 
 def test_every_spelling_has_a_counterpart(capsys):
     for command in ("infer", "export"):
-        with pytest.raises(SystemExit) as stop:
-            cli.main([command, "--help"])
-        assert stop.value.code == 0
+        assert cli.main([command, "--help"]) == 0
         options = set(re.findall(r"--([a-z-]+)", capsys.readouterr().out))
         assert not options & set(SPELLINGS)
         if command == "export":

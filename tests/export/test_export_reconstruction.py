@@ -388,7 +388,7 @@ def test_what_is_there_stays_unless_told(tmp_path, make_room, contents):
 @pytest.mark.parametrize(
     ("options", "what"),
     [
-        ({"format": "obj"}, "ply, glb, colmap, nerfstudio"),
+        ({"format": "obj"}, "ply, glb, colmap, nerfstudio, mesh"),
         ({"format": "ply", "confidence_percentile": 101}, "confidence_percentile=101"),
         ({"format": "ply", "min_confidence": -1}, "min_confidence=-1"),
         ({"format": "ply", "min_confidence": float("nan")}, "min_confidence=nan"),

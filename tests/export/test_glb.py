@@ -8,7 +8,7 @@ import pytest
 import trimesh
 
 from vggt_jax import InputError, export_reconstruction
-from vggt_jax.export.glb import write_glb
+from vggt_jax.export.glb import upright, write_glb
 
 # glTF: y up, z towards the viewer.
 TURN = np.diag([1.0, -1.0, -1.0, 1.0])
@@ -30,13 +30,14 @@ def test_points_and_cameras_come_back(tmp_path, make_room, mode):
     assert report.num_points == room.valid.sum() and report.num_frames == len(room.sizes)
     scene = trimesh.load(path)
     cloud = scene.geometry["points"]
-    expected = room.recon.points_from_depth()[room.valid]
-    np.testing.assert_allclose(cloud.vertices, expected * [1, -1, -1], rtol=1e-5, atol=1e-5)
+    turn = upright(room.recon.camera_from_world)
+    expected = room.recon.points_from_depth()[room.valid] @ turn[:3, :3].T
+    np.testing.assert_allclose(cloud.vertices, expected, rtol=1e-5, atol=1e-5)
     for i, pose in enumerate(poses(room)):
         matrix, name = scene.graph.get(f"camera_view_{i}")
-        np.testing.assert_allclose(matrix, TURN @ pose @ TURN, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(matrix, turn @ pose @ TURN, rtol=0, atol=1e-5)
         pyramid = scene.geometry[name]
-        in_world = trimesh.transform_points(pyramid.vertices, matrix) * [1, -1, -1]
+        in_world = trimesh.transform_points(pyramid.vertices, matrix) @ turn[:3, :3]
         in_camera = in_world @ room.camera_from_world[i, :, :3].T + room.camera_from_world[i, :, 3]
         tip = np.abs(in_camera).max(axis=1) < 1e-5
         base = in_camera[~tip]

@@ -74,7 +74,7 @@ def test_links_pipes_folders_and_names_that_lie(two):
     (two / "._p0.png").write_bytes(b"x")
     frames, said = read(two)
     assert frames == ("p0.png", "p1.png")
-    assert "1 folder (masks): folders in it are not searched" in said
+    assert "1 folder (masks): folders in it are not searched; recursive=True does" in said
     assert "1 pipe or device (pipe.png)" in said
     assert "1 picture under another name (IMG_1): IMG_1 holds PNG: rename it" in said
     assert not any(name in said for name in ("notes", "Thumbs", "._p0"))

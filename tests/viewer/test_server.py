@@ -227,11 +227,11 @@ def test_view_blocks_until_interrupted(monkeypatch, capsys):
     def interrupt(self):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vggt_jax.viewer.server.threading.Event.wait", interrupt)
+    monkeypatch.setattr("vggt_jax.viewer.viewing.threading.Event.wait", interrupt)
     opened = []
-    monkeypatch.setattr("vggt_jax.viewer.server.webbrowser.open", opened.append)
+    monkeypatch.setattr("vggt_jax.viewer.viewing.webbrowser.open", opened.append)
     # The servers's own threads wait for events too: the first is ours only with a stub of it.
-    monkeypatch.setattr("vggt_jax.viewer.server.Viewer", _Shown)
+    monkeypatch.setattr("vggt_jax.viewer.viewing.Viewer", _Shown)
     viewer.view(scene(2, 5, 7), port=0, open_browser=True)
     assert opened == ["http://there"] and _Shown.closed
     assert "http://there" in capsys.readouterr().out

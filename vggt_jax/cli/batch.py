@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vggt_jax.cli.generated import options_of, taken
+from vggt_jax.cli.printed import Json, print_outcome
 from vggt_jax.cli.scene import WRITTEN_OTHERWISE, Scene
 from vggt_jax.errors import InputError, printable
 from vggt_jax.files import check_not_input
@@ -25,9 +26,10 @@ class Batch(Scene):
 
     out: Path
     """Folder of results."""
+    json: Json = False
 
     def run(self) -> int:
-        from vggt_jax.cli.reconstruct_files import keep_compiled_programs
+        from vggt_jax.cli.programs import keep_compiled_programs
         from vggt_jax.pipeline.many_scenes import reconstruct_scenes
 
         # The folder is one of scenes, and may hold a scene called images.
@@ -44,18 +46,17 @@ class Batch(Scene):
         keep_compiled_programs()
         fields: dict[str, Any] = dict(vars(self.options()))
         fields |= taken(self, ManyScenesOptions, *WRITTEN_OTHERWISE)
-        fields["progress"] = True
+        fields["progress"] = not self.quiet
         report = reconstruct_scenes(folder, self.out, **fields)
         for name, reason in report.again.items():
-            print(printable(f"again: {name}: {reason}"), file=sys.stderr)
+            self.say(printable(f"again: {name}: {reason}"))
         for name in report.elsewhere:
-            print(printable(f"left to another process: {name}"), file=sys.stderr)
+            self.say(printable(f"left to another process: {name}"))
         for name, reason in report.failed.items():
             print(printable(f"failed: {name}: {reason}"), file=sys.stderr)
-        print(
-            printable(
-                f"{len(report.written)} scenes written to {self.out}, {len(report.skipped)} were "
-                f"there, {len(report.failed)} failed"
-            )
+        text = printable(
+            f"{len(report.written)} scenes written to {self.out}, {len(report.skipped)} were "
+            f"there, {len(report.failed)} failed"
         )
+        print_outcome(self, text, {"out": str(self.out), **dataclasses.asdict(report)})
         return 1 if report.failed else 0

@@ -106,7 +106,7 @@ class Calibrate:
         import jax
 
         import vggt_jax
-        from vggt_jax.cli.reconstruct_files import keep_compiled_programs
+        from vggt_jax.cli.programs import keep_compiled_programs
         from vggt_jax.pipeline.calibrate import calibrate
 
         keep_compiled_programs()

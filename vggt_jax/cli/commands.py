@@ -7,7 +7,6 @@ from typing import Annotated
 import jax
 import tyro
 
-import vggt_jax
 from vggt_jax.checkpoints.errors import CheckpointError, first_line
 from vggt_jax.cli.analyze import Analyze
 from vggt_jax.cli.batch import Batch
@@ -18,13 +17,18 @@ from vggt_jax.cli.doctor import Doctor
 from vggt_jax.cli.endings import EndedError, exit_code, said
 from vggt_jax.cli.evaluate import Evaluate
 from vggt_jax.cli.export import Export
+from vggt_jax.cli.frames import ExtractFrames
 from vggt_jax.cli.generated import in_dashes
 from vggt_jax.cli.infer import Infer
 from vggt_jax.cli.paths import check_paths
+from vggt_jax.cli.printed import print_error
+from vggt_jax.cli.render import Render
 from vggt_jax.cli.scene import in_our_spelling
+from vggt_jax.cli.serve import App, Serve
 from vggt_jax.cli.view import View
 from vggt_jax.cli.warned import print_any_names, warnings_on_lines
 from vggt_jax.errors import InputError, printable
+from vggt_jax.export.format import ExportOptions
 from vggt_jax.host import check_device
 from vggt_jax.pipeline.many_scenes import ManyScenesOptions
 from vggt_jax.pipeline.memory import is_out_of_memory
@@ -35,6 +39,10 @@ Command = (
     | Annotated[Convert, tyro.conf.subcommand("convert")]
     | Annotated[View, tyro.conf.subcommand("view")]
     | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[Render, tyro.conf.subcommand("render")]
+    | Annotated[ExtractFrames, tyro.conf.subcommand("frames")]
+    | Annotated[App, tyro.conf.subcommand("app")]
+    | Annotated[Serve, tyro.conf.subcommand("serve")]
     | Annotated[Calibrate, tyro.conf.subcommand("calibrate")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Analyze, tyro.conf.subcommand("analyze")]
@@ -43,13 +51,10 @@ Command = (
 )
 
 
-def run(argv: Sequence[str] | None = None) -> int:
+def run(argv: Sequence[str]) -> int:
     """Runs the command line and returns its exit code; see `vggt_jax.cli.main`."""
     print_any_names()
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments == ["--version"]:
-        print(f"vggt-jax {vggt_jax.__version__}")
-        return 0
+    arguments = list(argv)
     if empty := [name for name in arguments if name[-1:] == "=" or not name]:
         return _fail(f"{empty[0] or repr('')}: is empty; name a file, a folder or a value")
     command = tyro.cli(
@@ -59,16 +64,19 @@ def run(argv: Sequence[str] | None = None) -> int:
         description="Photographs in; cameras, depth, point maps and tracks out.\n\n"
         "Options are the same in all commands. Underscores are as good as dashes, and the "
         "spellings of VGGT's scripts are understood: --image_folder, --scene_dir, "
-        "--conf_thres_value, --use_ba, ... `vggt-jax --version` tells the version.",
+        "--conf_thres_value, --use_ba, ...",
     )
     try:
-        if not isinstance(command, Convert | Doctor):
+        if not isinstance(command, Convert | Doctor | ExtractFrames):
             check_device()
         check_paths(command)
         with warnings_on_lines():
             return command.run() or 0
     except (InputError, CheckpointError) as error:
-        return _fail(in_dashes(str(error), ManyScenesOptions))
+        message = in_dashes(str(error), ManyScenesOptions, ExportOptions)
+        if getattr(command, "json", False):
+            print_error(message)
+        return _fail(message)
     except (KeyboardInterrupt, EndedError) as error:
         code = exit_code(error)
         print(f"vggt-jax: {said(code)}", file=sys.stderr)

@@ -8,33 +8,49 @@ import platform
 import sys
 from collections.abc import Iterator
 
+from vggt_jax.cli.printed import Json, print_outcome
+
 # What an optional package is for, and the extra that installs it.
 _EXTRAS = {
     "av": ("video", "videos as input"),
     "torch": ("torch", ".pt and .pth checkpoints"),
     "viser": ("view", "the viewer"),
     "pycolmap": ("colmap", "export to COLMAP"),
+    "fastapi": ("serve", "a server that keeps a model loaded"),
+    "gradio": ("app", "the web page"),
+    "open3d": ("mesh", "triangle meshes"),
 }
 _PACKAGES = ("vggt-jax", "jax", "jaxlib", "flax", "numpy", "orbax-checkpoint", "tyro")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Doctor:
-    """Show what device, kernels, versions, extras and models are found, and what will be used."""
+    """Show what device, kernels, versions, extras and models are found, and what will be used.
+
+    vggt-jax doctor
+    vggt-jax doctor --json
+    """
+
+    json: Json = False
 
     def run(self) -> None:
-        for title, lines in {
+        parts = {
             "Versions": versions(),
             "Device": device(),
             "Attention": attention(),
             "Extras": extras(),
             "Models": models(),
-        }.items():
-            print(title)
-            rows = list(lines)
+        }
+        found = {title: list(rows) for title, rows in parts.items()}
+        lines = []
+        for title, rows in found.items():
             width = max(len(name) for name, _ in rows)
-            for name, value in rows:
-                print(f"  {name:<{width}}  {value}")
+            lines += [title, *(f"  {name:<{width}}  {value}" for name, value in rows)]
+        outcome = {
+            title.lower(): {name.strip(): value for name, value in rows}
+            for title, rows in found.items()
+        }
+        print_outcome(self, "\n".join(lines), outcome)
 
 
 def versions() -> Iterator[tuple[str, str]]:
@@ -51,10 +67,12 @@ def device() -> Iterator[tuple[str, str]]:
     """The devices of JAX, and what follows from the first."""
     import jax
 
+    from vggt_jax.cli.programs import programs_folder
     from vggt_jax.errors import InputError
     from vggt_jax.host import check_device
     from vggt_jax.layers.precision import Precision
     from vggt_jax.pipeline import memory
+    from vggt_jax.pipeline.timing import why_slower
 
     try:
         check_device()
@@ -66,10 +84,9 @@ def device() -> Iterator[tuple[str, str]]:
     free = memory.available_memory()
     yield "free memory", "unknown" if free is None else f"{memory.gib(free)} GiB"
     yield "products in", f"{Precision.from_compute_dtype(None).compute_dtype.name} by default"
-    yield (
-        "compiled programs",
-        "kept in the cache folder" if jax.default_backend() == "gpu" else "not kept on a CPU",
-    )
+    yield "compiled programs", f"kept in {programs_folder()}"
+    if (missed := why_slower()) is not None:
+        yield "slower", missed
     if jax.default_backend() == "cpu" and importlib.util.find_spec("jax_cuda13_plugin") is None:
         yield "GPU support", "not installed; on an NVIDIA GPU: pip install 'vggt-jax[cuda]'"
 

@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from vggt_jax.cli.exporting import FORMATS, as_json, photographs_beside
 from vggt_jax.cli.generated import options_of
+from vggt_jax.cli.printed import Json, print_outcome
 from vggt_jax.cli.scene import Scene
 from vggt_jax.errors import InputError
 from vggt_jax.export.format import (
     OPTIONS_OF_EVERY_FORMAT,
     ExportOptions,
     format_named,
-    format_names,
     formats_with,
 )
 from vggt_jax.files import check_not_input
@@ -31,6 +32,7 @@ class ExportCommand(Scene):
 
     out: Path
     """File or folder to write."""
+    json: Json = False
 
     def run(self) -> None:
         from vggt_jax.cli.reconstruct_files import read_or_reconstruct
@@ -43,7 +45,8 @@ class ExportCommand(Scene):
         photographs = () if self.images is None else (self.images,)
         check_not_input(self.out, self.inputs((*sources, *photographs)))
         options.check_place(self.out)
-        print(write_export(read_or_reconstruct(self), self.out, options))
+        report = write_export(read_or_reconstruct(self), self.out, options)
+        print_outcome(self, str(report), as_json(report))
 
     def check_of_frames(self, frames: Frames) -> None:
         super().check_of_frames(frames)
@@ -69,8 +72,6 @@ class ExportCommand(Scene):
 
     def _photographs(self) -> Path | tuple[Path, ...] | None:
         """What to put beside the scene, where that is of use."""
-        from vggt_jax.images.video import is_video
-
         has_place = "images" in format_named(self.format).options
         is_result = self.results() is not None
         if self.images is not None:
@@ -85,14 +86,7 @@ class ExportCommand(Scene):
                     "photographs; leave it out"
                 )
             return self.images
-        if not has_place or is_result:
-            return None
-        paths = self.paths()
-        is_one = self.changed("fps", "frames") or is_video(paths[0]) or paths[0].is_dir()
-        return paths[0] if is_one else paths
-
-
-_FORMATS = {name: format_named(name).description for name in format_names()}
+        return None if is_result else photographs_beside(self, self.format)
 
 
 def _with_formats(name: str, text: str) -> str:
@@ -114,7 +108,7 @@ class Export(ExportCommand):
     format: Annotated[
         str,
         tyro.conf.arg(
-            metavar=f"{{{','.join(_FORMATS)}}}",
-            help="; ".join(f"{name}: {what}" for name, what in _FORMATS.items()) + ".",
+            metavar=f"{{{','.join(FORMATS)}}}",
+            help="; ".join(f"{name}: {what}" for name, what in FORMATS.items()) + ".",
         ),
     ]

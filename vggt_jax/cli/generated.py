@@ -68,21 +68,28 @@ def taken(command: Any, kind: type, *names: str) -> dict[str, Any]:
     return {x: getattr(command, x) for x in fields if x not in names and hasattr(command, x)}
 
 
-def in_dashes(message: str, kind: type, *, words: bool = True) -> str:
+def in_dashes(message: str, *kinds: type, words: bool = True) -> str:
     """A message with the names of options as they are written on the command line.
 
     Args:
+        kinds: dataclasses whose fields are options.
         words: whether names stand in sentences, too, and not with a value alone.
     """
-    names = "|".join(field.name for field in dataclasses.fields(kind))
+    fields = [field.name for kind in kinds for field in dataclasses.fields(kind)]
+    names = "|".join(sorted(set(fields), key=len, reverse=True))
     message = re.sub(rf"(?<![-\w/.])({names})=True", r"--\1", message)
-    message = re.sub(rf"(?<![-\w/.])({names})=(?!False)", r"--\1 ", message)
+    message = re.sub(rf"(?<![-\w/.])({names})=False", r"--no_\1", message)
+    message = re.sub(rf"(?<![-\w/.])({names})=", r"--\1 ", message)
     if not words:
-        return message
+        return _with_dashes(message)
     # Words of English stay what they are.
-    two_words = "|".join(x.name for x in dataclasses.fields(kind) if "_" in x.name)
+    two_words = "|".join(sorted({x for x in fields if "_" in x}, key=len, reverse=True))
     # Nor are parts of paths options.
     message = re.sub(rf"(?<![-\w/.])({two_words})(?![\w=/]|\.\w)", r"--\1", message)
+    return _with_dashes(message)
+
+
+def _with_dashes(message: str) -> str:
     return re.sub(r"--[a-z]+(?:_[a-z]+)+", lambda found: found[0].replace("_", "-"), message)
 
 

@@ -2,36 +2,59 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import tqdm
 
+from vggt_jax.cli.exporting import as_json
+from vggt_jax.cli.on_server import on_server
+from vggt_jax.cli.printed import print_outcome
+from vggt_jax.cli.programs import keep_compiled_programs
 from vggt_jax.cli.scene import Scene
 from vggt_jax.cli.steps import Steps
 from vggt_jax.errors import InputError, printable
 from vggt_jax.export.folder import FILES, write_scene
+from vggt_jax.export.format import ExportOptions
+from vggt_jax.export.reconstruction import write_export
 from vggt_jax.files import check_not_input, output_folder
 from vggt_jax.images.files import as_patterns, checked_file, photographs
 from vggt_jax.images.frames import Frames
 from vggt_jax.images.kinds import is_picture
 from vggt_jax.images.video import is_video
+from vggt_jax.layers.scene_attention import AttentionStats
 from vggt_jax.models.base import SceneModel
-from vggt_jax.models.loading import cache_folder
 from vggt_jax.pipeline import inputs as scene_inputs
 from vggt_jax.pipeline.memory import out_of_memory_is_an_input_error
 from vggt_jax.pipeline.options import Options
 from vggt_jax.pipeline.plan import Plan, plan_scene
 from vggt_jax.pipeline.run import prepare, with_known, with_more_keys
+from vggt_jax.pipeline.timing import said_duration, why_slower
 from vggt_jax.scene.confidence import PointSource
 from vggt_jax.scene.reconstruction import Reconstruction
 from vggt_jax.scene.results import load_reconstruction
 
+_LONG = 15.0  # Seconds from which on it is said how long work on a CPU will take.
 
-def reconstruct_files(scene: Scene, out: Path, *, max_points: int, overwrite: bool) -> None:
+
+def reconstruct_files(
+    scene: Scene,
+    out: Path,
+    exports: Mapping[Path, ExportOptions],
+    *,
+    max_points: int,
+    overwrite: bool,
+) -> tuple[str, dict[str, Any]]:
     """Reconstructs photographs and writes the results, all of them or none; see `cli.infer.Infer`.
+
+    Args:
+        exports: what to write once the results are there, by its place.
+
+    Returns:
+        What was done, for people and as JSON.
 
     Raises:
         InputError: photographs, options or the output folder cannot be used, or memory is short.
@@ -50,31 +73,59 @@ def reconstruct_files(scene: Scene, out: Path, *, max_points: int, overwrite: bo
     inputs = scene.inputs(paths)
     check_not_input(out, inputs)
     writing = output_folder(out, overwrite=overwrite, stale=FILES, inputs=inputs)
-    with writing as folder, Steps(5) as steps:
-        result, points = _reconstruct(scene, options, paths, steps)
+    with writing as folder, Steps(5 + len(exports), quiet=scene.quiet) as steps:
+        if (server := getattr(scene, "server", None)) is not None:
+            result, points = on_server(server, scene, options, paths, steps)
+        else:
+            result, points = _reconstruct(scene, options, paths, steps, tuple(exports.values()))
         with steps("writing files"):
             num_points = write_scene(
                 folder,
                 result,
-                say=_to_stderr,
+                say=_warn,
                 points=points,
                 confidence_percentile=scene.confidence_percentile,
                 min_confidence=scene.min_confidence,
                 max_points=max_points,
             )
+    reports = []
+    with steps:
+        for place, export in exports.items():
+            with steps(f"writing {export.format}"):
+                reports.append(write_export(result, place, export))
     num_frames, height, width, _ = result.images.shape
-    print(printable(f"{num_frames} frames of {width}x{height}, {num_points:,} points -> {out}"))
+    lines = [printable(f"{num_frames} frames of {width}x{height}, {num_points:,} points -> {out}")]
+    lines += map(str, reports)
+    outcome: dict[str, Any] = {
+        "out": str(out),
+        "frames": num_frames,
+        "width": width,
+        "height": height,
+        "points": num_points,
+        "attention": None,
+        "provenance": result.provenance.to_dict(),
+        "exports": [as_json(report) for report in reports],
+        "seconds": steps.seconds,
+    }
     if (stats := result.attention_stats) is not None:
-        kept = f"saw {stats.density.mean():.1%} of the keys"
-        if not np.isnan(stats.covered).any():  # Of a sample it is not measured.
-            kept = (
-                f"kept {stats.density.mean():.1%} of the blocks with {stats.covered.mean():.1%} of "
-                "the pooled probability"
-            )
-        error = np.nanmax(np.mean(stats.error, axis=-1)) if (stats.error > 0).any() else 0
-        kept += f" with a sampling error of up to {error:.2g}" if error > 0 else ""
-        print(f"attention {kept}, and saved {stats.saved.mean():.1%} of the arithmetic")
-    print(steps)
+        outcome["attention"], text = _of_attention(stats)
+        lines.append(text)
+    return "\n".join([*lines, str(steps)]), outcome
+
+
+def _of_attention(stats: AttentionStats) -> tuple[dict[str, float], str]:
+    """What attention over all frames did, as JSON and for people."""
+    means = {name: float(np.mean(getattr(stats, name))) for name in ("density", "covered", "saved")}
+    kept = f"saw {means['density']:.1%} of the keys"
+    if not np.isnan(stats.covered).any():  # Of a sample it is not measured.
+        kept = (
+            f"kept {means['density']:.1%} of the blocks with {means['covered']:.1%} of "
+            "the pooled probability"
+        )
+    error = np.nanmax(np.mean(stats.error, axis=-1)) if (stats.error > 0).any() else 0
+    kept += f" with a sampling error of up to {error:.2g}" if error > 0 else ""
+    text = f"attention {kept}, and saved {means['saved']:.1%} of the arithmetic"
+    return means | {"error": float(error)}, text
 
 
 def print_plan(scene: Scene) -> None:
@@ -86,9 +137,10 @@ def print_plan(scene: Scene) -> None:
     """
     scene.check_of_results()
     options, paths = scene.options(), _checked_photographs(scene)
-    with Steps(2) as steps:
+    with Steps(2, quiet=scene.quiet) as steps:
         model, inputs, _ = _load_and_read(scene, options, paths, steps)
-    print(plan_scene(inputs, model, options, say=lambda message: None, refuse=False))
+    plan = plan_scene(inputs, model, options, say=lambda message: None, refuse=False)
+    print_outcome(scene, str(plan), plan.to_dict())
 
 
 def read_or_reconstruct(scene: Scene) -> Reconstruction:
@@ -102,9 +154,9 @@ def read_or_reconstruct(scene: Scene) -> Reconstruction:
     options = scene.options()
     if (results := scene.results()) is None:
         paths = _checked_photographs(scene)
-        with Steps(4) as steps:
+        with Steps(4, quiet=scene.quiet) as steps:
             result, _ = _reconstruct(scene, options, paths, steps)
-        print(steps)
+        scene.say(str(steps))
         return result
     if len(scene.sources) > 1:
         raise InputError(f"{results}: holds results; give one folder of results alone")
@@ -121,9 +173,16 @@ def read_or_reconstruct(scene: Scene) -> Reconstruction:
 
 
 def _reconstruct(
-    scene: Scene, options: Options, paths: tuple[Path, ...], steps: Steps
+    scene: Scene,
+    options: Options,
+    paths: tuple[Path, ...],
+    steps: Steps,
+    exports: Sequence[ExportOptions] = (),
 ) -> tuple[Reconstruction, PointSource | None]:
     """Reconstructs photographs in four steps.
+
+    Args:
+        exports: what will be written, to find out early what is wrong with it.
 
     Returns:
         The scene, and where its points come from.
@@ -133,15 +192,20 @@ def _reconstruct(
         vggt_jax.CheckpointError: the model cannot be loaded.
     """
     model, inputs, points = _load_and_read(scene, options, paths, steps)
+    for export in exports:
+        export.check_frames(inputs.frames)
+    if (missed := why_slower()) is not None:
+        _warn(f"warning: {missed}")
     while True:
-        plan = plan_scene(inputs, model, options, say=_to_stderr, refuse=False)
-        result = _run_plan(model, inputs, plan, options, steps)
-        if (more := with_more_keys(result, plan, options, say=_to_stderr)) is None:
+        plan = plan_scene(inputs, model, options, say=scene.say, refuse=False)
+        result = _run_plan(scene, model, inputs, plan, options, steps)
+        if (more := with_more_keys(result, plan, options, say=scene.say)) is None:
             return result, points
         options = more
 
 
 def _run_plan(
+    scene: Scene,
     model: SceneModel,
     inputs: scene_inputs.SceneInputs,
     plan: Plan,
@@ -153,7 +217,9 @@ def _run_plan(
     Raises:
         InputError: memory is short.
     """
-    _to_stderr(f"memory: {plan.memory}")
+    scene.say(f"memory: {plan.memory}")
+    if jax.default_backend() == "cpu" and (seconds := plan.seconds or 0) > _LONG:
+        scene.say(f"time: {said_duration(seconds)} on this machine, compiling aside")
     if options.memory_check:
         plan.check_memory()
     with out_of_memory_is_an_input_error(plan.num_frames, "a smaller --size"):
@@ -186,8 +252,9 @@ def _load_and_read(
     return model, inputs, points
 
 
-def _to_stderr(message: str) -> None:
-    tqdm.tqdm.write(message, file=sys.stderr)
+def _warn(message: str) -> None:
+    """Says what a person should know whether or not they want it quiet."""
+    tqdm.tqdm.write(f"vggt-jax: {message}", file=sys.stderr)
 
 
 def _checked_photographs(scene: Scene) -> tuple[Path, ...]:
@@ -203,10 +270,12 @@ def _checked_photographs(scene: Scene) -> tuple[Path, ...]:
     paths: Sequence[Path] = images
     left_out = ""
     if folders:
-        found = photographs(folders[0], as_patterns(scene.pattern))
+        found = photographs(folders[0], as_patterns(scene.pattern), recursive=scene.recursive)
         paths, left_out = found.images, found.said_of_left_out()
     elif scene.pattern:
         raise InputError("--pattern is for a folder of photographs; leave it out")
+    elif scene.recursive:
+        raise InputError("--recursive is for a folder of photographs; leave it out")
     for path in paths:
         checked_file(path)
     first = next(iter(paths))
@@ -231,9 +300,3 @@ def _source_of_points(
             f"{', '.join(possible) or 'none'}"
         )
     return points or next(iter(possible), None)
-
-
-def keep_compiled_programs() -> None:
-    """Keeps compiled programs of a GPU on disk, unless the user chose a place."""
-    if jax.default_backend() == "gpu" and jax.config.read("jax_compilation_cache_dir") is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "programs"))

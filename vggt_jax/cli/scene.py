@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
+import tqdm
 import tyro
 
 from vggt_jax import weights
@@ -67,6 +68,7 @@ WRITTEN_OTHERWISE = (
 _FOR_RESULTS = (
     "sources",
     "image_folder",
+    "quiet",
     "masks",
     "mask_white",
     "mask_black",
@@ -118,6 +120,7 @@ class Scene(Attending):
 
     if TYPE_CHECKING:
         pattern: tuple[str, ...]
+        recursive: bool
 
     sources: Annotated[
         tyro.conf.Positional[tuple[Path, ...]],
@@ -171,6 +174,8 @@ class Scene(Attending):
     bound for VGGT, where nothing is left out by default, and [0, 1] for Pi3, where it is 0.1."""
     allow_single_image: Flag = False
     """Reconstruct a single photograph, which the models were not trained for."""
+    quiet: Flag = False
+    """Print nothing but warnings and errors."""
 
     def results(self) -> Path | None:
         """The folder of results, or file in it, that was named; None if photographs were.
@@ -189,7 +194,8 @@ class Scene(Attending):
         """
         paths = self.named()
         if len(paths) == 1 and os.path.isdir(paths[0]):
-            return (scene_folder(paths[0], as_patterns(self.pattern)).path,)
+            found = scene_folder(paths[0], as_patterns(self.pattern), recursive=self.recursive)
+            return (found.path,)
         return paths
 
     def named(self) -> tuple[Path, ...]:
@@ -241,8 +247,13 @@ class Scene(Attending):
             intrinsics=_intrinsics(self.intrinsics),
             known_distance=_known_distance(self.known_distance),
             known_depth=_known_depth(self.known_depth),
-            progress=sys.stderr.isatty(),
+            progress=sys.stderr.isatty() and not self.quiet,
         )
+
+    def say(self, message: str) -> None:
+        """Tells a person what happens, on the stream of errors, unless they want it quiet."""
+        if not self.quiet:
+            tqdm.tqdm.write(message, file=sys.stderr)
 
     def point_source(self) -> Literal["depth", "head"] | None:
         """Where points shall come from; None for the best that the model has.

@@ -11,9 +11,12 @@ import tqdm
 class Steps:
     """A progress bar over named steps, and how long each took."""
 
-    def __init__(self, total: int):
-        self._bar = tqdm.tqdm(total=total, bar_format="{n}/{total} {desc} {elapsed}", disable=None)
-        self._seconds: dict[str, float] = {}
+    def __init__(self, total: int, *, quiet: bool = False):
+        self._bar = tqdm.tqdm(
+            total=total, bar_format="{n}/{total} {desc} {elapsed}", disable=quiet or None
+        )
+        self.seconds: dict[str, float] = {}
+        """How long each step took, by its name."""
 
     def __enter__(self) -> "Steps":
         return self
@@ -39,8 +42,8 @@ class Steps:
         finally:
             finished.set()
             ticker.join()
-        self._seconds[name] = time.perf_counter() - start
+        self.seconds[name] = time.perf_counter() - start
         self._bar.update()
 
     def __str__(self) -> str:
-        return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self._seconds.items())
+        return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.seconds.items())

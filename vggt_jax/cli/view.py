@@ -1,11 +1,13 @@
 """`vggt-jax view`."""
 
 import dataclasses
+import warnings
 
 from vggt_jax.cli.attending import OptionalInt
 from vggt_jax.cli.generated import Flag
 from vggt_jax.cli.scene import Scene
-from vggt_jax.errors import InputError
+from vggt_jax.errors import InputError, InputWarning
+from vggt_jax.scene.provenance import SMALL_MODEL
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,10 @@ class View(Scene):
             raise InputError(f"--max-points={self.max_points} must be at least 1")
         checked_port(self.host, self.port)
         recon = read_or_reconstruct(self)
+        if recon.provenance:
+            self.say(f"made by {recon.provenance}")
+        if self.results() is not None and recon.provenance.is_small:
+            warnings.warn(InputWarning(SMALL_MODEL), stacklevel=1)
         view(
             recon,
             host=self.host,
@@ -46,4 +52,5 @@ class View(Scene):
             min_confidence=self.min_confidence,
             max_points=self.max_points,
             open_browser=self.open_browser,
+            block=True,
         )

@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from vggt_jax.files import replacing
 from vggt_jax.images.frames import FrameTransform
+from vggt_jax.scene.provenance import Provenance
 from vggt_jax.scene.reconstruction import LengthUnit
 
 CONVENTIONS = {
@@ -47,6 +48,7 @@ def write_cameras(
     intrinsics: Float[np.ndarray, "s 3 3"] | None,
     pixel_centre: float,
     length_unit: LengthUnit = "arbitrary",
+    provenance: Provenance = Provenance(),  # noqa: B008
 ) -> None:
     """Writes poses and intrinsics of all frames, with the conventions they follow.
 
@@ -62,6 +64,7 @@ def write_cameras(
       intrinsics: [s 3 3] in model pixels, or None where a model predicts none.
       pixel_centre: of the intrinsics, see `Reconstruction.pixel_centre`.
       length_unit: of the positions, see `Reconstruction.length_unit`.
+      provenance: what made the scene.
 
     Raises:
       InputError: the file cannot be written.
@@ -97,6 +100,7 @@ def write_cameras(
         "conventions": CONVENTIONS,
         "pixel_centre": pixel_centre,
         "length_unit": length_unit,
+        **({"provenance": provenance.to_dict()} if provenance else {}),
         "frames": frames,
     }
     text = json.dumps(document, indent=2, allow_nan=False)

@@ -1,6 +1,7 @@
 """Sparse models of COLMAP: cameras of the photographs, and points with observations."""
 
 import dataclasses
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +13,15 @@ from vggt_jax.export.format import ExportOptions, FolderFormat, Written
 from vggt_jax.export.matching import matched_tracks
 from vggt_jax.export.points import confident_pixels
 from vggt_jax.export.tracks import TrackErrors, Tracks, tracks_from_depth, tracks_from_head
+from vggt_jax.files import replacing
+from vggt_jax.images.files import counted, listed
 from vggt_jax.scene.confidence import allowed_pixels, confidence_of, percentile_thresholds
 from vggt_jax.scene.reconstruction import Reconstruction
 
 # Points: fewer hardly hold two frames together (COLMAP asks for as many to place an image).
 _FEWEST_SHARED = 30
 _SHOWN_FROM = 3  # Photographs that must see a point for COLMAP's window to show it, by default.
+_PROVENANCE = "provenance.json"
 MORE_TRACKS = "raise max_reprojection_error, or depth_tolerance for tracks from depth"
 _MAX_TRACKS = 100_000  # Default of the official demo_colmap.py, as a start for splatting plenty.
 
@@ -266,6 +270,9 @@ def _write(
     errors, adjustment = write_colmap(
         sparse, cameras, found, **models, bundle_adjustment=options.bundle_adjustment
     )
+    if recon.provenance:  # COLMAP's files have no comments.
+        with replacing(folder / _PROVENANCE) as file:
+            file.write(json.dumps(recon.provenance.to_dict(), indent=1).encode() + b"\n")
     if adjustment is not None:
         notes += _notes_of_adjustment(adjustment, cameras.names, shared=options.shared_camera)
     length = np.bincount(found.observed_point, minlength=len(found.points))
@@ -273,6 +280,16 @@ def _write(
         notes.append(
             f"{num_hidden:,} of {len(length):,} points are seen by two photographs alone, which "
             "COLMAP's window hides: set Render > Render options > Minimum track length to 2"
+        )
+    sees_none = [
+        name
+        for i, name in enumerate(cameras.names)
+        if errors.num_points and not (found.observed_frame == i).any()
+    ]
+    if sees_none:
+        notes.append(
+            f"{counted(len(sees_none), 'photograph')} ({listed(sees_none)}) see no point that "
+            "another does: their cameras are written, and gsplat's --depth_loss cannot use them"
         )
     if not errors.num_points:
         notes.append(
@@ -367,9 +384,10 @@ def _check(options: ExportOptions) -> None:
 COLMAP = FolderFormat(
     name="colmap",
     description="a folder with sparse/0 and images",
-    entries=("sparse",),
+    entries=("sparse", _PROVENANCE),
     options=(
         "images",
+        "data_factor",
         "tracks",
         "camera_model",
         "shared_camera",

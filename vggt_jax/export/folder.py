@@ -70,6 +70,7 @@ def write_scene(
             intrinsics=None if result.intrinsics is None else np.asarray(result.intrinsics),
             pixel_centre=result.pixel_centre,
             length_unit=result.length_unit,
+            provenance=result.provenance,
         )
     write_scene_pictures(folder, result, allowed)
     if points is None:
@@ -95,5 +96,6 @@ def write_scene(
         mask=usable,
         max_points=max_points,
     )
-    write_point_cloud(folder / "points.ply", selected, colors)
+    comment = str(result.provenance)
+    write_point_cloud(folder / "points.ply", selected, colors, comment=comment)
     return len(selected)

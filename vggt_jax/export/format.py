@@ -34,6 +34,7 @@ from vggt_jax.export.images import (
 from vggt_jax.export.masks import FOLDER as MASKS
 from vggt_jax.export.masks import SceneMasks
 from vggt_jax.export.points import scene_points
+from vggt_jax.export.smaller import check_factors, folders_of, write_smaller
 from vggt_jax.export.tracks import TrackErrors
 from vggt_jax.files import check_file, check_output_folder, output_folder
 from vggt_jax.images.frames import Frames
@@ -41,6 +42,8 @@ from vggt_jax.scene.confidence import PointSource, confidence_limits
 from vggt_jax.scene.reconstruction import Reconstruction
 
 _MAX_CLOUD_POINTS = 2_000_000
+DEPTHS = "depths"
+"""The folder of depth maps in an export for nerfstudio."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,33 +138,40 @@ class FolderFormat(ExportFormat):
 
     Attributes:
       entries: what the folder holds beside `images` and `masks`.
+      flat_names: whether the programs look for smaller photographs by their names without folders.
       write: `write(recon, folder, cameras, options)` writes a scene in NumPy arrays into an empty
         folder, which takes its place when all went well. `cameras` has the names of the files in
         `images`, and of those in `masks` if there are any.
     """
 
     entries: tuple[str, ...]
+    flat_names: bool = False
     write: Callable[[Reconstruction, Path, Cameras, "ExportOptions"], Written]
 
     def export(self, recon: Reconstruction, path: Path, options: "ExportOptions") -> Written:
         photographs = Photographs.of(scene_cameras(recon), recon, path, options.images)
         masks = SceneMasks.of(recon, photographs, path)
+        smaller = folders_of(options.data_factor, with_masks=bool(masks.cameras.masks))
         entries = self._all_entries(
             with_images=photographs.are_written, with_masks=masks.are_written
         )
         stale = self._all_entries(
             with_images=photographs.are_written, with_masks=photographs.are_written
         )
+        earlier = [x.name for kind in ("images", MASKS, DEPTHS) for x in path.glob(f"{kind}_*")]
         with output_folder(
             path,
             overwrite=options.overwrite,
-            entries=entries,
-            stale=stale,
+            entries=[*entries, *smaller],
+            stale=[*stale, *earlier],
             inputs=[one.path for one in photographs.photographs or ()],
         ) as folder:
             notes = (*photographs.notes, *photographs.write(folder / "images", recon))
             notes = (*notes, *masks.notes)
             masks.write(folder, recon)
+            if options.data_factor:
+                factors, flat = options.data_factor, self.flat_names
+                write_smaller(folder, path, masks.cameras, factors, flat=flat)
             written = self.write(recon, folder, masks.cameras, options)
             return dataclasses.replace(written, notes=(*notes, *written.notes))
 
@@ -169,6 +179,7 @@ class FolderFormat(ExportFormat):
         images = options.images
         with_images = images is not None and not lie_in_place(images, path)
         entries = self._all_entries(with_images=with_images, with_masks=False)
+        entries += folders_of(options.data_factor, with_masks=False)
         check_output_folder(path, overwrite=options.overwrite, entries=entries)
 
     def check_frames(self, frames: Frames, options: "ExportOptions") -> None:
@@ -272,6 +283,15 @@ class ExportOptions:
     min_visibility: Annotated[
         float, "What visibility and confidence of a track must exceed; for tracks from the head"
     ] = 0.2
+    data_factor: Annotated[
+        tuple[int, ...],
+        "Also write smaller photographs, of a half, a quarter ... of the size (2 4 8), to images_2 "
+        "and so on, as gsplat asks for, whose default is 4",
+    ] = ()
+    depth_maps: Annotated[bool, "Write depth of the photographs, for depth-nerfacto"] = False
+    voxel_size: Annotated[
+        float | None, "Side of a voxel in the units of the scene; by default a 400th of it"
+    ] = None
     overwrite: Annotated[bool, "Replace an earlier export"] = False
 
     def __post_init__(self):
@@ -363,6 +383,9 @@ class ExportOptions:
                 f"min_track_length={self.min_track_length} must be at least 2: one view has no "
                 "depth to check"
             )
+        check_factors(self.data_factor)
+        if self.voxel_size is not None and not 0 < self.voxel_size < np.inf:
+            raise InputError(f"voxel_size={self.voxel_size} must be positive")
         if not 0 <= self.min_visibility < 1:
             raise InputError(f"min_visibility={self.min_visibility} must lie in [0, 1)")
 

@@ -12,6 +12,8 @@ from vggt_jax.errors import InputError
 from vggt_jax.export.cameras import Cameras, scene_cameras
 from vggt_jax.export.format import ExportOptions, FileFormat, Written
 from vggt_jax.files import file_stems, replacing
+from vggt_jax.scene.orientation import level_forward, up_direction
+from vggt_jax.scene.provenance import Provenance
 from vggt_jax.scene.reconstruction import Reconstruction
 
 # glTF's axes (y up, z towards the viewer) from OpenCV's (y down, z away), for world and cameras
@@ -31,10 +33,13 @@ def write_glb(
     cameras: Cameras | None,
     *,
     camera_size: float | None = None,
+    gltf_from_world: Float[np.ndarray, "4 4"] = GLTF_FROM_OPENCV,
+    provenance: Provenance = Provenance(),  # noqa: B008
 ) -> None:
     """Writes a binary glTF file that Blender, Windows' 3D Viewer and three.js read.
 
-    glTF's world has y up, so the world is turned half around x: `x_gltf = (x, -y, -z)`. Points are
+    glTF's world has y up, so the world is turned: half around x, `x_gltf = (x, -y, -z)`, or as
+    `gltf_from_world` says, which is noted in the file's `extras`. Points are
     a geometry `points`, whose colours are linear, as glTF has them, in floats, so that dark
     ones stay apart; every camera is a node `camera_NAME` with a pyramid, whose tip is the centre of
     projection and whose base is the image. The node's matrix is world_from_camera in the axes of
@@ -46,6 +51,8 @@ def write_glb(
       cameras: to draw, or None for points alone.
       camera_size: from tip to base, in the scene's unit. None is a twentieth of the distance from
         the middle of the cameras to the median point.
+      gltf_from_world: a rotation, see `upright`.
+      provenance: what made the scene, for the file's `extras`.
 
     Raises:
       InputError: the file cannot be written, there are neither points nor cameras, or a size is not
@@ -59,7 +66,7 @@ def write_glb(
         raise InputError(f"{path}: there are no points to write")
     scene = trimesh.Scene()
     if len(points):
-        turned = points * np.diag(GLTF_FROM_OPENCV)[:3]
+        turned = (points @ gltf_from_world[:3, :3].T).astype(np.float32)
         scene.add_geometry(
             trimesh.PointCloud(turned, colors=colors), node_name="points", geom_name="points"
         )
@@ -70,13 +77,35 @@ def write_glb(
         for i, stem in enumerate(file_stems(cameras.names)):
             name = f"camera_{stem}"
             pyramid = _pyramid(cameras, i, camera_size)
-            pose = GLTF_FROM_OPENCV @ poses[i] @ GLTF_FROM_OPENCV
+            pose = gltf_from_world @ poses[i] @ GLTF_FROM_OPENCV
             scene.add_geometry(pyramid, node_name=name, geom_name=name, transform=pose)
-    set_colors = functools.partial(_set_colors, colors=colors)
+    extras: dict[str, Any] = {"gltf_from_world": np.round(gltf_from_world, 9).tolist()}
+    if provenance:
+        extras["provenance"] = provenance.to_dict()
+    set_colors = functools.partial(_set_colors, colors=colors, extras=extras)
     data = scene.export(file_type="glb", buffer_postprocessor=set_colors)
     assert isinstance(data, bytes)
     with replacing(path) as file:
         file.write(data)
+
+
+def upright(camera_from_world: Any) -> Float[np.ndarray, "4 4"]:
+    """glTF's axes from the world's, such that a scene stands upright and cameras look along -z on
+    average, as the viewer shows it.
+
+    Args:
+      camera_from_world: OpenCV; None, or poses that are not finite, say nothing.
+    """
+    poses = np.zeros((0, 3, 4)) if camera_from_world is None else np.asarray(camera_from_world)
+    poses = poses[np.isfinite(poses).all(axis=(1, 2))]
+    if not len(poses):
+        return GLTF_FROM_OPENCV
+    rotations = np.swapaxes(poses[:, :, :3], 1, 2).astype(np.float64)
+    up = up_direction(rotations)
+    ahead = level_forward(rotations, up)
+    turn = np.eye(4)
+    turn[:3, :3] = np.stack([np.cross(ahead, up), up, -ahead])
+    return turn
 
 
 def _linear(colors: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
@@ -85,9 +114,14 @@ def _linear(colors: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
 
 
 def _set_colors(
-    buffers: dict[Any, bytes], tree: dict[str, Any], colors: UInt8[np.ndarray, "m 3"]
+    buffers: dict[Any, bytes],
+    tree: dict[str, Any],
+    colors: UInt8[np.ndarray, "m 3"],
+    extras: dict[str, Any],
 ) -> None:
-    """Gives the points linear colours in floats; trimesh writes the 8 bits that it is given."""
+    """Gives the points linear colours in floats, where trimesh writes the 8 bits that it is given,
+    and the file its `extras`."""
+    tree["extras"] = extras
     table = _linear(np.arange(256) / 255).astype("<f4")
     for mesh in tree["meshes"]:
         if mesh["name"] != "points":
@@ -139,7 +173,15 @@ def _pyramid(cameras: Cameras, i: int, size: float):
 def _write(recon: Reconstruction, path: Path, options: ExportOptions) -> Written:
     points, colors = options.cloud(recon)
     cameras = scene_cameras(recon) if options.cameras else None
-    write_glb(path, points, colors, cameras, camera_size=options.camera_size)
+    write_glb(
+        path,
+        points,
+        colors,
+        cameras,
+        camera_size=options.camera_size,
+        gltf_from_world=upright(recon.camera_from_world),
+        provenance=recon.provenance,
+    )
     return Written(num_frames=0 if cameras is None else len(cameras.names), num_points=len(points))
 
 

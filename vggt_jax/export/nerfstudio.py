@@ -1,6 +1,7 @@
 """Data sets of nerfstudio: `transforms.json` and a point cloud to begin with."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,12 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from vggt_jax.export.cameras import Cameras
-from vggt_jax.export.format import ExportOptions, FolderFormat, Written
+from vggt_jax.export.depth_maps import write_depth_maps
+from vggt_jax.export.format import DEPTHS, ExportOptions, FolderFormat, Written
 from vggt_jax.export.masks import FOLDER as MASKS
 from vggt_jax.export.ply import write_point_cloud
 from vggt_jax.files import replacing
+from vggt_jax.scene.provenance import Provenance
 from vggt_jax.scene.reconstruction import Reconstruction
 
 # The axes of nerfstudio's cameras (OpenGL: y up, looking along -z) from OpenCV's.
@@ -25,6 +28,9 @@ def write_nerfstudio(
     cameras: Cameras,
     points: Float[np.ndarray, "m 3"],
     colors: UInt8[np.ndarray, "m 3"],
+    *,
+    depth_maps: Sequence[str] = (),
+    provenance: Provenance = Provenance(),  # noqa: B008
 ) -> None:
     """Writes `transforms.json` and, where there are points, `points.ply`.
 
@@ -41,6 +47,8 @@ def write_nerfstudio(
       folder: existing; by itself not atomic, see `files.output_folder`.
       cameras: of the scene.
       points, colors: in world coordinates (OpenCV), and RGB.
+      depth_maps: paths of those of the frames in the folder, if there are any.
+      provenance: what made the scene, for a field that nerfstudio does not read.
 
     Raises:
       InputError: a file cannot be written.
@@ -48,10 +56,15 @@ def write_nerfstudio(
     transforms: dict[str, Any] = {
         "camera_model": "OPENCV",  # With distortions, which are zero where nothing says otherwise.
         "applied_transform": np.eye(4)[:3].tolist(),
-        "frames": [_frame(cameras, i) for i in range(len(cameras.names))],
+        "frames": [
+            _frame(cameras, i) | ({"depth_file_path": depth_maps[i]} if depth_maps else {})
+            for i in range(len(cameras.names))
+        ],
     }
+    if provenance:
+        transforms["provenance"] = provenance.to_dict()
     if len(points):
-        write_point_cloud(folder / _POINTS, points, colors)
+        write_point_cloud(folder / _POINTS, points, colors, comment=str(provenance))
         transforms["ply_file_path"] = _POINTS
     with replacing(folder / _TRANSFORMS) as file:
         file.write(json.dumps(transforms, indent=2, allow_nan=False).encode() + b"\n")
@@ -76,14 +89,27 @@ def _write(
     recon: Reconstruction, folder: Path, cameras: Cameras, options: ExportOptions
 ) -> Written:
     points, colors = options.cloud(recon)
-    write_nerfstudio(folder, cameras, points, colors)
+    depth_maps: Sequence[str] = ()
+    if options.depth_maps:
+        depth_maps = write_depth_maps(
+            folder,
+            recon,
+            cameras,
+            factors=options.data_factor,
+            confidence_percentile=options.confidence_percentile,
+            min_confidence=options.min_confidence,
+        )
+    write_nerfstudio(
+        folder, cameras, points, colors, depth_maps=depth_maps, provenance=recon.provenance
+    )
     return Written(num_frames=len(cameras.names), num_points=len(points))
 
 
 NERFSTUDIO = FolderFormat(
     name="nerfstudio",
     description="a folder with transforms.json, points.ply and images",
-    entries=(_POINTS, _TRANSFORMS),
-    options=("images", "points"),
+    entries=(_POINTS, _TRANSFORMS, DEPTHS),
+    options=("images", "points", "data_factor", "depth_maps"),
+    flat_names=True,
     write=_write,
 )

@@ -1,12 +1,12 @@
 """Depth maps and confidence as pictures, and one picture of a whole scene."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from vggt_jax.files import file_stems, replacing
 
@@ -17,6 +17,8 @@ _WHITE = 255
 # Outliers (sky, reflections, edges) beyond these take the colour of the end of the range.
 _PERCENTILES = (2, 98)
 _GAP = 8  # Pixels between the pictures of the overview.
+_WORDS = 16  # Pixels of a line of words in it.
+_INK = (60, 60, 60)
 
 
 def write_depth_pictures(
@@ -63,6 +65,7 @@ def write_overview(
     *,
     confidence: Float[np.ndarray, "s height width"] | None = None,
     top_view: UInt8[np.ndarray, "h w 3"] | None = None,
+    title: str = "",
     max_frames: int = 6,
     frame_width: int = 320,
 ) -> None:
@@ -77,6 +80,8 @@ def write_overview(
         percentile of all frames together, from dark blue, the least confident, to yellow.
       top_view: a picture for the last row, see `draw_top_view` and `overview_width`; None for no
         such row.
+      title: words above everything, which say of what scene this is; with them every row is called
+        by what it shows.
       max_frames: of a longer scene so many frames are shown, evenly spaced from first to last.
       frame_width: width of each photograph in pixels; smaller frames keep theirs.
 
@@ -100,21 +105,26 @@ def write_overview(
     valid, near_far = _valid_range(depth, mask)
 
     # Depth is not interpolated: between two colours of the map lies no depth between.
-    rows = [
-        ([as_bytes(images[i]) for i in shown], Image.Resampling.LANCZOS),
-        (
+    rows = {
+        "photographs": ([as_bytes(images[i]) for i in shown], Image.Resampling.LANCZOS),
+        "depth: near is red, far is blue": (
             [_colored(depth[i], valid[i], near_far, _color_table()) for i in shown],
             Image.Resampling.NEAREST,
         ),
-    ]
+    }
     if confidence is not None:
-        rows.append((_colored_by_rank(confidence, mask, shown), Image.Resampling.NEAREST))
+        ranked = _colored_by_rank(confidence, mask, shown)
+        rows["confidence: yellow is sure, blue is not"] = (ranked, Image.Resampling.NEAREST)
+    above = _GAP + (_WORDS if title else 0)  # Every row.
+    head = _WORDS if title else 0
+    words = {2: title}
     sheet_width = overview_width(depth.shape, max_frames=max_frames, frame_width=frame_width)
-    last_height = 0 if top_view is None else len(top_view) + _GAP
-    sheet_height = len(rows) * (shown_height + _GAP) + _GAP + last_height
+    last_height = 0 if top_view is None else len(top_view) + above
+    sheet_height = head + len(rows) * (shown_height + above) + _GAP + last_height
     sheet = np.full((sheet_height, sheet_width, 3), _WHITE, np.uint8)
-    for row, (pictures, resampling) in enumerate(rows):
-        top = _GAP + row * (shown_height + _GAP)
+    for row, (name, (pictures, resampling)) in enumerate(rows.items()):
+        top = head + above + row * (shown_height + above)
+        words[top - _WORDS] = name
         for column, picture in enumerate(pictures):
             left = _GAP + column * (shown_width + _GAP)
             resized = Image.fromarray(picture).resize((shown_width, shown_height), resampling)
@@ -122,8 +132,23 @@ def write_overview(
     if top_view is not None:
         if top_view.shape[1] != sheet_width - 2 * _GAP:
             raise ValueError(f"{top_view.shape=} must be {sheet_width - 2 * _GAP} wide")
-        sheet[-last_height:-_GAP, _GAP:-_GAP] = top_view
-    write_png(Path(path), sheet)
+        top = sheet_height - _GAP - len(top_view)
+        sheet[top:-_GAP, _GAP:-_GAP] = top_view
+        words[top - _WORDS] = "cameras and points from above; the first camera is orange"
+    write_png(Path(path), _with_words(sheet, words) if title else sheet)
+
+
+def _with_words(
+    sheet: UInt8[np.ndarray, "height width 3"], words: Mapping[int, str]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """A picture with lines of text, by their first rows of pixels, cut where they are too long."""
+    picture = Image.fromarray(sheet)
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(11)
+    for top, text in words.items():
+        while text and draw.textlength(text, font=font) > picture.width - 2 * _GAP:
+            text = f"{text.removesuffix('...')[:-1]}..." if len(text) > 4 else ""
+        draw.text((_GAP, top), text, fill=_INK, font=font)
+    return np.asarray(picture)
 
 
 def overview_width(

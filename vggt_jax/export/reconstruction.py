@@ -1,6 +1,8 @@
 """One function for all the formats that other programs read."""
 
+import dataclasses
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,6 +13,7 @@ from vggt_jax.errors import InputError, printable
 from vggt_jax.export.cameras import CameraModel
 from vggt_jax.export.format import ExportOptions, Written
 from vggt_jax.export.images import Images
+from vggt_jax.scene.provenance import SMALL_MODEL
 from vggt_jax.scene.reconstruction import Reconstruction
 
 
@@ -62,14 +65,18 @@ def export_reconstruction(
     max_reprojection_error: float = 2.0,
     min_track_length: int = 2,
     min_visibility: float = 0.2,
+    data_factor: Sequence[int] = (),
+    depth_maps: bool = False,
+    voxel_size: float | None = None,
     overwrite: bool = False,
 ) -> ExportReport:
     """Writes a scene for other programs, whole or not at all.
 
     "ply" writes a file of points, in OpenCV's axes. "glb" writes a file of points and cameras, in
-    glTF's. "colmap" writes a folder with `sparse/0` and "nerfstudio" one with `transforms.json` and
-    `points.ply`, both for the photographs in their original sizes, which lie in `images` beside
-    them. `docs/export.md` has the conventions of each.
+    glTF's, upright. "mesh" writes a PLY file of triangles that Open3D fuses from depth. "colmap"
+    writes a folder with `sparse/0` and "nerfstudio" one with `transforms.json` and `points.ply`,
+    both for the photographs in their original sizes, which lie in `images` beside them.
+    `docs/export.md` has the conventions of each.
 
     Args:
       recon: from `infer` or `load_reconstruction`.
@@ -97,6 +104,10 @@ def export_reconstruction(
       max_reprojection_error: model pixels by which a track may miss its observations (colmap).
       min_track_length: frames that must see a point, at least 2 (colmap).
       min_visibility: what visibility and confidence of a track must exceed (colmap, from the head).
+      data_factor: by which whole numbers to make photographs smaller, besides, into `images_2` and
+        so on (colmap, nerfstudio).
+      depth_maps: whether to write depth of the photographs, too (nerfstudio).
+      voxel_size: side of a voxel in the scene's unit (mesh); None is a 400th of the scene.
       overwrite: whether an earlier file or export may be replaced.
 
     Returns:
@@ -123,6 +134,9 @@ def export_reconstruction(
         max_reprojection_error=max_reprojection_error,
         min_track_length=min_track_length,
         min_visibility=min_visibility,
+        data_factor=tuple(data_factor),
+        depth_maps=depth_maps,
+        voxel_size=voxel_size,
         overwrite=overwrite,
     )
     return write_export(recon, path, options)
@@ -142,4 +156,6 @@ def write_export(
     options.check_place(path)
     recon = jax.device_get(recon)
     written = options.of_format.export(recon, path, options)
+    if recon.provenance.is_small:
+        written = dataclasses.replace(written, notes=(*written.notes, SMALL_MODEL))
     return ExportReport(path=path, format=options.format, **vars(written))

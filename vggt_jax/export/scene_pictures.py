@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool
 
+from vggt_jax.errors import printable
 from vggt_jax.export.pictures import overview_width, write_depth_pictures, write_overview
 from vggt_jax.export.points import select_points
 from vggt_jax.export.top_view import draw_top_view
@@ -52,7 +53,15 @@ def write_scene_pictures(
         mask,
         confidence=None if recon.depth_confidence is None else np.asarray(recon.depth_confidence),
         top_view=None if recon.camera_from_world is None else _top_view(recon, mask),
+        title=scene_title(recon),
     )
+
+
+def scene_title(recon: Reconstruction) -> str:
+    """What a scene is of and what made it, on one line."""
+    names = " to ".join(dict.fromkeys(map(printable, (*recon.names[:1], *recon.names[-1:]))))
+    made_by = f", by {printable(recon.provenance.model)}" if recon.provenance else ""
+    return f"{len(recon.images)} frames{names and f', {names}'}{made_by}"
 
 
 def _top_view(recon: Reconstruction, mask: np.ndarray | None) -> np.ndarray:

@@ -56,22 +56,31 @@ class Folder:
         return left_out and f"{self.path}: {read} read, and left out: {left_out}"
 
 
-def list_folder(folder: str | os.PathLike, pattern: str | Sequence[str] = ()) -> Folder:
+def list_folder(
+    folder: str | os.PathLike, pattern: str | Sequence[str] = (), *, recursive: bool = False
+) -> Folder:
     """Sorts the files of a folder into photographs and what is left out, by kind.
 
-    Subfolders are not searched. Endings of names count in any case. `overview.png` beside
-    `predictions.npz`, and pictures of depth there, are what `vggt-jax infer` wrote.
+    Subfolders are searched only with `recursive`, hidden ones never. Endings of names count in any
+    case. `overview.png` beside `predictions.npz`, and pictures of depth there, are what `vggt-jax
+    infer` wrote.
 
     Args:
         folder: the folder.
-        pattern: see `matches`; what does not match is not spoken of.
+        pattern: see `matches`; what does not match is not spoken of. One with a slash is compared
+            with the path in the folder, others with the name.
+        recursive: whether to take the files of all folders in it, too.
 
     Raises:
         InputError: the folder does not exist or cannot be read.
     """
     folder, pattern = Path(folder), as_patterns(pattern)
     try:
-        entries = sorted(folder.iterdir(), key=natural_key)
+        if recursive:
+            by_path = lambda path: [natural_key(Path(x)) for x in path.relative_to(folder).parts]
+            entries = sorted(files_below(folder), key=by_path)
+        else:
+            entries = sorted(folder.iterdir(), key=natural_key)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise InputError(f"{shortened(folder)}: the folder cannot be read ({why})") from error
@@ -83,10 +92,10 @@ def list_folder(folder: str | os.PathLike, pattern: str | Sequence[str] = ()) ->
         if is_ours and path.name in own:
             continue
         if path.is_dir():
-            kind = ("folder", "folders in it are not searched")
+            kind = ("folder", "folders in it are not searched; recursive=True does")
             if path.name.startswith(".") or pattern or not _holds_pictures(path):
                 continue
-        elif not matches(path.name, pattern):
+        elif not _is_asked_for(path.relative_to(folder), pattern):
             continue
         elif path.name.startswith("."):
             # What macOS leaves beside each file on disks of other systems is no picture.
@@ -111,28 +120,32 @@ def list_folder(folder: str | os.PathLike, pattern: str | Sequence[str] = ()) ->
     )
 
 
-def scene_folder(folder: str | os.PathLike, pattern: str | Sequence[str] = ()) -> Folder:
+def scene_folder(
+    folder: str | os.PathLike, pattern: str | Sequence[str] = (), *, recursive: bool = False
+) -> Folder:
     """What the folder of a scene holds; what its folder `images` does if it has no images itself.
 
     Raises:
         InputError: it cannot be read.
     """
-    found = list_folder(folder, pattern)
+    found = list_folder(folder, pattern, recursive=recursive)
     inner = found.path / "images"
-    if found.images or not inner.is_dir():
+    if found.images or recursive or not inner.is_dir():
         return found
     of_inner = list_folder(inner, pattern)
     return of_inner if of_inner.images or not found.holds_pictures else found
 
 
-def photographs(folder: str | os.PathLike, pattern: str | Sequence[str] = ()) -> Folder:
+def photographs(
+    folder: str | os.PathLike, pattern: str | Sequence[str] = (), *, recursive: bool = False
+) -> Folder:
     """`scene_folder`, whose images can be used.
 
     Raises:
         InputError: it cannot be read, holds no photographs, or holds masks, depth or others that go
             with photographs beside them.
     """
-    found = scene_folder(folder, pattern)
+    found = scene_folder(folder, pattern, recursive=recursive)
     if not found.images:
         raise InputError(f"{found.path}: {_why_empty(found)}")
     if message := companions.found_among([path.name for path in found.images], matches):
@@ -171,6 +184,24 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
     wanted = [pattern for pattern in patterns if not pattern.startswith("!")]
     unwanted = [pattern[1:] for pattern in patterns if pattern.startswith("!")]
     return (not wanted or any(map(is_like, wanted))) and not any(map(is_like, unwanted))
+
+
+def _is_asked_for(path: Path, patterns: Sequence[str]) -> bool:
+    """`matches` of a path in a folder: patterns with a slash are of the path, others of the
+    name."""
+    of_path = [pattern for pattern in patterns if "/" in pattern]
+    of_name = [pattern for pattern in patterns if "/" not in pattern]
+    wanted = [pattern for pattern in patterns if not pattern.startswith("!")]
+    found = [(path.as_posix(), of_path), (path.name, of_name)]
+    is_wanted = not wanted or any(
+        matches(name, [pattern])
+        for name, some in found
+        for pattern in some
+        if not pattern.startswith("!")
+    )
+    return is_wanted and all(
+        matches(name, [pattern]) for name, some in found for pattern in some if pattern[0] == "!"
+    )
 
 
 def composed(name: str) -> str:

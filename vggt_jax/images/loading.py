@@ -75,6 +75,7 @@ def load_images(
     fps: float | None = None,
     frames: int | None = None,
     pattern: str | Sequence[str] = (),
+    recursive: bool = False,
     stretch: bool = False,
     progress: bool = False,
 ) -> Frames:
@@ -116,6 +117,8 @@ def load_images(
         `video.choose_frames`. With either, a file of any name is read as a video.
       pattern: of a folder, the files to take, such as "*.color.png"; with "!" before it, those to
         leave out, such as "!*_mask.png". One or several.
+      recursive: of a folder, take the files of all folders in it, too; names of frames are their
+        paths in it.
       stretch: bring the range of values that the images use, a thousandth at either end aside, to
         all of [0, 255], the same for all images of a scene: for cameras of 12 bits in 16, thermal
         ones, and floats.
@@ -139,7 +142,7 @@ def load_images(
         if given not in (None, *get_args(Mode)):
             raise InputError(f"mode={given!r} is unknown; use 'crop', 'pad', 'budget' or 'cover'")
     images = _video_if_any(images, fps, frames, progress)
-    _check_pattern(images, pattern)
+    _check_pattern(images, pattern, recursive)
     if is_array(images):
         if stretch:
             raise InputError("stretch=True is for files and lists; one array is passed as it is")
@@ -150,7 +153,7 @@ def load_images(
     resampling_of = lambda _: Image.Resampling.BICUBIC
     target_size: Any = None
     if mode == "cover":
-        sources = _stretched(_sources(images, pattern), stretch)
+        sources = _stretched(_sources(images, pattern, recursive), stretch)
         if not is_strict:
             alike = sources[:1] if isinstance(images, VideoFrames) else sources
             target_size = size_to_cover(_mean_aspect_ratio(alike), size, patch_size)
@@ -158,14 +161,14 @@ def load_images(
     elif mode == "budget":
         resampling_of = lambda _: Image.Resampling.LANCZOS
         budget = checked_budget(size, patch_size)
-        sources = _stretched(_sources(images, pattern), stretch)
+        sources = _stretched(_sources(images, pattern, recursive), stretch)
         first = sources[0].read()
         sources[0] = dataclasses.replace(sources[0], read=lambda: first)
         target_size = size_within_budget(first.size, budget, patch_size, sources[0].label)
         fit = partial(fit_by_stretching, budget=budget if is_strict else None)
     else:
         target_size = checked_size(DEFAULT_SIZE if size is None else size, patch_size)
-        sources = _stretched(_sources(images, pattern), stretch)
+        sources = _stretched(_sources(images, pattern, recursive), stretch)
         fit = fit_by_padding if mode == "pad" else fit_by_cropping
 
     def prepare(source: _Source) -> _Prepared:
@@ -294,7 +297,7 @@ def _say(remarks: dict[str, list[int]], names: Sequence[str]) -> None:
             warnings.warn(InputWarning(text.format(images=images)), stacklevel=3)
 
 
-def _sources(images: Any, pattern: str | Sequence[str]) -> list[_Source]:
+def _sources(images: Any, pattern: str | Sequence[str], recursive: bool) -> list[_Source]:
     """Every image that is to be read."""
     if isinstance(images, VideoFrames):
         frames = zip(images.names, images.readers(), strict=True)
@@ -306,8 +309,10 @@ def _sources(images: Any, pattern: str | Sequence[str]) -> list[_Source]:
             )
             for name, read in frames
         ]
+    folder = None
     if isinstance(images, (str, os.PathLike)):
-        images = _of_path(images, pattern)
+        folder = images if recursive else None
+        images = _of_path(images, pattern, recursive)
     elif isinstance(images, Image.Image):
         images = [images]
     elif not isinstance(images, Iterable) or isinstance(images, (bytes, dict)):
@@ -343,29 +348,36 @@ def _sources(images: Any, pattern: str | Sequence[str]) -> list[_Source]:
         labels.append(label)
         pixels.append(item)
         readers.append(read)
-    names = dict(zip(paths, short_names(list(paths.values())), strict=True))
+    short = short_names(list(paths.values()))
+    if folder is not None:
+        short = [path.relative_to(folder).as_posix() for path in paths.values()]
+    names = dict(zip(paths, short, strict=True))
     return [
         _Source(label=labels[i], name=names.get(i, f"{i:04d}"), read=readers[i], pixels=pixels[i])
         for i in range(len(images))
     ]
 
 
-def _of_path(images: str | os.PathLike, pattern: str | Sequence[str]) -> Sequence[Path]:
+def _of_path(
+    images: str | os.PathLike, pattern: str | Sequence[str], recursive: bool
+) -> Sequence[Path]:
     """The images of a folder, whose other files are spoken of, or one file."""
     if not os.fspath(images):
         raise InputError("the path of the images is empty; '.' is the current folder")
     if not os.path.isdir(images):
         return [Path(images)]
-    folder = photographs(images, pattern)
+    folder = photographs(images, pattern, recursive=recursive)
     if message := folder.message():
         warnings.warn(InputWarning(message), stacklevel=4)
     return folder.images
 
 
-def _check_pattern(images: Any, pattern: str | Sequence[str]) -> None:
+def _check_pattern(images: Any, pattern: str | Sequence[str], recursive: bool) -> None:
     is_folder = isinstance(images, (str, os.PathLike)) and os.path.isdir(images)
     if as_patterns(pattern) and not is_folder:
         raise InputError(f"{pattern=} is for a folder of images; give one, or leave it out")
+    if recursive and not is_folder:
+        raise InputError(f"{recursive=} is for a folder of images; give one, or leave it out")
 
 
 def _stretched(sources: list[_Source], stretch: bool) -> list[_Source]:

@@ -23,6 +23,7 @@ from vggt_jax.checkpoints.sources import find_checkpoint
 from vggt_jax.host import check_device
 from vggt_jax.models.base import ModelConfig, SceneModel
 from vggt_jax.models.conversion import load_official
+from vggt_jax.models.origin import Origin, remember
 from vggt_jax.models.registry import families, family_of
 
 SomeModel = TypeVar("SomeModel", bound=nnx.Module | SceneModel)
@@ -57,15 +58,19 @@ def load_model(
         vggt_jax.InputError: JAX has no device.
     """
     check_device()
+    is_small = source is None
+    named = source
     source = weights.small_model_path() if source is None else _ours_in(source)
     if checkpoints.is_native(source):
         if config is not None:
             raise CheckpointError(f"{source}: holds its own configuration; leave out config")
         params, document = checkpoints.read(source)
-        name, fields = document["model"], document["config"]
+        name, fields, checksum = document["model"], document["config"], document["checksum"]
     else:
         is_object = not isinstance(config, str | os.PathLike | None)
-        params, name, fields = _load_official(source, config.to_dict() if is_object else config)
+        params, name, fields, checksum = _load_official(
+            source, config.to_dict() if is_object else config
+        )
     known = families()
     if name not in known:
         raise CheckpointError(
@@ -73,7 +78,11 @@ def load_model(
         )
     model = abstract_model(known[name].config.from_dict(fields))
     model = with_parameters(model, params, source=str(source))
-    return model if dtype is None else with_dtype(model, dtype)
+    if dtype is not None:
+        model = with_dtype(model, dtype)
+    called = weights.NAME if named is None else os.fspath(named)
+    remember(model, Origin(called, checksum, is_small=is_small))
+    return model
 
 
 def abstract_model(config: ModelConfig) -> SceneModel:
@@ -201,12 +210,12 @@ def _ours_in(source: str | os.PathLike) -> str | os.PathLike:
     return source
 
 
-def _load_official(source, config) -> tuple[dict[str, np.ndarray], str, dict]:
+def _load_official(source, config) -> tuple[dict[str, np.ndarray], str, dict, str]:
     found = find_checkpoint(source)
     stats = [path.stat() for path in found.files]
     if sum(stat.st_size for stat in stats) < _CACHE_FROM_BYTES:
         params, config, report = load_official(source, config)
-        return params, report.model, config
+        return params, report.model, config, report.checksum
     beside = found.beside.with_suffix(".json")
     if config is None and beside.is_file():
         config = beside
@@ -223,7 +232,7 @@ def _load_official(source, config) -> tuple[dict[str, np.ndarray], str, dict]:
     if cached.exists():
         try:
             params, document = checkpoints.read(cached)
-            return params, document["model"], document["config"]
+            return params, document["model"], document["config"], document["checksum"]
         except CheckpointError as error:
             warnings.warn(f"converting again: {error}", stacklevel=3)
     params, config, report = load_official(source, config)
@@ -234,7 +243,7 @@ def _load_official(source, config) -> tuple[dict[str, np.ndarray], str, dict]:
         checkpoints.write(cached, params, document, overwrite=True)
     except (CheckpointError, OSError) as error:
         warnings.warn(f"the converted checkpoint is not kept: {error}", stacklevel=3)
-    return params, report.model, config
+    return params, report.model, config, report.checksum
 
 
 def _in_compute_type(model: Any) -> Callable[[str], bool]:

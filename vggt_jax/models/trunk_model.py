@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from typing import Any, ClassVar, Generic, TypeVar
 
+import jax
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
@@ -31,6 +32,18 @@ class TrunkModel(nnx.Module, Generic[Output]):
     traits: ClassVar[ModelTraits]
     config: Any
     predicts: Any
+
+    def __repr__(self) -> str:
+        """On one line: parameters and their types, the size of images, and what is predicted."""
+        counts: dict[str, int] = {}
+        for leaf in jax.tree.leaves(self):
+            counts[str(leaf.dtype)] = counts.get(str(leaf.dtype), 0) + leaf.size
+        total = sum(counts.values())
+        types = " and ".join(sorted(counts, key=lambda name: -counts[name]))
+        return (
+            f"<{type(self).__name__}: {total:,} parameters in {types}, images of "
+            f"{self.config.img_size}, predicts {', '.join(sorted(self.predicts))}>"
+        )
 
     @property
     def num_dense_heads(self) -> int:

@@ -171,6 +171,7 @@ def read_frames(images: Any, model: SceneModel, options: Options) -> Frames:
         fps=options.fps,
         frames=options.frames,
         pattern=options.pattern,
+        recursive=options.recursive,
         stretch=options.stretch,
         progress=options.progress,
     )

@@ -26,6 +26,7 @@ from vggt_jax.models.base import SceneModel
 from vggt_jax.pipeline.inputs import SceneInputs, check_model, load, read
 from vggt_jax.pipeline.memory import free_memory, is_out_of_memory
 from vggt_jax.pipeline.options import Options, takes
+from vggt_jax.pipeline.origin import provenance_of
 from vggt_jax.pipeline.plan import Plan, plan_scene
 from vggt_jax.pipeline.reconstruct import reconstruct
 from vggt_jax.pipeline.resuming import (
@@ -38,6 +39,7 @@ from vggt_jax.pipeline.resuming import (
 )
 from vggt_jax.pipeline.run import batch_arguments, finish, program_for, scene_arguments
 from vggt_jax.pipeline.scenes import scenes_by_name
+from vggt_jax.scene.provenance import Provenance
 from vggt_jax.scene.reconstruction import Reconstruction
 from vggt_jax.scene.results import write_reconstruction
 
@@ -133,7 +135,7 @@ def reconstruct_scenes(
     out = checked_path(out, "folder of results")
     if not isinstance(scenes, Mapping):
         check_not_input(out, [checked_path(scenes, "folder of scenes")])
-    scenes = scenes_by_name(scenes)
+    scenes = scenes_by_name(scenes, recursive=options.recursive)
     for name, images in scenes.items():
         if isinstance(images, str | os.PathLike):
             check_not_input(out / name, [images])
@@ -195,7 +197,7 @@ def reconstruct_scenes(
                 failed.update(dict.fromkeys(names, str(error)))
             finish_with(names)
 
-        outbox = _Outbox(out, fetcher, writers, options.num_writers, done, fail)
+        outbox = _Outbox(model, out, fetcher, writers, options.num_writers, done, fail)
         loaded = _read_ahead(readers, read_scene, waiting, options.num_readers)
         for batch in _batches(loaded, options.batch_size, fail):
             run_batch = functools.partial(_run_if_it_fits, model, batch, options)
@@ -339,6 +341,7 @@ class _Outbox:
 
     def __init__(
         self,
+        model: SceneModel,
         out: Path,
         fetcher: ThreadPoolExecutor,
         writers: ThreadPoolExecutor,
@@ -347,7 +350,8 @@ class _Outbox:
         fail: Callable[[list[str], str], None],
     ):
         """`done` and `fail` are told the names of scenes that are written, or do not fit memory."""
-        self._out, self._fetcher, self._writers = out, fetcher, writers
+        self._model, self._out = model, out
+        self._fetcher, self._writers = fetcher, writers
         self._num_writers, self._done, self._fail = num_writers, done, fail
         self._fetching: collections.deque[tuple[list[str], Future]] = collections.deque()
         self._writing: collections.deque[tuple[list[str], list[Future]]] = collections.deque()
@@ -401,16 +405,20 @@ class _Outbox:
         result = jax.device_get(result)
         return [
             self._writers.submit(
-                _write, self._out, scene, jax.tree.map(operator.itemgetter(i), result)
+                _write,
+                self._out,
+                scene,
+                jax.tree.map(operator.itemgetter(i), result),
+                provenance_of(self._model, scene.plan, scene.options),
             )
             for i, scene in enumerate(batch)
         ]
 
 
-def _write(out: Path, scene: _Scene, result: Reconstruction) -> str | None:
+def _write(out: Path, scene: _Scene, result: Reconstruction, made_by: Provenance) -> str | None:
     """Writes a scene; why it has no result, where what is known does not fit what was predicted."""
     try:
-        finished = finish(result, scene.inputs, scene.options)
+        finished = finish(result, scene.inputs, scene.options).replace(provenance=made_by)
     except InputError as error:
         return str(error)
     write_reconstruction(out / scene.name, finished, made_from=scene.record)

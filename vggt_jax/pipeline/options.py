@@ -68,6 +68,8 @@ class Options:
     pattern: str | Sequence[str] = ()
     """Of a folder, the photographs to take, such as '*.color.png'; with ! before it, what to leave
     out, such as '!*_mask.png'. May be repeated."""
+    recursive: bool = False
+    """Of a folder, take the photographs of all folders in it, too."""
     stretch: bool = False
     """Stretch the range of grey that the photographs use to all of it, the same for all of a scene:
     for cameras of 12 bits in 16, thermal ones, and floats."""

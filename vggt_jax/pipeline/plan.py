@@ -3,6 +3,7 @@
 import dataclasses
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -73,8 +74,24 @@ class Plan:
             fewer = " fewer frames or" if self.memory.fitting else ""
             raise InputError(
                 f"{self.memory.shortage}: use{fewer} a smaller size, or try in spite of this with "
-                "memory_check=False (--no-memory-check)"
+                "memory_check=False"
             )
+
+    def to_dict(self) -> dict[str, Any]:
+        """What will run, as JSON can hold it."""
+        return {
+            "frames": self.num_frames,
+            "padded_frames": self.padded_frames,
+            "height": self.size[0],
+            "width": self.size[1],
+            "attention": str(self.attention),
+            "why_dense": self.why_dense,
+            "compute_dtype": self.compute_dtype,
+            "streamed": self.streamed,
+            "memory": str(self.memory),
+            "fits": not self.memory.shortage,
+            "seconds": self.seconds,
+        }
 
     def __str__(self) -> str:
         height, width = self.size
@@ -84,7 +101,7 @@ class Plan:
         maps = "streamed to the host" if self.streamed else "at once"
         time, seconds = "unknown on this device", self.seconds
         if seconds is not None:
-            time = f"about {seconds:.1f} s, without compiling"
+            time = f"{timing.said_duration(seconds)}, without compiling"
         lines = {
             "frames": f"{self.num_frames} of {width}x{height}{padding}",
             "known": ", ".join(self.known),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from vggt_jax.models.base import SceneModel
 from vggt_jax.pipeline import reconstruct as programs
 from vggt_jax.pipeline.inputs import SceneInputs
 from vggt_jax.pipeline.options import Options
+from vggt_jax.pipeline.origin import provenance_of
 from vggt_jax.pipeline.plan import Plan
 from vggt_jax.pipeline.streaming import Stream
 from vggt_jax.scene import calibration
@@ -64,7 +66,15 @@ def prepare(
     """
     arguments = scene_arguments(inputs, plan)
     program = program_for(model, arguments, plan, options, compile_now=compile_now)
-    return lambda done: finish(program(model, **arguments, done=done), inputs, options)
+
+    def call(done: Callable[[int], object]) -> Reconstruction:
+        start = time.perf_counter()
+        result = finish(program(model, **arguments, done=done), inputs, options)
+        seconds = round(time.perf_counter() - start, 3)
+        made_by = provenance_of(model, plan, options, seconds=seconds)
+        return dataclasses.replace(result, provenance=made_by)
+
+    return call
 
 
 def program_for(

@@ -22,7 +22,7 @@ _LONGEST_NAME = 255  # Bytes of a name in file systems.
 
 
 def scenes_by_name(
-    scenes: str | os.PathLike | Mapping[str, Any],
+    scenes: str | os.PathLike | Mapping[str, Any], *, recursive: bool = False
 ) -> dict[str, Any]:
     """The scenes, by names that can be folders.
 
@@ -30,6 +30,7 @@ def scenes_by_name(
         scenes: a folder with a folder of photographs (or one with a folder `images` in it), or a
             video, for each scene; or photographs by name. A folder that holds pictures or videos
             which cannot be used is a scene, too, and fails with the reason.
+        recursive: whether photographs may lie in folders of the folder of a scene.
 
     Warns:
         InputWarning: something in the folder belongs to no scene.
@@ -53,7 +54,7 @@ def scenes_by_name(
     except OSError as error:
         raise InputError(f"{folder}: the folder cannot be read ({error.strerror})") from error
     visible = [path for path in entries if not path.name.startswith(".")]
-    found = [path for path in visible if _is_scene(path)]
+    found = [path for path in visible if _is_scene(path, recursive)]
     others = [path for path in visible if path not in set(found)]
     message = _said_of_others(others)
     if not found:
@@ -83,11 +84,11 @@ def _can_be_folder(name: Any) -> bool:
     )
 
 
-def _is_scene(path: Path) -> bool:
+def _is_scene(path: Path, recursive: bool) -> bool:
     if not path.is_dir():
         return is_video(path)
     try:
-        return scene_folder(path).holds_pictures
+        return scene_folder(path, recursive=recursive).holds_pictures
     except InputError:  # No permission, perhaps: that scene fails.
         return True
 

@@ -1,16 +1,22 @@
-"""How long a reconstruction will take, by what was measured on the device."""
+"""How long a reconstruction will take, by what was measured on the device, and why it may take
+longer than it had to."""
 
+import functools
+import time
 from collections.abc import Collection
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels import tuned
+from pallas_kernels import devices, mosaic_gpu_call, tuned
 from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.models.base import ModelConfig
 from vggt_jax.models.loading import abstract_model, named_parameters
 from vggt_jax.scene.priors import PriorKind
 from vggt_jax.trunk.token_layout import TokenLayout
+
+_OPERATIONS_OF_A_PIXEL = 2.5e6  # Of a dense head with 256 channels; on a CPU.
 
 
 def estimate_seconds(
@@ -25,17 +31,22 @@ def estimate_seconds(
 ) -> float | None:
     """Seconds from images to a reconstruction on the device, without compiling.
 
-    The sum of three terms: products of tokens with parameters, attention over all frames, and maps
-    of the dense heads, each at the rate of the table of tuned values (`throughput`). That table
-    holds what fits docs/benchmarks; a test holds the estimate to those files.
+    On a GPU the sum of three terms: products of tokens with parameters, attention over all frames,
+    and maps of the dense heads, each at the rate of the table of tuned values (`throughput`). That
+    table holds what fits docs/benchmarks; a test holds the estimate to those files. On a CPU the
+    rates are shares of that of a matrix product, which is measured once, in a tenth of a second.
 
     Args:
         num_frames: padded ones included.
         known: kinds of priors that the model is told.
 
     Returns:
-        None where nothing was measured: on another device, or in float32.
+        None where nothing was measured: on another device, or in float32 on a GPU.
     """
+    work = lambda: count_work(config, num_frames, height, width, attention=attention, known=known)
+    if jax.default_backend() == "cpu" and np.dtype(compute_dtype).itemsize == 4:
+        operations = sum(count / share for count, share in _shares_on_a_cpu(work()))
+        return operations / products_per_second()
     if jax.default_backend() != "gpu" or np.dtype(compute_dtype).itemsize != 2:
         return None
     products, scene_attention, maps = (
@@ -43,12 +54,59 @@ def estimate_seconds(
     )
     if not products:
         return None
-    work = count_work(config, num_frames, height, width, attention=attention, known=known)
+    counted = work()
     return (
-        work["products"] / (1e12 * products)
-        + work["attention"] / (1e12 * scene_attention)
-        + work["maps"] / (1e6 * maps)
+        counted["products"] / (1e12 * products)
+        + counted["attention"] / (1e12 * scene_attention)
+        + counted["maps"] / (1e6 * maps)
     )
+
+
+def said_duration(seconds: float) -> str:
+    """About so long, to the precision that an estimate has: "about 40 s", "about 3 min"."""
+    if seconds < 10:
+        return f"about {seconds:.1f} s"
+    if seconds < 90:
+        return f"about {seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"about {seconds / 60:.0f} min"
+    return f"about {seconds / 3600:.1f} h"
+
+
+def why_slower() -> str | None:
+    """Why this machine runs slower than it could, and what to do; None where nothing is known."""
+    if devices.is_hopper() and not mosaic_gpu_call.is_supported():
+        oldest = ".".join(map(str, mosaic_gpu_call.OLDEST_JAX))
+        return (
+            f"the kernels for this Hopper GPU are off: they need JAX {oldest}, this is "
+            f"{jax.__version__}; install Python 3.12 or newer, and vggt-jax[cuda] there"
+        )
+    return None
+
+
+@functools.cache
+def products_per_second() -> float:
+    """Operations a second of a matrix product in float32 on the default device, the best of
+    five."""
+    size = 1024
+    product = jax.jit(lambda x: x @ x)
+    x = jnp.ones((size, size), jnp.float32)
+    times = []
+    for _ in range(6):  # The first compiles.
+        start = time.perf_counter()
+        jax.block_until_ready(product(x))
+        times.append(time.perf_counter() - start)
+    return 2.0 * size**3 / min(times[1:])
+
+
+def _shares_on_a_cpu(work: dict[str, float]) -> list[tuple[float, float]]:
+    """Operations, and the rate that they reach as a share of that of a large matrix product; maps
+    by the operations of a pixel. Rough shares, which no benchmark was fitted to."""
+    return [
+        (work["products"], 0.7),
+        (work["attention"], 0.25),
+        (_OPERATIONS_OF_A_PIXEL * work["maps"], 0.5),
+    ]
 
 
 def count_work(

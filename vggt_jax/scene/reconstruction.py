@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
-from typing import Literal, TypeAlias
+import math
+import os
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +12,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 
 from vggt_jax import geometry
+from vggt_jax.errors import InputError
 from vggt_jax.host import with_numpy
 from vggt_jax.images.frames import FrameTransform
 from vggt_jax.layers.scene_attention import AttentionStats
+from vggt_jax.scene.provenance import Provenance
 
 # JAX's in pure functions, NumPy's in what `infer` returns and files hold.
 AnyArray: TypeAlias = Array | np.ndarray
@@ -63,6 +67,7 @@ class Reconstruction:
             are probabilities, else "depth".
         names: of the frames; empty where images were arrays.
         transforms: to the pixels of the photographs, one per frame; empty where nobody resized.
+        provenance: what made the scene; empty where nobody knows.
     """
 
     images: Float[AnyArray, "*b s height width 3"] | UInt8[AnyArray, "*b s height width 3"]
@@ -86,6 +91,70 @@ class Reconstruction:
     transforms: tuple[FrameTransform, ...] = dataclasses.field(
         default=(), metadata={"static": True}
     )
+    provenance: Provenance = dataclasses.field(default=Provenance(), metadata={"static": True})
+
+    def __repr__(self) -> str:
+        """On one line: frames, what there is of them, and what made it."""
+        shape = getattr(self.images, "shape", None)
+        if shape is None or len(shape) < 4:
+            return f"<Reconstruction of images {shape}>"
+        *scenes, num_frames, height, width, _ = shape
+        parts = {
+            "cameras": self.camera_from_world, "intrinsics": self.intrinsics, "depth": self.depth,
+            "points": self.world_points, "mask": self.mask, "tracks": self.tracks,
+        }  # fmt: skip
+        there = ", ".join(name for name, value in parts.items() if value is not None) or "nothing"
+        of_scenes = f"{math.prod(scenes)} scenes of " if scenes else ""
+        made_by = f"; {self.provenance}" if self.provenance else ""
+        return (
+            f"<Reconstruction: {of_scenes}{num_frames} frames of {width}x{height}, {there}, "
+            f"lengths {self.length_unit}{made_by}>"
+        )
+
+    def replace(self, **changes: Any) -> "Reconstruction":
+        """The scene with other values in some fields, such as true or corrected cameras.
+
+        Points of a head move along with cameras: those of a frame stay where they are seen from its
+        camera. `points_from_depth` follows by itself.
+
+        Args:
+            changes: by the names of fields. `camera_from_world` may be `[s 4 4]`, too.
+
+        Raises:
+            ValueError: there is no such field, or an array has another shape than its field.
+        """
+        names = [field.name for field in dataclasses.fields(self)]
+        if unknown := [name for name in changes if name not in names]:
+            raise ValueError(f"{unknown[0]!r} is no field of a reconstruction ({', '.join(names)})")
+        poses = changes.get("camera_from_world")
+        if poses is not None:
+            poses = changes["camera_from_world"] = poses[..., :3, :]
+        for name, value in changes.items():
+            before = getattr(self, name)
+            shapes = getattr(before, "shape", None), getattr(value, "shape", None)
+            if None not in shapes and shapes[0] != shapes[1]:
+                raise ValueError(f"{name} of shape {shapes[1]} must be {shapes[0]}")
+        moved = "world_points" not in changes and self.world_points is not None
+        if poses is not None and moved and self.camera_from_world is not None:
+            changes["world_points"] = _moved(self.world_points, self.camera_from_world, poses)
+        return dataclasses.replace(self, **changes)
+
+    def save(self, folder: str | os.PathLike, *, overwrite: bool = False) -> None:
+        """Writes the scene to a folder, from which `load_reconstruction` reads it again.
+
+        Args:
+            folder: made if it is missing; `predictions.npz` in it is written whole or not at all.
+            overwrite: whether a scene that is there may be replaced.
+
+        Raises:
+            InputError: there are several scenes, one is there, or it cannot be written.
+        """
+        from vggt_jax.scene.results import results_file, write_reconstruction
+
+        file = results_file(folder)
+        if file.exists() and not overwrite:
+            raise InputError(f"{file}: exists; choose another folder, or overwrite=True")
+        write_reconstruction(folder, self)
 
     def points_from_depth(self) -> Float[AnyArray, "*b s height width 3"]:
         """World points by unprojecting depth with cameras and intrinsics; NaN where masked.
@@ -120,3 +189,11 @@ class Reconstruction:
             )
         pairs = zip(self.transforms, self.tracks, strict=True)
         return np.stack([transform.pixels_to_original(track) for transform, track in pairs])
+
+
+def _moved(points: Any, before: Any, after: Any) -> Any:
+    """World points of every frame's pixels after its camera has moved, and they with it."""
+    xp = np if isinstance(points, np.ndarray) else jnp
+    in_camera = xp.einsum("...ij,...hwj->...hwi", before[..., :3], points)
+    in_camera = in_camera + (before[..., 3] - after[..., 3])[..., None, None, :]
+    return xp.einsum("...ji,...hwj->...hwi", after[..., :3], in_camera).astype(points.dtype)

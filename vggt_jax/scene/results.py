@@ -11,6 +11,8 @@ holds
   and y, offset x and y, see `FrameTransform`) and `content` (half-open ranges of rows and columns);
 - for convenience, though it follows from the others, `valid` (bool, False on padding) and
   `tracks_in_photographs` (`tracks` in pixels of the photographs);
+- `provenance`: JSON (UTF-8, as bytes) of what made the scene, see `Provenance`; missing in files of
+  an earlier version, and where it is not known;
 - of a batch, `made_from`: JSON (UTF-8, as bytes) of what was read, by which resuming tells whether
   the result still holds;
 - `schema_version`, an integer. Version 1 lacks it. New arrays do not raise it, since readers leave
@@ -34,6 +36,7 @@ from vggt_jax.files.documents import parse_json
 from vggt_jax.images.frames import Frames, FrameTransform
 from vggt_jax.layers.scene_attention import AttentionStats
 from vggt_jax.scene.npz import Predictions, write_predictions
+from vggt_jax.scene.provenance import Provenance
 from vggt_jax.scene.reconstruction import LengthUnit, PointSource, Reconstruction
 from vggt_jax.scene.table import TABLE, check_shapes, check_values
 
@@ -97,9 +100,9 @@ def write_reconstruction(
     }
     if recon.best_points is not None:
         arrays["best_points"] = np.array(recon.best_points)
-    if made_from is not None:
-        text = json.dumps(made_from).encode()
-        arrays["made_from"] = np.frombuffer(text, np.uint8)
+    for name, document in (("provenance", recon.provenance.to_dict()), ("made_from", made_from)):
+        if document or (name == "made_from" and document is not None):
+            arrays[name] = np.frombuffer(json.dumps(document).encode(), np.uint8)
     write_predictions(results_file(checked_path(path, "folder of results")), arrays)
 
 
@@ -145,7 +148,15 @@ def load_reconstruction(path: str | os.PathLike) -> Reconstruction:
         else None,
         names=tuple(map(str, arrays["names"])),
         transforms=_transforms(arrays),
+        provenance=_provenance(arrays.get("provenance"), str(file)),
     )
+
+
+def _provenance(text: np.ndarray | None, file: str) -> Provenance:
+    if text is None:
+        return Provenance()
+    found = parse_json(text.tobytes(), file, error=InputError)
+    return Provenance.from_dict(found) if isinstance(found, dict) else Provenance()
 
 
 def made_from(path: str | os.PathLike) -> dict[str, Any] | None:

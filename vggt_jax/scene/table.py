@@ -60,6 +60,7 @@ TABLE: Mapping[str, Entry] = {
     "pixel_centre": Entry((), _FLOATS),
     "length_unit": Entry((), _TEXT),
     "best_points": Entry((), _TEXT),
+    "provenance": Entry(("characters",), _BYTES),
     "made_from": Entry(("bytes",), _BYTES),
 }
 """By name; `write_reconstruction` writes some more, which follow from these and are not read."""
@@ -96,7 +97,7 @@ def check_shapes(found: Shapes, file: str) -> None:
             continue
         shape, dtype = found[name]
         of_type = dtype.kind in entry.kinds and dtype.fields is None
-        if name in ("images", "made_from") and dtype.kind == "u":
+        if name in ("images", "made_from", "provenance") and dtype.kind == "u":
             of_type = dtype.itemsize == 1
         if len(shape) != len(entry.axes) or not of_type:
             raise _not_as_written(file, name, shape, dtype, entry, sizes)

@@ -4,8 +4,10 @@
 - `cameras.py`: cameras as pyramids with their pictures; which way is up, where to look from.
 - `controls.py`: the controls beside the scene, and the settings that they change.
 - `ports.py`: which port is free.
-- `server.py`: `view` and `Viewer`, on viser.
+- `rays.py`: tracks in space.
+- `server.py`: `Viewer`, on viser.
+- `viewing.py`: `view`.
 """
 
 from vggt_jax.viewer.server import Viewer as Viewer
-from vggt_jax.viewer.server import view as view
+from vggt_jax.viewer.viewing import view as view

@@ -12,6 +12,8 @@ from vggt_jax.host import with_numpy
 from vggt_jax.scene.orientation import level_forward, up_direction
 from vggt_jax.scene.reconstruction import Reconstruction
 
+FIELD_OF_VIEW = math.radians(50)
+"""Of the first view, in radians, from top to bottom."""
 _GREY = 200  # Of what a widened picture has no pixels for.
 
 
@@ -108,7 +110,8 @@ class Overview:
 
 
 def overview(points: Float[np.ndarray, "m 3"], cameras: tuple[ViewerCamera, ...]) -> Overview:
-    """Where to look from first: from behind the cameras and above them.
+    """Where to look from first: from behind the cameras and above them, as far as it takes for all
+    of the scene to be seen.
 
     Args:
       points: of the scene; outliers beyond the 2nd and the 98th percentile of each axis do not
@@ -130,7 +133,14 @@ def overview(points: Float[np.ndarray, "m 3"], cameras: tuple[ViewerCamera, ...]
     size = float(np.linalg.norm(high - low)) or 1.0
     centre = np.median(sample, axis=0) if len(sample) else (low + high) / 2
     forward = level_forward(rotations, up)
-    position = centre + size * (0.28 * up - 0.7 * forward)
+    towards = 0.7 * forward - 0.28 * up
+    towards /= np.linalg.norm(towards)
+    side = np.cross(towards, up)
+    axes = np.stack([side, np.cross(towards, side), towards])
+    box = np.stack(np.meshgrid(*zip(low, high, strict=True)), axis=-1).reshape(-1, 3)
+    across, along = np.abs((box - centre) @ axes[:2].T).max(axis=1), (box - centre) @ towards
+    needed = float(np.max(across / np.tan(FIELD_OF_VIEW / 2) - along))
+    position = centre - max(needed, 0.75 * size) * towards
     return Overview(position=position, look_at=centre, up=up, size=size)
 
 

@@ -4,7 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from vggt_jax.errors import printable
 from vggt_jax.scene.confidence import PointSource
+from vggt_jax.scene.reconstruction import Reconstruction
 from vggt_jax.viewer.cameras import ViewerCamera
 from vggt_jax.viewer.layers import PointLayers
 
@@ -35,6 +39,48 @@ class ViewSettings:
     frames: frozenset[int]
     show_cameras: bool
     camera_size: float
+
+
+def add_about(gui: Any, recon: Reconstruction) -> None:
+    """Adds a text that names the scene, and what made it.
+
+    Args:
+      gui: of the server.
+      recon: the scene.
+    """
+    gui.add_markdown(about_text(recon))
+
+
+def about_text(recon: Reconstruction) -> str:
+    """What is shown, in Markdown: frames by their names, the model, versions, time, unit."""
+    num_frames, height, width, _ = np.shape(recon.images)
+    names = [f"`{printable(name)}`" for name in (recon.names[:1] + recon.names[-1:])]
+    of = f", {' to '.join(dict.fromkeys(names))}" if names else ""
+    lines = [f"**{num_frames} frames** of {width}x{height}{of}; lengths {recon.length_unit}"]
+    if made_by := recon.provenance:
+        seconds = "" if made_by.seconds is None else f" in {made_by.seconds:.1f} s"
+        lines.append(f"by **{printable(made_by.model)}** on {printable(made_by.device)}{seconds}")
+    if made_by.is_small:
+        lines.append("the small model is for trying things out, not for photographs")
+    return "  \n".join(lines)
+
+
+def add_downloads(
+    gui: Any, *, glb: Callable[[], bytes], screenshot: Callable[[Any], bytes]
+) -> None:
+    """Adds buttons that send a browser the scene as GLB, and what it shows as PNG.
+
+    Args:
+      gui: of the server.
+      glb: makes the file.
+      screenshot: makes the picture, given viser's client.
+    """
+    with gui.add_folder("Save"):
+        of_scene = gui.add_button("GLB", hint="points and cameras as they are shown")
+        of_view = gui.add_button("Screenshot", hint="what this window shows")
+    send = lambda event, name, data: event.client.send_file_download(name, data)
+    of_scene.on_click(lambda event: send(event, "scene.glb", glb()))
+    of_view.on_click(lambda event: send(event, "scene.png", screenshot(event.client)))
 
 
 def add_point_controls(

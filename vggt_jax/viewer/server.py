@@ -1,28 +1,35 @@
 """The browser view of a reconstruction, on viser."""
 
 import dataclasses
+import io
 import math
 import queue
+import tempfile
 import threading
-import webbrowser
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+from PIL import Image
 
 from vggt_jax.errors import InputError
+from vggt_jax.export.reconstruction import export_reconstruction
 from vggt_jax.scene.confidence import PointSource, confidence_limits, confidence_of, point_sources
 from vggt_jax.scene.reconstruction import Reconstruction
-from vggt_jax.viewer.cameras import ViewerCamera, overview, viewer_cameras
+from vggt_jax.viewer.cameras import FIELD_OF_VIEW, ViewerCamera, overview, viewer_cameras
 from vggt_jax.viewer.controls import (
     ViewSettings,
+    add_about,
     add_camera_controls,
+    add_downloads,
     add_frame_controls,
     add_point_controls,
     counts_text,
 )
 from vggt_jax.viewer.layers import PointLayers, cut_points
 from vggt_jax.viewer.ports import checked_port
+from vggt_jax.viewer.rays import track_rays
 
 _JPEG_QUALITY = 70
 _STOP_SECONDS = 1.0
@@ -98,6 +105,7 @@ class Viewer:
                 f"confidence is {np.max(confidence_of(recon, source)):g})"
             )
         self._overview = overview(self.layers.points, self.cameras)
+        self._tracks: Any = None  # Lines through the points that were followed.
         self.settings = ViewSettings(
             source=source,
             min_confidence=float(smallest),
@@ -122,6 +130,7 @@ class Viewer:
             self._set_stage()
             self._add_layers()
             self._add_cameras()
+            self._add_tracks()
             self._add_controls(sources, has_edges)
         self._show_counts()
         self._worker = threading.Thread(target=self._work, daemon=True)
@@ -132,6 +141,13 @@ class Viewer:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+    def _repr_html_(self) -> str:
+        """The page itself, below a cell of a notebook."""
+        return (
+            f'<iframe src="{self.url}" width="100%" height="600" style="border: 0"></iframe>'
+            f'<p><a href="{self.url}" target="_blank">{self.url}</a></p>'
+        )
 
     def close(self) -> None:
         """Stops the server. Browsers keep what they show."""
@@ -214,7 +230,7 @@ class Viewer:
         self._server.scene.set_up_direction(view.up)
         camera = self._server.initial_camera
         camera.position, camera.look_at, camera.up = view.position, view.look_at, view.up
-        camera.fov = math.radians(50)
+        camera.fov = FIELD_OF_VIEW
         camera.near, camera.far = 1e-3 * view.size, 1e2 * view.size
 
     def _add_layers(self) -> None:
@@ -331,7 +347,7 @@ class Viewer:
     def _look_from_overview(self, client: Any) -> None:
         view, camera = self._overview, client.camera
         with client.atomic():
-            camera.fov = math.radians(50)
+            camera.fov = FIELD_OF_VIEW
             camera.position, camera.look_at = view.position, view.look_at
             camera.up_direction = view.up
 
@@ -339,6 +355,7 @@ class Viewer:
 
     def _add_controls(self, sources: tuple[PointSource, ...], has_edges: bool) -> None:
         gui, want = self._server.gui, self._wanted.put
+        add_about(gui, self._recon)
         if sources:
             self._counts = add_point_controls(
                 gui,
@@ -360,6 +377,50 @@ class Viewer:
                 look_through=self._look_through,
                 look_from_overview=self._look_from_overview,
             )
+        add_downloads(gui, glb=self._glb, screenshot=self._screenshot)
+
+    def _glb(self) -> bytes:
+        """What is shown now, points and cameras, as a GLB file."""
+        with tempfile.TemporaryDirectory(prefix="vggt-jax-") as folder:
+            file, settings = Path(folder) / "scene.glb", self.settings
+            export_reconstruction(
+                self._recon,
+                file,
+                format="glb",
+                points=settings.source,
+                confidence_percentile=min(settings.percentile, 99.0),
+                min_confidence=settings.min_confidence or None,
+                cameras=settings.show_cameras and bool(self.cameras),
+            )
+            return file.read_bytes()
+
+    def _screenshot(self, client: Any) -> bytes:
+        """What a browser shows, as PNG, at the size of its window."""
+        view = client.camera
+        height, width = view.image_height, view.image_width
+        picture = client.get_render(height, width, transport_format="png")
+        out = io.BytesIO()
+        Image.fromarray(np.asarray(picture)[..., :3]).save(out, format="PNG")
+        return out.getvalue()
+
+    def _add_tracks(self) -> None:
+        """Lines from each camera that saw a point to the point, hidden at first."""
+        lines = track_rays(self._recon)
+        if lines is None:
+            return
+        segments, colors = lines
+        self._tracks = self._server.scene.add_line_segments(
+            "/tracks",
+            points=segments,
+            colors=colors,
+            thickness=1.0,
+            thickness_units="screen",
+            visible=False,
+        )
+        box = self._server.gui.add_checkbox(
+            "Tracks", False, hint="rays from cameras to the points that were followed"
+        )
+        box.on_update(lambda event: setattr(self._tracks, "visible", event.target.value))
 
     def _show_counts(self) -> None:
         if self._counts is not None:
@@ -387,60 +448,3 @@ def import_viser() -> Any:
     except ImportError as error:
         raise InputError("the viewer needs viser: pip install 'vggt-jax[view]'") from error
     return viser
-
-
-def view(
-    recon: Reconstruction,
-    *,
-    host: str = "127.0.0.1",
-    port: int | None = None,
-    points: Literal["depth", "head"] | None = None,
-    confidence_percentile: float | None = None,
-    min_confidence: float | None = None,
-    hide_edges: bool | None = None,
-    point_size: float = 1.5,
-    max_points: int = 1_000_000,
-    open_browser: bool = False,
-) -> None:
-    """Shows a reconstruction in the browser, until Ctrl-C.
-
-    Args:
-        recon: one scene, without scene axis.
-        host: the address to listen at. The default serves this machine alone; "0.0.0.0" serves
-            everybody who can reach it.
-        port: None is 8080, or the next one that is free; 0 any free one.
-        points: "depth", unprojected with the cameras, or "head", the point map. None is what the
-            model is better at (`Reconstruction.best_points`).
-        confidence_percentile: how many percent of the points, the least confident, are left out at
-            first; rounded to a step of the slider (1 % for up to 24 frames, 2.5 % for up to 60, 5 %
-            for up to 119). None is the default of the model, see `confidence.confidence_limits`.
-        min_confidence: what a confidence must exceed, before the percentage; None is the default of
-            the model. The page has a field to change it.
-        hide_edges: whether points at jumps of depth are left out at first. None is what users of
-            the model do: yes for π³, no for VGGT.
-        point_size: in thousandths of the scene's size.
-        max_points: of a larger scene so many points are drawn at random.
-        open_browser: whether to open the page.
-
-    Raises:
-        InputError: viser is missing (`pip install 'vggt-jax[view]'`), the reconstruction has
-            nothing to show, an argument is out of its range, or the port is taken.
-    """
-    with Viewer(
-        recon,
-        host=host,
-        port=port,
-        points=points,
-        confidence_percentile=confidence_percentile,
-        min_confidence=min_confidence,
-        hide_edges=hide_edges,
-        point_size=point_size,
-        max_points=max_points,
-    ) as viewer:
-        print(f"{viewer.url}   (Ctrl-C ends it)", flush=True)  # noqa: T201
-        if open_browser:
-            webbrowser.open(viewer.url)
-        try:
-            threading.Event().wait()
-        except KeyboardInterrupt:
-            print()  # noqa: T201

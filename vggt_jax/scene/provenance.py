@@ -1,0 +1,90 @@
+"""What made a scene: model, versions, options, device and time."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+SMALL_MODEL = (
+    "these results are of the small model that ships with vggt-jax, trained on synthetic scenes of "
+    "112x112 pixels; for photographs reconstruct with another one, such as facebook/VGGT-1B"
+)
+"""What is said of results that the small model made."""
+
+_LONGEST = 1000  # Characters of a value that comes from a file.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Provenance:
+    """What made a scene; what is not known is empty or None.
+
+    All are equal to each other: JAX compares what is static in two scenes to tell whether they have
+    the same structure, and the time at which one was made is no part of that.
+
+    Attributes:
+        model: as it was named: a hub name or a path; or what kind of model it is.
+        checksum: of its parameters, as our checkpoints have it.
+        is_small: whether it is the small model that ships with the package.
+        versions: of Python and packages, by name.
+        device: what it ran on, such as "NVIDIA H100 80GB HBM3".
+        options: of the reconstruction that were not left to their defaults, by name.
+        attention, compute_dtype: what really ran.
+        created: when, in UTC, as ISO 8601.
+        seconds: how long it took from photographs in memory to the scene, compiling included unless
+            that was done before.
+    """
+
+    model: str = ""
+    checksum: str | None = None
+    is_small: bool = False
+    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    device: str = ""
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    attention: str = ""
+    compute_dtype: str = ""
+    created: str = ""
+    seconds: float | None = None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Provenance)
+
+    def __hash__(self) -> int:
+        return hash(Provenance)
+
+    def __bool__(self) -> bool:
+        return bool(self.model)
+
+    def __str__(self) -> str:
+        """On one line, for people and for the comments of files; empty where nothing is known."""
+        if not self:
+            return ""
+        checksum = f" ({self.checksum[:12]})" if self.checksum else ""
+        parts = [
+            f"vggt-jax {self.versions.get('vggt_jax', 'of an unknown version')}",
+            f"{self.model}{checksum}",
+            self.attention,
+            f"{self.compute_dtype} on {self.device}" if self.device else self.compute_dtype,
+            self.created,
+        ]
+        return ", ".join(filter(None, parts))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON can hold them; nothing where nothing is known."""
+        if not self:
+            return {}
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "Provenance":
+        """What a file says, as far as it says something that can be: anybody may have edited it."""
+        texts = ("model", "checksum", "device", "attention", "compute_dtype", "created")
+        found: dict[str, Any] = {
+            name: fields[name][:_LONGEST] for name in texts if isinstance(fields.get(name), str)
+        }
+        versions, options = fields.get("versions"), fields.get("options")
+        if isinstance(versions, dict):
+            found["versions"] = {str(name): str(value) for name, value in versions.items()}
+        if isinstance(options, dict):
+            found["options"] = options
+        if isinstance(seconds := fields.get("seconds"), int | float):
+            found["seconds"] = float(seconds)
+        return cls(is_small=fields.get("is_small") is True, **found)
