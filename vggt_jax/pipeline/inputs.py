@@ -159,7 +159,7 @@ def read_frames(images: Any, model: SceneModel, options: Options) -> Frames:
         size = model.config.img_size
         mode = options.mode or own_mode
         if (mode == "budget" and size**2 > PIXEL_BUDGET) or (
-            mode == "cover" and size == DEFAULT_SIZE
+            mode in ("cover", "longest") and size == DEFAULT_SIZE
         ):
             size = None
     return load_images(
