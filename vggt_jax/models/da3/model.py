@@ -69,6 +69,7 @@ class DA3(TrunkModel):
         has_reference_frame=False,
         compute_type_modules=("encoder.", "lead_block.", "frame_blocks.", "global_blocks."),
         takes=("intrinsics", "poses"),
+        keeps_given_cameras=True,  # depth_anything_3/api.py, align_to_input_ext_scale
     )
 
     def __init__(self, config: DA3Config, *, rngs: nnx.Rngs):
@@ -374,7 +375,7 @@ class DA3(TrunkModel):
 
     def tapped(
         self, kept: Float[Array, "b s l p c2"], trunk: TrunkOutput, layout: TokenLayout
-    ) -> list[Float[Array, "b s p c2"]]:
+    ) -> list[Float[Array, "b s _ c2"]]:
         """Tokens of patches as the dense head reads them, of each of its four layers: as they were
         before the tokens of all frames were seen, and afterwards, normalised.
 

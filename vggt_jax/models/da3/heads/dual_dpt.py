@@ -73,7 +73,7 @@ class DualDPT(DPT):
 
     def ray_features(
         self, levels: list[Float[Array, "f _ _ c"]], precision: Precision
-    ) -> Float[Array, "f h w c"]:
+    ) -> Float[Array, "f h w d"]:
         """What `ray_map` is read from."""
         blocks = self.refinenet1_aux, self.refinenet2_aux, self.refinenet3_aux, self.refinenet4_aux
         x = fuse_levels(blocks, levels, precision)
