@@ -81,7 +81,11 @@ class DA3Config(ConfigFields, model="Depth Anything 3"):
 
     @classmethod
     def of_width(cls, dim: int, num_heads: int) -> Self:
-        """DA3-LARGE, but with transformers of another number of channels and of heads."""
+        """The released model of so many channels and heads; DA3-LARGE with others if there is
+        none."""
+        for config in (cls.small(), cls.base(), cls.large(), cls.giant()):
+            if (config.dim, config.num_heads) == (dim, num_heads):
+                return config
         return cls(dim=dim, num_heads=num_heads)
 
     @classmethod
