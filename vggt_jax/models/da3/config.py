@@ -6,6 +6,7 @@ from typing import Self
 from vggt_jax.checkpoints.errors import CheckpointError
 from vggt_jax.layers.block import FfnKind
 from vggt_jax.models.config import ConfigFields
+from vggt_jax.models.parts import EncoderSpec, TrunkSpec
 
 _FFN: dict[str, FfnKind] = {"mlp": "mlp", "swiglufused": "swiglu"}
 _START = ("alt_start", "qknorm_start", "rope_start")
@@ -101,9 +102,36 @@ class DA3Config(ConfigFields, model="Depth Anything 3"):
         )
 
     @property
-    def block_ffn(self) -> FfnKind:
-        """`ffn` as `Block` names it."""
-        return _FFN[self.ffn]
+    def encoder(self) -> EncoderSpec:
+        """The blocks before the camera token joins."""
+        # Official file: depth_anything_3/model/dinov2/vision_transformer.py
+        return EncoderSpec(
+            img_size=self.img_size,
+            patch_size=self.patch_size,
+            dim=self.dim,
+            depth=self.alt_start,
+            num_heads=self.num_heads,
+            mlp_ratio=self.mlp_ratio,
+            num_register_tokens=None,
+            ffn=_FFN[self.ffn],
+            position_offset=0.1,
+            has_norm=False,
+            keeps_class_token=True,
+        )
+
+    @property
+    def trunk(self) -> TrunkSpec:
+        """The other blocks, in pairs, but for a leading one."""
+        # Official files: depth_anything_3/model/dinov2/layers/block.py, attention.py
+        return TrunkSpec(
+            dim=self.dim,
+            num_heads=self.num_heads,
+            mlp_ratio=self.mlp_ratio,
+            depth=self.num_layers - self.begins_with_scene,
+            norm_eps=1e-6,
+            layer_scale=1.0,
+            ffn=_FFN[self.ffn],
+        )
 
     @property
     def num_special_tokens(self) -> int:

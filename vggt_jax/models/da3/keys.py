@@ -20,7 +20,6 @@ from vggt_jax.checkpoints.modules import (
     pointwise,
     under,
     upsample,
-    vision_transformer,
 )
 from vggt_jax.checkpoints.official import OfficialKeys, require_released_size
 from vggt_jax.checkpoints.rules import Shape
@@ -121,33 +120,16 @@ def recognise(shapes: Mapping[str, Shape], source: str) -> tuple[DA3Config, str]
 
 
 def _backbone(c: DA3Config) -> Rules:
-    hidden = int(c.dim * c.mlp_ratio)
-    encoder = vision_transformer(
-        c.dim,
-        hidden,
-        depth=c.alt_start,
-        patch_size=c.patch_size,
-        img_size=c.img_size,
-        num_registers=None,
-        ffn=c.block_ffn,
-        has_norm=False,
-    )
-    blocks = block(c.dim, hidden, qk_norm_dim=c.dim // c.num_heads, ffn=c.block_ffn)
-    lead, begin = [], c.alt_start
+    lead, begin, head_dim = [], c.alt_start, c.dim // c.num_heads
     if c.begins_with_scene:
+        blocks = block(c.dim, int(c.dim * c.mlp_ratio), qk_norm_dim=head_dim, ffn=c.trunk.ffn)
         lead = under(f"{_BACKBONE}.blocks.{begin}", "lead_block", blocks, bfloat16=True)
         begin += 1
-    stack = lambda native, first: under(
-        f"{_BACKBONE}.blocks.{{layer}}",
-        native,
-        blocks,
-        layers=(c.depth - begin) // 2,
-        first=first,
-        step=2,
-        bfloat16=True,
+    stack = lambda native, first: c.trunk.rules(
+        f"{_BACKBONE}.blocks.{{layer}}", native, first=first, step=2
     )
     return [
-        *under(_BACKBONE, "encoder", encoder, bfloat16=True),
+        *c.encoder.rules(_BACKBONE),
         *parameter(f"{_BACKBONE}.camera_token", (1, 2, c.dim), "camera_token", first),
         *lead,
         *stack("frame_blocks", begin),

@@ -14,12 +14,12 @@ from pallas_kernels.blocks import leading
 from vggt_jax.errors import InputError
 from vggt_jax.heads.dpt import frames_per_decoding
 from vggt_jax.layers.attention import Dense
-from vggt_jax.layers.block import Block, stack_modules
+from vggt_jax.layers.block import Block
 from vggt_jax.layers.chunking import map_chunks
 from vggt_jax.layers.norm import LayerNorm
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.scene_attention import SceneAttention
-from vggt_jax.models.base import ModelTraits, Predicted, TrunkModel
+from vggt_jax.models.base import ModelTraits, Predicted
 from vggt_jax.models.da3.cameras import (
     cameras_from_encoding,
     encoding_from_cameras,
@@ -31,6 +31,7 @@ from vggt_jax.models.da3.heads.camera import CameraDecoder, CameraEncoder
 from vggt_jax.models.da3.heads.dual_dpt import DualDPT
 from vggt_jax.models.da3.outputs import DA3Output
 from vggt_jax.models.da3.reference import ReferenceView, reference_view
+from vggt_jax.models.trunk_model import TrunkModel
 from vggt_jax.scene.confidence import PointSource
 from vggt_jax.scene.priors import Priors
 from vggt_jax.trunk.alternation import (
@@ -42,11 +43,7 @@ from vggt_jax.trunk.alternation import (
 from vggt_jax.trunk.frames import encode_and_aggregate, encode_frames
 from vggt_jax.trunk.token_layout import TokenLayout
 
-# Official files: depth_anything_3/model/dinov2/vision_transformer.py and its layers/.
-_BLOCK_EPS = 1e-6
-_NORM_EPS = 1e-5
-_LAYER_SCALE = 1.0
-_POSITION_OFFSET = 0.1
+_NORM_EPS = 1e-5  # official file: depth_anything_3/model/dinov2/vision_transformer.py
 
 ALTERNATION = Alternation(patches_alike=True)
 """How the blocks of the trunk alternate."""
@@ -54,7 +51,7 @@ ALTERNATION = Alternation(patches_alike=True)
 _NEEDED = {"intrinsics", "poses"}
 
 
-class DA3(TrunkModel):
+class DA3(TrunkModel[DA3Output]):
     """Depth Anything 3 with random parameters; `vggt_jax.load_model` reads trained ones.
 
     Use it as an immutable pytree: pass it to functions under `jax.jit` as an argument.
@@ -75,39 +72,12 @@ class DA3(TrunkModel):
     def __init__(self, config: DA3Config, *, rngs: nnx.Rngs):
         self.config = config
         c, dim = config, config.dim
-        self.encoder = Encoder(
-            img_size=c.img_size,
-            patch_size=c.patch_size,
-            dim=dim,
-            depth=c.alt_start,
-            num_heads=c.num_heads,
-            mlp_ratio=c.mlp_ratio,
-            num_register_tokens=None,
-            ffn=c.block_ffn,
-            position_offset=_POSITION_OFFSET,
-            has_norm=False,
-            keeps_class_token=True,
-            rngs=rngs,
-        )
+        self.encoder = Encoder(**vars(c.encoder), rngs=rngs)
         normal = lambda *shape: jax.random.normal(rngs.params(), shape, jnp.float32)
         self.camera_token = nnx.Param(0.02 * normal(2, dim))
-
-        def block(rngs: nnx.Rngs):
-            return Block(
-                dim,
-                c.num_heads,
-                c.mlp_ratio,
-                norm_eps=_BLOCK_EPS,
-                layer_scale=_LAYER_SCALE,
-                qk_norm=True,
-                ffn=c.block_ffn,
-                rngs=rngs,
-            )
-
-        self.lead_block = block(rngs) if c.begins_with_scene else None
-        self.frame_blocks, self.global_blocks = (
-            stack_modules(block, c.num_layers - c.begins_with_scene, rngs) for _ in range(2)
-        )
+        spec = {name: x for name, x in vars(c.trunk).items() if name != "depth"}
+        self.lead_block = Block(**spec, rngs=rngs) if c.begins_with_scene else None
+        self.frame_blocks, self.global_blocks = (c.trunk.make_blocks(rngs) for _ in range(2))
         self.norm = LayerNorm(dim, eps=_NORM_EPS)
         self.head = DualDPT(
             2 * dim,
@@ -229,7 +199,7 @@ class DA3(TrunkModel):
             self.encoder,
             images,
             self.layout(images),
-            dense=attention.within_frames,
+            dense=_of_device(attention).within_frames,
             precision=Precision.from_compute_dtype(compute_dtype),
         )
 
@@ -266,7 +236,7 @@ class DA3(TrunkModel):
             tokens,
             layout=layout,
             taps=self.config.taps if taps is None else taps,
-            attention=attention,
+            attention=_of_device(attention),
             num_frames=num_frames,
             precision=precision,
             alternation=ALTERNATION,
@@ -403,3 +373,10 @@ class DA3(TrunkModel):
             "attention_stats": "attention_stats",
         }
         return {field: outputs[name] for field, name in names.items() if name in outputs}
+
+
+def _of_device(attention: SceneAttention) -> SceneAttention:
+    """Dense attention as it is fast where it runs: the small models are for those without a GPU."""
+    if attention == Dense() and jax.default_backend() == "cpu":
+        return Dense(implementation="xla_by_head")
+    return attention
