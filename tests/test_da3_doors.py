@@ -100,7 +100,7 @@ def test_given_cameras_are_kept_and_depth_is_in_their_unit(tiny_da3, images, pri
     assert np.abs(raw.depth / predicted.depth - 1).max() > 0.01
     # In other units, cameras that are far enough apart say the same.
     far = vggt_jax.Priors(
-        camera_from_world=priors.camera_from_world * np.array([1, 1, 1, 10], np.float32),
+        camera_from_world=priors.camera_from_world[:, :3] * np.array([1, 1, 1, 10], np.float32),
         intrinsics=priors.intrinsics,
     )
     larger = vggt_jax.infer(images, model=model, priors=far)
@@ -112,7 +112,7 @@ def test_gradients_reach_every_parameter(tiny_da3, images, priors):
     starts = dict.fromkeys(("alt_start", "qknorm_start", "rope_start"), 3)
     model = tiny_da3(**starts, ffn="swiglufused")
     by_scene = jax.tree.map(lambda x: x[None], priors)
-    frames = images[None].astype(np.float32) / 255
+    frames = jnp.asarray(images[None].astype(np.float32) / 255)
 
     def loss(model):
         total = 0.0
@@ -179,12 +179,11 @@ def test_the_command_line_reconstructs(tmp_path, tiny_da3, photographs, capsys):
     vggt_jax.save_model(tiny_da3(), tmp_path / "model")
     out = tmp_path / "out"
     args = ["infer", photographs, "--model", tmp_path / "model", "--out", out, "--size", 42]
-    args += ["--export", "glb", "ply", "--sparse-ratio", 0.5]
+    args += ["--sparse-ratio", 0.5]
     assert cli.main([str(arg) for arg in args]) == 0
     assert "3 frames of 42x28" in capsys.readouterr().out
     recon = vggt_jax.load_reconstruction(out)
     assert recon.world_points is None and recon.points_from_depth().shape == (3, *SIZE, 3)
-    assert (out / "points.glb").is_file() or list(out.glob("*.glb"))
     cameras = json.loads((out / "cameras.json").read_text())
     assert cameras["pixel_centre"] == 0
     again = [str(arg) for arg in (*args, "--overwrite", "--query-points", "3,4")]
