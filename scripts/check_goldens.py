@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from goldens_of_da3 import compute_da3
 from goldens_of_mapanything import compute_mapanything
 
 from vggt_jax.layers.attention import Dense, Rope
@@ -255,6 +256,8 @@ def _with_injections(model: Pi3X, layers: tuple[int, ...]) -> Pi3X:
 
 
 _COMPUTE: dict[str, Callable[[Any, str, Arrays], Arrays]] = {
+    "da3": compute_da3,
+    "da3g": compute_da3,
     "mapanything": compute_mapanything,
     "pi3x": compute_pi3x,
 }

@@ -28,6 +28,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -318,6 +319,22 @@ def write_shapes(models: dict[str, nn.Module], path: Path):
         lines = [f"  {json.dumps(key)}: {json.dumps(shape)}" for key, shape in shapes.items()]
         toys_text.append(f" {json.dumps(toy)}: {{\n" + ",\n".join(lines) + "\n }")
     path.write_text("{\n" + ",\n".join(toys_text) + "\n}\n")
+
+
+def add_shapes(toy: str, model: nn.Module, path: Path):
+    """Writes the shape of every parameter under its first name, a key a line."""
+    tensors = model.state_dict()
+    aliases = safetensors.torch._remove_duplicate_names(tensors)
+    repeated = {name for names in aliases.values() for name in names}
+    shapes = json.loads(path.read_text())
+    shapes[toy] = {key: list(x.shape) for key, x in sorted(tensors.items()) if key not in repeated}
+    lines = lambda of_toy: ",\n".join(
+        f"  {json.dumps(key)}: {json.dumps(shape)}" for key, shape in of_toy.items()
+    )
+    text = ",\n".join(
+        f" {json.dumps(name)}: {{\n{lines(of_toy)}\n }}" for name, of_toy in shapes.items()
+    )
+    path.write_text(f"{{\n{text}\n}}\n")
 
 
 def load(model: nn.Module, weights: Arrays):

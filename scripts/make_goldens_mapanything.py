@@ -15,7 +15,6 @@ and what comes out is the largest difference over the largest value of each arra
 
 import argparse
 import functools
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ import hydra
 import numpy as np
 import safetensors.torch
 import torch
-from make_goldens import Arrays, Config, in_float64, keep_output, write
+from make_goldens import Arrays, Config, add_shapes, in_float64, keep_output, write
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -144,22 +143,6 @@ def build_encoder(c: Config, *args: Any, **options: Any) -> nn.Module:
         interpolate_antialias=False,
         interpolate_offset=0.1,
     )
-
-
-def add_shapes(toy: str, model: nn.Module, path: Path):
-    """Writes the shape of every parameter under its first name, a key a line."""
-    tensors = model.state_dict()
-    aliases = safetensors.torch._remove_duplicate_names(tensors)
-    repeated = {name for names in aliases.values() for name in names}
-    shapes = json.loads(path.read_text())
-    shapes[toy] = {key: list(x.shape) for key, x in sorted(tensors.items()) if key not in repeated}
-    lines = lambda of_toy: ",\n".join(
-        f"  {json.dumps(key)}: {json.dumps(shape)}" for key, shape in of_toy.items()
-    )
-    text = ",\n".join(
-        f" {json.dumps(name)}: {{\n{lines(of_toy)}\n }}" for name, of_toy in shapes.items()
-    )
-    path.write_text(f"{{\n{text}\n}}\n")
 
 
 def views_of(toy: str, case: str, dtype: torch.dtype) -> list[dict[str, Any]]:

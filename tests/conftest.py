@@ -45,6 +45,10 @@ CHECKED_MODULES = [
         for part in ("encoders", "geometric_inputs", "heads", "model")
     ),
     "vggt_jax.models.trunk_model",
+    *(
+        f"vggt_jax.models.da3.{part}"
+        for part in ("cameras", "encoder", "heads", "model", "ray_cameras")
+    ),
     "vggt_jax.scene.surfaces",
     "vggt_jax.trunk.alternation",
     "vggt_jax.trunk.frames",
@@ -63,7 +67,9 @@ from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 from pallas_kernels import devices, mosaic_gpu_call  # noqa: E402
 from vggt_jax import (  # noqa: E402
+    DA3,
     VGGT,
+    DA3Config,
     MapAnything,
     MapAnythingConfig,
     Pi3,
@@ -186,6 +192,7 @@ def load_toy(toy_checkpoint):
     def load(name, **changes):
         path = toy_checkpoint(name)
         kinds = {
+            "da3": DA3Config,
             "mapanything": MapAnythingConfig,
             "pi3": Pi3Config,
             "pi3x": Pi3XConfig,
@@ -463,6 +470,72 @@ def tiny_mapanything(randomised):
     def make(**changes):
         config = MapAnythingConfig.from_dict(TINY_MAPANYTHING.to_dict() | changes)
         return randomised(lambda rngs: MapAnything(config, rngs=rngs))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def run_da3_toy(load_toy, golden):
+    """`run_toy` for Depth Anything 3, of what is known in `_poses` cases."""
+
+    @functools.cache
+    def program(**options):
+        @jax.jit
+        def compute(model, images, priors):
+            layout = model.layout(images)
+            tokens = model.encode(images, **options)
+            known = {} if priors is None else {"priors": priors}
+            trunk = model.aggregate(tokens, layout, **known, **options)
+            taps = model.tapped(trunk.kept, trunk, layout)
+            maps = model.decode_frames(trunk, layout, rays=True, **options)
+            found = model.decode_scene(trunk, layout, **options) | maps
+            del found["attention_stats"]
+            return found | {
+                "tap_0": taps[0],
+                "tap_3": taps[3],
+                "camera_feature": trunk.first_tokens,
+            }
+
+        return compute
+
+    def run(toy, case, *, compute_dtype=jnp.float32):
+        priors = None
+        if case.endswith("_poses"):
+            known = toys.known(toy, case)
+            poses = np.linalg.inv(known["camera_poses"].astype(np.float64)).astype(np.float32)
+            priors = Priors(camera_from_world=poses, intrinsics=known["intrinsics"])
+        compute = program(compute_dtype=compute_dtype)
+        found = compute(load_toy(toy), golden(f"{toy}.{case}")["images"], priors)
+        return {name: np.asarray(x, np.float32) for name, x in found.items()}
+
+    return run
+
+
+TINY_DA3 = DA3Config(
+    img_size=28,
+    dim=16,
+    depth=10,
+    num_heads=2,
+    mlp_ratio=2.0,
+    alt_start=2,
+    qknorm_start=2,
+    rope_start=2,
+    out_layers=(3, 5, 7, 9),
+    head_features=8,
+    head_out_channels=(4, 8, 12, 16),
+    cam_enc_depth=1,
+    cam_enc_num_heads=4,
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_da3(randomised):
+    """A Depth Anything 3 that compiles in seconds, with fields of its configuration changed."""
+
+    @functools.cache
+    def make(**changes):
+        config = DA3Config.from_dict(TINY_DA3.to_dict() | changes)
+        return randomised(lambda rngs: DA3(config, rngs=rngs))
 
     return make
 

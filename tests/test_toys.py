@@ -15,12 +15,19 @@ WEIGHTS = {
     "mapanything_toy": 0x4BC4EAE8,
     "mapanything_odd": 0xC34E26F2,
     "pi3x_odd": 0x06D6D26A,
+    "da3_toy": 0x6DE8B8F5,
+    "da3_odd": 0x4DDF1255,
 }
 KNOWN = {
     ("mapanything_toy", "b2n5_42x56_known"): 0x9674C385,
     ("mapanything_odd", "b2n5_42x56_known"): 0x85DBC251,
+    ("da3_odd", "b2n3_42x56_poses"): 0xFF0A416E,
 }
 IMAGES = {
+    ("da3_odd", "b2n3_42x56_poses"): 0xDF5021CC,
+    ("da3_odd", "n3_56x28"): 0x92E15422,
+    ("da3_toy", "b2n3_42x56"): 0x826C6878,
+    ("da3_toy", "n4_28x42"): 0x645EF59B,
     ("mapanything_odd", "b2n5_42x56_known"): 0xC834DF65,
     ("mapanything_odd", "n2_70x42"): 0x34D9C64B,
     ("mapanything_toy", "b2n5_42x56_known"): 0x17FC0526,
@@ -72,7 +79,7 @@ def test_what_is_known_is_that_of_the_goldens(toy, case):
     # Relative rotations are more than half turns, whose quaternions have another sign.
     rotation = known["camera_poses"][:, :, :3, :3]
     np.testing.assert_allclose(
-        rotation @ rotation.swapaxes(-1, -2), np.tile(np.eye(3), (2, 5, 1, 1)), atol=1e-6
+        rotation @ rotation.swapaxes(-1, -2), np.broadcast_to(np.eye(3), rotation.shape), atol=1e-6
     )
 
 

@@ -22,13 +22,14 @@ GOLDEN = Path(__file__).parent / "golden"
 
 NAMES = (
     "vggt_toy", "vggt_odd", "vggt_late", "pi3_toy", "pi3_odd", "mapanything_toy", "mapanything_odd",
-    "pi3x_odd",
+    "pi3x_odd", "da3_toy", "da3_odd",
 )  # fmt: skip
 
 # Which of the goldens are maps over pixels, [b s height width ...]. Of those, files keep every third
 # row and column, which are all places within a patch of 14 pixels by turns, and the last ones.
 _MAPS = {"depth", "depth_conf", "world_points", "world_points_conf", "points", "local_points"}
 _MAPS |= {"rays"}  # of Pi3X
+_MAPS |= {"ray", "ray_conf"}  # of Depth Anything 3, 8 pixels for each patch
 # Of MapAnything, whose names of this kind are of maps alone.
 _MAPS |= {
     "ray_directions", "depth_along_ray", "pts3d", "pts3d_cam", "non_ambiguous_mask_logits",
@@ -82,7 +83,7 @@ def _parameter(toy: str, key: str, shape: tuple[int, ...]) -> np.ndarray:
         value = 0.7 + 0.2 * draw
     elif key.endswith("bias"):
         value = 0.1 * draw
-    elif re.search(r"norm\w*\.weight$|\.layers\.[03]\.weight$", key):
+    elif re.search(r"norm\w*\.weight$|\.layers\.[03]\.weight$|_aux\.0\.2\.weight$", key):
         value = 1.0 + (0.3 if toy == "pi3_odd" else 0.2) * draw
     elif re.search(r"token|pos_embed|depth_emb|virual_tracks", key):
         value = 0.3 * draw
@@ -102,6 +103,10 @@ def _temper(toy: str, key: str, value: np.ndarray):
         value *= 0.3
     elif key == "point_head.proj.weight":  # of π³: points are as far as an exponential says
         value *= 0.5 if toy == "pi3_odd" else 0.3
+    elif key == "model.cam_dec.fc_fov.0.weight":  # a field of view is cut at zero
+        value *= 0.3
+    elif key == "model.cam_dec.fc_fov.0.bias":
+        value += 1.0
     elif key == "camera_head.pose_branch.fc2.weight":
         value[7:] *= 0.2  # fields of view, which are cut at zero and end at a half turn
     elif key == "camera_head.pose_branch.fc2.bias":

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from vggt_jax.images.video import choose_frames as choose_frames
     from vggt_jax.layers.attention import Dense as Dense
     from vggt_jax.layers.scene_attention import AttentionStats as AttentionStats
+    from vggt_jax.models.da3.config import DA3Config as DA3Config
+    from vggt_jax.models.da3.model import DA3 as DA3
+    from vggt_jax.models.da3.outputs import DA3Output as DA3Output
     from vggt_jax.models.loading import load_model as load_model
     from vggt_jax.models.loading import save_model as save_model
     from vggt_jax.models.mapanything.config import MapAnythingConfig as MapAnythingConfig
@@ -74,6 +77,9 @@ _HOMES = {
     "AttentionStats": "layers.scene_attention",
     "load_model": "models.loading",
     "save_model": "models.loading",
+    "DA3Config": "models.da3.config",
+    "DA3": "models.da3.model",
+    "DA3Output": "models.da3.outputs",
     "MapAnythingConfig": "models.mapanything.config",
     "MapAnything": "models.mapanything.model",
     "MapAnythingOutput": "models.mapanything.outputs",

@@ -62,7 +62,7 @@ def test_its_work_is_counted():
 def test_without_its_line_it_is_unknown(tmp_path, model, monkeypatch):
     vggt_jax.save_model(model, tmp_path / "model.safetensors")
     monkeypatch.setattr(registry, "_FAMILIES", registry._FAMILIES[:-1])
-    known = r"\['mapanything', 'pi3', 'pi3x', 'vggt'\]"
+    known = r"\['da3', 'mapanything', 'pi3', 'pi3x', 'vggt'\]"
     with pytest.raises(CheckpointError, match=f"'made_up' is unknown; known are {known}"):
         vggt_jax.load_model(tmp_path / "model.safetensors")
     with pytest.raises(TypeError, match="is no configuration of a model"):
@@ -130,7 +130,7 @@ def test_its_memory_is_estimated(model):
 
 def test_names_and_configurations_are_of_one_model():
     models.register(FAMILY)  # it is there already
-    assert [*registry.families()] == ["vggt", "pi3x", "pi3", "mapanything", "made_up"]
+    assert [*registry.families()] == ["vggt", "pi3x", "pi3", "mapanything", "da3", "made_up"]
     with pytest.raises(ValueError, match="of the name vggt with the configuration VGGTConfig"):
         models.register(
             models.ModelFamily(model=MadeUp, config=VGGTConfig, memory=VGGT_FAMILY.memory)

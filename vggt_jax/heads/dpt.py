@@ -165,19 +165,28 @@ class DPT(nnx.Module):
         self, tokens: Sequence[Float[Array, "b s p _"]], layout: TokenLayout, precision: Precision
     ) -> Float[Array, "b s h w c"]:
         """The raw map of all frames at once, of the tokens of their patches in the four layers."""
-        x = self.fuse(tokens, layout, precision)
+        x = self.map_of_features(self.fuse(tokens, layout, precision), layout, precision)
+        return x.reshape(*tokens[0].shape[:2], *x.shape[1:])
+
+    def map_of_features(
+        self, x: Float[Array, "f h w c"], layout: TokenLayout, precision: Precision
+    ) -> Float[Array, "f height width o"]:
+        """The raw map of what `fuse` gives."""
         x = self.output_conv1(x, precision)
         rows, columns = layout.rows, layout.columns
         height, width = rows * self.patch_size, columns * self.patch_size
         if self.is_extractor:
             x = resize_bilinear(x, height // 2, width // 2)
         else:
-            x = self._with_position(resize_bilinear(x, height, width), layout)
+            x = self.with_position(resize_bilinear(x, height, width), layout)
             x = jax.nn.relu(self.output_conv2_0(x, precision))
             x = self.output_conv2_2(x, precision.heads)  # float32 where training narrows the rest
-        return x.reshape(*tokens[0].shape[:2], *x.shape[1:])
+        return x
 
-    def _with_position(self, x, layout):
+    def with_position(
+        self, x: Float[Array, "f h w c"], layout: TokenLayout
+    ) -> Float[Array, "f h w c"]:
+        """A map that knows where in the picture each of its pixels lies, in heads that tell."""
         if self.is_extractor or not self.style.has_positions:
             return x
         return add_position(x, layout.columns / layout.rows)
@@ -186,20 +195,41 @@ class DPT(nnx.Module):
         self, tokens: Sequence[Float[Array, "b s p _"]], layout: TokenLayout, precision: Precision
     ) -> Float[Array, "f h w c"]:
         """The features of all frames, 8 times as large as their grids of patches."""
+        levels = self.pyramid(tokens, layout, precision)
+        blocks = self.refinenet1, self.refinenet2, self.refinenet3, self.refinenet4
+        return fuse_levels(blocks, levels, precision)
+
+    def pyramid(
+        self, tokens: Sequence[Float[Array, "b s p _"]], layout: TokenLayout, precision: Precision
+    ) -> list[Float[Array, "f _ _ c"]]:
+        """Maps of all frames by the four layers: 4, 2, 1 and half times as large as their grids of
+        patches."""
         maps = []
         for x, project in zip(tokens, self.projects, strict=True):
             x = project(x if self.norm is None else self.norm(x), precision)
             x = x.reshape(-1, layout.rows, layout.columns, x.shape[-1])
-            maps.append(self._with_position(x, layout))
+            maps.append(self.with_position(x, layout))
         x1 = self.layer1_rn(self.resize_0(maps[0], precision), precision)
         x2 = self.layer2_rn(self.resize_1(maps[1], precision), precision)
         x3 = self.layer3_rn(maps[2], precision)
         x4 = self.layer4_rn(self.resize_3(maps[3], precision), precision)
+        return [x1, x2, x3, x4]
 
-        x = self.refinenet4(x4, None, x3.shape[1:3], precision)
-        x = self.refinenet3(x, x3, x2.shape[1:3], precision)
-        x = self.refinenet2(x, x2, x1.shape[1:3], precision)
-        return self.refinenet1(x, x1, (2 * x1.shape[1], 2 * x1.shape[2]), precision)
+
+def fuse_levels(
+    blocks: Sequence[FeatureFusion], levels: Sequence[Float[Array, "f _ _ c"]], precision: Precision
+) -> Float[Array, "f h w c"]:
+    """Joins the maps of a pyramid, from the coarsest on: one twice as large as the finest.
+
+    Args:
+        blocks, levels: from the finest to the coarsest.
+    """
+    x1, x2, x3, x4 = levels
+    finest, finer, coarser, coarsest = blocks
+    x = coarsest(x4, None, x3.shape[1:3], precision)
+    x = coarser(x, x3, x2.shape[1:3], precision)
+    x = finer(x, x2, x1.shape[1:3], precision)
+    return finest(x, x1, (2 * x1.shape[1], 2 * x1.shape[2]), precision)
 
 
 def frames_per_decoding(

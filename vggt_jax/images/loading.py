@@ -39,6 +39,12 @@ from vggt_jax.images.files import (
     short_names,
 )
 from vggt_jax.images.frames import Frames, FrameTransform
+from vggt_jax.images.longest import (
+    checked_longest,
+    cut_to_smallest,
+    fit_to_longest,
+    frame_of_longest,
+)
 from vggt_jax.images.opening import SEVERAL, reading
 from vggt_jax.images.resizing import (
     DEFAULT_SIZE,
@@ -94,6 +100,11 @@ def load_images(
     `load_images` in MapAnything's `utils/image.py` ("longest_side", "fixed_size",
     "fixed_mapping").
 
+    `"longest"`: the longer side of each image becomes `size`, 504 by default, and both sides then
+    the nearest whole patches; where results differ in shape, all are cut in the middle to the least
+    height and width. Resizing is OpenCV's, by areas where images shrink, else bicubic. Source:
+    `InputProcessor` in Depth Anything 3's `utils/io/input_processor.py` ("upper_bound_resize").
+
     `"budget"`: all images are stretched to one size, the largest of whole patches that has about
     the shape of the first image and at most `size * size` pixels. Resizing is Lanczos. Source:
     `load_images_as_tensor` in π³'s `utils/basic.py`.
@@ -110,8 +121,9 @@ def load_images(
         `video.choose_frames` chose of one.
       mode: None means `default_mode`, and that images which would differ in shape are an error.
       default_mode: what the model was made for.
-      size: side of the target square, or (height, width); whole patches. For `"budget"` an int of
-        at least one patch. None is 518, or a budget of 255,000 pixels.
+      size: side of the target square, or (height, width); whole patches. For `"budget"` and
+        `"longest"` an int of at least one patch. None is 518, a budget of 255,000 pixels, or a
+        longer side of 504.
       patch_size: side of a patch in pixels.
       fps, frames: of a video, how many frames to take in a second or in all; see
         `video.choose_frames`. With either, a file of any name is read as a video.
@@ -140,7 +152,7 @@ def load_images(
         raise InputError(f"{patch_size=} must be at least 1")
     for given in (mode, default_mode):
         if given not in (None, *get_args(Mode)):
-            raise InputError(f"mode={given!r} is unknown; use 'crop', 'pad', 'budget' or 'cover'")
+            raise InputError(f"mode={given!r} is unknown; use one of {get_args(Mode)}")
     images = _video_if_any(images, fps, frames, progress)
     _check_pattern(images, pattern, recursive)
     if is_array(images):
@@ -151,8 +163,14 @@ def load_images(
 
     is_strict, mode = mode is None, mode or default_mode
     resampling_of = lambda _: Image.Resampling.BICUBIC
+    draw = lambda image, transform: model_frame(image, transform, resampling_of(transform))
     target_size: Any = None
-    if mode == "cover":
+    if mode == "longest":
+        sources = _stretched(_sources(images, pattern, recursive), stretch)
+        target_size = checked_longest(size, patch_size)
+        fit = fit_to_longest
+        draw = partial(frame_of_longest, longest=target_size, patch_size=patch_size)
+    elif mode == "cover":
         sources = _stretched(_sources(images, pattern, recursive), stretch)
         if not is_strict:
             alike = sources[:1] if isinstance(images, VideoFrames) else sources
@@ -174,10 +192,9 @@ def load_images(
     def prepare(source: _Source) -> _Prepared:
         picture = source.read()
         transform = fit(picture.size, target_size, patch_size, source.label)
-        resampling = resampling_of(transform)
-        frame, opaque = model_frame(picture.image, transform, resampling), None
+        frame, opaque = draw(picture.image, transform), None
         if picture.alpha is not None:
-            opaque = model_frame(picture.alpha, transform, resampling) >= 128
+            opaque = draw(picture.alpha, transform) >= 128
         return _Prepared(frame=frame, opaque=opaque, transform=transform, remarks=picture.remarks)
 
     prepared = _all_prepared(prepare, sources, progress)
@@ -186,9 +203,12 @@ def load_images(
     if prepared.others:
         if is_strict:
             raise shapes_differ(transforms, names)
-        batch, padded = padded_to_largest(batch, prepared.others, transforms)
-        opaque = _padded_opaque(opaque, transforms, padded)
-        transforms = padded
+        if mode == "longest":
+            batch, opaque, transforms = _cut(prepared)
+        else:
+            batch, padded = padded_to_largest(batch, prepared.others, transforms)
+            opaque = _padded_opaque(opaque, transforms, padded)
+            transforms = padded
     _say(prepared.remarks, names)
     all_opaque = None
     if opaque:
@@ -270,6 +290,22 @@ def _mean_aspect_ratio(sources: Sequence[_Source]) -> float:
     """The mean width over height."""
     sizes = (source.read().size for source in sources)
     return sum(width / height for height, width in sizes) / len(sources)
+
+
+def _cut(
+    prepared: _Batch,
+) -> tuple[np.ndarray, dict[int, np.ndarray], list[FrameTransform]]:
+    """Frames, and what of them is opaque, cut to the least height and width."""
+    places = range(len(prepared.transforms))
+    frames = [prepared.others.get(i, prepared.batch[i]) for i in places]
+    frames, transforms = cut_to_smallest(frames, prepared.transforms)
+    clear = list(prepared.opaque)
+    opaque, _ = cut_to_smallest(
+        [prepared.opaque[i] for i in clear],
+        [prepared.transforms[i] for i in clear],
+        size=transforms[0].model_size,
+    )
+    return np.stack(frames), dict(zip(clear, opaque, strict=True)), transforms
 
 
 def _padded_opaque(

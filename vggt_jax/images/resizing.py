@@ -15,7 +15,7 @@ from vggt_jax.images.frames import WHITE, FrameTransform
 
 DEFAULT_SIZE = 518  # The resolution that VGGT and Pi3 were trained at: 37 patches of 14.
 PIXEL_BUDGET = 255_000  # PIXEL_LIMIT in the official pi3/utils/basic.py
-Mode = Literal["crop", "pad", "budget", "cover"]
+Mode = Literal["crop", "pad", "budget", "cover", "longest"]
 LARGEST_SIDE = 16_384  # Pixels of a side after resizing: far beyond what any model here can use.
 
 
@@ -244,6 +244,6 @@ def shapes_differ(transforms: Sequence[FrameTransform], names: Sequence[str]) ->
     return InputError(
         f"the images have {len(examples)} different shapes after resizing (height x width): "
         f"{found}; pass mode='crop' or mode='pad' to bring them to one shape with white padding, "
-        "mode='budget' to stretch them to the shape of the first, or mode='cover' to cut them all "
-        "to one"
+        "mode='budget' to stretch them to the shape of the first, or mode='cover' or 'longest' to "
+        "cut them all to one"
     )

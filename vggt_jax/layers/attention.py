@@ -24,6 +24,7 @@ from pallas_kernels.attention.config import MAX_CAPACITY
 from pallas_kernels.blocks import leading, next_power_of_2
 from pallas_kernels.mosaic_gpu_call import align
 from pallas_kernels.norm_rope import apply_rope
+from vggt_jax.layers.by_head import attend_by_head
 from vggt_jax.layers.chunking import map_chunks
 from vggt_jax.layers.few_queries import attend_to_everything
 from vggt_jax.layers.linear import Linear, apply_linear
@@ -32,7 +33,7 @@ from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.scene_attention import AttentionStats, SceneAttention, SceneTokens
 from vggt_jax.layers.token_order import TokenOrder
 
-Implementation = Literal["mosaic_gpu", "cudnn", "xla", "triton"]
+Implementation = Literal["mosaic_gpu", "cudnn", "xla", "triton", "xla_by_head"]
 
 _MAX_KEYS_OF_OWN_KERNEL = 64 * MAX_CAPACITY
 
@@ -44,8 +45,9 @@ class Dense(SceneAttention):
 
     `implementation`: "mosaic_gpu" (the kernel of `pallas_kernels` for Hopper GPUs, with every block
     kept), "triton" (the same for NVIDIA GPUs from Ampere on), "cudnn" (NVIDIA GPUs from Ampere on,
-    for bfloat16 and float16), "xla" (any device, bounded memory), or None to choose by device, type
-    and number of keys. A name means that one or an error.
+    for bfloat16 and float16), "xla" (any device, bounded memory), "xla_by_head" (the same, with
+    scores that a CPU's cache holds), or None to choose by device, type and number of keys. A name
+    means that one or an error.
     """
 
     implementation: Implementation | None = None
@@ -103,6 +105,8 @@ class Dense(SceneAttention):
     ) -> int:
         """Scores in plain JAX; with a kernel, tokens without the padding of frames."""
         p = num_special + num_patches
+        if self.implementation == "xla_by_head":
+            return itemsize * 4 * num_frames * p * num_heads * head_dim
         if itemsize == 4:
             return bytes_of_scores(num_heads, num_frames * p, num_frames * p)
         padded = padded_tokens(p, self, head_dim=head_dim, dtype=jnp.bfloat16)
@@ -209,6 +213,8 @@ def dense_attention(
         raise NotImplementedError(f"{implementation}: {obstacle}; use implementation='xla' or None")
     if implementation == "cudnn":
         return _cudnn(q, k, v, kv_lengths)
+    if implementation == "xla_by_head":
+        return attend_by_head(q, k, v, kv_lengths, key_bias, precision)
     if implementation == "xla":
         return _plain(q, k, v, kv_lengths, key_bias, precision, max_score_bytes)
     if implementation == "mosaic_gpu" and key_bias is None:
@@ -274,6 +280,7 @@ def dense_obstacles(
         "cudnn": None if on_cudnn else why_not_cudnn,
         "xla": None,
         "triton": own["triton"],
+        "xla_by_head": None,
     }
 
 

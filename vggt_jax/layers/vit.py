@@ -84,7 +84,7 @@ class VisionTransformer(nnx.Module):
             mean, std: of the channels that the encoder expects, one each for every channel.
         """
         mean, std = (jnp.asarray(color, jnp.float32)[None, None, None] for color in (mean, std))
-        x = self._embed((images - mean) / std, precision)
+        x = self.embed((images - mean) / std, precision)
         x = self.blocks.stack_within_frames(x, None, dense, precision)
         x = x if self.norm is None else self.norm(x)
         registers = 0 if self.register_tokens is None else self.register_tokens.shape[0]
@@ -93,7 +93,10 @@ class VisionTransformer(nnx.Module):
             return patches
         return x if not registers else jnp.concatenate([x[:, :1], patches], axis=1)
 
-    def _embed(self, images, precision):
+    def embed(
+        self, images: Float[Array, "f height width i"], precision: Precision
+    ) -> Float[Array, "f p d"]:
+        """Tokens before the first block, of images of the colours that the encoder expects."""
         frames, height, width, _ = images.shape
         side, dim = self.patch_embed.kernel.shape[0], self.patch_embed.kernel.shape[-1]
         rows, columns = height // side, width // side

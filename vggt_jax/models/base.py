@@ -42,6 +42,8 @@ class ModelTraits:
         prior_modules: of what is known, and how the names of the parameters begin that see it: they
             run only where it is.
         length_unit: see `Reconstruction.length_unit`.
+        keeps_given_cameras: whether known poses and intrinsics, which are of all frames then, take
+            the place of the predicted ones in results, and depth comes in their unit.
         frames_read: names of the outputs of `decode_scene` that `decode_frames` takes besides.
     """
 
@@ -54,6 +56,7 @@ class ModelTraits:
     takes: tuple[PriorKind, ...] = ()
     prior_modules: tuple[tuple[PriorKind, str], ...] = ()
     length_unit: LengthUnit = "arbitrary"
+    keeps_given_cameras: bool = False
     frames_read: tuple[str, ...] = ()
 
 

@@ -3,6 +3,7 @@
 from vggt_jax.checkpoints.official import OfficialKeys
 from vggt_jax.errors import InputError
 from vggt_jax.models.base import ModelConfig, ModelFamily, SceneModel
+from vggt_jax.models.da3.family import FAMILY as DA3
 from vggt_jax.models.mapanything.family import FAMILY as MAPANYTHING
 from vggt_jax.models.pi3.family import FAMILY as PI3
 from vggt_jax.models.pi3x.family import FAMILY as PI3X
@@ -14,6 +15,7 @@ _FAMILIES = [
     PI3X,
     PI3,
     MAPANYTHING,
+    DA3,
 ]
 
 

@@ -39,6 +39,7 @@ class SceneInputs:
         mask: which pixels may be used; None for all.
         intrinsics: known ones, in pixels of the photographs.
         priors: what the model is told, as `Priors.checked` gives it.
+        keeps_given_cameras: see `ModelTraits`.
     """
 
     frames: Frames
@@ -47,6 +48,7 @@ class SceneInputs:
     mask: Bool[np.ndarray, "s height width"] | None
     intrinsics: Float64[np.ndarray, "s 3 3"] | None
     priors: Priors | None = None
+    keeps_given_cameras: bool = False
 
     @property
     def known(self) -> tuple[PriorKind, ...]:
@@ -110,7 +112,9 @@ def read(images: Any, model: SceneModel, options: Options) -> SceneInputs:
         return inputs
     priors = _priors(frames, model, options)
     model.check_known(priors, first=inputs.reference)
-    return dataclasses.replace(inputs, priors=priors)
+    return dataclasses.replace(
+        inputs, priors=priors, keeps_given_cameras=model.traits.keeps_given_cameras
+    )
 
 
 def _priors(frames: Frames, model: SceneModel, options: Options) -> Priors:
@@ -159,7 +163,7 @@ def read_frames(images: Any, model: SceneModel, options: Options) -> Frames:
         size = model.config.img_size
         mode = options.mode or own_mode
         if (mode == "budget" and size**2 > PIXEL_BUDGET) or (
-            mode == "cover" and size == DEFAULT_SIZE
+            mode in ("cover", "longest") and size == DEFAULT_SIZE
         ):
             size = None
     return load_images(

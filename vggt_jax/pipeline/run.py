@@ -14,6 +14,7 @@ from vggt_jax.errors import InputError
 from vggt_jax.host import with_numpy
 from vggt_jax.models.base import SceneModel
 from vggt_jax.pipeline import reconstruct as programs
+from vggt_jax.pipeline.given_cameras import with_given_cameras
 from vggt_jax.pipeline.inputs import SceneInputs
 from vggt_jax.pipeline.options import Options
 from vggt_jax.pipeline.origin import provenance_of
@@ -201,12 +202,14 @@ def in_order(result: Reconstruction, inputs: SceneInputs) -> Reconstruction:
 
 
 def with_known(recon: Reconstruction, inputs: SceneInputs, options: Options) -> Reconstruction:
-    """Known intrinsics, masks, edges of depth, units and confidences put into a scene.
+    """Known cameras, intrinsics, masks, edges of depth, units and confidences put into a scene.
 
     Raises:
         InputError: the scene has nothing that could be compared with a known length, or no depth to
             have edges.
     """
+    if inputs.priors is not None and inputs.keeps_given_cameras:
+        recon = with_given_cameras(recon, inputs.priors)
     if inputs.intrinsics is not None:
         recon = calibration.with_intrinsics(recon, inputs.intrinsics)
     if inputs.mask is not None:

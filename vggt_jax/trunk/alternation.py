@@ -82,11 +82,14 @@ class Alternation:
         keeps_both: whether the output of both blocks of a layer is kept, side by side in the order
             in which they run; else that of the layer alone.
         has_rope: whether queries and keys are turned by their position in the picture.
+        patches_alike: whether all patches have the position of the first one where tokens see those
+            of all frames.
     """
 
     global_first: bool = False
     keeps_both: bool = True
     has_rope: bool = True
+    patches_alike: bool = False
 
 
 @jax.tree_util.register_dataclass
@@ -151,6 +154,7 @@ def run_trunk(
     precision: Precision,
     alternation: Alternation = Alternation(),
     scene_tokens: Float[Array, "b e c"] | None = None,
+    lead_block: Block | None = None,
     after_layer: AfterLayer | None = None,
     recompute: bool = False,
     tokens_per_chunk: int | None = None,
@@ -165,6 +169,8 @@ def run_trunk(
         taps: layers (pairs) to keep.
         num_frames: valid leading frames of each scene, the others are hidden from them.
         scene_tokens: tokens of each scene as a whole, float32: they go through the global blocks.
+        lead_block: a global block that runs first, a layer by itself, before those that are pairs;
+            None for none.
         after_layer: what changes the tokens once more at the end of each layer; None for nothing.
         recompute: whether a backward pass computes each block again instead of keeping its
             intermediate values.
@@ -173,7 +179,8 @@ def run_trunk(
         min_tokens_to_branch: from how many tokens on a layer that is not kept is not written.
     """
     b, s, p, c = tokens.shape
-    depth = frame_blocks.norm1.scale.shape[0]
+    num_leading = int(lead_block is not None)
+    depth = num_leading + frame_blocks.norm1.scale.shape[0]
     if taps and not 0 <= min(taps) <= max(taps) < depth:
         raise ValueError(f"{taps=} must be layers of the trunk, in [0, {depth})")
     dense = attention.within_frames
@@ -187,10 +194,15 @@ def run_trunk(
     moved = not np.array_equal(order, np.arange(p))
     tokens = tokens[:, :, order] if moved else tokens
     positions = layout.positions()[order]
-    rope = None
+    rope = global_rope = None
     if alternation.has_rope:
-        rope = Rope(*rope_tables(positions, c // frame_blocks.attn.num_heads))
+        tables = lambda positions: Rope(*rope_tables(positions, c // frame_blocks.attn.num_heads))
+        rope = tables(positions)
+        if alternation.patches_alike:
+            global_rope = tables(np.minimum(positions, 1))
+            _, global_rope = frame_blocks.pad_tokens(tokens, global_rope, dense, precision)
     tokens, rope = frame_blocks.pad_tokens(tokens, rope, dense, precision)
+    global_rope = global_rope or rope
     chunk = frames_per_chunk(b, s, p, tokens_per_chunk)
 
     def frame_layer(block: Block, x):
@@ -212,7 +224,7 @@ def run_trunk(
 
     def global_layer(block: Block, x, of_scene, branch, index):
         before = functools.partial(block.before, precision=precision, implementation=dense.around)
-        q, k, v = before(x, rope)
+        q, k, v = before(x, global_rope)
         scene = None if of_scene is None else SceneTokens(*before(of_scene, None))
         attended, scene_attended, stats = (
             branches[0](q, k, v, index, scene)
@@ -276,17 +288,30 @@ def run_trunk(
         firsts = jnp.concatenate([*firsts, x[:, :, 0]], axis=-1)
         return (x, of_scene, kept), (firsts, of_scene, stats)
 
+    lead_stats = None
+    if lead_block is not None:
+        place = (jnp.asarray(is_kept_layer[0]), jnp.asarray(place_of_layer[0]))
+        if alternation.keeps_both:
+            kept = keep(kept, tokens, *place, 0)
+        with jax.named_scope("trunk/global"):
+            tokens, scene_tokens, lead_stats = global_layer(
+                lead_block, tokens, scene_tokens, jnp.asarray(branch_of_layer[0]), jnp.int32(0)
+            )
+        kept = keep(kept, tokens, *place, width - c)
+
     (_, _, kept), (firsts, of_scene, stats) = jax.lax.scan(
         layer,
         (tokens, scene_tokens, kept),
         (
             frame_blocks,
             global_blocks,
-            (jnp.asarray(is_kept_layer), jnp.asarray(place_of_layer)),
-            jnp.asarray(branch_of_layer),
-            jnp.arange(depth, dtype=jnp.int32),
+            (jnp.asarray(is_kept_layer[num_leading:]), jnp.asarray(place_of_layer[num_leading:])),
+            jnp.asarray(branch_of_layer[num_leading:]),
+            jnp.arange(num_leading, depth, dtype=jnp.int32),
         ),
     )
+    if lead_stats is not None:
+        stats = jax.tree.map(lambda x, y: jnp.concatenate([x[None], y]), lead_stats, stats)
     of_scene, by_scene = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), (of_scene, stats))
     return TrunkOutput(
         kept=kept,

@@ -56,11 +56,13 @@ def encode_and_aggregate(
     num_frames: Int[Array, " b"] | None,
     compute_dtype: DTypeLike | None,
     priors: Any = None,
+    **of_trunk: Any,
 ) -> TrunkOutput:
     """What the heads of a model read; the arguments are those of its call.
 
     Args:
         priors: `scene.priors.Priors`, for a model whose methods take them; None for any model.
+        of_trunk: arguments that `aggregate` of this model takes besides.
     """
     layout = model.layout(images)
     images = hide_padding(images, num_frames)
@@ -75,6 +77,7 @@ def encode_and_aggregate(
         num_frames=num_frames,
         compute_dtype=compute_dtype,
         **known,
+        **of_trunk,
     )
 
 

@@ -1,0 +1,1 @@
+"""The heads that Depth Anything 3 alone has."""
