@@ -228,7 +228,8 @@ def test_what_a_reconstruction_holds_is_drawn(tmp_path):
     )
     write_scene_pictures(tmp_path / "less", without)
     assert listing("less") == [*depth, "overview.png"]
-    assert read(tmp_path / "less" / "overview.png").shape == (2 * 48 + 8, 2 * 58 + 8, 3)
+    height = 16 + 2 * (40 + 24) + 8
+    assert read(tmp_path / "less" / "overview.png").shape == (height, 2 * 58 + 8, 3)
     write_scene_pictures(tmp_path / "none", Reconstruction(images=recon.images))
     assert listing("none") == []
     # Not one depth is usable: nothing above, and no failure.

@@ -109,7 +109,7 @@ def test_it_takes_the_place_of_predicted_confidences():
         mask=mask,
         best_points="depth",
     )
-    inputs = types.SimpleNamespace(intrinsics=None, mask=None)
+    inputs = types.SimpleNamespace(intrinsics=None, mask=None, priors=None)
     # Twice as large, so that half a unit between cameras is one.
     options = Options(multiview_confidence=True, known_distance=(0, 2, 1.0))
     found = with_known(recon, inputs, options)

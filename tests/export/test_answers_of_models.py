@@ -56,6 +56,8 @@ def test_files_and_the_viewer_show_the_points_that_it_is_best_at(tmp_path, answe
 def test_every_format_takes_it(tmp_path, answer):
     room, recon, kept = answer
     for name in format_names():
+        if name == "mesh":  # Of surfaces, by Open3D, in a test of its own.
+            continue
         options = {"max_points": 500} if name != "colmap" else {}
         if name in ("colmap", "nerfstudio"):
             options |= {"images": room.folder}

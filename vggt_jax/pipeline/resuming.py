@@ -110,12 +110,6 @@ def record_of(images: Any, options: Options) -> Record:
     ):
         for name, state in _states(source).items():
             found[f"{kind}/{name}"] = state
-    # Values belong to the settings.
-    if isinstance(options.priors, str | os.PathLike):
-        path = Path(options.priors)
-        files = files_below(path) if path.is_dir() else [path]
-        for file in files:
-            found[f"priors/{file.relative_to(path.parent).as_posix()}"] = _state(file)
     return found
 
 
