@@ -58,7 +58,11 @@ def step_by_hand(frozen, state, key, total_steps):
 
 
 def validation_by_hand(params, key):
-    return {"auc30": np.mean(list(map(np.mean, params.values()))), "abs_rel": 0.5, "total": 1.0}
+    return {
+        "auc30": np.mean([np.asarray(x).mean() for x in params.values()]),
+        "abs_rel": 0.5,
+        "total": 1.0,
+    }
 
 
 @pytest.fixture
