@@ -44,6 +44,7 @@ class StepByHand:
 
 def step_by_hand(frozen, state, key, total_steps):
     rng = np.random.default_rng([*np.asarray(jax.random.key_data(key)), int(state.step)])
+    total_steps = int(total_steps)
 
     def change(x):
         if x.dtype != np.float32:
@@ -169,7 +170,6 @@ def start_compiled(start, config, traced_once):
         return start(
             out,
             config=config,
-            optimizer=OptimizerSettings(method="muon"),
             loss=LossWeights(pairs=1.0),
             execution=Execution(dense_share=0.5, recompute=recompute),
             **changes,
