@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import sys
 import types
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +21,10 @@ PROGRAMS = Path(__file__).parents[1] / ".pytest_cache" / "programs"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(PROGRAMS))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+# Nor is Python's code compiled anew in each of these processes, where the environment asks for that.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # Programs of the CPU compile in two thirds of the time without XLA's newer way to emit fused loops, where
 # there is a choice.
@@ -62,28 +67,27 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import toys  # noqa: E402
-from flax import nnx  # noqa: E402
 from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 from pallas_kernels import devices, mosaic_gpu_call  # noqa: E402
 from vggt_jax import (  # noqa: E402
-    DA3,
-    VGGT,
     DA3Config,
-    MapAnything,
     MapAnythingConfig,
-    Pi3,
     Pi3Config,
-    Pi3X,
     Pi3XConfig,
     Priors,
     VGGTConfig,
     geometry,
     load_model,
 )
+from vggt_jax.layers.abstract import OneKey  # noqa: E402
 from vggt_jax.layers.attention import Dense  # noqa: E402
 from vggt_jax.layers.precision import Precision  # noqa: E402
-from vggt_jax.models.loading import named_parameters, with_parameters  # noqa: E402
+from vggt_jax.models.loading import (  # noqa: E402
+    abstract_model,
+    named_parameters,
+    with_parameters,
+)
 from vggt_jax.models.pi3x.prompts import Prompts  # noqa: E402
 from vggt_jax.trunk.frames import encode_frames  # noqa: E402
 
@@ -400,13 +404,13 @@ TINY = VGGTConfig(
 
 
 @pytest.fixture(scope="session")
-def tiny(randomised):
+def tiny():
     """A model that compiles in seconds, with fields of its configuration changed."""
 
     @functools.cache
     def make(**changes):
         config = VGGTConfig.from_dict(TINY.to_dict() | changes)
-        return randomised(lambda rngs: VGGT(config, rngs=rngs))
+        return with_random_parameters(abstract_model(config))
 
     return make
 
@@ -430,13 +434,13 @@ TINY_PI3 = Pi3Config(
 
 
 @pytest.fixture(scope="session")
-def tiny_pi3(randomised):
+def tiny_pi3():
     """A π³ that compiles in seconds, with fields of its configuration changed."""
 
     @functools.cache
     def make(**changes):
         config = Pi3Config.from_dict(TINY_PI3.to_dict() | changes)
-        return randomised(lambda rngs: Pi3(config, rngs=rngs))
+        return with_random_parameters(abstract_model(config))
 
     return make
 
@@ -463,13 +467,13 @@ TINY_MAPANYTHING = MapAnythingConfig(
 
 
 @pytest.fixture(scope="session")
-def tiny_mapanything(randomised):
+def tiny_mapanything():
     """A MapAnything that compiles in seconds, with fields of its configuration changed."""
 
     @functools.cache
     def make(**changes):
         config = MapAnythingConfig.from_dict(TINY_MAPANYTHING.to_dict() | changes)
-        return randomised(lambda rngs: MapAnything(config, rngs=rngs))
+        return with_random_parameters(abstract_model(config))
 
     return make
 
@@ -529,13 +533,13 @@ TINY_DA3 = DA3Config(
 
 
 @pytest.fixture(scope="session")
-def tiny_da3(randomised):
+def tiny_da3():
     """A Depth Anything 3 that compiles in seconds, with fields of its configuration changed."""
 
     @functools.cache
     def make(**changes):
         config = DA3Config.from_dict(TINY_DA3.to_dict() | changes)
-        return randomised(lambda rngs: DA3(config, rngs=rngs))
+        return with_random_parameters(abstract_model(config))
 
     return make
 
@@ -566,13 +570,13 @@ TINY_PI3X = Pi3XConfig(
 
 
 @pytest.fixture(scope="session")
-def tiny_pi3x(randomised):
+def tiny_pi3x():
     """A Pi3X that compiles in seconds, with fields of its configuration changed."""
 
     @functools.cache
     def make(**changes):
         config = Pi3XConfig.from_dict(TINY_PI3X.to_dict() | changes)
-        return randomised(lambda rngs: Pi3X(config, rngs=rngs))
+        return with_random_parameters(abstract_model(config))
 
     return make
 
@@ -585,16 +589,16 @@ def randomised():
     is anything compiled for drawing them.
     """
 
-    def build(make, seed=0):
-        module = jax.eval_shape(lambda: make(nnx.Rngs(0)))
-        rng = np.random.default_rng(seed)
-        params = {
-            name: draw_parameter(name, leaf.shape, rng)
-            for name, leaf in sorted(named_parameters(module).items())
-        }
-        return with_parameters(module, params)
+    return lambda make: with_random_parameters(jax.eval_shape(lambda: make(OneKey())))
 
-    return build
+
+def with_random_parameters(module):
+    rng = np.random.default_rng(0)
+    params = {
+        name: draw_parameter(name, leaf.shape, rng)
+        for name, leaf in sorted(named_parameters(module).items())
+    }
+    return with_parameters(module, params)
 
 
 def draw_parameter(name, shape, rng):

@@ -19,8 +19,11 @@ RNG = np.random.default_rng(11)
 S, HEIGHT, WIDTH = 3, 28, 42
 
 
+camera_positions = jax.jit(geometry.camera_positions)
+
+
 def positions(recon):
-    return np.asarray(geometry.camera_positions(jnp.asarray(recon.camera_from_world)))
+    return np.asarray(camera_positions(recon.camera_from_world))
 
 
 @pytest.fixture(scope="module")
@@ -232,19 +235,19 @@ def test_lengths_that_give_no_scale(scene):
 
 
 def test_the_reference_is_seen_first_and_results_keep_their_order(tiny, tmp_path):
-    images = RNG.integers(0, 256, (4, 28, 42, 3), np.uint8)
+    images = RNG.integers(0, 256, (3, 28, 42, 3), np.uint8)  # as in tests/test_inference.py
     for i, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / f"{i}.png")
     points = [[3.0, 4.0], [40.5, 20.25]]
     model = tiny()
     options = dict(model=model, query_points=points)
     recon = vggt_jax.infer(tmp_path, reference="2.png", size=42, **options)
-    by_hand = vggt_jax.infer(images[[2, 0, 1, 3]], **options)
-    assert recon.names == ("0.png", "1.png", "2.png", "3.png")
+    by_hand = vggt_jax.infer(images[[2, 0, 1]], **options)
+    assert recon.names == ("0.png", "1.png", "2.png")
     np.testing.assert_array_equal(recon.images, images)
     for name, value in vars(by_hand).items():
         if isinstance(value, np.ndarray) and name != "images":
-            np.testing.assert_array_equal(getattr(recon, name), value[[1, 2, 0, 3]], err_msg=name)
+            np.testing.assert_array_equal(getattr(recon, name), value[[1, 2, 0]], err_msg=name)
     np.testing.assert_allclose(recon.tracks[2], points, atol=1e-4)
     first = vggt_jax.infer(images, reference=0, **options)
     assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves((recon, first)))
@@ -259,13 +262,13 @@ def test_reference_frames_that_do_not_exist(tiny, tiny_pi3):
 
 
 def test_infer_puts_known_intrinsics_in(tiny):
-    images = RNG.integers(0, 256, (2, 28, 42, 3), np.uint8)
+    images = RNG.integers(0, 256, (3, 28, 42, 3), np.uint8)
     known = calibration.pinhole(50.0, (20.0, 15.0))
     recon = vggt_jax.infer(images, model=tiny(), intrinsics=known)
-    np.testing.assert_array_equal(recon.intrinsics, np.stack([known, known]).astype(np.float32))
+    np.testing.assert_array_equal(recon.intrinsics, np.stack([known] * 3).astype(np.float32))
     assert recon.pixel_centre == 0.5
-    camera = geometry.camera_points_from_world(
-        *map(jnp.asarray, (recon.points_from_depth().reshape(2, -1, 3), recon.camera_from_world))
-    ).reshape(2, 28, 42, 3)
+    points = recon.points_from_depth().reshape(3, -1, 3)
+    in_camera = jax.jit(geometry.camera_points_from_world)(points, recon.camera_from_world)
+    camera = np.asarray(in_camera).reshape(3, 28, 42, 3)
     rays = camera[1, 7, 30] / recon.depth[1, 7, 30]
     np.testing.assert_allclose(rays, [(30.5 - 20) / 50, (7.5 - 15) / 50, 1], rtol=1e-3)

@@ -99,6 +99,7 @@ def test_block_sparse(run):
     assert 0 < difference < 15
 
 
+@pytest.mark.slow
 def test_kernels_alone(run):
     tree = ast.parse((EXAMPLES / "kernels_alone.py").read_text(encoding="utf-8"))
     modules = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]

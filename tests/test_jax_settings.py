@@ -241,7 +241,8 @@ def training(vggt, pi3):
     return call, key(), abstract_model(config)
 
 
-SLOW_TO_TRACE = ("training", "new_models")
+# For long, or parts of what others trace.
+SLOW_TO_TRACE = ("training", "new_models", "one_scene", "pi3_sparse")
 
 
 @pytest.mark.parametrize(

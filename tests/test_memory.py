@@ -22,7 +22,9 @@ SPARSE = vggt_jax.BlockSparse(sparse_ratio=0.75, min_tokens=0)
 def test_estimate_is_near_what_the_compiler_plans(
     tiny, no_program_cache, num_frames, height, width, attention
 ):
-    model = tiny(embed_dim=192, num_heads=6, dpt_features=32, enable_track=False)
+    model = tiny(
+        embed_dim=192, num_heads=6, dpt_features=32, enable_point=False, enable_track=False
+    )
     images = jax.ShapeDtypeStruct((1, num_frames, height, width, 3), jnp.uint8)
     run = jax.jit(
         lambda model, images: model(images, compute_dtype=jnp.float32, attention=attention)

@@ -69,6 +69,7 @@ def run_padded(run, attention, num_frames=3):
     return output.pose_enc[:, :3], output.attention_stats
 
 
+@pytest.mark.slow
 def test_leaving_blocks_out_changes_the_result_a_little(run, relative_error):
     (dense, none), (sparse, _) = (run_padded(run, attention) for attention in (Dense(), RULE))
     assert none is None

@@ -48,10 +48,11 @@ def test_every_array_equals_the_official_one(
 @pytest.mark.parametrize(
     "sparse",
     [
-        pytest.param(BlockSparse(min_tokens=0, sparse_ratio=0.0), marks=pytest.mark.slow),
+        BlockSparse(min_tokens=0, sparse_ratio=0.0),
         BlockSparse(min_tokens=0, cdf_threshold=1.0, token_order="hilbert", block_q=32, block_k=16),
     ],
 )
+@pytest.mark.slow  # of VGGT, by the same trunk, a quick one: tests/test_model_sparse.py
 def test_keeping_every_block_is_the_official_result(sparse, run_pi3_toy, golden, relative_error):
     found = run_pi3_toy("pi3_odd", "b2n3_42x70", attention=sparse)
     assert_close(found, golden("pi3_odd.b2n3_42x70"), relative_error)

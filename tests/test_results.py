@@ -157,7 +157,7 @@ def test_files_of_a_later_version_are_refused(tmp_path):
 
 
 def test_what_infer_writes_comes_back(tmp_path, tiny_pi3):
-    images = np.random.default_rng(0).integers(0, 256, (2, 28, 42, 3), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (3, 28, 42, 3), np.uint8)
     model = tiny_pi3()
     vggt_jax.reconstruct_scenes({"hall": images}, tmp_path, model=model, progress=False)
     found = vggt_jax.load_reconstruction(tmp_path / "hall")

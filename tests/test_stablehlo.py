@@ -1,6 +1,7 @@
 """A model as StableHLO: a process that has JAX and not this project gets the same numbers."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -30,6 +31,10 @@ images = np.load(f"{folder}/images.npy")
 result = jax.jit(program.call)(weights, images)
 np.savez(f"{folder}/result.npz", **result)
 print(program.platforms, jax.default_backend())
+try:  # It is exactly what is asked for, and another number of frames is an error.
+    program.call(weights, images[:2])
+except ValueError:
+    print("refused")
 """
 
 
@@ -37,6 +42,7 @@ def run_elsewhere(folder, tmp_path):
     return subprocess.run(
         [sys.executable, "-c", ELSEWHERE, str(folder)],
         cwd=tmp_path,
+        env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
         capture_output=True,
         text=True,
         check=False,
@@ -52,7 +58,7 @@ def test_a_program_runs_without_the_project(tmp_path, tiny, tiny_pi3, kind, rela
     np.save(folder / "images.npy", images)
     done = run_elsewhere(folder, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "('cpu', 'cuda')" in done.stdout
+    assert "('cpu', 'cuda')" in done.stdout and "refused" in done.stdout
 
     expected = vggt_jax.infer(images, model=model)
     found = dict(np.load(folder / "result.npz"))
@@ -66,9 +72,6 @@ def test_a_program_runs_without_the_project(tmp_path, tiny, tiny_pi3, kind, rela
     assert signature["images"] == {"shape": [3, 28, 42, 3], "dtype": "uint8"}
     for name, x in found.items():
         assert signature["results"][name] == {"shape": list(x.shape), "dtype": x.dtype.name}
-    # It is exactly what is asked for, and another number of frames is an error.
-    np.save(folder / "images.npy", images[:2])
-    assert run_elsewhere(folder, tmp_path).returncode != 0
 
 
 @pytest.mark.slow

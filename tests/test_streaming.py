@@ -99,6 +99,7 @@ def test_a_model_of_cameras_alone(tiny, streamed):
     assert found.camera_from_world.shape == (5, 3, 4) and found.depth is None
 
 
+@pytest.mark.slow
 def test_news_come_in_order_and_frames_of_a_bucket_share_the_programs(tiny, streamed):
     model, news = tiny(enable_point=False, enable_track=False), []
     for num_frames in (33, 34):

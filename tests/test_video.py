@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import vggt_jax
 from vggt_jax import InputError, InputWarning
 from vggt_jax.images import video
 from vggt_jax.images.loading import load_images
+from vggt_jax.pipeline.inputs import read_frames
+from vggt_jax.pipeline.options import Options
 
 HEIGHT, WIDTH, RATE = 70, 112, 12
 
@@ -90,9 +91,9 @@ def test_a_video_is_images(clip, tiny):
     as_images = load_images(list(video.choose_frames(clip).images()), size=112)
     np.testing.assert_array_equal(frames.images, as_images.images)
     assert load_images([str(clip)], frames=3, mode="budget").images.shape[0] == 3
-    recon = vggt_jax.infer(clip, model=tiny(), frames=2, size=56)
-    assert recon.names == video.choose_frames(clip, frames=2).names
-    assert recon.depth.shape == (2, 28, 56)
+    frames = read_frames(clip, tiny(), Options(frames=2, size=56))
+    assert frames.names == video.choose_frames(clip, frames=2).names
+    assert frames.images.shape == (2, 28, 56, 3)
 
 
 def turned(path, degrees):

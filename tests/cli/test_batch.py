@@ -71,4 +71,11 @@ def test_a_plan_is_printed_and_nothing_runs(
     printed = capsys.readouterr().out
     for part in ("3 of 28x14", "Dense", "min_tokens=4096", "float32", "memory: about"):
         assert part in printed
+    # Options of attention become what will run.
+    options = ["--sparse-ratio", 0.5, "--sparse-layers", 0, "--min-tokens", 0, "--plan"]
+    assert run(*args, *options) == 0
+    printed = capsys.readouterr().out
+    assert all(part in printed for part in ("BlockSparse", "sparse_ratio=0.5", "layers=(0,)"))
+    assert run(*args, "--num-keys", 5, "--min-tokens", 0, "--plan") == 0
+    assert "Sampled(num_keys=5" in capsys.readouterr().out
     assert "--out" in refused(*args)

@@ -258,6 +258,7 @@ def test_photographs_are_never_overwritten(photographs, checkpoint, refused):
     assert len(list(photographs.iterdir())) == 3
 
 
+@pytest.mark.slow
 def test_sparse_attention_of_few_and_many_tokens(tmp_path, photographs, checkpoint, run, capsys):
     args = ["infer", photographs, "--model", checkpoint, "--size", 28, "--sparse-ratio", 0.5]
     assert run(*args, "--out", tmp_path / "dense") == 0

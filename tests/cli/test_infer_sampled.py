@@ -1,8 +1,10 @@
 """`vggt-jax infer --num-keys`."""
 
 import numpy as np
+import pytest
 
 
+@pytest.mark.slow
 def test_a_sample_of_keys(tmp_path, photographs, checkpoint, run, capsys):
     args = ["infer", photographs, "--model", checkpoint, "--size", 28, "--num-keys", 5]
     assert run(*args, "--min-tokens", 0, "--out", tmp_path / "out") == 0

@@ -1,17 +1,24 @@
 """Alignments: against SciPy and NumPy in float64, known maps, and what they leave open."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from vggt_jax.evaluation import (
-    least_squares_scale,
-    least_squares_scale_and_shift,
-    median_scale,
-    umeyama,
-)
+from vggt_jax import evaluation
+
+# Compiled whole: one program instead of one for each operation.
+apply = jax.jit(evaluation.Similarity.apply)
+least_squares_scale = jax.jit(evaluation.least_squares_scale)
+least_squares_scale_and_shift = jax.jit(evaluation.least_squares_scale_and_shift)
+median_scale = jax.jit(evaluation.median_scale)
+compiled_umeyama = jax.jit(evaluation.umeyama, static_argnames="with_scale")
+
+
+def umeyama(*pairs, **options):
+    """The similarity in arrays of NumPy, whose operations are not compiled."""
+    return jax.device_get(compiled_umeyama(*pairs, **options))
+
 
 B, M = 2, 41
 
@@ -28,11 +35,11 @@ def clouds(seed, noise):
 
 def test_a_known_similarity_is_found():
     source, target, (scales, rotations, translations) = clouds(0, noise=0.0)
-    found = jax.jit(umeyama)(jnp.float32(source), jnp.float32(target))
+    found = umeyama(np.float32(source), np.float32(target))
     np.testing.assert_allclose(found.scale, scales, rtol=1e-5)
     np.testing.assert_allclose(found.rotation, rotations, atol=1e-5)
     np.testing.assert_allclose(found.translation, translations, atol=1e-3)
-    np.testing.assert_allclose(found.apply(jnp.float32(source)), target, atol=1e-4)
+    np.testing.assert_allclose(apply(found, np.float32(source)), target, atol=1e-4)
 
 
 @pytest.mark.parametrize("with_scale", [True, False])
@@ -67,27 +74,27 @@ def test_what_points_leave_open_is_defined():
     found = umeyama(same, source)
     assert found.scale == 1
     np.testing.assert_array_equal(found.rotation, np.eye(3))
-    np.testing.assert_allclose(found.apply(same)[0], source.mean(0), atol=1e-6)
+    np.testing.assert_allclose(apply(found, same)[0], source.mean(0), atol=1e-6)
     # All targets at one place.
     found = umeyama(source, same)
     assert found.scale == 0
-    np.testing.assert_allclose(found.apply(source), same)
+    np.testing.assert_allclose(apply(found, source), same)
     # Two pairs: a line, met exactly, by a rotation.
     line, other = source[:2], 3 * source[2:4]
     found = umeyama(line, other)
-    np.testing.assert_allclose(found.apply(line), other, atol=1e-5)
+    np.testing.assert_allclose(apply(found, line), other, atol=1e-5)
     np.testing.assert_allclose(found.rotation @ found.rotation.T, np.eye(3), atol=1e-5)
     np.testing.assert_allclose(np.linalg.det(found.rotation), 1, rtol=1e-5)
     # One pair, and none.
     found = umeyama(line[:1], other[:1])
-    np.testing.assert_allclose(found.apply(line[:1]), other[:1], atol=1e-6)
+    np.testing.assert_allclose(apply(found, line[:1]), other[:1], atol=1e-6)
     found = umeyama(line, other, np.zeros(2, bool))
     assert all(np.isnan(x).all() for x in jax.tree.leaves(found))
 
 
 def test_sizes_near_the_ends_of_float32():
     source, target, (scales, rotations, _) = clouds(5, noise=0.0)
-    tiny, huge = jnp.float32(1e-25 * source), jnp.float32(1e25 * target)
+    tiny, huge = np.float32(1e-25 * source), np.float32(1e25 * target)
     found = umeyama(tiny / 1e4, huge / 1e20)
     np.testing.assert_allclose(found.rotation, rotations, atol=1e-5)
     np.testing.assert_allclose(found.scale, scales * 1e34, rtol=1e-4)
@@ -95,14 +102,14 @@ def test_sizes_near_the_ends_of_float32():
 
 def test_cameras_keep_their_rotations():
     source, target, _ = clouds(6, noise=0.3)
-    found = umeyama(jnp.float32(source), jnp.float32(target))
+    found = umeyama(np.float32(source), np.float32(target))
     looks = Rotation.random(B * M, random_state=6).as_matrix().reshape(B, M, 3, 3)
     cameras = np.concatenate([looks, source[..., None]], -1).astype(np.float32)
-    moved = np.asarray(found.apply_to_cameras(cameras))
-    np.testing.assert_allclose(moved[..., 3], found.apply(jnp.float32(source)), atol=1e-5)
+    moved = np.asarray(jax.jit(evaluation.Similarity.apply_to_cameras)(found, cameras))
+    np.testing.assert_allclose(moved[..., 3], apply(found, np.float32(source)), atol=1e-5)
     # What a camera sees ahead of it is where the map takes it.
     ahead = source + looks[..., 2]
-    expected = found.apply(jnp.float32(ahead)) - found.apply(jnp.float32(source))
+    expected = np.asarray(apply(found, np.float32(ahead))) - apply(found, np.float32(source))
     direction = expected / np.linalg.norm(expected, axis=-1, keepdims=True)
     np.testing.assert_allclose(moved[..., 2], direction, atol=1e-4)
 
@@ -113,8 +120,8 @@ def test_scales_of_numbers():
     target = 2.3 * source - 0.7 + 0.1 * rng.normal(size=(B, M))
     valid = rng.random((B, M)) < 0.7
     arrays = [np.where(valid, x, np.nan).astype(np.float32) for x in (source, target)]
-    found = [f(*arrays, valid) for f in (median_scale, least_squares_scale)]
-    scale, shift = least_squares_scale_and_shift(*arrays, valid)
+    found = [np.asarray(f(*arrays, valid)) for f in (median_scale, least_squares_scale)]
+    scale, shift = map(np.asarray, least_squares_scale_and_shift(*arrays, valid))
     for scene in range(B):
         a, b = source[scene, valid[scene]], target[scene, valid[scene]]
         np.testing.assert_allclose(found[0][scene], np.median(b) / np.median(a), rtol=1e-5)
@@ -125,10 +132,11 @@ def test_scales_of_numbers():
 
 
 def test_scales_of_nothing():
-    nothing, zeros, numbers = np.zeros(3, bool), jnp.zeros(3), jnp.arange(3.0)
+    zeros, numbers = np.zeros(3, np.float32), np.arange(3, dtype=np.float32)
+    nothing = np.zeros(3, bool)
     valid = ~nothing
     assert np.isnan(median_scale(numbers, numbers, nothing))
     assert np.isnan(least_squares_scale(numbers, numbers, nothing))
-    assert np.isnan(least_squares_scale_and_shift(numbers, numbers, nothing)).all()
+    assert np.isnan(np.stack(least_squares_scale_and_shift(numbers, numbers, nothing))).all()
     assert least_squares_scale(zeros, numbers, valid) == 1
     assert least_squares_scale_and_shift(zeros + 4, numbers, valid) == (1, -3)

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 
-from vggt_jax.evaluation import nearest_neighbours, normals_from_point_map, point_metrics
+from vggt_jax import evaluation
+from vggt_jax.evaluation import nearest_neighbours
+
+# Compiled whole: one program instead of one for each operation.
+normals_from_point_map = jax.jit(evaluation.normals_from_point_map)
+point_metrics = jax.jit(evaluation.point_metrics)
 
 
 def clouds(seed, m=701, k=509):
@@ -52,7 +57,7 @@ def test_points_that_do_not_count_are_not_found():
     found, index = nearest_neighbours(points, truth, np.zeros(len(truth), bool))
     assert np.isinf(found).all() and not np.any(index)
     # Of equally near points the first, across chunks too.
-    same = jnp.zeros((7, 3))
+    same = np.zeros((7, 3), np.float32)
     assert not np.any(nearest_neighbours(same[:2], same, points_per_chunk=2)[1])
 
 
@@ -68,7 +73,7 @@ def test_metrics():
     rng = np.random.default_rng(5)
     valid, truth_valid = rng.random(len(points)) < 0.7, rng.random(len(truth)) < 0.6
     normals, truth_normals = (unit(rng.normal(size=x.shape)) for x in (points, truth))
-    found = jax.jit(point_metrics)(
+    found = point_metrics(
         points, truth, valid=valid, truth_valid=truth_valid, normals=normals,
         truth_normals=truth_normals, threshold=0.25,
     )  # fmt: skip
@@ -102,7 +107,7 @@ def test_metrics():
 
 def test_several_scenes_at_a_time():
     points, truth = (np.stack(x) for x in zip(clouds(6, 53, 47), clouds(7, 53, 47), strict=True))
-    together = jax.vmap(point_metrics)(points, truth)
+    together = jax.jit(jax.vmap(point_metrics))(points, truth)
     one_by_one = jax.lax.map(lambda pair: point_metrics(*pair), (points, truth))
     for scene in range(2):
         alone = point_metrics(points[scene], truth[scene])

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vggt_jax.layers.abstract import OneKey
 from vggt_jax.layers.attention import Attention, Dense, Rope, dense_attention, padded_tokens
 from vggt_jax.layers.mlp import Mlp, SwiGlu, swiglu_hidden_dim
 from vggt_jax.layers.norm import LayerNorm
@@ -149,4 +150,5 @@ def scaled(scale: nnx.Param | None, branch: Float[Array, "*b c"]) -> Float[Array
 def stack_modules(make: Callable[[nnx.Rngs], ModuleT], num: int, rngs: nnx.Rngs) -> ModuleT:
     """`num` modules in one, every parameter with a leading axis, for `jax.lax.scan` over layers."""
     keys = jax.random.split(rngs.params(), num)
-    return jax.vmap(lambda key: make(nnx.Rngs(params=key)))(keys)
+    draws = lambda key: rngs if isinstance(rngs, OneKey) else nnx.Rngs(params=key)
+    return jax.vmap(lambda key: make(draws(key)))(keys)

@@ -21,6 +21,7 @@ from vggt_jax.checkpoints.errors import CheckpointError
 from vggt_jax.checkpoints.rules import FLOATING
 from vggt_jax.checkpoints.sources import find_checkpoint
 from vggt_jax.host import check_device
+from vggt_jax.layers.abstract import OneKey
 from vggt_jax.models.base import ModelConfig, SceneModel
 from vggt_jax.models.conversion import load_official
 from vggt_jax.models.origin import Origin, remember
@@ -92,8 +93,8 @@ def abstract_model(config: ModelConfig) -> SceneModel:
 
 @functools.cache
 def _constructor(kind: type[SceneModel], config: ModelConfig) -> Callable[[], SceneModel]:
-    """One function a configuration, which JAX traces once and no more: that takes half a second."""
-    return lambda: kind(config, rngs=nnx.Rngs(0))
+    """One function a configuration, which JAX traces once and no more."""
+    return lambda: kind(config, rngs=OneKey())
 
 
 def save_model(

@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vggt_jax import BlockSparse, Dense, Pi3, Pi3Config, Priors
+from vggt_jax import BlockSparse, Dense, Pi3Config, Priors
 from vggt_jax.layers.norm import LayerNorm
 from vggt_jax.models.conversion import native_shapes
-from vggt_jax.models.loading import named_parameters
+from vggt_jax.models.loading import abstract_model, named_parameters
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 MAPS = ("points", "local_points", "conf", "camera_poses")
 
 
 def shapes_of(config):
-    model = jax.eval_shape(lambda: Pi3(config, rngs=nnx.Rngs(0)))
+    model = abstract_model(config)
     return {name: leaf.shape for name, leaf in named_parameters(model).items()}
 
 

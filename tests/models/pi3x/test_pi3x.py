@@ -1,5 +1,7 @@
 """Parts of Pi3X against formulas and data of the official code."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,21 +30,27 @@ def some_poses(b, s, seed=0):
 
 def test_edges_are_the_official_ones(golden):
     arrays = golden("pi3x_geometry")
-    points, valid = (jnp.asarray(arrays[name])[None, None] for name in ("points", "mask"))
-    found = depth_normal_edges(points, valid)[0, 0]
+    points, valid = (arrays[name][None, None] for name in ("points", "mask"))
+    find = jax.jit(depth_normal_edges)
+    found = np.asarray(find(points, valid))[0, 0]
     np.testing.assert_array_equal(found, arrays["edges"])
     # Of a mask that hides nothing there are others.
-    assert (depth_normal_edges(points, jnp.ones_like(valid))[0, 0] != found).sum() > 100
+    assert (np.asarray(find(points, np.ones_like(valid)))[0, 0] != found).sum() > 100
 
 
 def test_what_cameras_turn_they_turn_back():
     places = np.array([[0, 0], [0, 1], [1, 0], [1, 1], [2, 0], [2, 1]])
-    turns = Turns.of(jnp.asarray(some_poses(1, 3)), places, 16)
-    x = jnp.asarray(np.random.default_rng(1).normal(size=(1, 3, 6, 2, 16)), jnp.float32)
-    np.testing.assert_allclose(turns.results(turns.keys(x)), x, atol=1e-5)
+    x = np.random.default_rng(1).normal(size=(1, 3, 6, 2, 16)).astype(np.float32)
+
+    @jax.jit
+    def turn(poses, x):
+        turns = Turns.of(poses, places, 16)
+        return turns.queries(x), turns.keys(x), turns.results(turns.keys(x))
+
+    q, k, back = map(np.asarray, turn(some_poses(1, 3), x))
+    np.testing.assert_allclose(back, x, atol=1e-5)
     # Scores of a frame with itself are those without cameras, of the same patch.
-    q, k = turns.queries(x), turns.keys(x)
-    np.testing.assert_allclose(jnp.sum(q * k, -1), jnp.sum(x * x, -1), rtol=1e-4)
+    np.testing.assert_allclose(np.sum(q * k, -1), np.sum(x * x, -1), rtol=1e-4)
 
 
 def test_injection_depends_on_relative_poses_and_on_frames_with_one(randomised):
@@ -81,11 +89,16 @@ def test_injection_depends_on_relative_poses_and_on_frames_with_one(randomised):
     # What is in hidden frames does not matter, where others see it.
     other = tokens.copy()
     other[0, 1] += 1
-    np.testing.assert_allclose(run(other, poses)[0, [0, 2]], found[0, [0, 2]], atol=1e-5)
+    np.testing.assert_allclose(
+        np.asarray(run(other, poses))[0, [0, 2]], found[0, [0, 2]], atol=1e-5
+    )
 
 
-def images(b, s, height, width):
-    return jax.ShapeDtypeStruct((b, s, height, width, 3), jnp.uint8)
+def prompts_of(shape, **known):
+    """Prompts of a scene [b s height width], in arrays of NumPy."""
+    images = jax.ShapeDtypeStruct((*shape, 3), jnp.uint8)
+    of_priors = jax.jit(lambda priors: Prompts.of_priors(priors, images))
+    return types.SimpleNamespace(**jax.device_get(vars(of_priors(Priors(**known)))))
 
 
 def test_the_scale_of_prompts_is_that_of_depth_or_of_positions():
@@ -93,8 +106,7 @@ def test_the_scale_of_prompts_is_that_of_depth_or_of_positions():
     depth = np.full((1, 3, 4, 5), 2.0, np.float32)
     depth[0, 1], depth[0, 2, 0, 0] = 6.0, np.nan
     mean = (depth[0, 0].sum() + depth[0, 1].sum() + 38.0) / 59
-    given = Priors(camera_from_world=cameras, depth=depth)
-    prompts = Prompts.of_priors(given, images(1, 3, 4, 5))
+    prompts = prompts_of((1, 3, 4, 5), camera_from_world=cameras, depth=depth)
     np.testing.assert_allclose(prompts.depth[0, 1, ..., 0], 6 / mean, rtol=1e-6)
     assert prompts.depth[0, 2, 0, 0].tolist() == [0, 0] and prompts.depth[0, 2, 0, 1, 1] == 1
     centres = np.linalg.inv(cameras[0].astype(np.float64))[:, :3, 3]
@@ -102,8 +114,8 @@ def test_the_scale_of_prompts_is_that_of_depth_or_of_positions():
     found = np.linalg.norm(prompts.poses[0, :, :3, 3], axis=1)
     np.testing.assert_allclose(found, distances / mean, rtol=1e-4, atol=1e-6)
     # Nobody's depth is shown: the mean distance of the others from the first.
-    hidden = Priors(camera_from_world=cameras, depth=depth, depth_known=np.zeros((1, 3), bool))
-    prompts = Prompts.of_priors(hidden, images(1, 3, 4, 5))
+    hidden = np.zeros((1, 3), bool)
+    prompts = prompts_of((1, 3, 4, 5), camera_from_world=cameras, depth=depth, depth_known=hidden)
     found = np.linalg.norm(prompts.poses[0, :, :3, 3], axis=1)
     np.testing.assert_allclose(found, distances / distances[1:].mean(), rtol=1e-4, atol=1e-6)
 
@@ -113,8 +125,8 @@ def test_frames_without_a_pose_do_not_count_in_the_scale():
     some = cameras.copy()
     some[0, [0, 2]] = np.nan
     known = np.array([[False, True, False, True]])
-    found = Prompts.of_priors(Priors(camera_from_world=some, poses_known=known), images(1, 4, 4, 5))
-    alone = Prompts.of_priors(Priors(camera_from_world=cameras[:, [1, 3]]), images(1, 2, 4, 5))
+    found = prompts_of((1, 4, 4, 5), camera_from_world=some, poses_known=known)
+    alone = prompts_of((1, 2, 4, 5), camera_from_world=cameras[:, [1, 3]])
     np.testing.assert_allclose(found.poses[:, [1, 3]], alone.poses, atol=1e-6)
     np.testing.assert_array_equal(found.poses_shown, known)
 
@@ -122,7 +134,7 @@ def test_frames_without_a_pose_do_not_count_in_the_scale():
 def test_cameras_that_hardly_move_keep_their_lengths():
     cameras = np.tile(np.eye(4, dtype=np.float32), (2, 3, 1, 1))
     cameras[0, 1, 0, 3], cameras[1, 1, 0, 3] = 0.019, 0.021
-    found = Prompts.of_priors(Priors(camera_from_world=cameras), images(2, 3, 4, 5))
+    found = prompts_of((2, 3, 4, 5), camera_from_world=cameras)
     np.testing.assert_allclose(found.poses[0, 1, 0, 3], -0.019, rtol=1e-5)
     np.testing.assert_allclose(found.poses[1, 1, 0, 3], -2, rtol=1e-5)  # the mean of two is half
 
@@ -131,9 +143,7 @@ def test_cameras_that_hardly_move_keep_their_lengths():
 def test_one_pose_alone_is_not_shown(alone):
     known = np.array([[True, not alone, False]])
     cameras = some_poses(1, 3)
-    found = Prompts.of_priors(
-        Priors(camera_from_world=cameras, poses_known=known), images(1, 3, 4, 5)
-    )
+    found = prompts_of((1, 3, 4, 5), camera_from_world=cameras, poses_known=known)
     np.testing.assert_array_equal(found.poses_shown, known & (not alone))
 
 
@@ -141,9 +151,7 @@ def test_rays_pass_through_the_centres_of_pixels_and_win_where_known():
     intrinsics = np.tile(np.array([[8, 2, 3.0], [0, 5, 2], [0, 0, 1]]), (1, 2, 1, 1))
     rays = np.ones((1, 2, 4, 5, 3), np.float32)
     known = np.array([[False, True]])
-    found = Prompts.of_priors(
-        Priors(intrinsics=intrinsics, rays=rays, rays_known=known), images(1, 2, 4, 5)
-    )
+    found = prompts_of((1, 2, 4, 5), intrinsics=intrinsics, rays=rays, rays_known=known)
     expected = np.linalg.inv(intrinsics[0, 0]) @ [4.5, 1.5, 1]
     np.testing.assert_allclose(found.rays[0, 0, 1, 4], expected[:2], rtol=1e-5)
     np.testing.assert_allclose(found.rays[0, 1, 1, 4], [1, 1], rtol=1e-5)
