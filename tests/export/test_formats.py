@@ -95,7 +95,7 @@ def test_formats_that_cannot_be(made_up):
     other = dataclasses.replace(XYZ, name="other", options=("points", "colour"))
     with pytest.raises(ValueError, match="other: no option is called colour"):
         register_format(other)
-    with pytest.raises(InputError, match="one of ply, glb, colmap, nerfstudio, xyz, poses"):
+    with pytest.raises(InputError, match="one of ply, glb, colmap, nerfstudio, mesh, xyz, poses"):
         ExportOptions(format="other")
 
 
