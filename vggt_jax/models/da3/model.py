@@ -279,6 +279,7 @@ class DA3(TrunkModel[DA3Output]):
                 f"{self.traits.title} takes poses and intrinsics together, not "
                 f"{' and '.join(priors.given) or 'nothing'}"
             )
+        assert priors.intrinsics is not None
         b, s = np.shape(priors.intrinsics)[:2]
         side = self.config.patch_size
         size = layout.rows * side, layout.columns * side
