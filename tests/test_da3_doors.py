@@ -82,8 +82,6 @@ def test_the_order_of_frames_does_not_matter(tiny_da3, images):
     np.testing.assert_allclose(
         found.camera_from_world, expected.camera_from_world[order], rtol=1e-3, atol=1e-4
     )
-    with pytest.raises(InputError, match="has no reference frame"):
-        vggt_jax.infer(images, model=model, reference=1)
 
 
 @pytest.mark.slow
@@ -157,6 +155,15 @@ def photographs(tmp_path):
         pixels = np.random.default_rng(i).integers(0, 256, (96, 160, 3), np.uint8)
         Image.fromarray(pixels).save(folder / f"{i}.png")
     return folder
+
+
+def test_why_no_reference_frame_can_be_chosen(tiny_da3, tiny_pi3x, images):
+    for tiny, why in (
+        (tiny_da3, "chooses its reference frame itself, of three frames and more whose poses are "),
+        (tiny_pi3x, "has no reference frame.* does not depend on the order where no poses are "),
+    ):
+        with pytest.raises(InputError, match=f"reference=1: .*{why}"):
+            read(images, jax.eval_shape(tiny), Options(reference=1, size=42))
 
 
 def test_photographs_have_a_longer_side_of_504(tiny_da3, photographs, priors):
