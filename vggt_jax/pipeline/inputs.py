@@ -102,7 +102,7 @@ def read(images: Any, model: SceneModel, options: Options) -> SceneInputs:
     frames = read_frames(images, model, options)
     inputs = of_frames(frames, options)
     if inputs.reference != 0 and not model.traits.has_reference_frame:
-        raise InputError(f"reference={options.reference!r}: {_why_no_reference(model.traits)}")
+        raise InputError(f"reference={options.reference!r}: {why_no_reference(model.traits)}")
     if inputs.query_points is not None:
         check_tracking(model, frames.images.shape[1:3])
     if options.priors is None:
@@ -114,7 +114,8 @@ def read(images: Any, model: SceneModel, options: Options) -> SceneInputs:
     )
 
 
-def _why_no_reference(traits: ModelTraits) -> str:
+def why_no_reference(traits: ModelTraits) -> str:
+    """Why `reference` cannot be chosen for a model without a reference frame."""
     if traits.chooses_reference:
         return (
             f"{traits.title} chooses its reference frame itself, of three frames and more whose "
