@@ -12,7 +12,7 @@ from PIL import Image
 import vggt_jax
 from vggt_jax import BlockSparse, InputError, cli
 from vggt_jax.models import conversion, loading
-from vggt_jax.pipeline import memory, streaming
+from vggt_jax.pipeline import inputs, memory, streaming
 from vggt_jax.pipeline.inputs import read, read_frames
 from vggt_jax.pipeline.options import Options
 
@@ -82,8 +82,6 @@ def test_the_order_of_frames_does_not_matter(tiny_da3, images):
     np.testing.assert_allclose(
         found.camera_from_world, expected.camera_from_world[order], rtol=1e-3, atol=1e-4
     )
-    with pytest.raises(InputError, match="has no reference frame"):
-        vggt_jax.infer(images, model=model, reference=1)
 
 
 @pytest.mark.slow
@@ -138,6 +136,7 @@ def test_a_saved_model_is_loaded_again_as_it_was(tmp_path, tiny_da3):
     jax.tree.map(np.testing.assert_array_equal, loaded, model)
 
 
+@pytest.mark.slow
 def test_conversion_and_loading_agree_on_what_becomes_bfloat16(toy_checkpoint):
     source = toy_checkpoint("da3_odd")
     loaded = loading.named_parameters(vggt_jax.load_model(source, dtype="bfloat16"))
@@ -159,18 +158,26 @@ def photographs(tmp_path):
     return folder
 
 
-def test_photographs_have_a_longer_side_of_504(tiny_da3, photographs, priors):
-    released = jax.eval_shape(lambda: tiny_da3(img_size=518))
-    assert read_frames(photographs, released, Options()).images.shape == (3, 308, 504, 3)
-    model = jax.eval_shape(tiny_da3)
+def test_why_no_reference_frame_can_be_chosen(images):
+    model = loading.abstract_model(vggt_jax.DA3Config.small())
+    with pytest.raises(InputError, match="reference=1: Depth Anything 3 chooses its .* itself"):
+        read(images, model, Options(reference=1))
+    told = inputs.why_no_reference(vggt_jax.Pi3X.traits)
+    assert told.startswith("Pi3X has no reference frame") and "where no poses are known" in told
+    assert "does not depend on the order;" in inputs.why_no_reference(vggt_jax.Pi3.traits)
+
+
+def test_photographs_have_a_longer_side_of_504(photographs, priors):
+    model = loading.abstract_model(vggt_jax.DA3Config.small())
+    assert read_frames(photographs, model, Options()).images.shape == (3, 308, 504, 3)
     assert read_frames(photographs, model, Options(size=56)).images.shape == (3, 28, 56, 3)
     frames = [np.zeros((*SIZE, 3), np.uint8)] * 3
     told = read(frames, model, Options(priors=priors, size=42))
     assert told.keeps_given_cameras and told.priors.given == ("intrinsics", "poses")
     Image.fromarray(np.zeros((160, 96, 3), np.uint8)).save(photographs / "3.png")
     with pytest.raises(InputError, match="or 'longest'"):
-        read_frames(photographs, released, Options())
-    frames = read_frames(photographs, released, Options(mode="longest"))
+        read_frames(photographs, model, Options())
+    frames = read_frames(photographs, model, Options(mode="longest"))
     assert frames.images.shape == (4, 308, 308, 3)
 
 

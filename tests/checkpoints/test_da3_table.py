@@ -45,7 +45,7 @@ def toy(toy_checkpoint):
         "small",
         pytest.param("base", marks=pytest.mark.slow),
         pytest.param("large", marks=pytest.mark.slow),
-        "giant",
+        pytest.param("giant", marks=pytest.mark.slow),
     ],
 )
 def test_every_released_key_is_consumed_once(name):

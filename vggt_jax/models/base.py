@@ -34,6 +34,8 @@ class ModelTraits:
         confidence_kind: see `Reconstruction.confidence_kind`.
         has_reference_frame: whether the first frame's camera is the world, so that the result
             depends on which frame is the first.
+        chooses_reference: whether the model chooses by what frames show from which one the others
+            are seen: of three frames and more whose poses are not known; else it is the first.
         compute_type_modules: how the names of parameters begin whose matrix products run in the
             compute type, bfloat16 on a GPU; heads run in float32.
         takes: what may be known of a scene that this model uses. Where it is not empty, `__call__`,
@@ -57,6 +59,7 @@ class ModelTraits:
     prior_modules: tuple[tuple[PriorKind, str], ...] = ()
     length_unit: LengthUnit = "arbitrary"
     keeps_given_cameras: bool = False
+    chooses_reference: bool = False
     frames_read: tuple[str, ...] = ()
 
 

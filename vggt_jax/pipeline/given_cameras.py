@@ -59,15 +59,15 @@ def _similarity(given: Float[np.ndarray, "s 3"], predicted: Float[np.ndarray, "s
     everyone = np.ones((1, num), bool)
     if num < _FEWEST_TO_LEAVE_OUT:
         return _fit(given, predicted, everyone)[0]
-    aligned = _fit(given, predicted, everyone)[0].apply(given)
-    distances = np.linalg.norm(np.asarray(aligned)[:, None] - predicted, axis=-1)
+    aligned = _aligned(_fit(given, predicted, everyone)[0], given)
+    distances = np.linalg.norm(aligned[:, None] - predicted, axis=-1)
     threshold = np.median(distances.min(axis=1))
     random, draws = np.random.default_rng(_SEED), np.zeros((_NUM_DRAWS, num), bool)
     for draw in draws:
         draw[random.choice(num, size=(num + 1) // 2, replace=False)] = True
     best, best_score, kept = None, (-1, -np.inf), everyone
     for fit in _fit(given, predicted, draws):
-        errors = np.linalg.norm(np.asarray(fit.apply(given)) - predicted, axis=-1)
+        errors = np.linalg.norm(_aligned(fit, given) - predicted, axis=-1)
         near = errors <= threshold
         score = int(near.sum()), -float(errors[near].mean()) if near.any() else -np.inf
         if best is None or score > best_score:
@@ -90,3 +90,12 @@ def _fit(
         scale=found.scale[i], rotation=found.rotation[i], translation=found.translation[i]
     )
     return [pick(i) for i in range(len(used))]
+
+
+def _aligned(fit: Similarity, points: Float[np.ndarray, "s 3"]) -> Float[np.ndarray, "s 3"]:
+    """Points of the source in coordinates of the target."""
+    return with_numpy(_apply, fit.scale, fit.rotation, fit.translation, points)
+
+
+def _apply(scale, rotation, translation, points):
+    return Similarity(scale=scale, rotation=rotation, translation=translation).apply(points)

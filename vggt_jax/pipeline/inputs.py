@@ -19,7 +19,7 @@ from vggt_jax.images.loading import load_images
 from vggt_jax.images.masks import background_mask, load_masks
 from vggt_jax.images.resizing import DEFAULT_SIZE, PIXEL_BUDGET
 from vggt_jax.layers.precision import Precision
-from vggt_jax.models.base import SceneModel
+from vggt_jax.models.base import ModelTraits, SceneModel
 from vggt_jax.models.loading import load_model
 from vggt_jax.models.registry import check_priors
 from vggt_jax.pipeline.options import Options
@@ -102,10 +102,7 @@ def read(images: Any, model: SceneModel, options: Options) -> SceneInputs:
     frames = read_frames(images, model, options)
     inputs = of_frames(frames, options)
     if inputs.reference != 0 and not model.traits.has_reference_frame:
-        raise InputError(
-            f"reference={options.reference!r}: {model.traits.title} has no reference frame, and "
-            "its result does not depend on the order; leave it out"
-        )
+        raise InputError(f"reference={options.reference!r}: {why_no_reference(model.traits)}")
     if inputs.query_points is not None:
         check_tracking(model, frames.images.shape[1:3])
     if options.priors is None:
@@ -114,6 +111,20 @@ def read(images: Any, model: SceneModel, options: Options) -> SceneInputs:
     model.check_known(priors, first=inputs.reference)
     return dataclasses.replace(
         inputs, priors=priors, keeps_given_cameras=model.traits.keeps_given_cameras
+    )
+
+
+def why_no_reference(traits: ModelTraits) -> str:
+    """Why `reference` cannot be chosen for a model without a reference frame."""
+    if traits.chooses_reference:
+        return (
+            f"{traits.title} chooses its reference frame itself, of three frames and more whose "
+            "poses are not known, and else it is the first; leave it out, or put that one first"
+        )
+    unless = " where no poses are known" if "poses" in traits.takes else ""
+    return (
+        f"{traits.title} has no reference frame, and its result does not depend on the order"
+        f"{unless}; leave it out"
     )
 
 

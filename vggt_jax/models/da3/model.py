@@ -64,6 +64,7 @@ class DA3(TrunkModel[DA3Output]):
         resize_mode="longest",
         confidence_kind="one_plus_exp",
         has_reference_frame=False,
+        chooses_reference=True,
         compute_type_modules=("encoder.", "lead_block.", "frame_blocks.", "global_blocks."),
         takes=("intrinsics", "poses"),
         keeps_given_cameras=True,  # depth_anything_3/api.py, align_to_input_ext_scale
@@ -279,6 +280,7 @@ class DA3(TrunkModel[DA3Output]):
                 f"{self.traits.title} takes poses and intrinsics together, not "
                 f"{' and '.join(priors.given) or 'nothing'}"
             )
+        assert priors.intrinsics is not None
         b, s = np.shape(priors.intrinsics)[:2]
         side = self.config.patch_size
         size = layout.rows * side, layout.columns * side

@@ -56,7 +56,7 @@ def cameras_from_rays(
         for size in (ray.shape[-2], ray.shape[-3])
     )
     grid = jnp.stack(jnp.meshgrid(x, y), axis=-1).reshape(num, 2)
-    pose, intrinsics = jax.lax.map(lambda frame: _camera(*frame, grid, chosen), frames)
+    pose, intrinsics = jax.lax.map(lambda frame: _camera(frame[0], frame[1], grid, chosen), frames)
     height, width = image_size
     to_pixels = jnp.asarray(np.diag([width / 2, height / 2, 1]).astype(np.float32))
     intrinsics = jnp.einsum("ij,fjk->fik", to_pixels, intrinsics, precision="highest")
