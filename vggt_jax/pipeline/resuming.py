@@ -101,15 +101,17 @@ def record_of(images: Any, options: Options) -> Record:
         options: for this scene; masks, intrinsics and priors may be files, too.
     """
     found = {}
-    priors = options.priors
     for kind, source in (
         ("images", images),
         ("masks", options.masks),
         ("intrinsics", options.intrinsics),
-        ("priors", files_of(Path(priors)) if isinstance(priors, str | os.PathLike) else None),
     ):
         for name, state in _states(source).items():
             found[f"{kind}/{name}"] = state
+    if isinstance(options.priors, str | os.PathLike):  # Values belong to the settings.
+        path = Path(options.priors)
+        for file in files_of(path):
+            found[f"priors/{os.path.relpath(file, path.parent)}"] = _state(file)
     return found
 
 
