@@ -297,7 +297,8 @@ def _cut(
 ) -> tuple[np.ndarray, dict[int, np.ndarray], list[FrameTransform]]:
     """Frames, and what of them is opaque, cut to the least height and width."""
     places = range(len(prepared.transforms))
-    frames = [prepared.others.get(i, prepared.batch[i]) for i in places]
+    others, batch = prepared.others, prepared.batch
+    frames = [others[i] if i in others else batch[i] for i in places]
     frames, transforms = cut_to_smallest(frames, prepared.transforms)
     clear = list(prepared.opaque)
     opaque, _ = cut_to_smallest(

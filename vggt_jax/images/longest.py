@@ -33,7 +33,8 @@ def sizes_to_longest(
         InputError: less than half a patch would remain.
     """
     scale = longest / max(original_size)
-    first = height, width = tuple(max(1, round(side * scale)) for side in original_size)
+    height, width = (max(1, round(side * scale)) for side in original_size)
+    first = height, width
     nearest = lambda side: (side + patch_size // 2) // patch_size * patch_size
     second = nearest(height), nearest(width)
     if not all(second):
