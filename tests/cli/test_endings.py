@@ -72,6 +72,23 @@ def test_signals_end_a_program(tmp_path, number, code, word, where):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_signal_that_comes_while_python_shuts_down_is_not_lost(tmp_path):
+    where = """
+        def at_the_end():
+            print("ready", flush=True)
+            time.sleep(60)
+        import atexit
+        atexit.register(at_the_end)"""
+    program = _PROGRAM.replace("        WHERE", where)
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path / "out")], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == -signal.SIGINT
+    assert (tmp_path / "out" / "half").is_file()
+
+
 def test_a_pipe_that_nobody_reads_ends_it_quietly():
     text = "from vggt_jax.cli import endings\nendings.run_program(lambda: print('x' * 10**6, flush=True) or 0, 'a')"
     process = subprocess.Popen(

@@ -1,15 +1,15 @@
 """How a command ends that somebody interrupts, or a batch system ends: tidily, with a word, and
 soon.
 
-Python raises an exception for Ctrl-C wherever the main thread happens to be. Three things are
+Python raises an exception for Ctrl-C wherever the main thread happens to be. Four things are
 missing:
 
 - It is lost where Python cannot pass exceptions on, as in callbacks of the garbage collector, of
-which
-  JAX has one. Then it is raised again.
+  which JAX has one. Then it is raised again.
 - It waits while the main thread compiles, which may take a minute. Another thread waits a few
-seconds
-  for it, removes unfinished files, and ends the process.
+  seconds for it, removes unfinished files, and ends the process.
+- It is lost while Python shuts down, which takes JAX most of a second. The work is done by then,
+  and a signal simply ends the process.
 - SIGTERM and SIGHUP end a process without any of this. Here they are raised, too.
 """
 
@@ -55,8 +55,10 @@ def run_program(program: Callable[[], int], name: str) -> NoReturn:
         name: of the command, for messages.
     """
     try:
-        _handle_signals(name)
+        numbers = _handle_signals(name)
         code = program()
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
     except (KeyboardInterrupt, EndedError) as error:
         code = exit_code(error)
         _say(name, code)
@@ -68,7 +70,8 @@ def run_program(program: Callable[[], int], name: str) -> NoReturn:
     sys.exit(code)
 
 
-def _handle_signals(name: str) -> None:
+def _handle_signals(name: str) -> list[int]:
+    """Which signals they are."""
     numbers = [getattr(signal, word) for word in _WORDS if hasattr(signal, word)]
     # What was ignored stays so: `nohup` ignores SIGHUP.
     numbers = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
@@ -92,6 +95,7 @@ def _handle_signals(name: str) -> None:
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
         watch = threading.Thread(target=_watch, args=(reading, numbers, name), daemon=True)
         watch.start()
+    return numbers
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
