@@ -90,33 +90,36 @@ def create_page(queue: Queue, models: Sequence[str]) -> Any:
                         )
                         for name, label in _DOWNLOADS.items()
                     }
-        job = gr.State()
+        made = gr.State()  # What the last job made, until it is shown; None where it made nothing.
         sample.click(lambda: sample_files(), outputs=files, api_name=False)
-        names = list(buttons)
 
         def reconstruct(paths: Any, model: str, frames: int, attention: str) -> Iterator[tuple]:
-            # What is there stays until the new result: a model that was emptied shows nothing more.
-            same = [gr.skip()] * (3 + len(names))
             if not paths:
-                yield "**Choose photographs or a video first.**", *same
+                yield "**Choose photographs or a video first.**", None
                 return
             for news in steps_of(queue, models, paths, model, int(frames), _ATTENTION[attention]):
-                if isinstance(news, str):
-                    yield news, *same
-                    continue
-                text, id, glb, picture, files = news  # noqa: A001
-                shown = [
-                    gr.DownloadButton(value=files.get(name), interactive=name in files)
-                    for name in names
-                ]
-                yield text, id, glb, picture, *shown
+                yield (news, None) if isinstance(news, str) else (news[0], news[1:])
+
+        def show(made: tuple | None) -> list:
+            if made is None:  # What is there stays until there is something new.
+                return [gr.skip()] * (2 + len(buttons))
+            _, glb, picture, files = made
+            shown = [
+                gr.DownloadButton(value=files.get(name), interactive=name in files)
+                for name in buttons
+            ]
+            return [glb, picture, *shown]
 
         running = start.click(
             reconstruct,
             inputs=[files, model, frames, attention],
-            outputs=[report, job, scene, overview, *buttons.values()],
+            outputs=[report, made],
             concurrency_limit=None,
             api_name=False,
+        )
+        # Apart from the news: the model's canvas does not appear as part of a running generator.
+        running.success(
+            show, inputs=made, outputs=[scene, overview, *buttons.values()], api_name=False
         )
         stop.click(lambda: "Stopped.", outputs=report, cancels=[running], api_name=False)
     return page
