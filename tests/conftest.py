@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gc
 import os
 import sys
 import types
@@ -92,6 +93,7 @@ from vggt_jax.models.pi3x.prompts import Prompts  # noqa: E402
 from vggt_jax.trunk.frames import encode_frames  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden"
+MOST_MAPS = 30_000
 
 
 @contextlib.contextmanager
@@ -121,6 +123,23 @@ def pytest_runtest_setup(item):
         pytest.skip(f"the Mosaic GPU kernels need JAX {oldest} or newer, not {jax.__version__}")
     if item.get_closest_marker("weights") and not os.environ.get("VGGT_JAX_WEIGHTS"):
         pytest.skip("VGGT_JAX_WEIGHTS does not name released weights")
+
+
+def _memory_maps() -> int:
+    """How many memory maps this process has, where the system says it (Linux)."""
+    try:
+        return Path("/proc/self/maps").read_bytes().count(b"\n")
+    except OSError:
+        return 0
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item, nextitem):
+    # Compiled programs are memory maps, of which Linux gives a process 65,530. Beyond that a compiler
+    # fails, and with it what unwinds the stack.
+    if (nextitem is None or nextitem.path != item.path) and _memory_maps() > MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture

@@ -141,7 +141,7 @@ def test_cameras_that_come_back_keep_their_points(tmp_path, scene, pixel_centre)
 
 
 def test_bad_intrinsics_are_refused_before_the_work(tiny, monkeypatch):
-    monkeypatch.setattr(vggt_jax.pipeline.reconstruct, "reconstruct_jit", None)  # Nothing to call.
+    monkeypatch.setattr("vggt_jax.pipeline.reconstruct.reconstruct_jit", None)  # Nothing to call.
     images = np.zeros((2, 28, 28, 3), np.uint8)
     with pytest.raises(InputError, match=r"must be \[3 3\], or \[2 3 3\]"):
         vggt_jax.infer(images, model=tiny(), intrinsics=np.eye(4))
