@@ -69,6 +69,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import toys  # noqa: E402
 from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
+from PIL import Image  # noqa: E402
 
 from pallas_kernels import devices, mosaic_gpu_call  # noqa: E402
 from vggt_jax import (  # noqa: E402
@@ -672,3 +673,14 @@ def wide_arrays():
                     yield from find(inner)
 
     return lambda jaxpr: sorted(set(find(jaxpr)))
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """A folder of three pictures, 160 wide and 96 high."""
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for i in range(3):
+        pixels = np.random.default_rng(i).integers(0, 256, (96, 160, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return folder

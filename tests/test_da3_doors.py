@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
+from model_checks import check_estimate_of_memory, loaded_in_bfloat16
 from PIL import Image
 
 import vggt_jax
 from vggt_jax import BlockSparse, InputError, cli
-from vggt_jax.models import conversion, loading
+from vggt_jax.models import loading
 from vggt_jax.pipeline import inputs, memory, streaming
 from vggt_jax.pipeline.inputs import read, read_frames
 from vggt_jax.pipeline.options import Options
@@ -138,24 +139,9 @@ def test_a_saved_model_is_loaded_again_as_it_was(tmp_path, tiny_da3):
 
 @pytest.mark.slow
 def test_conversion_and_loading_agree_on_what_becomes_bfloat16(toy_checkpoint):
-    source = toy_checkpoint("da3_odd")
-    loaded = loading.named_parameters(vggt_jax.load_model(source, dtype="bfloat16"))
-    converted, _, _ = conversion.load_official(source, dtype="bfloat16")
-    assert {name: x.dtype.name for name, x in loaded.items()} == {
-        name: x.dtype.name for name, x in converted.items()
-    }
+    loaded = loaded_in_bfloat16(toy_checkpoint("da3_odd"))
     assert loaded["encoder.blocks.attn.qkv.kernel"].dtype == jnp.bfloat16
     assert loaded["camera_encoder.trunk.attn.qkv.kernel"].dtype == jnp.float32
-
-
-@pytest.fixture
-def photographs(tmp_path):
-    folder = tmp_path / "photographs"
-    folder.mkdir()
-    for i in range(3):
-        pixels = np.random.default_rng(i).integers(0, 256, (96, 160, 3), np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i}.png")
-    return folder
 
 
 def test_why_no_reference_frame_can_be_chosen(images):
@@ -204,19 +190,7 @@ def test_estimate_of_memory_is_near_what_the_compiler_plans(
     tiny_da3, no_program_cache, num_frames, height, width
 ):
     model = tiny_da3(dim=192, num_heads=6, cam_enc_num_heads=6, head_features=32)
-    images = jax.ShapeDtypeStruct((1, num_frames, height, width, 3), jnp.uint8)
-    run = jax.jit(lambda model, images: model(images, compute_dtype=jnp.float32))
-    plan = run.lower(model, images).compile().memory_analysis()
-    planned = plan.temp_size_in_bytes + plan.argument_size_in_bytes + plan.output_size_in_bytes
-    estimate = memory.estimate_memory(
-        model.config,
-        weights=memory.weight_bytes(model),
-        num_frames=num_frames,
-        height=height,
-        width=width,
-        compute_dtype=jnp.float32,
-    ).total
-    assert planned / 2 < estimate < planned * 2
+    check_estimate_of_memory(model, num_frames=num_frames, height=height, width=width)
 
 
 def test_memory_of_a_released_size():

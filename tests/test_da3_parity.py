@@ -5,9 +5,8 @@ alone puts the official code 1e-6 to 1e-5 from its own result in float64; limits
 times that.
 """
 
-import numpy as np
 import pytest
-import toys
+from model_checks import golden_errors
 
 CASES = [
     ("da3_toy", "b2n3_42x56"),
@@ -32,12 +31,6 @@ LIMITS = {
 @pytest.mark.parametrize(("toy", "case"), CASES)
 def test_every_array_equals_the_official_one(toy, case, run_da3_toy, golden):
     found, expected = run_da3_toy(toy, case), golden(f"{toy}.{case}")
-
-    def error(name):
-        value, golden = toys.kept(name, found[name]), expected[name].astype(np.float64)
-        assert value.shape == golden.shape, name
-        return np.abs(value - golden).max() / np.sqrt(np.mean(golden**2))
-
-    errors = {name: error(name) for name in LIMITS}
+    errors = golden_errors(found, expected, LIMITS)
     assert {name: e for name, e in errors.items() if not e <= LIMITS[name]} == {}
     assert found.keys() == LIMITS.keys() == expected.keys() - {"images"}

@@ -5,9 +5,9 @@ alone puts the official code 4e-7 to 1e-5 from its own result in float64, and in
 ill-conditioned on the rays of toys, 2e-4; limits are some eight times that.
 """
 
-import numpy as np
 import pytest
 import toys
+from model_checks import golden_errors
 
 CASES = [
     ("mapanything_toy", "b2n5_42x56_known"),
@@ -39,13 +39,7 @@ LARGEST_SHARE_OF_MASK = 0.001
 @pytest.mark.parametrize(("toy", "inputs"), CASES)
 def test_every_array_equals_the_official_one(toy, inputs, run_mapanything_toy, golden):
     found, expected = run_mapanything_toy(toy, inputs), golden(f"{toy}.{inputs}")
-
-    def error(name):
-        value, golden = toys.kept(name, found[name]), expected[name].astype(np.float64)
-        assert value.shape == golden.shape, name
-        return np.abs(value - golden).max() / np.sqrt(np.mean(golden**2))
-
-    errors = {name: error(name) for name in LIMITS}
+    errors = golden_errors(found, expected, LIMITS)
     assert {name: e for name, e in errors.items() if not e <= LIMITS[name]} == {}
     differs = toys.kept("mask", found["mask"]) != expected["mask"]
     assert differs.sum() <= max(1, LARGEST_SHARE_OF_MASK * differs.size)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import toys
 import trimesh
+from model_checks import check_estimate_of_memory, loaded_in_bfloat16
 from PIL import Image
 
 import vggt_jax
@@ -18,7 +19,7 @@ from vggt_jax import (
     cli,
     geometry,
 )
-from vggt_jax.models import conversion, loading
+from vggt_jax.models import loading
 from vggt_jax.models.pi3.outputs import Pi3Output
 from vggt_jax.pipeline import memory
 from vggt_jax.pipeline.inputs import read_frames
@@ -131,12 +132,7 @@ def test_a_saved_model_is_loaded_again_as_it_was(tmp_path, tiny_pi3, load_toy):
 
 
 def test_conversion_and_loading_agree_on_what_becomes_bfloat16(toy_checkpoint):
-    source = toy_checkpoint("pi3_odd")
-    loaded = loading.named_parameters(vggt_jax.load_model(source, dtype="bfloat16"))
-    converted, _, _ = conversion.load_official(source, dtype="bfloat16")
-    assert {name: x.dtype.name for name, x in loaded.items()} == {
-        name: x.dtype.name for name, x in converted.items()
-    }
+    loaded = loaded_in_bfloat16(toy_checkpoint("pi3_odd"))
     assert loaded["camera_decoder.blocks.mlp.fc1.kernel"].dtype == jnp.bfloat16
     assert loaded["camera_head.fc_rot.kernel"].dtype == jnp.float32
 
@@ -145,16 +141,6 @@ def test_a_configuration_of_the_other_model_is_refused(toy_checkpoint):
     source = toy_checkpoint("pi3_odd")
     with pytest.raises(CheckpointError, match="unknown field .*dpt_layers.* for a Pi3; known"):
         vggt_jax.load_model(source, config=vggt_jax.VGGTConfig.vggt_1b())
-
-
-@pytest.fixture
-def photographs(tmp_path):
-    folder = tmp_path / "photographs"
-    folder.mkdir()
-    for i in range(3):
-        pixels = np.random.default_rng(i).integers(0, 256, (96, 160, 3), np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i}.png")
-    return folder
 
 
 def run(*args):
@@ -209,19 +195,7 @@ def test_estimate_of_memory_is_near_what_the_compiler_plans(
         encoder_dim=192, decoder_dim=192, encoder_num_heads=6, decoder_num_heads=6, head_dim=192,
         head_num_heads=6,
     )  # fmt: skip
-    images = jax.ShapeDtypeStruct((1, num_frames, height, width, 3), jnp.uint8)
-    run = jax.jit(lambda model, images: model(images, compute_dtype=jnp.float32))
-    plan = run.lower(model, images).compile().memory_analysis()
-    planned = plan.temp_size_in_bytes + plan.argument_size_in_bytes + plan.output_size_in_bytes
-    estimate = memory.estimate_memory(
-        model.config,
-        weights=memory.weight_bytes(model),
-        num_frames=num_frames,
-        height=height,
-        width=width,
-        compute_dtype=jnp.float32,
-    ).total
-    assert planned / 2 < estimate < planned * 2
+    check_estimate_of_memory(model, num_frames=num_frames, height=height, width=width)
 
 
 def test_memory_of_the_released_size():

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import toys
 from jax_settings import strict_types
+from model_checks import check_estimate_of_memory
 from PIL import Image
 
 import vggt_jax
 from pallas_kernels import tuned
 from vggt_jax import InputError, Priors
 from vggt_jax.pipeline import streaming
-from vggt_jax.pipeline.memory import estimate_memory, weight_bytes
 
 S, SIZE = 3, (28, 42)
 
@@ -236,16 +236,4 @@ def test_the_estimate_of_memory_is_near(tiny_pi3x, no_program_cache):
         decoder_num_heads=6,
         conv_upsample_dims=(32, 16),
     )
-    images = jax.ShapeDtypeStruct((1, 17, 112, 140, 3), jnp.uint8)
-    run = jax.jit(lambda model, images: model(images, compute_dtype=jnp.float32))
-    plan = run.lower(model, images).compile().memory_analysis()
-    planned = plan.temp_size_in_bytes + plan.argument_size_in_bytes + plan.output_size_in_bytes
-    estimate = estimate_memory(
-        model.config,
-        weights=weight_bytes(model),
-        num_frames=17,
-        height=112,
-        width=140,
-        compute_dtype=jnp.float32,
-    ).total
-    assert planned / 2 < estimate < planned * 2
+    check_estimate_of_memory(model, num_frames=17, height=112, width=140)

@@ -198,7 +198,7 @@ def test_files_that_are_no_pictures_fail_with_the_reason_and_nothing_else(server
 def test_a_defect_fails_a_job_and_not_the_server(pair):
     def run(files, options, say):
         if options.model == "other":
-            raise RuntimeError("secret path /root/x")
+            raise RuntimeError("secret path /home/somebody/x")
         return scene_of(files, options, say)
 
     with Queue(run) as queue, served(create_api(queue, MODELS)) as url:
