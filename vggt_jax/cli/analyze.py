@@ -14,7 +14,7 @@ import tyro
 from PIL import Image
 
 from vggt_jax.cli.attending import Attending, OptionalInt, OptionalPath, OptionalText
-from vggt_jax.cli.generated import Flag, in_dashes, options_of, taken
+from vggt_jax.cli.generated import Flag, in_dashes, options_of
 from vggt_jax.errors import InputError
 from vggt_jax.files import output_folder
 from vggt_jax.images.files import scene_folder
@@ -22,7 +22,6 @@ from vggt_jax.pipeline.options import Options
 
 # Of the options of a scene, those that matter here; attention is written in options of its own.
 _TAKEN = ("config", "mode", "size", "fps", "frames", "pattern", "compute_dtype", "memory_check")
-_NOT_TAKEN = tuple(x.name for x in dataclasses.fields(Options) if x.name not in _TAKEN)
 # Which figure an option is for, beside those that all take.
 _ONLY_FOR = {
     "layer": ("maps",),
@@ -39,7 +38,7 @@ _ONLY_FOR = {
 @dataclasses.dataclass(frozen=True, kw_only=True)
 @options_of(
     Options,
-    leave_out=_NOT_TAKEN,
+    take=_TAKEN,
     as_types={
         "config": Path | None,
         "size": int | None,
@@ -124,7 +123,7 @@ class Analyze(Attending):
 
         keep_compiled_programs()
         options = Options(
-            **taken(self, Options, *_NOT_TAKEN, "model"),
+            **{name: getattr(self, name) for name in _TAKEN},
             model=self.model,
             attention=self.scene_attention(),
             pad_frames=False,

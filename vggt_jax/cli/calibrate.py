@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from vggt_jax.cli.generated import Flag, in_dashes, options_of, taken
+from vggt_jax.cli.generated import Flag, in_dashes, options_of
 from vggt_jax.errors import InputError
 from vggt_jax.files import check_file
 from vggt_jax.images.files import scene_folder
@@ -27,13 +27,12 @@ _TAKEN = (
     "compute_dtype",
     "memory_check",
 )
-_NOT_TAKEN = tuple(x.name for x in dataclasses.fields(Options) if x.name not in _TAKEN)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 @options_of(
     Options,
-    leave_out=_NOT_TAKEN,
+    take=_TAKEN,
     as_types={
         "config": Path | None,
         "size": int | None,
@@ -118,7 +117,7 @@ class Calibrate:
             sample_special_queries=self.sample_special_queries or None,
             min_tokens=self.min_tokens,
             progress=sys.stderr.isatty(),
-            **taken(self, Options, *_NOT_TAKEN),
+            **{name: getattr(self, name) for name in _TAKEN},
         )
         about = {
             "model": self.model,

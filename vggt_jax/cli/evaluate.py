@@ -15,20 +15,19 @@ from vggt_jax.cli.attending import (
     OptionalPath,
     OptionalText,
 )
-from vggt_jax.cli.generated import Flag, in_dashes, options_of, taken
+from vggt_jax.cli.generated import Flag, in_dashes, options_of
 from vggt_jax.errors import InputError, printable
 from vggt_jax.pipeline.options import Options
 
 # Of the options of a scene, those that a protocol leaves open.
 _TAKEN = ("config", "compute_dtype", "memory_check")
-_NOT_TAKEN = tuple(x.name for x in dataclasses.fields(Options) if x.name not in _TAKEN)
 _ALL = "all"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 @options_of(
     Options,
-    leave_out=_NOT_TAKEN,
+    take=_TAKEN,
     as_types={
         "config": Path | None,
         "compute_dtype": Literal["float32", "bfloat16"] | None,
@@ -179,7 +178,7 @@ class Evaluate(Attending):
             raise InputError("name a file of results to write with --out")
         keep_compiled_programs()
         options = Options(
-            **taken(self, Options, *_NOT_TAKEN, "model"),
+            **{name: getattr(self, name) for name in _TAKEN},
             model=self.model,
             attention=self.scene_attention(),
         )

@@ -21,6 +21,7 @@ Default = Annotated[bool, tyro.conf.arg(help_behavior_hint="(default)")]
 def options_of(
     kind: type,
     *,
+    take: tuple[str, ...] | None = None,
     leave_out: tuple[str, ...] = (),
     as_types: dict[str, Any] | None = None,
     describe: Callable[[str, str], str] = lambda name, text: text,
@@ -32,6 +33,7 @@ def options_of(
     Args:
         kind: a dataclass. The help of a field is the text that its type is annotated with, or the
             docstring below it; one with neither is no option.
+        take: its fields that become options; None for all.
         leave_out: its fields that are no command-line options of this name.
         as_types: types for fields that take less on the command line than in Python.
         describe: the help of a field, from its name and text.
@@ -45,6 +47,8 @@ def options_of(
             name, shown = field.name, hints[field.name]
             if typing.get_origin(shown) is Annotated:
                 shown, texts[name] = typing.get_args(shown)
+            if take is not None and name not in take:
+                continue
             if name in leave_out or name in own or name not in texts:
                 continue
             shown = (as_types or {}).get(name, shown)

@@ -7,7 +7,6 @@ differs by 1.
 """
 
 import math
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -17,7 +16,7 @@ from PIL import Image
 
 from vggt_jax.errors import InputError
 from vggt_jax.images.frames import FrameTransform
-from vggt_jax.images.resizing import LARGEST_SIDE
+from vggt_jax.images.resizing import checked_side
 
 LONGEST_SIDE = 504  # depth_anything_3/api.py, process_res
 _CUBIC = -0.75  # OpenCV's constant of Keys' kernel
@@ -54,18 +53,7 @@ def checked_longest(size: int | tuple[int, int] | None, patch_size: int) -> int:
     """
     if size is None:
         return LONGEST_SIDE
-    try:
-        side = operator.index(size)  # pyright: ignore[reportArgumentType]  that of a pair raises
-    except TypeError as error:
-        raise InputError(
-            f"{size=} must be an int with mode 'longest', the longer side; modes 'crop' and 'pad' "
-            "take (height, width)"
-        ) from error
-    if not patch_size <= side <= LARGEST_SIDE:
-        raise InputError(
-            f"{size=} must be at least a patch ({patch_size}) and at most {LARGEST_SIDE}"
-        )
-    return side
+    return checked_side(size, patch_size, "with mode 'longest', the longer side")
 
 
 def fit_to_longest(

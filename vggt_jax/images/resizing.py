@@ -47,18 +47,30 @@ def checked_budget(size: int | tuple[int, int] | None, patch_size: int) -> int:
     """
     if size is None:
         return PIXEL_BUDGET
+    what = "with mode 'budget', the side of a square of as many pixels"
+    return checked_side(size, patch_size, what) ** 2
+
+
+def checked_side(size: int | tuple[int, int], patch_size: int, what: str) -> int:
+    """A size that is one number.
+
+    Args:
+        what: the mode and the meaning of the number, for the message.
+
+    Raises:
+        InputError: it is out of its range, or there are two sides.
+    """
     try:
         side = operator.index(size)  # pyright: ignore[reportArgumentType]  that of a pair raises
     except TypeError as error:
         raise InputError(
-            f"{size=} must be an int with mode 'budget', the side of a square of as many pixels; "
-            "modes 'crop' and 'pad' take (height, width)"
+            f"{size=} must be an int {what}; modes 'crop' and 'pad' take (height, width)"
         ) from error
     if not patch_size <= side <= LARGEST_SIDE:
         raise InputError(
             f"{size=} must be at least a patch ({patch_size}) and at most {LARGEST_SIDE}"
         )
-    return side**2
+    return side
 
 
 def nearest_multiples(side: int, patch_size: int) -> list[int]:

@@ -12,7 +12,7 @@ from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.models.base import ModelTraits
 from vggt_jax.scene.priors import PriorKind, Priors
-from vggt_jax.trunk.alternation import TrunkOutput
+from vggt_jax.trunk.alternation import TrunkOutput, kept_layers
 from vggt_jax.trunk.frames import encode_and_aggregate, layout_of_images
 from vggt_jax.trunk.token_layout import TokenLayout
 
@@ -49,6 +49,21 @@ class TrunkModel(nnx.Module, Generic[Output]):
     def num_dense_heads(self) -> int:
         """Heads with convolutions over whole images, which take long."""
         return 0
+
+    @property
+    def smallest_tracked_side(self) -> int | None:
+        """See `SceneModel`; None, since no points are tracked."""
+        return None
+
+    @property
+    def num_layers(self) -> int:
+        """See `SceneModel`; that of the configuration."""
+        return self.config.num_layers
+
+    @property
+    def kept_layers(self) -> tuple[int, ...]:
+        """See `SceneModel`; the taps of the configuration and the last one."""
+        return kept_layers(self.config.taps, self.num_layers)
 
     def num_prior_layers(self, known: Collection[PriorKind]) -> int:
         """Layers of dense attention over the patches of all frames that show what is known."""

@@ -1,6 +1,7 @@
 """What several data sets share: pictures, matrices in text files, poses, PLY files, folders."""
 
 import contextlib
+import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from vggt_jax.errors import InputError
-from vggt_jax.evaluation.datasets.base import Problems
+from vggt_jax.evaluation.datasets.base import Frame, Problems
 from vggt_jax.images.opening import opened
 
 PICTURES = (".png", ".jpg", ".jpeg")
@@ -57,26 +58,37 @@ def image_size(path: Path) -> tuple[int, int]:
 
 def usable_size(path: Path | None, problems: Problems, label: str) -> tuple[int, int] | None:
     """Height and width of a photograph; None, and a problem, if it is missing or damaged."""
-    if path is None or not path.is_file():
-        problems.add(NO_IMAGE, label)
-        return None
-    try:
-        return image_size(path)
-    except InputError:
-        problems.add(DAMAGED_IMAGE, label)
-        return None
+    return _size(path, problems, label, missing=NO_IMAGE, damaged=DAMAGED_IMAGE)
 
 
 def depth_size(path: Path | None, problems: Problems, label: str) -> tuple[int, int] | None:
     """Height and width of a picture of depth; None, and a problem, if it is missing or damaged."""
+    return _size(path, problems, label, missing=NO_DEPTH, damaged=DAMAGED_DEPTH)
+
+
+def _size(
+    path: Path | None, problems: Problems, label: str, *, missing: str, damaged: str
+) -> tuple[int, int] | None:
     if path is None or not path.is_file():
-        problems.add(NO_DEPTH, label)
+        problems.add(missing, label)
         return None
     try:
         return image_size(path)
     except InputError:
-        problems.add(DAMAGED_DEPTH, label)
+        problems.add(damaged, label)
         return None
+
+
+def image_frame(name: str, index: int, image: Path, matrix, pose) -> Frame:
+    """A frame of which there are the photograph, and perhaps its camera, alone."""
+    return Frame(
+        name=name,
+        index=index,
+        image=image,
+        intrinsics=matrix,
+        camera_from_world=pose,
+        read_image=functools.partial(read_rgb, image),
+    )
 
 
 def read_uint16(path: Path) -> np.ndarray:

@@ -20,9 +20,9 @@ from vggt_jax.evaluation.datasets.reading import (
     by_stem,
     first_folder,
     folders_that,
+    image_frame,
     naming,
     pinhole,
-    read_rgb,
     read_rows,
     rigid,
     usable_size,
@@ -184,7 +184,7 @@ class RealEstate10K(DataSet):
             fx, fy, cx, cy = row.shares
             matrix = pinhole(fx * width, fy * height, cx * width, cy * height)
             pose = rigid(row.camera_from_world, problems, label, inverse=False)
-            frames.append(_frame(str(row.time), i, image, matrix, pose))
+            frames.append(image_frame(str(row.time), i, image, matrix, pose))
         return frames
 
     def _pi3(self, name: str, problems: Problems) -> list[Frame]:
@@ -208,7 +208,7 @@ class RealEstate10K(DataSet):
             image = images.get(image.stem)
             if usable_size(image, problems, label) is None or image is None:
                 continue
-            frames.append(_frame(image.stem, i, image, matrix, pose))
+            frames.append(image_frame(image.stem, i, image, matrix, pose))
         return frames
 
     def _cut3r(self, name: str, problems: Problems) -> list[Frame]:
@@ -229,7 +229,7 @@ class RealEstate10K(DataSet):
                         pose = rigid(_pose(file["pose"]), problems, label, inverse=True)
                 except InputError:
                     problems.add("camera cannot be read", cameras[stem])
-            frames.append(_frame(stem, i, images[stem], matrix, pose))
+            frames.append(image_frame(stem, i, images[stem], matrix, pose))
         return frames
 
 
@@ -238,17 +238,6 @@ def _pose(values: Any) -> np.ndarray:
     if matrix.shape not in ((3, 4), (4, 4)):
         raise ValueError(f"a pose of shape {matrix.shape}")
     return matrix
-
-
-def _frame(name: str, index: int, image: Path, matrix, pose) -> Frame:
-    return Frame(
-        name=name,
-        index=index,
-        image=image,
-        intrinsics=matrix,
-        camera_from_world=pose,
-        read_image=functools.partial(read_rgb, image),
-    )
 
 
 def _rows(path: Path, problems: Problems) -> list[_Row]:

@@ -16,7 +16,6 @@ from vggt_jax.evaluation.datasets.base import (
     About,
     CropVolume,
     DataSet,
-    Frame,
     Layout,
     Problems,
     Scan,
@@ -29,11 +28,11 @@ from vggt_jax.evaluation.datasets.reading import (
     by_stem,
     first_file,
     first_folder,
+    image_frame,
     naming,
     number_of,
     read_matrix,
     read_ply,
-    read_rgb,
     read_rows,
     rigid,
     subfolders,
@@ -222,7 +221,7 @@ def _frames_of_log(log: Path, images: dict[str, Path], name: str, problems: Prob
                 problems.add(UNREGISTERED, label)
             else:
                 pose = rigid(matrix, problems, label, inverse=True)
-        frames.append(_frame(stem, place, image, None, pose))
+        frames.append(image_frame(stem, place, image, None, pose))
     for place in sorted(set(by_place) - used):
         problems.add(NOT_IN_MODEL, f"{name}, image {place + first}")
     return sorted(frames, key=lambda frame: frame.index)
@@ -247,23 +246,12 @@ def _frames_of_model(folder: Path | None, images: Path, name: str, problems: Pro
         matrix = cameras[entry.camera].intrinsics
         if np.any(cameras[entry.camera].distortion):
             problems.add("camera distorts, which is not taken into account", name)
-        frames.append(_frame(there[key].stem, places[key], there[key], matrix, pose))
+        frames.append(image_frame(there[key].stem, places[key], there[key], matrix, pose))
     for key, path in there.items():
         if key not in used:
             problems.add(UNREGISTERED, f"{name}/{path.stem}")
-            frames.append(_frame(path.stem, places[key], path, None, None))
+            frames.append(image_frame(path.stem, places[key], path, None, None))
     return sorted(frames, key=lambda frame: frame.index)
-
-
-def _frame(name: str, index: int, image: Path, matrix, pose) -> Frame:
-    return Frame(
-        name=name,
-        index=index,
-        image=image,
-        intrinsics=matrix,
-        camera_from_world=pose,
-        read_image=functools.partial(read_rgb, image),
-    )
 
 
 def _read_scan(path: Path) -> Scan:

@@ -37,7 +37,6 @@ from vggt_jax.scene.priors import Priors
 from vggt_jax.trunk.alternation import (
     Alternation,
     TrunkOutput,
-    kept_layers,
     run_trunk,
 )
 from vggt_jax.trunk.frames import encode_and_aggregate, encode_frames
@@ -100,22 +99,11 @@ class DA3(TrunkModel[DA3Output]):
     # The official exporters unproject whole pixels (depth_anything_3/utils/export/glb.py).
     pixel_centre = 0.0
     predicts: frozenset[Predicted] = frozenset({"cameras", "depth"})
-    smallest_tracked_side = None
 
     @property
     def num_dense_heads(self) -> int:
         """Heads with convolutions over whole images, which take long."""
         return 1
-
-    @property
-    def num_layers(self) -> int:
-        """Layers of the trunk: blocks that see all frames, each with the one before it."""
-        return self.config.num_layers
-
-    @property
-    def kept_layers(self) -> tuple[int, ...]:
-        """The layers of the trunk that the heads read."""
-        return kept_layers(self.config.taps, self.num_layers)
 
     @property
     def point_sources(self) -> tuple[PointSource, ...]:

@@ -40,7 +40,6 @@ from vggt_jax.trunk.alternation import (
     Alternation,
     TrunkOutput,
     frames_per_chunk,
-    kept_layers,
     run_trunk,
 )
 from vggt_jax.trunk.frames import encode_frames
@@ -123,22 +122,11 @@ class MapAnything(TrunkModel[MapAnythingOutput]):
 
     pixel_centre = 0.5  # see `Reconstruction.pixel_centre`
     predicts: frozenset[Predicted] = frozenset({"cameras", "depth", "points"})
-    smallest_tracked_side = None
 
     @property
     def num_dense_heads(self) -> int:
         """Heads with convolutions over whole images, which take long."""
         return 1
-
-    @property
-    def num_layers(self) -> int:
-        """Layers of the trunk: pairs of a global and a frame block."""
-        return self.config.num_layers
-
-    @property
-    def kept_layers(self) -> tuple[int, ...]:
-        """The layers of the trunk that the heads read."""
-        return kept_layers(self.config.taps, self.num_layers)
 
     @property
     def point_sources(self) -> tuple[PointSource, ...]:

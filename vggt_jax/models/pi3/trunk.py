@@ -36,7 +36,6 @@ class Pi3Trunk(TrunkModel[Output]):
 
     pixel_centre = 0.5  # see `Reconstruction.pixel_centre`
     predicts: frozenset[Predicted] = frozenset({"cameras", "depth", "points"})
-    smallest_tracked_side = None
 
     def __init__(self, config: Pi3Fields, *, rngs: nnx.Rngs):
         self.config = config
