@@ -67,6 +67,7 @@ class MadeUp(TrunkModel[MadeUpOutput]):
         resize_mode="crop",
         confidence_kind="sigmoid",
         has_reference_frame=False,
+        divides_frames=True,
         compute_type_modules=("patches.", "frame_blocks.", "global_blocks."),
     )
     pixel_centre = 0.5
@@ -108,6 +109,7 @@ class MadeUp(TrunkModel[MadeUpOutput]):
         num_frames=None,
         taps=None,
         compute_dtype=None,
+        shards=None,
     ):
         b, s = patch_tokens.shape[:2]
         special = jnp.broadcast_to(self.special[...], (b, s, *self.special.shape))
@@ -120,6 +122,7 @@ class MadeUp(TrunkModel[MadeUpOutput]):
             attention=attention,
             num_frames=num_frames,
             precision=Precision.from_compute_dtype(compute_dtype),
+            shards=shards,
         )
 
     def decode_scene(

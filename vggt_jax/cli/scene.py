@@ -110,6 +110,7 @@ def in_our_spelling(argv: Sequence[str]) -> list[str]:
         "reference": str,
         "pattern": tyro.conf.UseAppendAction[tuple[str, ...]],
         "compute_dtype": Literal["float32", "bfloat16"] | None,
+        "devices": int | None,
     },
 )
 class Scene(Attending):

@@ -31,6 +31,7 @@ from vggt_jax.layers.linear import Linear, apply_linear
 from vggt_jax.layers.norm import LayerNorm
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.scene_attention import AttentionStats, SceneAttention, SceneTokens
+from vggt_jax.layers.shards import FrameShards
 from vggt_jax.layers.token_order import TokenOrder
 
 Implementation = Literal["mosaic_gpu", "cudnn", "xla", "triton", "xla_by_head"]
@@ -79,11 +80,14 @@ class Dense(SceneAttention):
         num_frames,
         precision: Precision,
         scene: SceneTokens | None = None,
+        shards: FrameShards | None = None,
     ) -> tuple[Float[Array, "b s p n h"], Float[Array, "b e n h"] | None, AttentionStats]:
         del token_order, layer
         b, s, padded, n, h = q.shape
         p = num_special + grid[0] * grid[1]
         joined = [x[:, :, :p].reshape(b, s * p, n, h) for x in (q, k, v)]
+        if shards is not None:
+            joined[1:] = [shards.all(x, axis=1) for x in joined[1:]]
         first = 0
         if scene is not None:  # They come first, so that padded frames stay at the end.
             first = scene.q.shape[1]
@@ -101,10 +105,17 @@ class Dense(SceneAttention):
         return attended, of_scene, AttentionStats.of_dense(b, n)
 
     def extra_bytes(
-        self, *, num_frames, num_special, num_patches, num_heads, head_dim, itemsize
+        self, *, num_frames, num_special, num_patches, num_heads, head_dim, itemsize, num_devices=1
     ) -> int:
-        """Scores in plain JAX; with a kernel, tokens without the padding of frames."""
-        p = num_special + num_patches
+        """Scores in plain JAX; with a kernel, tokens without the padding of frames. Of several
+        devices, keys and values of all."""
+        p, all_frames = num_special + num_patches, num_devices * num_frames
+        if num_devices > 1:
+            gathered = 2 * itemsize * all_frames * p * num_heads * head_dim
+            scores = bytes_of_scores(num_heads, num_frames * p, all_frames * p)
+            # Queries without the padding, and keys and values before they are gathered.
+            alone = 3 * itemsize * num_frames * p * num_heads * head_dim
+            return gathered + alone + (scores if itemsize == 4 else 0)
         if self.implementation == "xla_by_head":
             return itemsize * 4 * num_frames * p * num_heads * head_dim
         if itemsize == 4:
@@ -145,6 +156,7 @@ class NotDense(SceneAttention):
         num_frames,
         precision: Precision,
         scene: SceneTokens | None = None,
+        shards: FrameShards | None = None,
     ):
         def one_scene(q, k, v, num_frames, scene):
             return self.attend_scene(
@@ -158,6 +170,7 @@ class NotDense(SceneAttention):
                 num_frames=num_frames,
                 precision=precision,
                 scene=scene,
+                shards=shards,
             )
 
         return jax.vmap(one_scene)(q, k, v, num_frames, scene)
@@ -176,6 +189,7 @@ class NotDense(SceneAttention):
         num_frames: Int[Array, ""] | None,
         precision: Precision,
         scene: SceneTokens | None,
+        shards: FrameShards | None,
     ) -> tuple[Float[Array, "s p n h"], Float[Array, "e n h"] | None, AttentionStats]:
         """`attend` for one scene."""
 

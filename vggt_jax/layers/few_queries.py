@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from pallas_kernels import BlockMap
 from pallas_kernels.block_map import index_dtype
 from pallas_kernels.blocks import count_blocks
+from vggt_jax.layers.shards import FrameShards
 
 # Keys are cut into parts, until there are so many tiles of queries that all of a GPU is busy for
 # two rounds of them.
@@ -32,6 +33,32 @@ def attend_to_everything(
         attend: `block_sparse_attention`, with what is to be the same for all parts.
         block_q, block_k: tokens in a block of queries and of keys.
     """
+    parts = _attend_to_parts(q, k, v, attend, block_q=block_q, block_k=block_k)
+    return merged(*parts)[0].astype(q.dtype)
+
+
+def attend_on_all_devices(
+    q: Float[Array, "t n h"],
+    k: Float[Array, "kv n h"],
+    v: Float[Array, "kv n h"],
+    attend: Callable[..., Any],
+    shards: FrameShards,
+    *,
+    block_q: int,
+    block_k: int,
+) -> Float[Array, "t n h"]:
+    """`attend_to_everything` where every device has the same queries and keys of its own; results,
+    which all of them get, are exchanged in the place of keys.
+
+    Args:
+        attend: as there; it says which keys of this device count.
+    """
+    parts = _attend_to_parts(q, k, v, attend, block_q=block_q, block_k=block_k)
+    return merged(*map(shards.stacked, merged(*parts)))[0].astype(q.dtype)
+
+
+def _attend_to_parts(q, k, v, attend, *, block_q, block_k):
+    """Results [parts t n h] of attention to parts of the keys, and log-sum-exps [parts t n]."""
     t, n, _ = q.shape
     rows = count_blocks(t, block_q)
     num_blocks = count_blocks(k.shape[0], block_k)
@@ -53,10 +80,22 @@ def attend_to_everything(
         block_k=block_k,
     )
     out, lse = attend(jnp.tile(padded, (num_parts, 1, 1)), k, v, block_map, return_lse=True)
-    out, lse = (x.reshape(num_parts, -1, *x.shape[1:])[:, :t] for x in (out, lse))
+    return tuple(x.reshape(num_parts, -1, *x.shape[1:])[:, :t] for x in (out, lse))
+
+
+def merged(
+    out: Float[Array, "parts *rows h"], lse: Float[Array, "parts *rows"]
+) -> tuple[Float[Array, "*rows h"], Float[Array, "*rows"]]:
+    """The results of attention to all keys from those to parts of them, float32, and its
+    log-sum-exps.
+
+    Args:
+        out, lse: of each part.
+    """
     weights, total = weights_of_parts(lse)
     merged = jnp.sum(weights[..., None] * out.astype(jnp.float32), axis=0) / total[..., None]
-    return merged.astype(q.dtype)
+    top = jax.lax.stop_gradient(jnp.max(lse, axis=0))
+    return merged, jnp.where(top == -jnp.inf, -jnp.inf, top + jnp.log(total))
 
 
 def weights_of_parts(

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from vggt_jax.layers.precision import Precision
+from vggt_jax.layers.shards import FrameShards
 from vggt_jax.layers.token_order import TokenOrder
 
 if TYPE_CHECKING:
@@ -151,6 +152,7 @@ class SceneAttention(abc.ABC):
         num_frames: Int[Array, " b"] | None,
         precision: Precision,
         scene: SceneTokens | None = None,
+        shards: FrameShards | None = None,
     ) -> tuple[Float[Array, "b s p n h"], Float[Array, "b e n h"] | None, AttentionStats]:
         """Attention over all frames in one layer, for a value that is the same in all layers.
 
@@ -162,6 +164,9 @@ class SceneAttention(abc.ABC):
             layer: which layer of the trunk this is.
             num_frames: how many leading frames of each scene count, None for all.
             scene: tokens of each scene as a whole, if there are any.
+            shards: how the frames are divided over devices: `q`, `k` and `v` are those of this one,
+                `num_frames` and `scene` are the same on all, and so are statistics. None where
+                this one has all.
 
         Returns:
             What the tokens of the frames attended to, what those of the scene did, if any, and
@@ -186,12 +191,15 @@ class SceneAttention(abc.ABC):
         num_heads: int,
         head_dim: int,
         itemsize: int,
+        num_devices: int = 1,
     ) -> int:
         """What attention needs in memory beside queries, keys, values and results, in one layer.
 
         Args:
+            num_frames: those of one device.
             num_special, num_patches: of a frame.
             itemsize: of queries, keys and values.
+            num_devices: that divide the frames.
         """
-        del num_frames, num_special, num_patches, num_heads, head_dim, itemsize
+        del num_frames, num_special, num_patches, num_heads, head_dim, itemsize, num_devices
         return 0

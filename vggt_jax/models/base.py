@@ -46,6 +46,9 @@ class ModelTraits:
         length_unit: see `Reconstruction.length_unit`.
         keeps_given_cameras: whether known poses and intrinsics, which are of all frames then, take
             the place of the predicted ones in results, and depth comes in their unit.
+        divides_frames: whether devices can divide the frames. Then `__call__` and `decode` take
+            `mesh`, and `aggregate` takes `shards` (how they are divided, see
+            `SceneAttention.attend`) beside the arguments of `SceneModel`.
         frames_read: names of the outputs of `decode_scene` that `decode_frames` takes besides.
     """
 
@@ -60,6 +63,7 @@ class ModelTraits:
     length_unit: LengthUnit = "arbitrary"
     keeps_given_cameras: bool = False
     chooses_reference: bool = False
+    divides_frames: bool = False
     frames_read: tuple[str, ...] = ()
 
 

@@ -76,3 +76,14 @@ def check_priors(model: SceneModel, priors: Priors) -> None:
                 f"{model.traits.title} cannot be told known {kind}; "
                 + (f"use {names}, or leave it out" if others else "leave it out")
             )
+
+
+def check_divides_frames(model: SceneModel) -> None:
+    """Checks that devices can divide the frames of this model.
+
+    Raises:
+        InputError: they cannot.
+    """
+    if not model.traits.divides_frames:
+        title = model.traits.title
+        raise InputError(f"{title} cannot divide frames over devices; leave devices (mesh) out")

@@ -5,11 +5,13 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import jax
 from flax import nnx
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.scene_attention import SceneAttention
+from vggt_jax.models import on_devices
 from vggt_jax.models.base import ModelTraits
 from vggt_jax.scene.priors import PriorKind, Priors
 from vggt_jax.trunk.alternation import TrunkOutput, kept_layers
@@ -95,6 +97,7 @@ class TrunkModel(nnx.Module, Generic[Output]):
         num_frames: Int[Array, " b"] | None = None,
         compute_dtype: DTypeLike | None = None,
         priors: Priors | None = None,
+        mesh: Mesh | None = None,
     ) -> Output:
         """Predicts cameras, depth, points and, if asked for, tracks.
 
@@ -110,6 +113,8 @@ class TrunkModel(nnx.Module, Generic[Output]):
                 accumulates in float32, and heads run in float32; None is bfloat16 on a GPU.
             priors: what is already known, with the scene axis, for a model that takes any
                 (`ModelTraits.takes`).
+            mesh: of one axis, whose devices divide the frames evenly and in their order; each has
+                all parameters. None for one device. Values are those of one, but for rounding.
 
         Raises:
             ValueError: shapes or types do not fit; tracks are asked of a model without track head,
@@ -133,6 +138,7 @@ class TrunkModel(nnx.Module, Generic[Output]):
             num_frames=num_frames,
             compute_dtype=compute_dtype,
             priors=priors,
+            mesh=mesh,
         )
         return self.decode(
             trunk,
@@ -141,6 +147,7 @@ class TrunkModel(nnx.Module, Generic[Output]):
             attention=attention,
             num_frames=num_frames,
             compute_dtype=compute_dtype,
+            mesh=mesh,
         )
 
     def encode(
@@ -175,9 +182,12 @@ class TrunkModel(nnx.Module, Generic[Output]):
         attention: SceneAttention = Dense(),
         num_frames: Int[Array, " b"] | None = None,
         compute_dtype: DTypeLike | None = None,
+        mesh: Mesh | None = None,
     ) -> Output:
         """Runs the heads; the arguments are those of the call, which checks them."""
-        of_scene = self.decode_scene(
+        of_scene = on_devices.decode_scene(
+            mesh,
+            self,
             trunk,
             layout,
             query_points=query_points,
@@ -185,12 +195,14 @@ class TrunkModel(nnx.Module, Generic[Output]):
             num_frames=num_frames,
             compute_dtype=compute_dtype,
         )
-        of_frames = self.decode_frames(
+        of_frames = on_devices.decode_frames(
+            mesh,
+            self,
             trunk,
             layout,
             attention=attention,
             compute_dtype=compute_dtype,
-            **{name: of_scene[name] for name in self.traits.frames_read},
+            read={name: of_scene[name] for name in self.traits.frames_read},
         )
         return self.output(**of_scene, **of_frames)
 

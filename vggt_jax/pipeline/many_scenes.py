@@ -96,6 +96,8 @@ class ManyScenesOptions(Options):
         if any(getattr(self, name) < 1 for name in counts):
             given = ", ".join(f"{name}={getattr(self, name)}" for name in counts)
             raise InputError(f"{given} must be at least 1")
+        if self.devices is not None:
+            raise InputError("devices divide the frames of one scene, not scenes; leave them out")
         if self.max_error is not None:
             raise InputError("max_error is for one scene: scenes of a batch share their attention")
 

@@ -76,8 +76,9 @@ def estimate_memory(
     attention: SceneAttention = Dense(),
     streamed: bool = False,
     known: Collection[PriorKind] = (),
+    num_devices: int = 1,
 ) -> MemoryEstimate:
-    """Estimates the peak of a forward pass from the arrays that are alive together.
+    """Estimates the peak of a forward pass from the arrays that are alive together, on each device.
 
     The terms are `trunk/memory.py`'s and those of the model's folder; docs/performance.md sets the
     estimate beside measured peaks.
@@ -88,7 +89,9 @@ def estimate_memory(
         compute_dtype, attention: as for `reconstruct`.
         streamed: whether maps leave the device in pieces (`streaming.is_streamed`).
         known: kinds of priors that the model is told.
+        num_devices: that divide the frames.
     """
+    num_frames = -(-num_frames // num_devices)
     forward = ForwardPass(
         layout=TokenLayout.for_images(height, width, config.patch_size, config.num_special_tokens),
         num_frames=num_frames,
@@ -97,6 +100,7 @@ def estimate_memory(
         precision=Precision.from_compute_dtype(compute_dtype),
         attention=attention,
         known=known,
+        num_devices=num_devices,
     )
     parts = family_of(config).memory(config, forward)
     parts["priors"] = sum(
@@ -151,6 +155,7 @@ def check_memory(
     attention: SceneAttention = Dense(),
     streamed: bool = False,
     known: Collection[PriorKind] = (),
+    num_devices: int = 1,
     free: int | None = None,
 ) -> MemoryCheck:
     """Compares what a scene of uint8 frames [s height width 3] needs with the free memory.
@@ -158,6 +163,7 @@ def check_memory(
     Args:
         streamed: whether maps go to the host in pieces; on a CPU, that is the same memory.
         known: kinds of priors that the model is told.
+        num_devices: that divide the frames, alike in their memory.
         free: what is free, weights included; by default what `free_memory` says now.
     """
     num_frames, height, width, _ = shape
@@ -175,6 +181,7 @@ def check_memory(
             attention=attention,
             streamed=streamed and jax.default_backend() != "cpu",
             known=known,
+            num_devices=num_devices,
         )
 
     free = free_memory(model) if free is None else free

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, get_args, overload
 
+import jax
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
@@ -19,6 +20,7 @@ from vggt_jax.images.masks import Background
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.models.base import SceneModel
+from vggt_jax.pipeline.placing import mesh_of_devices
 from vggt_jax.scene import calibration
 from vggt_jax.scene.priors import KINDS, PriorKind, Priors
 from vggt_jax.trunk.attention.plan import attention_of
@@ -114,6 +116,9 @@ class Options:
     pad_frames: bool = True
     """Pad the frames to one of few numbers, at most a sixteenth more and none up to 32, so that
     scenes of similar length share a compiled program. Padding changes no result."""
+    devices: int | Sequence[jax.Device] | None = None
+    """How many devices divide the frames of a scene between them, or which; the model is copied to
+    each, and values are those of one device but for rounding. By default one."""
     memory_check: bool = True
     """Refuse to start if the estimate exceeds the free memory."""
     progress: bool = False
@@ -150,6 +155,9 @@ class Options:
         for name in ("use", "metric"):
             if getattr(self, name) and self.priors is None:
                 raise InputError(f"{name}={getattr(self, name)} is said of priors; give some")
+        mesh_of_devices(self.devices)
+        if self.devices is not None and self.priors is not None:
+            raise InputError("priors cannot be divided over devices; leave devices out")
         if self.config is not None and not isinstance(self.model, str | os.PathLike):
             raise InputError(f"config={self.config} is for an official checkpoint; name its model")
         if isinstance(self.intrinsics, str | os.PathLike) and "{scene}" not in str(self.intrinsics):
@@ -175,7 +183,7 @@ class Options:
         as_text = {
             field.name: _as_json(getattr(self, field.name))
             for field in dataclasses.fields(Options)
-            if field.name not in ("model", "pad_frames", "memory_check", "progress")
+            if field.name not in ("model", "pad_frames", "devices", "memory_check", "progress")
         }
         compute_dtype = self.compute_dtype and np.dtype(self.compute_dtype).name
         return as_text | {"compute_dtype": compute_dtype, "attention": repr(self.scene_attention)}

@@ -6,15 +6,18 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from vggt_jax.errors import InputError
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.models.base import ModelConfig, SceneModel
+from vggt_jax.models.registry import check_divides_frames
 from vggt_jax.pipeline import timing
 from vggt_jax.pipeline.inputs import SceneInputs
 from vggt_jax.pipeline.memory import MemoryCheck, check_memory
 from vggt_jax.pipeline.options import Options
+from vggt_jax.pipeline.placing import mesh_of_devices
 from vggt_jax.pipeline.streaming import is_streamed
 from vggt_jax.scene.priors import PriorKind
 from vggt_jax.trunk.token_layout import TokenLayout
@@ -36,7 +39,8 @@ class Plan:
         why_dense: why it is dense although another was asked for; None where it is as asked for.
         streamed: whether maps leave the device in chunks of frames while others are computed.
         compute_dtype: the name of the type of matrix products.
-        memory: the estimate beside what is free.
+        memory: the estimate beside what is free, of one device.
+        mesh: the devices that divide the frames; None for one.
     """
 
     config: ModelConfig
@@ -50,11 +54,14 @@ class Plan:
     streamed: bool
     compute_dtype: str
     memory: MemoryCheck
+    mesh: Mesh | None = None
 
     @property
     def seconds(self) -> float | None:
         """How long it will take once compiled, by what was measured on this kind of device; None
-        for others."""
+        for others, and for several."""
+        if self.mesh is not None:
+            return None
         return timing.estimate_seconds(
             self.config,
             self.padded_frames,
@@ -106,6 +113,7 @@ class Plan:
             "frames": f"{self.num_frames} of {width}x{height}{padding}",
             "known": ", ".join(self.known),
             "attention": f"{self.attention}" + (f" ({self.why_dense})" if self.why_dense else ""),
+            "devices": "" if self.mesh is None else f"{self.mesh.size}, which divide the frames",
             "products": self.compute_dtype,
             "maps": maps,
             "memory": f"{self.memory}",
@@ -143,7 +151,12 @@ def plan_scene(
         say(f"attention: {attention}" + (f", because {why_dense}" if why_dense else ""))
     elif why_dense is not None:
         say(why_dense)
+    mesh = mesh_of_devices(options.devices)
+    if mesh is not None:
+        check_divides_frames(model)
+    num_devices = 1 if mesh is None else mesh.size
     padded = bucket(num_frames) if options.pad_frames else num_frames
+    padded = -(-padded // num_devices) * num_devices
     streamed = is_streamed(padded, height, width)
     compute_dtype = Precision.from_compute_dtype(options.compute_dtype).compute_dtype
     points = 0 if inputs.query_points is None else len(inputs.query_points)
@@ -155,6 +168,7 @@ def plan_scene(
         attention=attention,
         streamed=streamed,
         known=inputs.known,
+        num_devices=num_devices,
         free=free,
     )
     plan = Plan(
@@ -169,6 +183,7 @@ def plan_scene(
         streamed=streamed,
         compute_dtype=np.dtype(compute_dtype).name,
         memory=memory,
+        mesh=mesh,
     )
     if refuse and options.memory_check:
         plan.check_memory()

@@ -4,13 +4,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.models.base import SceneModel
-from vggt_jax.models.registry import check_priors
+from vggt_jax.models.registry import check_divides_frames, check_priors
+from vggt_jax.pipeline.placing import to_be_placed
 from vggt_jax.scene.priors import Priors
 from vggt_jax.scene.reconstruction import Reconstruction
 from vggt_jax.trunk.attention.plan import attention_of
@@ -25,6 +27,7 @@ def reconstruct(
     num_frames: Int[Array, "*b"] | None = None,
     compute_dtype: DTypeLike | None = None,
     priors: Priors | None = None,
+    mesh: Mesh | None = None,
 ) -> Reconstruction:
     """Reconstructs scenes: a pure function, for `jax.jit`, `jax.grad` and pipelines.
 
@@ -38,9 +41,11 @@ def reconstruct(
             axis if the images do, and `attention` may be "auto", see `Options`.
         priors: what is already known, with the scene axis if the images have it; for a model that
             takes it.
+        mesh: devices that divide the frames, see the call of the model.
 
     Raises:
         ValueError: shapes or types do not fit, or the model takes no such priors.
+        InputError: devices cannot divide the frames of this model.
     """
     if images.ndim not in (4, 5):
         raise ValueError(
@@ -54,6 +59,9 @@ def reconstruct(
     if priors is not None:
         check_priors(model, priors)
         known["priors"] = jax.tree.map(add_scene, priors)
+    if mesh is not None:
+        check_divides_frames(model)
+        known["mesh"] = mesh
     output = model(
         add_scene(images),
         query_points=None if query_points is None else add_scene(query_points),
@@ -76,7 +84,7 @@ def reconstruct(
     )
 
 
-reconstruct_jit = jax.jit(reconstruct, static_argnames=("attention", "compute_dtype"))
+reconstruct_jit = jax.jit(reconstruct, static_argnames=("attention", "compute_dtype", "mesh"))
 """`reconstruct`, compiled once for all who call it with arrays of these shapes."""
 
 
@@ -86,8 +94,10 @@ def compile_reconstruct(
     *,
     attention: SceneAttention = Dense(),
     compute_dtype: DTypeLike | None = None,
+    mesh: Mesh | None = None,
 ) -> jax.stages.Compiled:
     """`reconstruct`, compiled for these `model_inputs`; call it as `compiled(model, **inputs)`."""
+    model, inputs = to_be_placed(mesh, model, inputs)
     return reconstruct_jit.lower(
-        model, **inputs, attention=attention, compute_dtype=compute_dtype
+        model, **inputs, attention=attention, compute_dtype=compute_dtype, mesh=mesh
     ).compile()

@@ -18,6 +18,7 @@ from vggt_jax.pipeline.given_cameras import with_given_cameras
 from vggt_jax.pipeline.inputs import SceneInputs
 from vggt_jax.pipeline.options import Options
 from vggt_jax.pipeline.origin import provenance_of
+from vggt_jax.pipeline.placing import placed
 from vggt_jax.pipeline.plan import Plan
 from vggt_jax.pipeline.streaming import Stream
 from vggt_jax.scene import calibration
@@ -88,6 +89,7 @@ def program_for(
 ) -> Program:
     """What reconstructs these `scene_arguments`: in chunks if the plan says so, else at once."""
     static = {"attention": plan.attention, "compute_dtype": options.compute_dtype}
+    static["mesh"] = plan.mesh
     if plan.streamed:
         return Stream.of(model, arguments, **static, compiled=compile_now)
     if compile_now:
@@ -96,7 +98,8 @@ def program_for(
         whole = functools.partial(programs.reconstruct_jit, **static)
 
     def call(model, *, done=lambda num: None, **arguments):
-        result = jax.block_until_ready(whole(model, **jax.device_put(arguments)))
+        model, placed_arguments = placed(plan.mesh, model, arguments)
+        result = jax.block_until_ready(whole(model, **placed_arguments))
         done(int(arguments.get("num_frames", len(arguments["images"]))))
         return result
 

@@ -9,13 +9,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from pallas_kernels import tuned
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.scene_attention import SceneAttention
+from vggt_jax.models import on_devices
 from vggt_jax.models.base import SceneModel
 from vggt_jax.models.registry import check_priors
+from vggt_jax.pipeline.placing import placed, to_be_placed
 from vggt_jax.scene.priors import Priors
 from vggt_jax.scene.reconstruction import Reconstruction
 from vggt_jax.trunk.alternation import TrunkOutput
@@ -51,6 +54,7 @@ class Stream:
     scene: Callable[..., tuple[dict[str, jax.Array], dict[str, Any], dict[str, Any]]]
     frames: Callable[..., dict[str, Any]]
     frames_in_piece: int
+    mesh: Mesh | None = None
 
     @classmethod
     def of(
@@ -62,14 +66,18 @@ class Stream:
         compute_dtype: DTypeLike | None = None,
         compiled: bool = False,
         frames_in_piece: int | None = None,
+        mesh: Mesh | None = None,
     ) -> "Stream":
         """The programs for these arguments of `reconstruct`, compiled now or when first called.
 
         Args:
-            frames_in_piece: frames whose maps are computed together; None for the tuned number.
+            frames_in_piece: frames whose maps a device computes together; None for the tuned
+                number.
+            mesh: devices that divide the frames; None for one.
         """
         num_frames, height, width, _ = inputs["images"].shape
-        static = {"attention": attention, "compute_dtype": compute_dtype}
+        num_frames //= 1 if mesh is None else mesh.size
+        static = {"attention": attention, "compute_dtype": compute_dtype, "mesh": mesh}
         num = min(num_frames, frames_in_piece or tuned.value("streaming.frames_in_piece"))
         of_frames = static | {"size": (height, width), "num": num}
         if not compiled:
@@ -77,13 +85,17 @@ class Stream:
                 functools.partial(_run_scene, **static),
                 functools.partial(_run_frames, **of_frames),
                 num,
+                mesh,
             )
-        scene = _run_scene.lower(model, **inputs, **static)
-        tokens, read = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), scene.out_info[:2]
+        model, inputs = to_be_placed(mesh, model, inputs)
+        lowered = _run_scene.lower(model, **inputs, **static)
+        scene = lowered.compile()
+        shape = lambda x, sharding: jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=None if mesh is None else sharding
         )
+        tokens, read = jax.tree.map(shape, lowered.out_info[:2], scene.output_shardings[:2])
         frames = _run_frames.lower(model, tokens, np.int32(0), read, **of_frames)
-        return cls(scene.compile(), frames.compile(), num)
+        return cls(scene, frames.compile(), num, mesh)
 
     def __call__(
         self,
@@ -104,9 +116,12 @@ class Stream:
         inputs = {"images": images, "query_points": query_points, "num_frames": num_frames}
         inputs["priors"] = priors
         inputs = {name: value for name, value in inputs.items() if value is not None}
-        tokens, read, fields = self.scene(model, **jax.device_put(inputs))
+        model, on_device = placed(self.mesh, model, inputs)
+        tokens, read, fields = self.scene(model, **on_device)
         total = len(images) if num_frames is None else int(num_frames)
         size = self.frames_in_piece
+        num_devices = 1 if self.mesh is None else self.mesh.size
+        of_device = len(images) // num_devices
         maps: dict[str, np.ndarray] = {}
         pending: collections.deque[tuple[int, dict[str, Any]]] = collections.deque()
 
@@ -116,11 +131,14 @@ class Stream:
                 if name not in maps:
                     maps[name] = np.empty((total, *x.shape[1:]), x.dtype)
                 # It may begin before the end of the piece before, and end in padding.
-                maps[name][start : start + size] = jax.device_get(x)[: total - start]
-            done(min(total, start + size))
+                for first, y in zip(firsts, np.split(jax.device_get(x), num_devices), strict=True):
+                    begin = first + start
+                    maps[name][begin : begin + size] = y[: max(0, total - begin)]
+            done(sum(min(max(0, total - x), of_device, start + size) for x in firsts))
 
-        for start in range(0, total, size):
-            start = min(start, len(images) - size)  # early enough for a whole piece
+        firsts = range(0, len(images), of_device)
+        for start in range(0, min(total, of_device), size):
+            start = min(start, of_device - size)  # early enough for a whole piece
             part = self.frames(model, tokens, jax.device_put(np.int32(start)), read)
             for x in part.values():
                 x.copy_to_host_async()
@@ -144,9 +162,17 @@ class Stream:
         )
 
 
-@functools.partial(jax.jit, static_argnames=("attention", "compute_dtype"))
+@functools.partial(jax.jit, static_argnames=("attention", "compute_dtype", "mesh"))
 def _run_scene(
-    model, images, query_points=None, num_frames=None, priors=None, *, attention, compute_dtype
+    model,
+    images,
+    query_points=None,
+    num_frames=None,
+    priors=None,
+    *,
+    attention,
+    compute_dtype,
+    mesh=None,
 ):
     """Tokens of all frames, outputs of the scene that the heads of frames read, and the fields of a
     reconstruction that come of all frames together."""
@@ -162,8 +188,11 @@ def _run_scene(
         num_frames=num_frames,
         compute_dtype=compute_dtype,
         priors=priors,
+        mesh=mesh,
     )
-    decoded = model.decode_scene(
+    decoded = on_devices.decode_scene(
+        mesh,
+        model,
         trunk,
         model.layout(images),
         query_points=query_points,
@@ -178,17 +207,24 @@ def _run_scene(
     return tokens, read, _of_one_scene(fields)
 
 
-@functools.partial(jax.jit, static_argnames=("size", "num", "attention", "compute_dtype"))
-def _run_frames(model, tokens, start, read, *, size, num, attention, compute_dtype):
-    """The fields that come of a frame alone, of `num` frames from `start` on."""
+@functools.partial(jax.jit, static_argnames=("size", "num", "attention", "compute_dtype", "mesh"))
+def _run_frames(model, tokens, start, read, *, size, num, attention, compute_dtype, mesh=None):
+    """The fields that come of a frame alone, of `num` frames of each device from `start` on."""
     trunk = TrunkOutput(layers=model.kept_layers, **tokens)
-    trunk = trunk.of_frames(lambda x: jax.lax.dynamic_slice_in_dim(x, start, num, axis=1))
     height, width = size
     layout = TokenLayout.for_images(
         height, width, model.config.patch_size, model.config.num_special_tokens
     )
-    decoded = model.decode_frames(
-        trunk, layout, attention=attention, compute_dtype=compute_dtype, **read
+    decoded = on_devices.decode_frames(
+        mesh,
+        model,
+        trunk,
+        layout,
+        attention=attention,
+        compute_dtype=compute_dtype,
+        read=read,
+        start=start,
+        num=num,
     )
     return _of_one_scene(model.scene_fields(decoded, size))
 

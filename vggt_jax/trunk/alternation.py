@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Collection
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from vggt_jax.layers.chunking import update_chunks
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.rope import rope_tables
 from vggt_jax.layers.scene_attention import AttentionStats, SceneAttention, SceneTokens
+from vggt_jax.layers.shards import FrameShards
 from vggt_jax.trunk.token_layout import TokenLayout
 
 AfterLayer: TypeAlias = Callable[[Array, Array, np.ndarray], Array]
@@ -123,6 +124,12 @@ class TrunkOutput:
         """Tokens after one of the layers kept."""
         return self.kept[:, :, self.layers.index(layer)]
 
+    def parts(self) -> tuple[dict[str, Array | None], dict[str, Any]]:
+        """The arrays of frames, and what is of scenes, by their names."""
+        names = ("scene_tokens", "attention_stats")
+        of_frames = {x: y for x, y in vars(self).items() if x not in ("layers", *names)}
+        return of_frames, {name: getattr(self, name) for name in names}
+
     def of_frames(self, take: Callable[[Array], Array]) -> "TrunkOutput":
         """The same of some frames.
 
@@ -156,6 +163,7 @@ def run_trunk(
     scene_tokens: Float[Array, "b e c"] | None = None,
     lead_block: Block | None = None,
     after_layer: AfterLayer | None = None,
+    shards: FrameShards | None = None,
     recompute: bool = False,
     tokens_per_chunk: int | None = None,
     min_tokens_to_branch: int = MIN_TOKENS_TO_BRANCH,
@@ -172,6 +180,8 @@ def run_trunk(
         lead_block: a global block that runs first, a layer by itself, before those that are pairs;
             None for none.
         after_layer: what changes the tokens once more at the end of each layer; None for nothing.
+        shards: how the frames of scenes are divided over devices; `tokens` are those of this one,
+            and `num_frames` counts those of all. None where this one has all.
         recompute: whether a backward pass computes each block again instead of keeping its
             intermediate values.
         tokens_per_chunk: what runs frame by frame is cut into chunks of so many tokens at most;
@@ -185,7 +195,8 @@ def run_trunk(
         raise ValueError(f"{taps=} must be layers of the trunk, in [0, {depth})")
     dense = attention.within_frames
     grid = (layout.rows, layout.columns)
-    size = {"num_tokens": s * p, "num_patches": s * grid[0] * grid[1]}
+    frames = s if shards is None else s * shards.num
+    size = {"num_tokens": frames * p, "num_patches": frames * grid[0] * grid[1]}
     distinct, branch_of_layer = attention.branches(depth, **size)
     if distinct == [dense]:
         attention = dense
@@ -217,6 +228,7 @@ def run_trunk(
             token_order=attention.token_order,
             num_frames=num_frames,
             precision=precision,
+            shards=shards,
         )
         return lambda q, k, v, layer, scene: attend(q, k, v, layer=layer, scene=scene)
 

@@ -4,6 +4,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 
@@ -12,6 +13,7 @@ from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.chunking import map_chunks
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.scene_attention import SceneAttention
+from vggt_jax.layers.shards import map_frames
 from vggt_jax.layers.vit import IMAGE_MEAN, IMAGE_STD, Color, VisionTransformer
 from vggt_jax.trunk.alternation import TrunkOutput, frames_per_chunk
 from vggt_jax.trunk.token_layout import TokenLayout
@@ -56,16 +58,30 @@ def encode_and_aggregate(
     num_frames: Int[Array, " b"] | None,
     compute_dtype: DTypeLike | None,
     priors: Any = None,
+    mesh: Mesh | None = None,
     **of_trunk: Any,
 ) -> TrunkOutput:
     """What the heads of a model read; the arguments are those of its call.
 
     Args:
         priors: `scene.priors.Priors`, for a model whose methods take them; None for any model.
-        of_trunk: arguments that `aggregate` of this model takes besides.
+        mesh: devices that divide the frames, for a model whose frames can be; see `TrunkModel`.
+        of_trunk: arguments that `aggregate` of this model takes besides; on one device.
     """
     layout = model.layout(images)
     images = hide_padding(images, num_frames)
+    if mesh is not None:
+        if priors is not None:
+            raise NotImplementedError("priors cannot yet be divided over devices; leave mesh out")
+        return _on_devices(
+            mesh,
+            model,
+            images,
+            layout,
+            attention=attention,
+            num_frames=num_frames,
+            compute_dtype=compute_dtype,
+        )
     known: dict[str, Any] = {}
     if priors is not None:
         known["priors"] = priors if num_frames is None else priors.hide_padding(num_frames)
@@ -79,6 +95,29 @@ def encode_and_aggregate(
         **known,
         **of_trunk,
     )
+
+
+def _on_devices(mesh, model, images, layout, *, attention, num_frames, compute_dtype):
+    """`encode_and_aggregate` of padding that is hidden, by devices that divide the frames."""
+    layers = []
+
+    def run(whole, images, shards):
+        model, num_frames = whole
+        tokens = model.encode(images, attention=attention, compute_dtype=compute_dtype)
+        divided: dict[str, Any] = {"shards": shards}
+        trunk = model.aggregate(
+            tokens,
+            layout,
+            attention=attention,
+            num_frames=num_frames,
+            compute_dtype=compute_dtype,
+            **divided,
+        )
+        layers[:] = trunk.layers
+        return trunk.parts()
+
+    of_frames, of_scene = map_frames(run, mesh, (model, num_frames), images)
+    return TrunkOutput(layers=tuple(layers), **of_frames, **of_scene)
 
 
 def layout_of_images(images: Array, *, patch_size: int, num_special: int) -> TokenLayout:

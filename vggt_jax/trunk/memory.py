@@ -15,12 +15,13 @@ class ForwardPass:
 
     Attributes:
         layout: of the tokens of a frame.
-        num_frames: frames of the scene.
+        num_frames: frames of the scene that a device has.
         pixels: of a frame.
         num_query_points: points that are tracked.
         precision: of its products.
         attention: over all frames.
         known: what is known of the scene, kinds of priors (`scene.priors.PriorKind`).
+        num_devices: that divide the frames of the scene.
     """
 
     layout: TokenLayout
@@ -30,6 +31,7 @@ class ForwardPass:
     precision: Precision
     attention: SceneAttention
     known: Collection[str] = ()
+    num_devices: int = 1
 
     @property
     def frames_per_chunk(self) -> int:
@@ -70,9 +72,14 @@ def trunk_memory(
             num_heads=num_heads,
             head_dim=dim // num_heads,
             itemsize=wide,
+            num_devices=forward.num_devices,
         )
         for value in set(
-            attention.for_scene(depth, num_tokens=tokens, num_patches=num_frames * patches)
+            attention.for_scene(
+                depth,
+                num_tokens=forward.num_devices * tokens,
+                num_patches=forward.num_devices * num_frames * patches,
+            )
         )
     )
     if wide == 2:

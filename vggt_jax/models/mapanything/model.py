@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, UInt8
@@ -18,6 +19,7 @@ from vggt_jax.layers.linear import Linear
 from vggt_jax.layers.norm import LayerNorm
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.scene_attention import SceneAttention
+from vggt_jax.layers.shards import FrameShards
 from vggt_jax.models.base import ModelTraits, Predicted
 from vggt_jax.models.mapanything.config import MapAnythingConfig
 from vggt_jax.models.mapanything.encoders import DenseEncoder, GlobalEncoder
@@ -74,6 +76,7 @@ class MapAnything(TrunkModel[MapAnythingOutput]):
         resize_mode="cover",
         confidence_kind="one_plus_exp",
         has_reference_frame=True,
+        divides_frames=True,
         compute_type_modules=("encoder.", "frame_blocks.", "global_blocks."),
         takes=("intrinsics", "rays", "poses", "depth"),
         # Those of poses and scales see one vector a frame.
@@ -230,6 +233,7 @@ class MapAnything(TrunkModel[MapAnythingOutput]):
         num_frames: Int[Array, " b"] | None = None,
         taps: tuple[int, ...] | None = None,
         compute_dtype: DTypeLike | None = None,
+        shards: FrameShards | None = None,
         priors: Priors | None = None,
         recompute: bool = False,
         alternation: Alternation = ALTERNATION,
@@ -240,6 +244,7 @@ class MapAnything(TrunkModel[MapAnythingOutput]):
             patch_tokens: as `encode` returns them, the class token of every frame among them.
             taps: layers (pairs of a global and a frame block) to keep; None for those that the
                 heads read.
+            shards: see `SceneAttention.attend`.
             priors: what is known is in the tokens already.
             recompute: for training, see `run_trunk`.
             alternation: may keep more than heads read.
@@ -252,7 +257,8 @@ class MapAnything(TrunkModel[MapAnythingOutput]):
             project = lambda x: proj_embed(x, precision).astype(jnp.float32)
             max_chunk = frames_per_chunk(*patch_tokens.shape[:3])
             tokens, scene = map_chunks(project, tokens, axis=1, max_chunk=max_chunk), project(scene)
-        is_first = (jnp.arange(s, dtype=jnp.int32) == 0)[None, :, None, None]
+        first = np.int32(0) if shards is None else shards.first(s)
+        is_first = (first + jnp.arange(s, dtype=jnp.int32) == 0)[None, :, None, None]
         tokens = tokens + jnp.where(is_first, self.view_pos_table[...][None, None], 0.0)
         output = run_trunk(
             self.frame_blocks,
@@ -265,6 +271,7 @@ class MapAnything(TrunkModel[MapAnythingOutput]):
             precision=precision,
             alternation=alternation,
             scene_tokens=jnp.broadcast_to(scene, (b, *scene.shape)),
+            shards=shards,
             recompute=recompute,
         )
         encoded = patch_tokens.astype(precision.compute_dtype)

@@ -38,6 +38,7 @@ class Pi3(Pi3Trunk[Pi3Output]):
         resize_mode="budget",
         confidence_kind="sigmoid",
         has_reference_frame=False,
+        divides_frames=True,
         compute_type_modules=(
             "encoder.",
             "frame_blocks.",

@@ -15,6 +15,7 @@ from vggt_jax.layers.chunking import map_chunks
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.rope import rope_tables
 from vggt_jax.layers.scene_attention import SceneAttention
+from vggt_jax.layers.shards import FrameShards
 from vggt_jax.layers.vit import IMAGE_MEAN, IMAGE_STD
 from vggt_jax.models.base import Predicted
 from vggt_jax.models.pi3.config import Pi3Fields
@@ -105,6 +106,7 @@ class Pi3Trunk(TrunkModel[Output]):
         num_frames: Int[Array, " b"] | None = None,
         taps: tuple[int, ...] | None = None,
         compute_dtype: DTypeLike | None = None,
+        shards: FrameShards | None = None,
         after_layer: AfterLayer | None = None,
     ) -> TrunkOutput:
         """Adds the special tokens and runs the trunk, the official decoder.
@@ -112,6 +114,7 @@ class Pi3Trunk(TrunkModel[Output]):
         Args:
             taps: layers (pairs of a frame and a global block) to keep beside the last; None for no
                 others.
+            shards: see `SceneAttention.attend`.
             after_layer: see `run_trunk`.
         """
         special = self.register_token[...].astype(jnp.float32)
@@ -125,6 +128,7 @@ class Pi3Trunk(TrunkModel[Output]):
             attention=attention,
             num_frames=num_frames,
             precision=Precision.from_compute_dtype(compute_dtype),
+            shards=shards,
             after_layer=after_layer,
         )
 

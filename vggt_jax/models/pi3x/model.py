@@ -18,6 +18,7 @@ from vggt_jax.layers.linear import Conv, Linear
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.rope import rope_tables
 from vggt_jax.layers.scene_attention import SceneAttention
+from vggt_jax.layers.shards import FrameShards
 from vggt_jax.layers.vit import embed_patches
 from vggt_jax.models.base import ModelTraits
 from vggt_jax.models.pi3.trunk import Pi3Trunk
@@ -55,6 +56,7 @@ class Pi3X(Pi3Trunk[Pi3XOutput]):
         resize_mode="budget",
         confidence_kind="sigmoid",
         has_reference_frame=False,
+        divides_frames=True,
         compute_type_modules=(
             "encoder.",
             "depth_encoder.",
@@ -191,6 +193,7 @@ class Pi3X(Pi3Trunk[Pi3XOutput]):
         num_frames: Int[Array, " b"] | None = None,
         taps: tuple[int, ...] | None = None,
         compute_dtype: DTypeLike | None = None,
+        shards: FrameShards | None = None,
         priors: Priors | None = None,
     ) -> TrunkOutput:
         """Adds the special tokens and runs the trunk, which known poses are shown to.
@@ -198,6 +201,7 @@ class Pi3X(Pi3Trunk[Pi3XOutput]):
         Args:
             taps: layers (pairs of a frame and a global block) to keep beside the last; None for no
                 others.
+            shards: see `SceneAttention.attend`; not together with poses.
         """
         after_layer = None
         if priors is not None and priors.camera_from_world is not None:
@@ -211,6 +215,7 @@ class Pi3X(Pi3Trunk[Pi3XOutput]):
             num_frames=num_frames,
             taps=taps,
             compute_dtype=compute_dtype,
+            shards=shards,
             after_layer=after_layer,
         )
 

@@ -14,6 +14,7 @@ from vggt_jax.heads.dpt import DPT, activate
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.scene_attention import SceneAttention
+from vggt_jax.layers.shards import FrameShards
 from vggt_jax.models.base import ModelTraits, Predicted
 from vggt_jax.models.trunk_model import TrunkModel
 from vggt_jax.models.vggt.config import VGGTConfig
@@ -40,6 +41,7 @@ class VGGT(TrunkModel[VGGTOutput]):
         resize_mode="crop",
         confidence_kind="one_plus_exp",
         has_reference_frame=True,
+        divides_frames=True,
         compute_type_modules=("encoder.", "frame_blocks.", "global_blocks."),
     )
 
@@ -155,18 +157,22 @@ class VGGT(TrunkModel[VGGTOutput]):
         num_frames: Int[Array, " b"] | None = None,
         taps: tuple[int, ...] | None = None,
         compute_dtype: DTypeLike | None = None,
+        shards: FrameShards | None = None,
         recompute: bool = False,
     ) -> TrunkOutput:
         """Adds the special tokens and runs the trunk.
 
         Args:
             taps: layers to keep; None for those that the heads read.
+            shards: see `SceneAttention.attend`.
             recompute: for training, see `run_trunk`.
         """
         b, s = patch_tokens.shape[:2]
         # Index 0 is for the first frame, 1 for all others.
         special = jnp.concatenate([self.camera_token[...], self.register_token[...]], axis=1)
         first_or_other = np.minimum(np.arange(s, dtype=np.int32), 1)
+        if shards is not None:
+            first_or_other = jnp.minimum(shards.first(s) + first_or_other, 1)
         special = jnp.broadcast_to(special[first_or_other], (b, s, *special.shape[1:]))
         tokens = jnp.concatenate([special.astype(jnp.float32), patch_tokens], axis=2)
         return run_trunk(
@@ -178,6 +184,7 @@ class VGGT(TrunkModel[VGGTOutput]):
             attention=attention,
             num_frames=num_frames,
             precision=Precision.from_compute_dtype(compute_dtype),
+            shards=shards,
             recompute=recompute,
         )
 

@@ -9,20 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels import BlockMap, block_sparse_attention, pack_key_mask, select_blocks
+from pallas_kernels import block_sparse_attention, select_blocks
 from pallas_kernels.block_map import index_dtype
 from pallas_kernels.blocks import count_blocks
 from pallas_kernels.mosaic_gpu_call import align
 from vggt_jax.layers.attention import NotDense
-from vggt_jax.layers.few_queries import attend_to_everything, weights_of_parts
+from vggt_jax.layers.few_queries import attend_to_everything
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.scene_attention import AttentionStats, SceneAttention, SceneTokens
+from vggt_jax.layers.shards import FrameShards
 from vggt_jax.layers.token_order import TokenOrder
+from vggt_jax.trunk.attention.query_rows import QueryRows
+from vggt_jax.trunk.attention.rest_sample import with_a_sample_of_the_rest
 from vggt_jax.trunk.attention.sampled import draw_patches
 
-# Patches in a sample, and in a block of them.
+# Patches in a sample.
 _MOST_SAMPLED = 2**16
-_SAMPLE_BLOCK = 64
 
 
 @jax.tree_util.register_static
@@ -179,10 +181,13 @@ class BlockSparse(NotDense):
         num_frames,
         precision: Precision,
         scene,
+        shards,
     ):
         del precision  # Products of float32 have the highest.
         if isinstance(self.sparse_ratio, tuple) or isinstance(self.cdf_threshold, tuple):
             raise ValueError("numbers by layer: of_layers(depth) has the value of each layer")
+        if shards is not None and self.random_seed is not None:
+            raise NotImplementedError("random blocks are drawn on one device; leave mesh out")
         return sparse_attention(
             q,
             k,
@@ -196,22 +201,27 @@ class BlockSparse(NotDense):
             layer=layer,
             num_frames=num_frames,
             scene=scene,
+            shards=shards,
         )
 
     def extra_bytes(
-        self, *, num_frames, num_special, num_patches, num_heads, head_dim, itemsize
+        self, *, num_frames, num_special, num_patches, num_heads, head_dim, itemsize, num_devices=1
     ) -> int:
-        """The lists of kept blocks; the sample, its results and what it leaves out."""
+        """The lists of kept blocks; the sample, its results and what it leaves out; of several
+        devices, keys and values of all, as they come and as they are laid out."""
         tokens = num_frames * (num_special + num_patches)
-        rows, blocks = count_blocks(tokens, self.block_q), count_blocks(tokens, self.block_k)
+        all_tokens = num_devices * tokens
+        rows, blocks = count_blocks(tokens, self.block_q), count_blocks(all_tokens, self.block_k)
         # A threshold may keep everything.
         left_out = 0
         if self.cdf_threshold is None and self.sparse_ratio is not None:
             left_out = np.min(self.sparse_ratio)
         lists = num_heads * rows * int((1 - left_out) * blocks) * index_dtype(blocks).itemsize
+        if num_devices > 1:
+            lists += (2 + 1) * itemsize * all_tokens * num_heads * head_dim
         if not self.sample_ratio:
             return lists
-        sampled = int(self.sample_ratio * num_frames * num_patches)
+        sampled = int(self.sample_ratio * num_devices * num_frames * num_patches)
         gathered = 2 * sampled * num_heads * head_dim * itemsize
         # Bits of each head, and what they are made of, of one head at a time.
         masks = num_heads * rows * sampled // 8 + rows * (blocks + sampled)
@@ -233,6 +243,7 @@ def sparse_attention(
     layer: int | Int[Array, ""] = 0,
     num_frames: Int[Array, ""] | None = None,
     scene: SceneTokens | None = None,
+    shards: FrameShards | None = None,
 ) -> tuple[Float[Array, "s p n h"], Float[Array, "e n h"] | None, AttentionStats]:
     """Attention over all tokens of one scene, whose frames start with their special tokens.
 
@@ -249,6 +260,8 @@ def sparse_attention(
         layer: which layer of the trunk this is, for random blocks and samples to differ.
         num_frames: how many leading frames count, None for all.
         scene: tokens of the scene as a whole, which are special, too.
+        shards: see `SceneAttention.attend`. Keys and values of all devices are gathered; blocks are
+            those of one device.
 
     Returns:
         What the tokens of the frames attended to, what those of the scene did, and statistics.
@@ -257,10 +270,12 @@ def sparse_attention(
     num_patches, block_k = grid[0] * grid[1], attention.block_k
     p = num_special + num_patches
     num_of_scene = 0 if scene is None else scene.q.shape[0]
-    total_special = num_of_scene + s * num_special
+    all_frames = s if shards is None else s * shards.num
+    total_special = num_of_scene + all_frames * num_special
     scene_q, scene_k, scene_v = (None, None, None) if scene is None else scene
-    special = lambda x, of_scene: _special_tokens(x[:, :num_special], of_scene)
-    patches = lambda x: _patches(x[:, num_special:p])
+    gather = lambda x: x if shards is None else shards.all(x, axis=0)
+    special = lambda x, of_scene: _special_tokens(gather(x[:, :num_special]), of_scene)
+    patches = lambda x: _patches(gather(x[:, num_special:p]))
     num_sink_blocks = count_blocks(total_special, block_k)
     padding = ((0, num_sink_blocks * block_k - total_special), (0, 0), (0, 0))
     layout = lambda x, y: jnp.concatenate([jnp.pad(special(x, y), padding), patches(x)])
@@ -270,8 +285,13 @@ def sparse_attention(
     wait = jax.lax.optimization_barrier
     k, v, q = wait((layout(k, scene_k), v, q))
     k, v, q = wait((k, layout(v, scene_v), q))
-    patch_queries, special_queries, k, v = wait((patches(q), special(q, scene_q), k, v))
-    frames = np.int32(s) if num_frames is None else num_frames.astype(jnp.int32)
+    patch_queries, rows = _patches(q[:, num_special:p]), None
+    if shards is not None:
+        rows = QueryRows(shards, s * num_patches, attention.block_q)
+        patch_queries = _aligned(rows.whole(patch_queries[: s * num_patches]))
+    special_queries = _special_tokens(q[:, :num_special], scene_q)
+    patch_queries, special_queries, k, v = wait((patch_queries, special_queries, k, v))
+    frames = np.int32(all_frames) if num_frames is None else num_frames.astype(jnp.int32)
     kv_lengths = _lengths_of_blocks(
         len(k),
         block_k,
@@ -293,7 +313,7 @@ def sparse_attention(
         block_k=block_k,
         score_block_q=attention.score_block_q,
         num_sink_blocks=num_sink_blocks,
-        q_length=frames * num_patches,
+        q_length=frames * num_patches if rows is None else rows.count(frames * num_patches),
         kv_lengths=kv_lengths,
         random_key=random_key,
         # Blocks are selected by Triton's kernels for either kernel of attention.
@@ -302,31 +322,18 @@ def sparse_attention(
     attend = functools.partial(
         block_sparse_attention, kv_lengths=kv_lengths, implementation=attention.implementation
     )
-    sampled_share = jnp.float32(0)
-    if attention.sample_ratio:
-        out, sampled_share = _with_a_sample_of_the_rest(
-            patch_queries,
-            k,
-            v,
-            selection.block_map,
-            attend,
-            attention=attention,
-            sample=draw_patches(
-                attention.seed,
-                _MOST_SAMPLED,
-                num_heads=n,
-                num_frames=s,
-                grid=grid,
-                token_order=token_order,
-                layer=layer,
-                frames_that_count=num_frames,
-                share=attention.sample_ratio,
-            ),
-            first_patch=num_sink_blocks * block_k,
-        )
-    else:
-        out = attend(patch_queries, k, v, selection.block_map)
-    out = out[: s * num_patches].reshape(s, num_patches, n, h)
+    out, sampled_share = _of_patches(
+        *(patch_queries, k, v, selection.block_map, attend),
+        attention=attention,
+        first_patch=num_sink_blocks * block_k,
+        num_frames=all_frames,
+        grid=grid,
+        token_order=token_order,
+        layer=layer,
+        frames_that_count=num_frames,
+    )
+    out = out[: s * num_patches] if rows is None else rows.back(out[: rows.num_rows * rows.block])
+    out = out.reshape(s, num_patches, n, h)
     out = jnp.pad(out, ((0, 0), (num_special, padded - p), (0, 0), (0, 0)))
     out_of_scene = None
     if total_special:
@@ -351,8 +358,42 @@ def sparse_attention(
         num_of_scene=num_of_scene,
         sampled_share=sampled_share,
         error=np.nan if attention.sample_ratio else 0.0,
+        shards=shards,
     )
     return out, out_of_scene, stats
+
+
+def _of_patches(q, k, v, block_map, attend, *, attention, first_patch, **scene):
+    """What queries of patches get from kept blocks and, if there is one, a sample of the others.
+
+    Args:
+        attend: `block_sparse_attention` with the lengths of the blocks.
+        first_patch: where patches begin among the keys.
+        scene: arguments of `draw_patches`.
+
+    Returns:
+        The results, and which share of the patches was sampled.
+    """
+    if not attention.sample_ratio:
+        return attend(q, k, v, block_map), jnp.float32(0)
+    sample = draw_patches(
+        attention.seed,
+        _MOST_SAMPLED,
+        num_heads=q.shape[1],
+        share=attention.sample_ratio,
+        **scene,
+    )
+    return with_a_sample_of_the_rest(
+        q,
+        k,
+        v,
+        block_map,
+        attend,
+        block_q=attention.block_q,
+        implementation="xla" if attention.implementation == "xla" else None,
+        sample=sample,
+        first_patch=first_patch,
+    )
 
 
 def _special_tokens(x, of_scene):
@@ -363,7 +404,11 @@ def _special_tokens(x, of_scene):
 
 def _patches(x):
     """Patches of frames [s p n h], one after the other."""
-    x = x.reshape(-1, *x.shape[2:])
+    return _aligned(x.reshape(-1, *x.shape[2:]))
+
+
+def _aligned(x):
+    """Tokens and some of padding."""
     # Kernels want a multiple of 8 tokens; here that costs nothing.
     return jnp.pad(x, ((0, align(len(x)) - len(x)), (0, 0), (0, 0)))
 
@@ -385,13 +430,18 @@ def _stats(
     num_of_scene,
     sampled_share,
     error,
+    shards,
 ) -> AttentionStats:
     """What attention did to a scene, given what share of its patches was sampled, and the error."""
     block_map, p = selection.block_map, tokens_per_frame
-    live = block_map.counts > 0
-    num_live = jnp.maximum(jnp.sum(live, axis=-1, dtype=jnp.float32), 1.0)
+    total = lambda x: x if shards is None else jax.lax.psum(x, shards.axis)
+    live = jnp.sum(block_map.counts > 0, axis=-1, dtype=jnp.float32)
+    num_live = jnp.maximum(total(live), 1.0)
+    density = selection.density
+    if shards is not None:
+        density = total(density * live) / num_live
     highest = jnp.log(jnp.maximum(num_patch_blocks, 2).astype(jnp.float32))
-    kept_pairs = jnp.sum(block_map.counts.astype(jnp.float32), axis=-1) * (
+    kept_pairs = total(jnp.sum(block_map.counts.astype(jnp.float32), axis=-1)) * (
         block_map.block_q * block_map.block_k
     )
     tokens = jnp.maximum(jnp.float32(num_frames * p + num_of_scene), 1.0)
@@ -401,67 +451,9 @@ def _stats(
         share_of_patches = 1 - share_of_special
     done = kept_pairs / tokens**2 + sampled_share * share_of_patches**2 + share_of_special
     return AttentionStats(
-        density=jnp.minimum(selection.density + sampled_share * share_of_patches, 1.0),
-        covered=jnp.sum(selection.retained_mass, axis=-1) / num_live,
+        density=jnp.minimum(density + sampled_share * share_of_patches, 1.0),
+        covered=total(jnp.sum(selection.retained_mass, axis=-1)) / num_live,
         saved=jnp.maximum(1 - done, 0.0),
-        entropy=jnp.sum(selection.entropy, axis=-1) / num_live / highest,
+        entropy=total(jnp.sum(selection.entropy, axis=-1)) / num_live / highest,
         error=jnp.full_like(selection.density, error),
     )
-
-
-def _with_a_sample_of_the_rest(
-    q, k, v, block_map, attend, *, attention, sample, first_patch
-) -> tuple[Float[Array, "t n h"], Float[Array, ""]]:
-    """Attention to kept blocks, and to sampled patches that stand for all others.
-
-    One softmax over both, by the log-sum-exps of its two parts. A sampled patch of a kept block
-    is left out of the sample, for it is seen already.
-
-    Args:
-        attend: `block_sparse_attention` with the lengths of the blocks.
-        sample: of `draw_patches`.
-        first_patch: where patches begin among the keys.
-
-    Returns:
-        The results, and which share of the patches was sampled.
-    """
-    patches, num_sampled, weight = sample
-    n, kv = q.shape[1], k.shape[0]
-    slots = count_blocks(len(patches), _SAMPLE_BLOCK) * _SAMPLE_BLOCK
-    keys = first_patch + jnp.pad(patches, ((0, slots - len(patches)), (0, 0)))
-    heads = np.arange(n, dtype=np.int32)[None]
-    gather = lambda x: x.at[keys, heads].get(mode="promise_in_bounds")
-    sampled_map = BlockMap.full(n, len(q), slots, block_q=attention.block_q, block_k=_SAMPLE_BLOCK)
-    of_blocks, lse_of_blocks = attend(q, k, v, block_map, return_lse=True)
-    of_sample, lse_of_sample = block_sparse_attention(
-        q,
-        gather(k),
-        gather(v),
-        sampled_map,
-        kv_lengths=num_sampled,
-        key_mask=_seen_already(block_map, keys, kv),
-        implementation=attention.implementation if attention.implementation == "xla" else None,
-        return_lse=True,
-    )
-    lse_of_sample += jnp.log(weight)
-    parts, total = weights_of_parts(jnp.stack([lse_of_blocks, lse_of_sample]))
-    weigh = lambda part, out: (part / total)[..., None] * out.astype(jnp.float32)
-    merged = weigh(parts[0], of_blocks) + weigh(parts[1], of_sample)
-    return merged.astype(q.dtype), 1 / weight
-
-
-def _seen_already(block_map, keys, num_keys):
-    """Bits for `key_mask`: which of some keys [m n] are in blocks that a row keeps."""
-    block_of_key = jnp.arange(num_keys, dtype=jnp.int32) // block_map.block_k
-
-    def of_head(head):
-        indices, counts, keys = head
-        listed = np.arange(block_map.capacity) < counts[:, None]
-        # What is not listed goes past the end, and is dropped.
-        blocks = jnp.where(listed, indices.astype(jnp.int32), block_map.num_kv_blocks)
-        rows = np.arange(block_map.num_q_blocks)[:, None]
-        kept = jnp.zeros((block_map.num_q_blocks, block_map.num_kv_blocks), bool)
-        kept = kept.at[rows, blocks].set(True, mode="drop")
-        return pack_key_mask(kept[:, block_of_key[keys]])
-
-    return jax.lax.map(of_head, (block_map.indices, block_map.counts, keys.T))

@@ -12,20 +12,21 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels import block_sparse_attention
 from pallas_kernels.blocks import count_blocks, leading
 from vggt_jax.layers.attention import NotDense, bytes_of_scores, dense_attention
+from vggt_jax.layers.few_queries import attend_on_all_devices
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.scene_attention import AttentionStats, SceneTokens
+from vggt_jax.layers.shards import FrameShards
 from vggt_jax.layers.token_order import TokenOrder, patch_order
+from vggt_jax.trunk.attention.sampling_error import NUM_PROBES, probes, sampling_error
 
 # Products of places in the sample must be within 32 bits.
 MOST_KEYS = 2**16
 
 # Keys come in whole tiles of the kernels, so that none needs a mask.
 _TILE = 64
-
-# Queries, spread evenly over the scene, for which the sampling error is estimated in each layer.
-_NUM_PROBES = 128
 
 # From so many frames on special tokens see the sample alone: on 192 frames of a trained model with
 # sharp attention nothing was lost by it (docs/attention.md), and there they take little time.
@@ -128,6 +129,7 @@ class Sampled(NotDense):
         num_frames,
         precision: Precision,
         scene,
+        shards,
     ):
         return sampled_attention(
             q,
@@ -141,6 +143,7 @@ class Sampled(NotDense):
             num_frames=num_frames,
             precision=precision.matmul,
             scene=scene,
+            shards=shards,
         )
 
     def num_pairs(self, *, num_frames, num_special, num_patches) -> float:
@@ -150,12 +153,13 @@ class Sampled(NotDense):
         return patches * seen + special * of_special
 
     def extra_bytes(
-        self, *, num_frames, num_special, num_patches, num_heads, head_dim, itemsize
+        self, *, num_frames, num_special, num_patches, num_heads, head_dim, itemsize, num_devices=1
     ) -> int:
         """Sampled keys and values, scores of the probes, and in plain JAX of some queries."""
-        num_keys = num_frames * num_special + min(self.num_keys, num_frames * num_patches)
+        all_frames = num_devices * num_frames
+        num_keys = all_frames * num_special + min(self.num_keys, all_frames * num_patches)
         gathered = 2 * num_keys * num_heads * head_dim * itemsize
-        gathered += 3 * 4 * num_heads * _NUM_PROBES * num_keys
+        gathered += 3 * 4 * num_heads * NUM_PROBES * num_keys
         if itemsize == 2:
             return gathered
         tokens = num_frames * (num_special + num_patches)
@@ -240,6 +244,7 @@ def sampled_attention(
     num_frames: Int[Array, ""] | None = None,
     precision: lax.Precision = lax.Precision.HIGHEST,
     scene: SceneTokens | None = None,
+    shards: FrameShards | None = None,
 ) -> tuple[Float[Array, "s p n h"], Float[Array, "e n h"] | None, AttentionStats]:
     """Attention over all tokens of one scene, whose frames start with their special tokens.
 
@@ -251,20 +256,23 @@ def sampled_attention(
         num_frames: how many leading frames count, None for all.
         precision: of float32 products.
         scene: tokens of the scene as a whole, which are special, too.
+        shards: see `SceneAttention.attend`. The sample is that of one device; sampled keys, special
+            ones and what special queries get are all that is exchanged.
 
     Returns:
         What the tokens of the frames attended to, what those of the scene did, and statistics.
     """
     s, width, n, h = q.shape
+    all_frames = s if shards is None else s * shards.num
     num_of_scene = 0 if scene is None else scene.q.shape[0]
     num_patches = grid[0] * grid[1]
     p = num_special + num_patches
-    frames = jnp.int32(s) if num_frames is None else num_frames
+    frames = jnp.int32(all_frames) if num_frames is None else num_frames
     patches, num_sampled, weight = draw_patches(
         attention.seed,
         attention.num_keys,
         num_heads=n,
-        num_frames=s,
+        num_frames=all_frames,
         grid=grid,
         token_order=token_order,
         layer=layer,
@@ -274,8 +282,8 @@ def sampled_attention(
     # The keys that queries of patches see: special tokens, those of the scene first, sampled
     # patches, and what is missing to whole tiles, which biases leave out.
     flat = lambda x: x.reshape(s * width, n, h)
-    of_special = np.arange(s)[:, None] * width + np.arange(num_special)
-    of_special = np.broadcast_to(of_special.reshape(-1, 1), (s * num_special, n))
+    of_special = np.arange(all_frames)[:, None] * width + np.arange(num_special)
+    of_special = np.broadcast_to(of_special.reshape(-1, 1), (all_frames * num_special, n))
     of_patches = patches // num_patches * width + num_special + patches % num_patches
     of_special = np.pad(of_special, ((num_of_scene, 0), (0, 0)))
     total_special = len(of_special)
@@ -291,8 +299,13 @@ def sampled_attention(
     tokens, biases = _in_tiles(total_special, tokens, biases)
     heads = np.arange(n, dtype=np.int32)[None]
 
+    def take(x, tokens):
+        if shards is not None:
+            return shards.take(flat(x), tokens)
+        return flat(x).at[tokens, heads].get(mode="promise_in_bounds")
+
     def gather(x, of_scene):
-        gathered = flat(x).at[tokens, heads].get(mode="promise_in_bounds")
+        gathered = take(x, tokens)
         return gathered if of_scene is None else gathered.at[:num_of_scene].set(of_scene)
 
     attend = functools.partial(
@@ -303,8 +316,8 @@ def sampled_attention(
     keys, values = (gather(x, y) for x, y in zip((k, v), of_scene, strict=True))
     to_sample = functools.partial(attend, key_bias=everywhere(biases))
     out = to_sample(flat(q)[None], keys[None], values[None])
-    error = _sampling_error(
-        flat(q)[_probes(frames * num_patches, num_patches, num_special, width)],
+    error = sampling_error(
+        take(q, probes(frames * num_patches, num_patches, num_special, width)[:, None]),
         keys,
         values,
         biases,
@@ -312,21 +325,20 @@ def sampled_attention(
     )
     out = out.reshape(s, width, n, h)
     out_of_scene = None
-    special_see_sample = attention.samples_special_queries(s)
+    special_see_sample = attention.samples_special_queries(all_frames)
     if special_see_sample:
         if scene is not None:
             out_of_scene = to_sample(scene.q[None], keys[None], values[None])[0]
     elif total_special:
-        # Their queries see everything but padding.
-        counts = leading(frames, s)[:, None] & (np.arange(width) < p)[None]
-        hides = num_frames is not None or width > p
-        special = _to_everything(
-            q[:, :num_special].reshape(s * num_special, n, h),
-            flat(k),
-            flat(v),
-            jnp.where(counts, np.float32(0), hidden).reshape(-1) if hides else None,
+        special = _of_special_queries(
+            *(q, k, v),
+            num_special=num_special,
+            tokens_per_frame=p,
+            num_frames=num_frames,
             scene=scene,
             attend=attend,
+            implementation=attention.implementation,
+            shards=shards,
         )
         if scene is not None:
             out_of_scene, special = jnp.split(special, [num_of_scene])
@@ -336,21 +348,88 @@ def sampled_attention(
             special = special.reshape(s, num_special, n, h)
             out = lax.dynamic_update_slice(out, special, (np.int32(0),) * 4)
 
+    stats = _stats(
+        n,
+        frames=frames,
+        tokens_per_frame=p,
+        num_special=num_special,
+        num_of_scene=num_of_scene,
+        num_sampled=num_sampled,
+        special_see_sample=special_see_sample,
+        error=error,
+    )
+    return out, out_of_scene, stats
+
+
+def _stats(
+    num_heads,
+    *,
+    frames,
+    tokens_per_frame,
+    num_special,
+    num_of_scene,
+    num_sampled,
+    special_see_sample,
+    error,
+) -> AttentionStats:
+    """What attention did in each head, given how many patches were sampled, and the error."""
+    p = tokens_per_frame
     of_frames = jnp.maximum(jnp.float32(frames), 1.0)
     seen = of_frames * num_special + num_of_scene + num_sampled.astype(jnp.float32)
     seen /= of_frames * p + num_of_scene
     # Queries that see the sample, and those that see everything, but for tokens of the scene.
     exact = 0 if special_see_sample else num_special
     done = ((p - exact) * seen + exact) / p
-    of_heads = lambda value: jnp.broadcast_to(jnp.asarray(value, jnp.float32), (n,))
-    stats = AttentionStats(
+    of_heads = lambda value: jnp.broadcast_to(jnp.asarray(value, jnp.float32), (num_heads,))
+    return AttentionStats(
         density=of_heads(seen),
         covered=of_heads(jnp.nan),
         saved=of_heads(1 - done),
         entropy=of_heads(jnp.nan),
-        error=jnp.where(num_sampled < frames * num_patches, error, 0.0),
+        error=jnp.where(num_sampled < frames * (p - num_special), error, 0.0),
     )
-    return out, out_of_scene, stats
+
+
+def _of_special_queries(
+    q, k, v, *, num_special, tokens_per_frame, num_frames, scene, attend, implementation, shards
+) -> Float[Array, "t n h"]:
+    """What special queries of a scene [s p n h] and of its frames get, who see everything but
+    padding: those of the scene, and of the frames of this device.
+
+    Args:
+        tokens_per_frame: how many of them count.
+        attend: `dense_attention` with its settings.
+        implementation: of attention to the keys of one device of several.
+    """
+    s, width, n, h = q.shape
+    hidden = np.float32(-np.inf)
+    special = q[:, :num_special].reshape(s * num_special, n, h)
+    counts, bias = (np.arange(width) < tokens_per_frame)[None], None
+    if num_frames is not None:
+        here = num_frames if shards is None else num_frames - shards.first(s)
+        counts = leading(here, s)[:, None] & counts
+    if num_frames is not None or width > tokens_per_frame:
+        counts = jnp.broadcast_to(counts, (s, width))
+        bias = jnp.where(counts, np.float32(0), hidden).reshape(-1)
+    k, v = (x.reshape(s * width, n, h) for x in (k, v))
+    if shards is None:
+        return _to_everything(special, k, v, bias, scene=scene, attend=attend)
+    if scene is not None:
+        # Its keys are everywhere, and count on the first device alone.
+        bias = jnp.zeros(len(k), jnp.float32) if bias is None else bias
+        on_first = jnp.where(shards.first(1) == 0, np.float32(0), hidden)
+        bias = jnp.concatenate([bias, jnp.broadcast_to(on_first, (len(scene.k),))])
+        k, v = (jnp.concatenate(pair) for pair in zip((k, v), scene[1:], strict=True))
+    queries = shards.all(special, axis=0)
+    if scene is not None:
+        queries = jnp.concatenate([scene.q, queries])
+    key_bias = None if bias is None else jnp.broadcast_to(bias[None], (n, len(bias)))
+    partly = functools.partial(
+        block_sparse_attention, key_bias=key_bias, implementation=implementation
+    )
+    out = attend_on_all_devices(queries, k, v, partly, shards, block_q=128, block_k=64)
+    of_scene, special = jnp.split(out, [len(out) - s * num_special * shards.num])
+    return jnp.concatenate([of_scene, shards.own(special, s * num_special)])
 
 
 def _to_everything(q, k, v, bias, *, scene: SceneTokens | None, attend) -> Float[Array, "t n h"]:
@@ -367,56 +446,6 @@ def _to_everything(q, k, v, bias, *, scene: SceneTokens | None, attend) -> Float
     if bias is not None:
         key_bias = jnp.broadcast_to(bias[None, None], (1, q.shape[1], len(bias)))
     return attend(q[None], k[None], v[None], key_bias=key_bias)[0]
-
-
-def _probes(num_that_count, num_patches, num_special, width) -> Int[Array, " probes"]:
-    """Tokens of patches, spread evenly over those that count."""
-    patch = jnp.arange(_NUM_PROBES, dtype=jnp.float32) * (jnp.float32(1 / _NUM_PROBES))
-    num_that_count = jnp.int32(num_that_count)
-    patch = (patch * num_that_count.astype(jnp.float32)).astype(jnp.int32)
-    patch = jnp.clip(patch, 0, jnp.maximum(num_that_count - 1, 0))
-    return patch // num_patches * width + num_special + patch % num_patches
-
-
-def _sampling_error(
-    q: Float[Array, "probes n h"],
-    k: Float[Array, "keys n h"],
-    v: Float[Array, "keys n h"],
-    bias: Float[Array, " keys"],
-    *,
-    first_sampled: int,
-) -> Float[Array, " n"]:
-    """The sampling error of attention to keys, as a share of the root mean square of its results.
-
-    Half of the difference of two estimates, by every other sampled key, whose weights are doubled.
-    That is the standard deviation of their mean, if halves are independent; they are spread
-    evenly, and so are a little better together.
-
-    Args:
-        bias: added to the scores of all heads; -inf for keys that do not count.
-        first_sampled: from which key on they are a sample.
-    """
-    q, k, v = (lax.stop_gradient(x) for x in (q, k, v))
-    place = np.arange(len(k))
-    is_even, is_sampled = place % 2 == 0, place >= first_sampled
-    scores = jnp.einsum("pnh,knh->npk", q, k, preferred_element_type=jnp.float32)
-    scores = scores * np.float32(q.shape[-1] ** -0.5) + bias[None, None]
-    top = jnp.max(scores, axis=-1, keepdims=True)
-    weights = jnp.exp(scores - jnp.where(top > -jnp.inf, top, 0.0))
-
-    def by_half(half):
-        count = np.where(is_sampled, 2.0 * half, 1.0).astype(np.float32)
-        of_half = weights * count[None, None]
-        total = jnp.maximum(jnp.sum(of_half, axis=-1), jnp.finfo(jnp.float32).tiny)
-        summed = jnp.einsum(
-            "npk,knh->pnh", of_half.astype(v.dtype), v, preferred_element_type=jnp.float32
-        )
-        return summed / total.T[..., None]
-
-    one, other = by_half(is_even), by_half(~is_even)
-    mean_square = lambda x: jnp.mean(jnp.square(x), axis=(0, 2))
-    size = jnp.maximum(mean_square((one + other) / 2), jnp.finfo(jnp.float32).tiny)
-    return jnp.sqrt(mean_square((one - other) / 2) / size)
 
 
 def _in_tiles(num_special, tokens, biases):

@@ -1,0 +1,139 @@
+"""A program of its own, because JAX settles the number of CPU devices when it starts: reconstructs
+frames on eight of them and on one, and prints how far the results are from each other, as JSON.
+
+    python many_devices.py attention|model|infer ARGUMENT.. DEVICES
+"""
+
+import dataclasses
+import json
+import sys
+
+import conftest
+import jax
+import jax.numpy as jnp
+import numpy as np
+from models.made_up_model import FAMILY, MadeUpConfig
+
+import vggt_jax
+from pallas_kernels import tuned
+from vggt_jax.layers.attention import Dense
+from vggt_jax.layers.precision import Precision
+from vggt_jax.layers.scene_attention import SceneTokens
+from vggt_jax.layers.shards import map_frames, mesh_of
+from vggt_jax.models import register
+from vggt_jax.models.loading import abstract_model
+from vggt_jax.pipeline import plan, streaming
+
+B, S, SPECIAL, GRID, N, H = 2, 8, 3, (3, 5), 2, 16
+WIDTH = SPECIAL + GRID[0] * GRID[1] + 2  # two tokens of padding
+SAMPLED = vggt_jax.Sampled(num_keys=17, min_tokens=0)
+BLOCKS = vggt_jax.BlockSparse(sparse_ratio=0.7, block_q=7, block_k=4, min_tokens=0)
+WAYS = {
+    "dense": Dense(),
+    "sampled": SAMPLED,
+    "sampled special": dataclasses.replace(SAMPLED, sample_special_queries=True),
+    # Blocks of 7 queries of 15 patches in a frame: no device begins with a block but the first.
+    "blocks": BLOCKS,
+    "blocks and a sample": dataclasses.replace(
+        BLOCKS, sample_ratio=0.3, block_q=8, score_block_q=4
+    ),
+}
+
+
+def error(found, expected):
+    """The largest difference between trees, as a share of the largest number of each array; they
+    must lack the same things."""
+    worst = 0.0
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+        np.testing.assert_array_equal(np.isnan(x), np.isnan(y))
+        x, y = np.nan_to_num(x), np.nan_to_num(y)
+        worst = max(worst, float(np.abs(x - y).max() / max(np.abs(y).max(), 1e-30)))
+    return worst
+
+
+def attention(num_devices):
+    """Every way to attend, with padded frames and tokens of the scene."""
+    draw = lambda seed, *shape: jax.random.normal(jax.random.key(seed), shape)
+    frames = [draw(i, B, S, WIDTH, N, H) for i in range(3)]
+    of_scene = SceneTokens(*(draw(9 + i, B, 2, N, H) for i in range(3)))
+    mesh = mesh_of(jax.devices()[:num_devices])
+    settings = {
+        "num_special": SPECIAL,
+        "grid": GRID,
+        "token_order": "raster",
+        "precision": Precision.from_compute_dtype(jnp.float32),
+    }
+
+    def run(value, shards, frames, of_scene, num_frames):
+        out, scene_out, stats = value.attend(
+            *frames,
+            layer=jnp.int32(1),
+            num_frames=num_frames,
+            scene=of_scene,
+            shards=shards,
+            **settings,
+        )
+        # Tokens beyond the patches mean nothing.
+        return out[:, :, : SPECIAL + GRID[0] * GRID[1]], (scene_out, stats)
+
+    errors, num_frames = {}, jnp.array([5, 8])
+    for name, value in WAYS.items():
+
+        def on_mesh(frames, scene, num_frames, value=value):
+            fn = lambda whole, split, shards: run(value, shards, split, *whole)
+            return map_frames(fn, mesh, (scene, num_frames), frames)
+
+        found = jax.jit(on_mesh)(frames, of_scene, num_frames)
+        alone = jax.jit(lambda *arrays, value=value: run(value, None, *arrays))
+        errors[name] = error(found, alone(frames, of_scene, num_frames))
+    return errors
+
+
+def model(name, value, num_devices):
+    """A whole model, of whose eight frames seven count."""
+    config = {
+        "vggt": conftest.TINY,
+        "pi3": conftest.TINY_PI3,
+        "mapanything": conftest.TINY_MAPANYTHING,
+    }[name]
+    made = conftest.with_random_parameters(abstract_model(config))
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (8, 28, 42, 3), np.uint8)
+    options = {"attention": WAYS[value], "compute_dtype": jnp.float32, "num_frames": np.int32(7)}
+    run = jax.jit(vggt_jax.reconstruct, static_argnames=("attention", "compute_dtype", "mesh"))
+    found = run(made, images, mesh=mesh_of(jax.devices()[:num_devices]), **options)
+    expected = run(made, images, **options)
+    found, expected = (
+        {k: np.asarray(v)[:7] for k, v in vars(x).items() if isinstance(v, jax.Array)}
+        for x in (found, expected)
+    )
+    return {key: error(found[key], expected[key]) for key in expected}
+
+
+def infer(value, how, num_devices):
+    """Five frames through `infer`, by a model that compiles fast; maps leave the devices at once, or
+    streamed in pieces of two frames of each."""
+    register(FAMILY)
+    made = conftest.with_random_parameters(abstract_model(MadeUpConfig()))
+    images = np.random.default_rng(0).integers(0, 256, (5, 28, 42, 3), np.uint8)
+    options = {"model": made, "attention": WAYS[value], "compute_dtype": jnp.float32}
+    expected = vggt_jax.infer(images, **options)
+    original, changed = tuned.value, {"streaming.frames_in_piece": 2}
+    if how == "streamed":
+        plan.is_streamed = lambda *size: True
+        streaming.tuned.value = lambda name: changed.get(name) or original(name)
+    found = vggt_jax.infer(images, devices=num_devices, **options)
+    names = ("camera_from_world", "depth", "world_points", "world_points_confidence")
+    if value != "dense":
+        names += ("attention_stats",)
+    assert found.depth.shape == expected.depth.shape == (5, 28, 42)
+    return {name: error(getattr(found, name), getattr(expected, name)) for name in names}
+
+
+if __name__ == "__main__":
+    case, *arguments, number = sys.argv[1:]
+    jax.config.update("jax_num_cpu_devices", 8)
+    jax.config.update("jax_disable_most_optimizations", True)
+    cases = {"attention": attention, "model": model, "infer": infer}
+    print(json.dumps(cases[case](*arguments, int(number))))

@@ -1,0 +1,84 @@
+"""The heads of a model where the frames of a scene are divided over devices."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from vggt_jax.layers.shards import map_frames
+from vggt_jax.models.base import SceneModel
+from vggt_jax.trunk.alternation import TrunkOutput
+from vggt_jax.trunk.token_layout import TokenLayout
+
+
+def decode_scene(
+    mesh: Mesh | None,
+    model: SceneModel,
+    trunk: TrunkOutput,
+    layout: TokenLayout,
+    *,
+    query_points: Array | None,
+    num_frames: Array | None,
+    **static: Any,
+) -> dict[str, Any]:
+    """`SceneModel.decode_scene`, done by every device of a mesh alike, with what it reads of the
+    frames of all.
+
+    Args:
+        mesh: None for one device.
+        static: `attention` and `compute_dtype`.
+    """
+    if mesh is None:
+        arrays: Any = {"query_points": query_points, "num_frames": num_frames}
+        return model.decode_scene(trunk, layout, **arrays, **static)
+
+    def run(whole, _, shards):
+        del shards
+        model, trunk, query_points, num_frames = whole
+        arrays = {"query_points": query_points, "num_frames": num_frames}
+        return {}, model.decode_scene(trunk, layout, **arrays, **static)
+
+    return map_frames(run, mesh, (model, trunk, query_points, num_frames), {})[1]
+
+
+def decode_frames(
+    mesh: Mesh | None,
+    model: SceneModel,
+    trunk: TrunkOutput,
+    layout: TokenLayout,
+    *,
+    read: Mapping[str, Any],
+    start: Array | None = None,
+    num: int | None = None,
+    **static: Any,
+) -> dict[str, Any]:
+    """`SceneModel.decode_frames`, done by each device of a mesh for its frames.
+
+    Args:
+        mesh: None for one device.
+        read: outputs of `decode_scene` that it takes besides.
+        start, num: of the frames of each device so many from there on; None for all.
+        static: `attention` and `compute_dtype`.
+    """
+
+    def decode(model, trunk, read, start):
+        if num is not None:
+            take = lambda x: jax.lax.dynamic_slice_in_dim(x, start, num, axis=1)
+            trunk = trunk.of_frames(take)
+        return model.decode_frames(trunk, layout, **read, **static)
+
+    if mesh is None:
+        return decode(model, trunk, read, start)
+    # What is of frames is divided, the rest is everywhere.
+    of_frames, of_scene = trunk.parts()
+    make: Any = functools.partial(TrunkOutput, layers=trunk.layers)
+
+    def run(whole, of_frames, shards):
+        del shards
+        model, of_scene, read, start = whole
+        return decode(model, make(**of_frames, **of_scene), read, start), {}
+
+    return map_frames(run, mesh, (model, of_scene, read, start), of_frames)[0]
