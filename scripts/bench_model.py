@@ -427,6 +427,7 @@ def profile_kernels(call) -> dict:
 def kind_of_kernel(name: str) -> str:
     lower = name.lower()
     for kind, marks in (
+        ("between devices", ("nccl",)),
         ("matrix product", ("gemm", "nvjet", "cublas", "linear_mosaic")),
         ("attention", ("sdpa", "flash", "fmha", "fprop_sm90_flash", "block_sparse", "mosaic")),
         ("norms and RoPE of queries and keys", ("norm_rope",)),

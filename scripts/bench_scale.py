@@ -1,0 +1,180 @@
+"""Times one scene on one and on several GPUs, and says what each of them needed.
+
+    python scripts/bench_scale.py --out docs/benchmarks/scale_h200.jsonl
+    python scripts/bench_scale.py --frames 200 --ways dense --devices 1 2 --profile
+
+VGGT-1B with random weights in bfloat16, frames of 518x518, from the host to the host as `infer`
+runs it. One JSON line for each number of frames, way to attend and number of devices: the median of
+some calls in milliseconds and their spread, the peak of each device so far, and what XLA says the
+program of the scene needs on a device. Then one line for each that ran on several numbers of
+devices: how many times faster it was than on the fewest, beside what `docs/scale.md` expects of the
+exchange between devices.
+
+Each number of devices has a process of its own, in which ways to attend follow one another from the
+one that needs least memory to that which needs most, so that each peak is its own.
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+import time
+
+WAYS = {"sampled": {"num_keys": 10_240}, "blocks": {"sparse_ratio": 0.75}, "dense": {}}
+LAYERS, CHANNELS, NUM_SPECIAL = 24, 1024, 5
+SIZE = (518, 518)
+TOKENS = (SIZE[0] // 14) * (SIZE[1] // 14) + NUM_SPECIAL
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--frames", type=int, nargs="+", default=[200, 400])
+    parser.add_argument("--devices", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--profile", action="store_true",
+                        help="also sum kernel times by kind, of all devices together")  # fmt: skip
+    parser.add_argument("--out", type=pathlib.Path, help="file to append JSON lines to")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        for frames in sorted(args.frames):
+            for way in (name for name in WAYS if name in args.ways):
+                line = run_case(frames, way, args.devices[0], args.repeats, args.profile)
+                print(json.dumps(line), flush=True)
+        return
+    lines = []
+    for frames in args.frames:
+        for devices in args.devices:
+            for line in run_child(args, frames, devices):
+                lines.append(line)
+                write(line, args.out)
+    for line in speedups(lines):
+        write(line, args.out)
+
+
+def write(line: dict, out: pathlib.Path | None):
+    print(json.dumps(line), flush=True)
+    if out is not None:
+        with out.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def run_child(args, frames: int, devices: int):
+    """The lines of a process for one number of frames and of devices, as they come."""
+    command = [sys.executable, __file__, "--child", "--ways", *args.ways]
+    command += ["--frames", str(frames), "--devices", str(devices), "--repeats", str(args.repeats)]
+    command += ["--profile"] if args.profile else []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            if line.startswith("{"):
+                yield json.loads(line)
+    if child.returncode:
+        yield {"frames": frames, "devices": devices, "error": f"exit code {child.returncode}"}
+
+
+def run_case(frames: int, way: str, devices: int, repeats: int, profile: bool) -> dict:
+    import jax
+    import numpy as np
+    from bench_model import attention_of, describe_jax, gib, profile_kernels, time_calls
+
+    from vggt_jax.pipeline.inputs import read
+    from vggt_jax.pipeline.options import Options
+    from vggt_jax.pipeline.placing import placed
+    from vggt_jax.pipeline.plan import plan_scene
+    from vggt_jax.pipeline.run import program_for, scene_arguments
+
+    model = released_model()
+    images = np.random.default_rng(1).integers(0, 256, (frames, *SIZE, 3), np.uint8)
+    options = Options(
+        model=model,
+        attention=attention_of(WAYS[way]),
+        devices=devices,
+        pad_frames=False,
+        memory_check=False,
+    )
+    scene = read(images, model, options)
+    plan = plan_scene(scene, model, options)
+    arguments = scene_arguments(scene, plan)
+    model, _ = placed(plan.mesh, model, {})
+    start = time.perf_counter()
+    program = program_for(model, arguments, plan, options, compile_now=True)
+    compile_s = time.perf_counter() - start
+    call = lambda: program(model, **arguments)
+    timing = time_calls(call, repeats)
+    of_scene = program.scene.memory_analysis() if plan.streamed else None
+    peaks = [device.memory_stats()["peak_bytes_in_use"] for device in jax.devices()[:devices]]
+    line = {
+        **describe_jax(),
+        "frames": frames,
+        "way": way,
+        "devices": devices,
+        **WAYS[way],
+        "streamed": plan.streamed,
+        "compile_s": round(compile_s, 1),
+        **timing,
+        "peak_gib": [gib(peak) for peak in peaks],
+        "estimate_gib": gib(plan.memory.needed.total),
+        "temporaries_gib": gib(of_scene.temp_size_in_bytes) if of_scene else None,
+    }
+    if profile:
+        line["kernel_ms"] = profile_kernels(call)
+    return line
+
+
+def released_model():
+    """VGGT-1B with random weights, those of products in bfloat16: made once in a process."""
+    import jax
+    import jax.numpy as jnp
+    from random_model import random_model, released_config
+
+    from vggt_jax.models.loading import with_dtype
+
+    if not hasattr(released_model, "made"):
+        model = with_dtype(random_model(released_config("vggt")), jnp.bfloat16)
+        released_model.made = jax.block_until_ready(model)
+    return released_model.made
+
+
+def exchanged_bytes(way: str, frames: int, devices: int) -> float:
+    """What a device gets from others in all layers, by count: bfloat16, results in float32."""
+    others = (devices - 1) / devices
+    if way == "sampled":
+        special = frames * NUM_SPECIAL
+        keys = 2 * 2 * CHANNELS * (special + WAYS["sampled"]["num_keys"])
+        # A sum over devices takes twice that share of it in a ring.
+        queries, results = 2 * CHANNELS * special, 4 * CHANNELS * special
+        return LAYERS * (2 * others * keys + others * queries + (devices - 1) * results)
+    return LAYERS * others * 2 * 2 * CHANNELS * frames * TOKENS
+
+
+def speedups(lines: list[dict]) -> list[dict]:
+    """How many times faster several devices are than the fewest, for each scene and way."""
+    found, measured = [], [line for line in lines if "ms" in line]
+    for line in measured:
+        alike = [x for x in measured if (x["frames"], x["way"]) == (line["frames"], line["way"])]
+        fewest = min(alike, key=lambda x: x["devices"])
+        if line["devices"] == fewest["devices"]:
+            continue
+        found.append(
+            {
+                "frames": line["frames"],
+                "way": line["way"],
+                "devices": line["devices"],
+                "than": fewest["devices"],
+                "times": round(fewest["ms"] / line["ms"], 3),
+                "share_of_peak": round(max(line["peak_gib"]) / max(fewest["peak_gib"]), 3),
+                "exchanged_gb": round(
+                    exchanged_bytes(line["way"], line["frames"], line["devices"]) / 1e9, 2
+                ),
+            }
+        )
+    return found
+
+
+if __name__ == "__main__":
+    main()
