@@ -53,15 +53,22 @@ def random_positions(
 
 
 def look_at(
-    key: Array, positions: Float[Array, "s 3"], target: Float[Array, "3"]
+    key: Array,
+    positions: Float[Array, "s 3"],
+    target: Float[Array, "#s 3"],
+    up: Float[Array, "3"],
 ) -> Float[Array, "s 3 4"]:
-    """`camera_from_world` of cameras that look about at a place, upright but for a little roll."""
+    """`camera_from_world` of cameras that look about at a place, upright but for a little roll.
+
+    Args:
+        target: the place, one for all or one each.
+        up: what upright is; never along the view.
+    """
     draw = Draws(key, 4 * len(positions))
-    target = target[None]
     distance = length(target - positions)[:, None]
     jitter = _JITTER * distance / 2 * draw.normal(*positions.shape)
     forward = unit(target + jitter - positions)
-    right = unit(jnp.cross(forward, jnp.array([[0.0, 0.0, 1.0]], jnp.float32)))
+    right = unit(jnp.cross(forward, up[None]))
     down = jnp.cross(forward, right)
     roll = jnp.deg2rad(_ROLL) * draw.normal(len(positions), 1)
     right, down = (
@@ -83,3 +90,14 @@ def random_intrinsics(
     focal = (max(size) / 2) / jnp.tan(field_of_view / 2)
     rows = [[focal, 0.0, width / 2], [0.0, focal, height / 2], [0.0, 0.0, 1.0]]
     return jnp.broadcast_to(jnp.array(rows), (num_frames, 3, 3))
+
+
+def off_centre(
+    key: Array, ranges: Ranges, intrinsics: Float[Array, "s 3 3"], size: tuple[int, int]
+) -> Float[Array, "s 3 3"]:
+    """The same cameras with a principal point beside the middle, as of cut pictures; of all frames the same."""
+    key, key_amount = jax.random.split(jax.random.fold_in(key, 1))
+    low, high = ranges["off_centre"]
+    amount = jax.random.uniform(key_amount, (), jnp.float32, low, high) * max(size)
+    shift = jnp.clip(jax.random.normal(key, (2,), jnp.float32), -2.0, 2.0)
+    return intrinsics.at[:, :2, 2].add(amount * shift)

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Literal
 
 Range = tuple[float, float]
-Split = Literal["train", "validation", "test"]
+Split = Literal["train", "validation", "test", "wide-train", "wide-validation", "wide-test"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,42 @@ class Family:
     arc: Range = (25.0, 150.0)
     walk: float = 0.3
     field_of_view: Range = (48.0, 82.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WideFamily(Family):
+    """Ranges of a scene of the wide world, whose cameras move as people hold and carry them.
+
+    `arc`, `walk`, `eye` and `distance` of the paths are read as `paths` says.
+
+    Attributes:
+        paths: how often each of `wide_cameras.PATHS` is taken, in any unit.
+        narrow: the second side of the floor, as a share of the first.
+        reach: how far cameras move or turn in all, in widths of a picture, for 8 frames; evenly by
+            its logarithm.
+        down: how far above the horizon a drone's cameras look down, in degrees.
+        off_centre: of the principal point from the middle, as a share of the longer side; the
+            standard deviation.
+        rows: share of scenes with a grid of equal boxes.
+        thin: share of things that are boards or poles.
+        plain: share of surfaces of one colour.
+        pictured: share of surfaces with a picture, where there are pictures.
+        tile: side of a picture on a surface, in metres.
+        lamps: strength of each lamp after the first, which alone casts shadows.
+    """
+
+    field_of_view: Range = (20.0, 76.0)
+    paths: tuple[float, ...] = (3.0, 1.0, 2.0, 2.0, 1.5, 2.0, 0.0)
+    narrow: Range = (0.6, 1.0)
+    reach: Range = (0.15, 5.0)
+    down: Range = (35.0, 90.0)
+    off_centre: Range = (0.0, 0.04)
+    rows: float = 0.4
+    thin: float = 0.25
+    plain: float = 0.25
+    pictured: float = 0.75
+    tile: Range = (0.3, 3.0)
+    lamps: Range = (0.0, 0.7)
 
 
 FAMILIES = {
@@ -115,9 +151,102 @@ FAMILIES = {
 }
 """All families by name."""
 
+WIDE_FAMILIES = {
+    "home": WideFamily(room=(3.5, 7.0), object_size=(0.08, 0.6), spread=(0.2, 2.6)),
+    "desk": WideFamily(
+        room=(3.0, 6.0),
+        pedestal=(0.4, 0.9),
+        object_size=(0.04, 0.22),
+        spread=(0.05, 0.8),
+        raised=0.8,
+        distance=(0.7, 1.8),
+        eye=(0.9, 1.8),
+        target=(0.6, 0.9),
+        tile=(0.1, 1.5),
+        paths=(5.0, 1.0, 0.5, 1.0, 0.3, 2.5, 0.0),
+    ),
+    "corridor": WideFamily(
+        room=(8.0, 18.0),
+        narrow=(0.16, 0.4),
+        object_size=(0.1, 0.5),
+        spread=(0.5, 6.0),
+        hung=0.5,
+        distance=(1.5, 5.0),
+        paths=(0.5, 2.0, 4.0, 1.5, 1.0, 1.0, 0.0),
+    ),
+    "garden": WideFamily(
+        room=(14.0, 30.0),
+        ceiling=(8.0, 14.0),
+        is_open=1.0,
+        object_size=(0.15, 1.2),
+        spread=(0.3, 6.0),
+        hung=0.0,
+        distance=(2.0, 7.0),
+        eye=(0.7, 2.4),
+        tile=(0.5, 6.0),
+        paths=(3.0, 1.0, 2.0, 2.0, 1.0, 2.0, 0.5),
+    ),
+    "facade": WideFamily(
+        room=(16.0, 36.0),
+        ceiling=(10.0, 16.0),
+        is_open=1.0,
+        pedestal=(2.0, 5.0),
+        object_size=(0.3, 1.6),
+        spread=(2.0, 8.0),
+        raised=0.6,
+        hung=0.0,
+        distance=(5.0, 14.0),
+        eye=(1.2, 2.2),
+        target=(1.0, 4.0),
+        rows=0.9,
+        tile=(0.8, 8.0),
+        paths=(1.5, 1.0, 1.0, 4.0, 0.5, 2.0, 0.5),
+    ),
+    "aerial": WideFamily(
+        room=(60.0, 110.0),
+        ceiling=(40.0, 60.0),
+        is_open=1.0,
+        object_size=(0.8, 5.0),
+        spread=(2.0, 28.0),
+        raised=0.1,
+        hung=0.0,
+        distance=(10.0, 26.0),
+        eye=(12.0, 34.0),
+        target=(0.0, 2.0),
+        tile=(2.0, 30.0),
+        paths=(1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 6.0),
+    ),
+    # Only in the test split.
+    "workshop": WideFamily(
+        room=(5.0, 9.0),
+        object_size=(0.06, 0.5),
+        spread=(0.2, 3.0),
+        raised=0.5,
+        thin=0.5,
+        distance=(1.2, 3.2),
+    ),
+    "square": WideFamily(
+        room=(20.0, 40.0),
+        ceiling=(10.0, 16.0),
+        is_open=0.8,
+        object_size=(0.3, 1.5),
+        spread=(1.0, 10.0),
+        hung=0.1,
+        distance=(4.0, 10.0),
+        eye=(1.0, 3.0),
+        rows=0.7,
+        tile=(0.8, 8.0),
+        paths=(2.0, 1.0, 2.0, 2.0, 1.0, 2.0, 1.0),
+    ),
+}
+"""Families of the wide world by name."""
+
 SPLITS: dict[Split, tuple[str, ...]] = {
     "train": ("room", "tabletop", "yard", "hall"),
     "validation": ("room", "tabletop", "yard", "hall"),
     "test": ("cellar", "arcade"),
+    "wide-train": ("home", "desk", "corridor", "garden", "facade", "aerial"),
+    "wide-validation": ("home", "desk", "corridor", "garden", "facade", "aerial"),
+    "wide-test": ("workshop", "square"),
 }
 """Families of each split. Splits never share a scene: their random keys are kept apart too."""

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from vggt_jax.synthetic.solids import dot, first_hit, length, normals, total, unit
+from vggt_jax.synthetic.pictures import PictureBank, lay_on
+from vggt_jax.synthetic.solids import Solids, dot, first_hit, length, normals, total, unit
 from vggt_jax.synthetic.textures import clouds, color_at
 from vggt_jax.synthetic.world import World
 
@@ -18,8 +19,13 @@ def render(
     camera_from_world: Float[Array, "s 3 4"],
     intrinsics: Float[Array, "s 3 3"],
     size: tuple[int, int],
+    bank: PictureBank | None = None,
 ) -> tuple[Float[Array, "s height width 3"], Float[Array, "s height width"]]:
-    """Linear colours, and depth along the viewing axis in metres, 0 where there is sky."""
+    """Linear colours, and depth along the viewing axis in metres, 0 where there is sky.
+
+    Args:
+        bank: the pictures that materials lay on surfaces; None if they lay none.
+    """
     height, width = size
     columns = jnp.arange(width, dtype=jnp.float32)[None, None]
     rows = jnp.arange(height, dtype=jnp.float32)[None, :, None]
@@ -51,6 +57,10 @@ def render(
     footprint = depth * length(direction) / intrinsics[:, None, None, 0, 0] / slope
     material = world.materials[jnp.maximum(surface, 0)]
     color = color_at(material, local, footprint)
+    if material.layout is not None and bank is not None:
+        of_object = jnp.where(is_room, normal, _in_axes_of(world.solids, normal, solid))
+        picture = lay_on(bank, material.layout, local, of_object, footprint)
+        color = jnp.where((material.layout.picture >= 0)[..., None], picture, color)
 
     everywhere = (None, None, None)
     to_light = world.light[everywhere] - points
@@ -66,7 +76,10 @@ def render(
     halfway = jax.lax.optimization_barrier(to_light + view)
     glint = (dot(normal, halfway) / length(halfway).clip(1e-6)).clip(0.0) ** 40
     glint = material.shine * jnp.where(lit, glint, 0.0)
-    color = (color * (shade + direct)[..., None] + glint[..., None]) * world.tint[everywhere]
+    arriving = (shade + direct)[..., None] * world.tint[everywhere]
+    for i in range(len(world.lamps)):
+        arriving += _of_lamp(world.lamps[i], world.lamp_colors[i], points, normal)
+    color = color * arriving + glint[..., None] * world.tint[everywhere]
 
     is_sky = surface < 0
     up = -view[..., 2]
@@ -108,6 +121,21 @@ def is_visible(
     """Whether nothing lies between a place and a point on a surface (within a thousandth)."""
     distance, _ = cast(world, origin, points - origin)
     return distance > 1 - 1e-3
+
+
+def _of_lamp(place: Float[Array, "3"], light: Float[Array, "3"], points: Array, normal: Array):
+    """Light of a lamp without shadows, which falls off as that of the first does indoors."""
+    to_lamp = place - points
+    distance = length(to_lamp).clip(1e-3)
+    facing = (dot(normal, to_lamp) / distance).clip(0.0)
+    reach = 1.6 / (1 + 0.08 * jnp.minimum(distance, 8.0) ** 2)
+    return (facing * reach)[..., None] * light
+
+
+def _in_axes_of(solids: Solids, vectors: Array, solid: Array) -> Array:
+    """Directions in the world in the axes of a solid each."""
+    rotation = solids.rotation[solid]
+    return total(vectors[..., i, None] * rotation[..., i, :] for i in range(3))
 
 
 def _sees_light(world: World, points: Array, to_light: Array) -> Array:

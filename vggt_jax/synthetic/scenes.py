@@ -1,15 +1,19 @@
 """Batches of rendered scenes."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from vggt_jax import geometry
-from vggt_jax.synthetic.cameras import look_at, random_intrinsics, random_positions
-from vggt_jax.synthetic.families import FAMILIES, SPLITS, Family, Split
+from vggt_jax.synthetic.cameras import look_at, off_centre, random_intrinsics, random_positions
+from vggt_jax.synthetic.families import FAMILIES, SPLITS, WIDE_FAMILIES, Family, Split
+from vggt_jax.synthetic.photograph import photograph
+from vggt_jax.synthetic.pictures import PictureBank
 from vggt_jax.synthetic.render import is_visible, render
+from vggt_jax.synthetic.wide_cameras import wide_paths
 from vggt_jax.synthetic.world import Ranges, World, random_world
 
 _NOISE = 0.012  # standard deviation of a pixel's noise, at the most
@@ -54,6 +58,7 @@ def render_scenes(
     size: tuple[int, int],
     split: Split = "train",
     families: tuple[str, ...] | None = None,
+    bank: PictureBank | None = None,
 ) -> Scenes:
     """Draws and renders scenes: pure, deterministic in the key, for use under `jax.jit`.
 
@@ -64,20 +69,27 @@ def render_scenes(
         key: of `jax.random`.
         size: (height, width) in pixels.
         split: which families to draw from; the same key gives other scenes for another split.
-        families: names out of FAMILIES instead of those of the split.
+        families: names instead of those of the split, out of WIDE_FAMILIES for a split of the wide
+            world, of FAMILIES for another.
+        bank: pictures for surfaces of the wide world, see `picture_bank`; the other world has none.
 
     Raises:
-        ValueError: a split or a family is unknown.
+        ValueError: a split or a family is unknown, or there are pictures for a world that has none.
     """
     if split not in SPLITS:
         raise ValueError(f"{split=} is unknown; known are {', '.join(SPLITS)}")
     names = SPLITS[split] if families is None else families
-    if unknown := [name for name in names if name not in FAMILIES]:
-        raise ValueError(f"families {unknown} are unknown; known are {', '.join(FAMILIES)}")
+    is_wide = split.startswith("wide-")
+    known: Mapping[str, Family] = WIDE_FAMILIES if is_wide else FAMILIES
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"families {unknown} are unknown; known are {', '.join(known)}")
+    if bank is not None and not is_wide:
+        raise ValueError(f"{split=} takes no pictures; splits of the wide world do")
     key = jax.random.fold_in(key, list(SPLITS).index(split))
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(num_scenes, dtype=jnp.int32))
-    tables = _tables([FAMILIES[name] for name in names])
-    return jax.vmap(lambda key: _render_scene(key, tables, num_frames, size))(keys)
+    tables = _tables([known[name] for name in names])
+    render_scene = _render_wide_scene if is_wide else _render_scene
+    return jax.vmap(lambda key: render_scene(key, tables, num_frames, size, bank))(keys)
 
 
 def correspondences(
@@ -106,30 +118,78 @@ def correspondences(
     return jax.vmap(of_scene)(scenes.world, points, scenes.camera_from_world, scenes.intrinsics)
 
 
-def _tables(families: list[Family]) -> Ranges:
+def _tables(families: Sequence[Family]) -> Ranges:
     """The ranges of all families, one row each."""
     rows = [dataclasses.asdict(family) | _SHARED for family in families]
     return {name: jnp.array([row[name] for row in rows], jnp.float32) for name in rows[0]}
 
 
-def _render_scene(key: Array, tables: Ranges, num_frames: int, size: tuple[int, int]) -> Scenes:
+def _render_scene(
+    key: Array, tables: Ranges, num_frames: int, size: tuple[int, int], bank: None
+) -> Scenes:
     keys = jax.random.split(key, 8)
-    family = jax.random.randint(keys[0], (), 0, len(tables["room"]), jnp.int32)
-    ranges = {name: table[family] for name, table in tables.items()}
-    side = lambda key, name, shape: jax.random.uniform(
-        key, shape, jnp.float32, minval=ranges[name][0], maxval=ranges[name][1]
-    )
-    room = jnp.append(side(keys[1], "room", (2,)), side(keys[2], "ceiling", ())) / 2
+    ranges = _family(keys[0], tables)
+    room = _room(keys, ranges)
     positions, target = random_positions(keys[3], ranges, num_frames, room)
-    camera_from_world = look_at(keys[4], positions, target)
+    up = jnp.array([0.0, 0.0, 1.0], jnp.float32)
+    camera_from_world = look_at(keys[4], positions, target[None], up)
     intrinsics = random_intrinsics(keys[5], ranges, num_frames, size)
     # Nothing stands in a camera or right before one.
     shares = jnp.array(_CLEAR_AHEAD, jnp.float32)[:, None, None]
     ahead = positions[None] + shares * (target[None] - positions)[None]
     world = random_world(keys[6], ranges, ahead.reshape(-1, 3), room)
     linear, depth = render(world, camera_from_world, intrinsics, size)
+    images = _develop(keys[7], linear)
+    return _scenes(images, depth, camera_from_world, intrinsics, world)
+
+
+def _render_wide_scene(
+    key: Array, tables: Ranges, num_frames: int, size: tuple[int, int], bank: PictureBank | None
+) -> Scenes:
+    keys = jax.random.split(key, 9)
+    ranges = _family(keys[0], tables)
+    room = _room(keys, ranges)
+    narrow = jax.random.uniform(
+        keys[8], (), jnp.float32, minval=ranges["narrow"][0], maxval=ranges["narrow"][1]
+    )
+    room = room.at[1].multiply(narrow)
+    intrinsics = random_intrinsics(keys[5], ranges, num_frames, size)
+    half_angle = jnp.arctan(max(size) / 2 / intrinsics[0, 0, 0])
+    positions, target, up = wide_paths(keys[3], ranges, num_frames, room, 2 * half_angle)
+    camera_from_world = look_at(keys[4], positions, target, up)
+    intrinsics = off_centre(keys[5], ranges, intrinsics, size)
+    shares = jnp.array(_CLEAR_AHEAD, jnp.float32)[:, None, None]
+    ahead = positions[None] + shares * (target - positions)[None]
+    world = random_world(
+        keys[6],
+        ranges,
+        ahead.reshape(-1, 3),
+        room,
+        is_wide=True,
+        num_pictures=0 if bank is None else len(bank),
+    )
+    linear, depth = render(world, camera_from_world, intrinsics, size, bank)
+    images = photograph(keys[7], linear)
+    return _scenes(images, depth, camera_from_world, intrinsics, world)
+
+
+def _family(key: Array, tables: Ranges) -> Ranges:
+    """The ranges of one family, any."""
+    family = jax.random.randint(key, (), 0, len(tables["room"]), jnp.int32)
+    return {name: table[family] for name, table in tables.items()}
+
+
+def _room(keys: Array, ranges: Ranges) -> Float[Array, "3"]:
+    """Half the extent."""
+    side = lambda key, name, shape: jax.random.uniform(
+        key, shape, jnp.float32, minval=ranges[name][0], maxval=ranges[name][1]
+    )
+    return jnp.append(side(keys[1], "room", (2,)), side(keys[2], "ceiling", ())) / 2
+
+
+def _scenes(images, depth, camera_from_world, intrinsics, world) -> Scenes:
     return Scenes(
-        images=_develop(keys[7], linear),
+        images=images,
         depth=depth,
         valid=depth > 0,
         camera_from_world=camera_from_world,

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from vggt_jax.synthetic.draws import Draws
+from vggt_jax.synthetic.pictures import Layout
 from vggt_jax.synthetic.solids import dot, total, unit
 
 KINDS = ("marble", "checks", "stripes", "tiles", "speckles")
@@ -27,6 +28,8 @@ class Materials:
         offset: of the place, so that no two objects show the same part of a pattern.
         axis: unit vector across stripes.
         shine: strength of the highlight.
+        contrast: factor of all that varies, 0 for a surface of one colour; None for 1.
+        layout: of pictures; None where all surfaces have patterns.
     """
 
     kind: Int[Array, "*m"]
@@ -35,6 +38,8 @@ class Materials:
     offset: Float[Array, "*m 3"]
     axis: Float[Array, "*m 3"]
     shine: Float[Array, "*m"]
+    contrast: Float[Array, "*m"] | None = None
+    layout: Layout | None = None
 
     def __getitem__(self, index: Array) -> "Materials":
         return jax.tree.map(lambda x: x[index], self)
@@ -73,6 +78,8 @@ def color_at(
     coarse = _fractal(p, width, octaves=4, seed=1)  # [*p], about [-1, 1]
     fine = _fractal(p * 2.7, width * 2.7, octaves=3, seed=2)
     coarse, fine = jax.lax.optimization_barrier((coarse, fine))
+    if materials.contrast is not None:
+        coarse, fine = coarse * materials.contrast, fine * materials.contrast
 
     cell = jnp.floor(p)
     # Over an edge between cells, the share of the pixel on the near side.
@@ -89,6 +96,8 @@ def color_at(
 
     kind = materials.kind
     pattern = jax.lax.select_n(kind, 1.8 * coarse, parity, stripes, of_cell, speckles)
+    if materials.contrast is not None:
+        pattern, grout = pattern * materials.contrast, grout * materials.contrast
     a, b, c = (materials.colors[..., i, :] for i in range(3))
     mix = lambda x, y, share: x + (y - x) * share[..., None]
     color = mix(a, b, jnp.clip(0.5 + 0.5 * pattern, 0.0, 1.0))
