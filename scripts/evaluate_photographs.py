@@ -3,15 +3,16 @@
     python scripts/evaluate_photographs.py SCENES
     python scripts/evaluate_photographs.py SCENES --model MODEL --size 224 --steps 1 2 4 6
 
-SCENES is a folder of scenes, each with `transforms.json` of nerfstudio and the photographs that it names
-(camera_from_world and, if known, intrinsics). Frames are in the order of their names. For every step, each
-window of so many frames that many apart is a scene of its own: a window begins at every frame, so that no
-lucky one decides. Prints the mean over the windows of each scene with its standard error (of windows that
-share frames, which makes it too small), and the mean over the scenes of these means with the standard error
-over scenes. A scene with too few frames for a step is left out of that step. Depth is not judged.
+SCENES is a folder of scenes, each with `transforms.json` of nerfstudio and the photographs that it
+names (camera_from_world and, if known, intrinsics). Frames are in the order of their names. For
+every step, each window of so many frames that many apart is a scene of its own: a window begins at
+every frame, so that no lucky one decides. Prints the mean over the windows of each scene with its
+standard error (of windows that share frames, which makes it too small), and the mean over the
+scenes of these means with the standard error over scenes. A scene with too few frames for a step is
+left out of that step. Depth is not judged.
 
-`--shape square` cuts the middle square out of each photograph, `own` keeps its shape with the long side at
-the size.
+`--shape square` cuts the middle square out of each photograph, `own` keeps its shape with the long
+side at the size.
 """
 
 import argparse
@@ -44,8 +45,8 @@ def read_scene(folder: pathlib.Path, shape: str, size: int, patch_size: int) -> 
         size: the long side in pixels, a multiple of `patch_size`.
 
     Returns:
-        Images uint8 [s height width 3], and camera_from_world float32 [s 3 4], in the order of the names of the
-        files.
+        Images uint8 [s height width 3], and camera_from_world float32 [s 3 4], in the order of the
+        names of the files.
 
     Raises:
         InputError: a photograph is missing, or those of a scene come to different shapes.
@@ -78,7 +79,8 @@ def to_shape(image: Image.Image, shape: str, size: int, patch_size: int) -> np.n
 
 
 def windows(num_frames: int, num: int, step: int) -> Iterator[np.ndarray]:
-    """The frames of each window of `num` frames that are `step` apart, one from every first frame."""
+    """The frames of each window of `num` frames that are `step` apart, one from every first
+    frame."""
     for first in range(num_frames - (num - 1) * step):
         yield first + step * np.arange(num)
 

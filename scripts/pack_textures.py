@@ -3,13 +3,14 @@
     python scripts/pack_textures.py --out textures \\
         --source textures_of_a_game/ its_copyright_file --source photographs/ CC0-1.0
 
-Writes OUT/textures.tar, squares in WebP, and OUT/licences.csv: which file of which source each square came
-from, under which licence and of whom. The second word of a source is a machine-readable copyright file of
-Debian (https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/) or the name of one licence for all.
+Writes OUT/textures.tar, squares in WebP, and OUT/licences.csv: which file of which source each
+square came from, under which licence and of whom. The second word of a source is a machine-readable
+copyright file of Debian (https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/) or the
+name of one licence for all.
 
-A picture gives its whole, cut to a square, and, if it is large, cuts at random places and scales. Maps of
-normals, gloss and glow, small pictures and pictures with much transparency are left out. Squares are taken in
-turn from all pictures until the bytes are used up.
+A picture gives its whole, cut to a square, and, if it is large, cuts at random places and scales.
+Maps of normals, gloss and glow, small pictures and pictures with much transparency are left out.
+Squares are taken in turn from all pictures until the bytes are used up.
 """
 
 import argparse
@@ -33,7 +34,8 @@ _LARGE = 1.5  # a picture so many times the square gives cuts, too
 
 
 def read_copyright(path: pathlib.Path) -> list[tuple[list[str], str, str]]:
-    """Patterns of files, holder and licence of each paragraph of a Debian copyright file, in order."""
+    """Patterns of files, holder and licence of each paragraph of a Debian copyright file, in
+    order."""
     found = []
     for paragraph in path.read_text(encoding="utf-8").split("\n\n"):
         fields: dict[str, str] = {}
@@ -53,8 +55,8 @@ def read_copyright(path: pathlib.Path) -> list[tuple[list[str], str, str]]:
 def licence_of(path: pathlib.PurePath, paragraphs: list) -> tuple[str, str]:
     """Holder and licence of a file: of the last paragraph that names it, as the format says.
 
-    A packaged file lies in other folders than that of the source, so a pattern counts if it fits the end of
-    the path, or names the same file.
+    A packaged file lies in other folders than that of the source, so a pattern counts if it fits
+    the end of the path, or names the same file.
     """
     holder = licence = ""
     for patterns, of, name in paragraphs:

@@ -31,10 +31,10 @@ from vggt_jax.pipeline.reconstruct import reconstruct
 from vggt_jax.pipeline.run import with_known
 from vggt_jax.scene.reconstruction import Reconstruction
 from vggt_jax.training.initialization import initial_model
-from vggt_jax.training.loop import synthetic as rendered
 from vggt_jax.training.losses import LossWeights
 from vggt_jax.training.optimizer import OptimizerSettings, make_optimizer
 from vggt_jax.training.predict import Execution
+from vggt_jax.training.scenes import synthetic as rendered
 from vggt_jax.training.state import initial_state
 from vggt_jax.training.step import AXIS, Recipe, make_steps, make_validation
 from vggt_jax.training.variants import Variant

@@ -95,7 +95,8 @@ def random_intrinsics(
 def off_centre(
     key: Array, ranges: Ranges, intrinsics: Float[Array, "s 3 3"], size: tuple[int, int]
 ) -> Float[Array, "s 3 3"]:
-    """The same cameras with a principal point beside the middle, as of cut pictures; of all frames the same."""
+    """The same cameras with a principal point beside the middle, as of cut pictures; of all frames
+    the same."""
     key, key_amount = jax.random.split(jax.random.fold_in(key, 1))
     low, high = ranges["off_centre"]
     amount = jax.random.uniform(key_amount, (), jnp.float32, low, high) * max(size)

@@ -18,10 +18,11 @@ _STEP = 0.06  # of the highest frequencies of such a block, at the most; of brig
 
 
 def photograph(key: Array, linear: Float[Array, "s height width 3"]) -> Array:
-    """Linear light to stored values: exposure, white balance, lens, noise, tone, sharpening and compression.
+    """Linear light to stored values: exposure, white balance, lens, noise, tone, sharpening and
+    compression.
 
-    Strengths belong to the scene, and drift from frame to frame as those of automatic cameras do; a third of the
-    scenes has no drift.
+    Strengths belong to the scene, and drift from frame to frame as those of automatic cameras do; a
+    third of the scenes has no drift.
     """
     frames = linear.shape[0]
     key_draws, key_noise = jax.random.split(key)

@@ -6,6 +6,7 @@ import os
 import pathlib
 import tarfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,8 @@ class PictureBank:
     """Square pictures, each with its halves of size, all in one array.
 
     Attributes:
-        texels: one picture a row, its levels one after the other, the largest first; red, green and blue in a
+        texels: one picture a row, its levels one after the other, the largest first; red, green and
+            blue in a
             byte each, the lowest first, gamma 2.2.
     """
 
@@ -165,7 +167,8 @@ def read_pictures(source: str | os.PathLike) -> np.ndarray:
     """All pictures of a folder, uint8 [t SIDE SIDE 3], in the order of their names.
 
     Args:
-        source: holds pictures, in folders or not, and .tar files of pictures, as scripts/pack_textures.py
+        source: holds pictures, in folders or not, and .tar files of pictures, as
+            scripts/pack_textures.py
             writes them. Each is cut to a square in its middle.
 
     Raises:
@@ -174,17 +177,21 @@ def read_pictures(source: str | os.PathLike) -> np.ndarray:
     folder = pathlib.Path(source)
     if not folder.is_dir():
         raise InputError(f"textures {folder}: no such folder")
-    found = []
-    for name, data in _files(folder):
-        try:
-            with Image.open(io.BytesIO(data)) as image:
-                square = ImageOps.fit(image.convert("RGB"), (SIDE, SIDE), Image.Resampling.LANCZOS)
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise InputError(f"textures {name}: cannot be read ({error})") from error
-        found.append(np.asarray(square))
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(_square, _files(folder)))
     if not found:
         raise InputError(f"textures {folder}: holds no pictures and no .tar files of pictures")
     return np.stack(found)
+
+
+def _square(file: tuple[str, bytes]) -> np.ndarray:
+    name, data = file
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            square = ImageOps.fit(image.convert("RGB"), (SIDE, SIDE), Image.Resampling.LANCZOS)
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"textures {name}: cannot be read ({error})") from error
+    return np.asarray(square)
 
 
 def _files(folder: pathlib.Path) -> Iterator[tuple[str, bytes]]:

@@ -76,10 +76,10 @@ def render(
     halfway = jax.lax.optimization_barrier(to_light + view)
     glint = (dot(normal, halfway) / length(halfway).clip(1e-6)).clip(0.0) ** 40
     glint = material.shine * jnp.where(lit, glint, 0.0)
-    arriving = (shade + direct)[..., None] * world.tint[everywhere]
+    surface_color = color
+    color = (color * (shade + direct)[..., None] + glint[..., None]) * world.tint[everywhere]
     for i in range(len(world.lamps)):
-        arriving += _of_lamp(world.lamps[i], world.lamp_colors[i], points, normal)
-    color = color * arriving + glint[..., None] * world.tint[everywhere]
+        color += surface_color * _of_lamp(world.lamps[i], world.lamp_colors[i], points, normal)
 
     is_sky = surface < 0
     up = -view[..., 2]

@@ -9,8 +9,9 @@ from vggt_jax.synthetic.draws import Draws
 from vggt_jax.synthetic.world import Ranges
 
 PATHS = ("orbit", "approach", "forward", "sideways", "turn", "stand", "drone")
-"""Around a thing and towards it; walks along the view and across it; turns on the spot, looking out; several
-photographs of one thing from about one place; a drone that flies a line or an arc and looks down."""
+"""Around a thing and towards it; walks along the view and across it; turns on the spot, looking
+out; several photographs of one thing from about one place; a drone that flies a line or an arc and
+looks down."""
 _ORBIT, _APPROACH, _FORWARD, _SIDEWAYS, _TURN, _STAND, _DRONE = range(len(PATHS))
 _MARGIN = 0.3  # metres between a camera and the walls
 _HAND = 0.015  # metres, standard deviation of what a hand adds
@@ -26,8 +27,9 @@ def wide_paths(
 ) -> tuple[Float[Array, "s 3"], Float[Array, "s 3"], Float[Array, "3"]]:
     """Where cameras stand, what each looks at, and what upright is.
 
-    Half of the scenes have the frames in the order of the path, the others in any. How far cameras move and turn
-    follows from `reach`, so that neighbouring frames show nearly the same, or little in common.
+    Half of the scenes have the frames in the order of the path, the others in any. How far cameras
+    move and turn follows from `reach`, so that neighbouring frames show nearly the same, or little
+    in common.
 
     Args:
         room: half the extent, in metres.

@@ -120,24 +120,8 @@ def random_world(
     tilted = chance("tilted", k) & ~(has_pedestal & (place == 0))
     rotation = matrix_from_quaternion(jnp.where(tilted[:, None], anyhow, upright))
 
-    # Pictures and shelves: boxes flat on a wall.
-    hung = chance("hung", k) & (place < counts[0]) & (place >= 4) & ~is_open
-    wall = draw.integers(k, below=4)
-    along = draw.uniform(k, 2, low=-0.8, high=0.8)
-    axis, sign = wall // 2, 2 * (wall % 2).astype(jnp.float32) - 1
-    is_x = (axis == 0)[:, None]
-    on_wall = jnp.where(
-        is_x,
-        jnp.stack([sign * room[0], along[:, 0] * room[1]], axis=-1),
-        jnp.stack([along[:, 0] * room[0], sign * room[1]], axis=-1),
-    )
-    height = room[2] * (1 + 0.6 * along[:, 1])
-    flat = jnp.array([[0.06, 0.6, 0.5]], jnp.float32) * draw.uniform(k, 3, low=0.4, high=1.6)
-    flat = jnp.where(is_x, flat, flat[:, np.array([1, 0, 2], np.int32)])
-    hung_ = hung[:, None]
-    half = jnp.where(hung_, flat, half)
-    centre = jnp.where(hung_, jnp.concatenate([on_wall, height[:, None]], axis=-1), centre)
-    rotation = jnp.where(hung_[..., None], np.eye(3, dtype=np.float32), rotation)
+    can_hang = chance("hung", k) & (place < counts[0]) & (place >= 4) & ~is_open
+    half, centre, rotation = _hang(draw, can_hang, room, half, centre, rotation)
 
     share = between("objects")
     rank = jnp.concatenate([jnp.arange(n, dtype=jnp.float32) / n for n in counts])
@@ -174,6 +158,33 @@ def random_world(
         tint=tint,
         sky=sky,
     )
+
+
+def _hang(
+    draw: Draws, hung: Array, room: Array, half: Array, centre: Array, rotation: Array
+) -> tuple[Array, Array, Array]:
+    """Half the extent, centre and rotation with boxes as pictures and shelves, flat on walls.
+
+    Args:
+        hung: [k], which.
+    """
+    k = len(half)
+    wall = draw.integers(k, below=4)
+    along = draw.uniform(k, 2, low=-0.8, high=0.8)
+    axis, sign = wall // 2, 2 * (wall % 2).astype(jnp.float32) - 1
+    is_x = (axis == 0)[:, None]
+    on_wall = jnp.where(
+        is_x,
+        jnp.stack([sign * room[0], along[:, 0] * room[1]], axis=-1),
+        jnp.stack([along[:, 0] * room[0], sign * room[1]], axis=-1),
+    )
+    height = room[2] * (1 + 0.6 * along[:, 1])
+    flat = jnp.array([[0.06, 0.6, 0.5]], jnp.float32) * draw.uniform(k, 3, low=0.4, high=1.6)
+    flat = jnp.where(is_x, flat, flat[:, np.array([1, 0, 2], np.int32)])
+    hung_ = hung[:, None]
+    half = jnp.where(hung_, flat, half)
+    centre = jnp.where(hung_, jnp.concatenate([on_wall, height[:, None]], axis=-1), centre)
+    return half, centre, jnp.where(hung_[..., None], np.eye(3, dtype=np.float32), rotation)
 
 
 def _wide_materials(draw: Draws, ranges: Ranges, k: int, num_pictures: int) -> Materials:

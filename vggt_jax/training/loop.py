@@ -26,11 +26,11 @@ from vggt_jax.models.loading import (
 )
 from vggt_jax.models.vggt.config import VGGTConfig
 from vggt_jax.models.vggt.model import VGGT
-from vggt_jax.synthetic.families import Split
 from vggt_jax.training.checkpoints import Checkpoints
 from vggt_jax.training.initialization import abstract_vggt, initial_model, small_config
 from vggt_jax.training.normalization import PIXEL_CENTRE
 from vggt_jax.training.optimizer import make_optimizer
+from vggt_jax.training.scenes import read_textures, rendered
 from vggt_jax.training.settings import TrainSettings
 from vggt_jax.training.state import TrainState, initial_state, with_named
 from vggt_jax.training.step import AXIS, Recipe, Render, make_steps, make_validation
@@ -115,47 +115,38 @@ def train(
         del model
 
         training = make_steps_of_variants(
-            recipe(render or synthetic("train", settings.render_at_once)), variants, settings, mesh
+            recipe(render or rendered(settings, "train")), variants, settings, mesh
         )
         validation = make_validation(
-            recipe(render_validation or synthetic("validation", settings.render_at_once)),
+            recipe(render_validation or rendered(settings, "validation")),
             validation_variant,
             num_batches=settings.validation_batches,
             mesh=mesh,
         )
         key = jax.jit(lambda: jax.random.key(settings.seed), out_shardings=replicated)()
+        pictures = {
+            part: jax.device_put(data, replicated) for part, data in read_textures(settings).items()
+        }
         put = lambda number: jax.device_put(np.int32(number), replicated)
         programs: dict[str, Callable] = {
-            str(variant): lambda fn=fn: fn.lower(state, key, put(settings.total_steps)).compile()
+            str(variant): lambda fn=fn: fn.lower(
+                state, key, put(settings.total_steps), *pictures["train"]
+            ).compile()
             for variant, fn in training.items()
         }
         if settings.validate_every:
-            programs["validation"] = lambda: validation.lower(state.ema, key).compile()
+            programs["validation"] = lambda: validation.lower(
+                state.ema, key, *pictures["validation"]
+            ).compile()
         compiled = compile_all(programs, say)
         with replacing(settings.out / "settings.json") as file:
             file.write(json.dumps(settings.to_dict(), indent=2).encode() + b"\n")
         forget_later_lines(settings.out / _LOG, -1 if latest is None else latest)
-        run = _Run(settings, variants, compiled, checkpoints, abstract, key, put, start, say)
+        run = _Run(
+            settings, variants, compiled, pictures, checkpoints, abstract, key, put, start, say
+        )
         with _SignalsAskToStop() as stop:
             return run(state, stop)
-
-
-def synthetic(split: Split, at_once: int) -> Render:
-    """Scenes of the synthetic world, rendered a few at a time."""
-    from vggt_jax.synthetic import render_scenes
-
-    def render(keys, num_frames, size):
-        one = lambda key: jax.tree.map(
-            lambda x: x[0], render_scenes(key, 1, num_frames, size=size, split=split)
-        )
-        num = keys.shape[0]
-        if at_once == 0 or at_once >= num:
-            return jax.vmap(one)(keys)
-        # What does not divide would be compiled a second time, for the rest.
-        at_most = max(i for i in range(1, at_once + 1) if num % i == 0)
-        return jax.lax.map(one, keys, batch_size=at_most)
-
-    return render
 
 
 def make_steps_of_variants(recipe, variants, settings, mesh) -> dict[Variant, jax.stages.Wrapped]:
@@ -191,8 +182,11 @@ class _Run:
     """The loop over dispatches. Results of one are read after the next has been sent off, so that
     the device never waits for Python."""
 
-    def __init__(self, settings, variants, programs, checkpoints, model, key, put, start, say):
+    def __init__(
+        self, settings, variants, programs, pictures, checkpoints, model, key, put, start, say
+    ):
         self.settings, self.variants, self.programs = settings, variants, programs
+        self.pictures = pictures
         self.checkpoints, self.model, self.key, self.put = checkpoints, model, key, put
         self.start, self.say = start, say
         self.log_file = settings.out / _LOG
@@ -222,7 +216,9 @@ class _Run:
             if settings.fit_to_minutes and self.reported is not None:
                 self.total = max(self.steps_that_fit(), dispatch * per + 1)
             sent = time.monotonic()
-            state, found = self.programs[str(variant)](state, self.key, self.put(self.total))
+            state, found = self.programs[str(variant)](
+                state, self.key, self.put(self.total), *self.pictures["train"]
+            )
             dispatch += 1
             if pending is not None:
                 began = self.report(*pending, began)
@@ -314,7 +310,9 @@ class _Run:
         begin = time.monotonic()
         key = jax.jit(jax.random.fold_in, static_argnums=1)(self.key, _VALIDATION_KEY)
         key = jax.device_put(key, self.key.sharding)
-        found = jax.device_get(self.programs["validation"](state.ema, key))
+        found = jax.device_get(
+            self.programs["validation"](state.ema, key, *self.pictures["validation"])
+        )
         values = {name: float(x) for name, x in found.items()}
         self.log({"kind": "validation", "step": step, **values, "seconds": begin - self.start})
         parts = " ".join(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from typing import Literal
 
 from vggt_jax.errors import InputError
 from vggt_jax.training.losses import LossWeights
@@ -53,6 +54,12 @@ class TrainSettings:
     init: str | None = None
     """Fine-tune this checkpoint (ours, an official file, or a hub name such as facebook/VGGT-1B)
     instead of starting from random weights."""
+    world: Literal["plain", "wide"] = "plain"
+    """Which scenes: wide has crowded ones, several lamps, cameras as people hold them, and pictures
+    as cameras store them; the small model that ships learnt from plain."""
+    textures: pathlib.Path | None = None
+    """Folder of pictures of surfaces, or of .tar files of them (scripts/pack_textures.py), for the
+    wide world; every tenth is kept for validation."""
     freeze: tuple[str, ...] = ()
     """Beginnings of names of parameters that do not learn, such as encoder. or camera_head."""
     seed: int = 0
@@ -98,6 +105,8 @@ class TrainSettings:
             raise InputError("variants: at least one is needed")
         if unknown := set(self.execution.recompute) - set(PARTS):
             raise InputError(f"recompute: {sorted(unknown)} unknown; known are {', '.join(PARTS)}")
+        if self.textures is not None and self.world != "wide":
+            raise InputError("textures: only the wide world has pictures on its surfaces")
         if self.init is not None and self.config is not None:
             raise InputError("config: a checkpoint given by init has its own; leave one out")
         for text in (*self.variants, self.validation_variant):
@@ -125,10 +134,11 @@ class TrainSettings:
 
     def differences(self, earlier: dict) -> list[str]:
         """How these settings differ from those that a run began with, where that matters."""
-        mine = self.to_dict()
+        # A run from before a setting existed had its default.
+        mine, earlier = self.to_dict(), TrainSettings(out=self.out).to_dict() | earlier
         names = [name for name in mine if name not in FREE_ON_RESUME]
         return [
-            f"{name}: {earlier.get(name)!r} before, {mine[name]!r} now"
+            f"{name}: {earlier[name]!r} before, {mine[name]!r} now"
             for name in names
-            if earlier.get(name) != mine[name]
+            if earlier[name] != mine[name]
         ]

@@ -27,8 +27,9 @@ from vggt_jax.training.variants import Variant
 _FRAMES_KEY = 2**31 - 1
 AXIS = "data"  # of the mesh: devices, each with its part of the scenes
 
-# Scenes of these keys, `[b]`, with so many frames of (height, width); a pure function.
-Render = Callable[[Array, int, tuple[int, int]], SceneTruth]
+# Scenes of these keys, `[b]`, with so many frames of (height, width); a pure function. What follows
+# is what it was said to need beside, such as pictures of surfaces.
+Render = Callable[..., SceneTruth]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,8 @@ def make_steps(
 ) -> jax.stages.Wrapped:
     """`num_steps` steps as one jitted function of the state, the seed's key and the total of steps.
 
-    The state is donated. A step's scenes depend on the key and the number of the step alone, not on
+    Arguments beyond these go to `recipe.render`: arrays that are no part of the program. The state
+    is donated. A step's scenes depend on these, the key and the number of the step alone, not on
     devices or on how many steps run at a time.
 
     Returns:
@@ -72,13 +74,13 @@ def make_steps(
         parts = losses(output, targets, recipe.weights)
         return parts["total"], parts
 
-    def step(state, key, total_steps):
+    def step(state, key, total_steps, data):
         key = jax.random.fold_in(key, state.step)
         places = jnp.arange(local_scenes, dtype=jnp.int32)
         index = jax.lax.axis_index(AXIS) * local_scenes + places
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
         with jax.named_scope("render"):
-            scenes = recipe.render(keys, variant.num_frames, size)
+            scenes = recipe.render(keys, variant.num_frames, size, *data)
         # Scenes of a batch are numbered from 0, so this key is none of theirs.
         key_frames = jax.random.fold_in(key, _FRAMES_KEY)
         dense_frames = recipe.execution.dense_frames(key_frames, variant.num_frames)
@@ -91,8 +93,8 @@ def make_steps(
         gradients, parts = jax.lax.pmean((gradients, parts), AXIS)
         return update(recipe, state, gradients, parts, total_steps)
 
-    def steps(state, key, total_steps):
-        one = lambda state, _: step(state, key, total_steps)
+    def steps(state, key, total_steps, *data):
+        one = lambda state, _: step(state, key, total_steps, data)
         return jax.lax.scan(one, state, length=num_steps)
 
     everywhere = PartitionSpec()
@@ -145,23 +147,24 @@ def make_validation(
 ) -> jax.stages.Wrapped:
     """Metrics and losses over `num_batches` batches as one jitted function of parameters and key.
 
+    Arguments beyond these go to `recipe.render`, as those of `make_steps` do.
     `recipe.render` is to render scenes that training does not see.
     """
     local_scenes = variant.num_scenes // mesh.size
     size = (variant.height, variant.width)
 
-    def batch(params, key):
+    def batch(params, key, data):
         places = jnp.arange(local_scenes, dtype=jnp.int32)
         index = jax.lax.axis_index(AXIS) * local_scenes + places
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
-        scenes = recipe.render(keys, variant.num_frames, size)
+        scenes = recipe.render(keys, variant.num_frames, size, *data)
         output = predict(with_named(recipe.model, params), scenes.images, recipe.execution)
         targets = normalize_scenes(scenes)
         return losses(output, targets, recipe.weights) | scene_metrics(output, targets)
 
-    def run(params, key):
+    def run(params, key, *data):
         keys = jax.random.split(key, num_batches)
-        found = jax.lax.map(lambda key: batch(params, key), keys)
+        found = jax.lax.map(lambda key: batch(params, key, data), keys)
         return jax.lax.pmean(jax.tree.map(jnp.mean, found), AXIS)
 
     everywhere = PartitionSpec()
