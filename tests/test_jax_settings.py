@@ -209,6 +209,15 @@ def world(vggt, pi3):
     return call, key()
 
 
+@case
+def wide_world(vggt, pi3):
+    def call(key, texels):
+        bank = synthetic.PictureBank(texels=texels)
+        return synthetic.render_scenes(key, 2, 2, size=(14, 28), split="wide-train", bank=bank)
+
+    return call, key(), array(3, 87_380, dtype=np.uint32)
+
+
 def recipe(config, **settings):
     settings = OptimizerSettings(**settings)
     return Recipe(

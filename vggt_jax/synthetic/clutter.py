@@ -26,8 +26,8 @@ def make_thin(
     pole = draw.chance(0.5, k)
     least = draw.uniform(k, low=0.04, high=0.15)
     axis = draw.integers(k, below=3)
-    is_axis = axis[:, None] == np.arange(3, dtype=np.int32)
-    board = jnp.where(is_axis, least[:, None], 1.0)
+    is_axis = axis[:, None] == np.arange(3, dtype=np.int32)[None]
+    board = jnp.where(is_axis, least[:, None], np.float32(1))
     upright = jnp.stack([least, least, draw.uniform(k, low=1.2, high=3.0)], axis=-1)
     factor = jnp.where(pole[:, None], upright, board)
     return jnp.where(thin[:, None], jnp.maximum(half * factor, 0.006), half)
@@ -76,8 +76,10 @@ def make_grid(
     )
     norm = jnp.maximum(jnp.sqrt(cos * cos + sin * sin), 1e-3)
     upright = upright.at[:2].divide(norm)
-    put = lambda x, new: jnp.where(present, x.at[begin:cubes].set(new), x)
-    return put(half, one), put(centre, place), put(rotation, upright)
+    put = lambda x, new: jnp.where(
+        present, x.at[begin:cubes].set(jnp.broadcast_to(new, (ROW, *x.shape[1:]))), x
+    )
+    return put(half, one[None]), put(centre, place), put(rotation, upright[None])
 
 
 def share_material(materials: Materials, present: Array, cubes: int) -> Materials:

@@ -27,14 +27,15 @@ def photograph(key: Array, linear: Float[Array, "s height width 3"]) -> Array:
     frames = linear.shape[0]
     key_draws, key_noise = jax.random.split(key)
     draw = Draws(key_draws, 16 * frames + 32)
-    drift = draw.uniform() * draw.chance(2 / 3)
+    sometimes = lambda share: draw.chance(share).astype(jnp.float32)
+    drift = draw.uniform() * sometimes(2 / 3)
     stops = _EXPOSURE * draw.normal() + drift * _DRIFT * draw.normal(frames)
     balance = _WHITE * draw.normal(1, 3) + drift * _WHITE_DRIFT * draw.normal(frames, 3)
-    gain = 2.0 ** stops[:, None] * jnp.exp(balance)
+    gain = jnp.exp2(stops)[:, None] * jnp.exp(balance)
     gain = gain[:, None, None, :] * _shade(draw, linear.shape[1:3])[None, :, :, None]
     light = jnp.clip(linear * gain, 1e-4, 4.0)
     # Highlights are rolled off by a half of the cameras.
-    soft = light / (1 + 0.25 * light * draw.chance(0.5))
+    soft = light / (1 + 0.25 * light * sometimes(0.5))
     stored = jnp.clip(soft, 1e-4, 1.0) ** (1 / 2.2)
     contrast = draw.uniform(low=-0.25, high=0.35)
     stored = stored + contrast * stored * (1 - stored) * (2 * stored - 1)
@@ -93,7 +94,7 @@ def _compressed(x: Float[Array, "s height width 3"], step: Array) -> Array:
     blocks = x[:, :height, :width] @ grey.T
     blocks = blocks.reshape(-1, height // _BLOCK, _BLOCK, width // _BLOCK, _BLOCK, 3)
     there = jnp.einsum("ui,vj,sricjk->srucvk", waves, waves, blocks)
-    size = jnp.maximum(step, 1e-4) * _BLOCK * steps
+    size = jnp.maximum(step, 1e-4) * _BLOCK * steps[None, None]
     there = jnp.round(there / size) * size
     back = jnp.einsum("ui,vj,srucvk->sricjk", waves, waves, there)
     inner = back.reshape(-1, height, width, 3) @ np.linalg.inv(grey).T.astype(np.float32)

@@ -125,11 +125,12 @@ def is_visible(
 
 def _of_lamp(place: Float[Array, "3"], light: Float[Array, "3"], points: Array, normal: Array):
     """Light of a lamp without shadows, which falls off as that of the first does indoors."""
-    to_lamp = place - points
+    everywhere = (None,) * (points.ndim - 1)
+    to_lamp = place[everywhere] - points
     distance = length(to_lamp).clip(1e-3)
     facing = (dot(normal, to_lamp) / distance).clip(0.0)
     reach = 1.6 / (1 + 0.08 * jnp.minimum(distance, 8.0) ** 2)
-    return (facing * reach)[..., None] * light
+    return (facing * reach)[..., None] * light[everywhere]
 
 
 def _in_axes_of(solids: Solids, vectors: Array, solid: Array) -> Array:

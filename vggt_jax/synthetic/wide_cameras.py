@@ -49,24 +49,24 @@ def wide_paths(
     # Through a long lens people stand back.
     distance = between("distance") * jnp.clip(0.6 / tangent, 0.8, 2.0)
     width = 2 * tangent * distance  # metres that a picture shows at this distance
-    yaw, side = between("turn"), jnp.where(draw.chance(0.5), 1.0, -1.0)
+    yaw, side = between("turn"), jnp.where(draw.chance(0.5), np.float32(1), np.float32(-1))
     slant = jnp.deg2rad(25.0) * draw.normal()
     height = between("eye")
-    centre = jnp.stack([0.4 * uniform(low=-1.0), 0.4 * uniform(low=-1.0), between("target")])
+    centre = jnp.stack([0.4 * uniform(low=-1.0), 0.4 * uniform(low=-1.0), between("target")])[None]
 
     # The angle at which each camera stands around the middle, or to which it turns.
     sweep = jnp.clip(reach * field_of_view, 0.02, 2 * jnp.pi)
     angle = yaw + side * jnp.where(is_(_ORBIT, _TURN), sweep, 0.25 * slant) * middle
     ray = jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1)  # [s 2], from the middle outwards
-    across = jnp.stack([-jnp.sin(yaw), jnp.cos(yaw)])
-    outward = jnp.stack([jnp.cos(yaw), jnp.sin(yaw)])
+    across = jnp.stack([-jnp.sin(yaw), jnp.cos(yaw)])[None]
+    outward = jnp.stack([jnp.cos(yaw), jnp.sin(yaw)])[None]
 
     wander = 1 + 0.12 * uniform(num_frames, low=-1.0)
     near = jnp.clip(1 - 0.25 * reach, 0.3, 0.95)
     along = jnp.where(path == _APPROACH, 1 - (1 - near) * progress, wander)
     orbit = along[:, None] * distance * ray
     small = 0.15 + 0.35 * uniform()
-    turn = 0.5 * room[:2] * jnp.stack([uniform(low=-1.0), uniform(low=-1.0)]) + small * ray
+    turn = 0.5 * room[None, :2] * uniform(1, 2, low=-1.0) + small * ray
     heading = jnp.where(path == _FORWARD, 0.3 * slant, jnp.pi / 2 + slant)
     moves = jnp.cos(heading) * -outward + jnp.sin(heading) * side * across
     stride = jnp.where(path == _FORWARD, jnp.minimum(reach, 2.0) * distance * 0.6, reach * width)
@@ -84,25 +84,26 @@ def wide_paths(
     bend = 0.5 * above * jnp.sin(slant + 2 * middle)
     flight = aside * outward + above[:, None] * across + bend[:, None] * outward
     xy = jnp.where(path == _DRONE, flight, xy)
-    xy += centre[:2]
+    xy += centre[:, :2]
 
     swing = jnp.where(path == _STAND, 0.2 * jnp.minimum(reach, 1.5) * width, 0.0)
     z = height * (1 + 0.08 * uniform(num_frames, low=-1.0)) + swing * draw.normal(num_frames)
     positions = jnp.concatenate([xy, z[:, None]], axis=-1) + _HAND * draw.normal(num_frames, 3)
-    bounds = jnp.stack([room[0] - _MARGIN, room[1] - _MARGIN])
+    bounds = room[None, :2] - _MARGIN
     inside = jnp.clip(positions[:, :2], -bounds, bounds)
     z = jnp.clip(positions[:, 2:], _MARGIN, 2 * room[2] - _MARGIN)
     positions = jnp.concatenate([inside, z], axis=-1)
 
     # What a camera looks at: the middle, something straight ahead, or the ground.
-    ahead = jnp.where(path == _TURN, ray, -outward)
+    ahead = jnp.where(path == _TURN, ray, jnp.broadcast_to(-outward, ray.shape))
     ahead = jnp.concatenate([ahead, (0.12 * draw.normal() - 0.05) * jnp.ones_like(z)], axis=-1)
     beyond = positions + jnp.maximum(0.5 * distance, 1.0) * ahead
-    below = positions - jnp.stack([*(aside * outward), height])
+    below = positions - jnp.stack([*(aside * outward[0]), height])[None]
+    centre = jnp.broadcast_to(centre, positions.shape)
     target = jnp.where(is_(_FORWARD, _SIDEWAYS, _TURN), beyond, centre)
     target = jnp.where(path == _DRONE, below, target)
     lean = jnp.where(path == _DRONE, np.float32(1), np.float32(0))
-    up = jnp.stack([*(-lean * outward), jnp.float32(1)])
+    up = jnp.stack([*(-lean * outward[0]), jnp.float32(1)])
     return positions, target, up
 
 

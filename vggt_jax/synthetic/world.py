@@ -205,6 +205,7 @@ def _more_lamps(draw: Draws, ranges: Ranges, room: Float[Array, "3"]) -> tuple[A
     place = draw.uniform(LAMPS, 3, low=-0.9, high=0.9) * room[None]
     place = place.at[:, 2].set(room[2] * draw.uniform(LAMPS, low=0.8, high=1.9))
     warm = draw.uniform(LAMPS, 1, low=-1.0)
-    color = jnp.exp(0.25 * warm * np.array([1, 0, -1], np.float32))
-    strength = draw.within(ranges["lamps"], LAMPS, 1) * draw.chance(0.6, LAMPS, 1)
+    color = jnp.exp(0.25 * warm * np.array([[1, 0, -1]], np.float32))
+    strength = draw.within(ranges["lamps"], LAMPS, 1)
+    strength = jnp.where(draw.chance(0.6, LAMPS, 1), strength, 0.0)
     return place, strength * color
