@@ -89,14 +89,13 @@ def wide_paths(
     swing = jnp.where(path == _STAND, 0.2 * jnp.minimum(reach, 1.5) * width, 0.0)
     z = height * (1 + 0.08 * uniform(num_frames, low=-1.0)) + swing * draw.normal(num_frames)
     positions = jnp.concatenate([xy, z[:, None]], axis=-1) + _HAND * draw.normal(num_frames, 3)
-    bounds = room[None, :2] - _MARGIN
-    inside = jnp.clip(positions[:, :2], -bounds, bounds)
-    z = jnp.clip(positions[:, 2:], _MARGIN, 2 * room[2] - _MARGIN)
-    positions = jnp.concatenate([inside, z], axis=-1)
+    positions = _moved_inside(positions, room)
 
     # What a camera looks at: the middle, something straight ahead, or the ground.
     ahead = jnp.where(path == _TURN, ray, jnp.broadcast_to(-outward, ray.shape))
-    ahead = jnp.concatenate([ahead, (0.12 * draw.normal() - 0.05) * jnp.ones_like(z)], axis=-1)
+    ahead = jnp.concatenate(
+        [ahead, (0.12 * draw.normal() - 0.05) * jnp.ones_like(z)[:, None]], axis=-1
+    )
     beyond = positions + jnp.maximum(0.5 * distance, 1.0) * ahead
     below = positions - jnp.stack([*(aside * outward[0]), height])[None]
     centre = jnp.broadcast_to(centre, positions.shape)
@@ -105,6 +104,18 @@ def wide_paths(
     lean = jnp.where(path == _DRONE, np.float32(1), np.float32(0))
     up = jnp.stack([*(-lean * outward[0]), jnp.float32(1)])
     return positions, target, up
+
+
+def _moved_inside(positions: Float[Array, "s 3"], room: Float[Array, "3"]) -> Float[Array, "s 3"]:
+    """A path moved into a room as a whole, and shrunk if need be: no two cameras meet at a wall."""
+    wall = room[None]
+    low = jnp.concatenate([-wall[:, :2], jnp.zeros((1, 1), jnp.float32)], axis=-1) + _MARGIN
+    high = jnp.concatenate([wall[:, :2], 2 * wall[:, 2:]], axis=-1) - _MARGIN
+    least, most = (f(positions, axis=0, keepdims=True) for f in (jnp.min, jnp.max))
+    half, middle = (most - least) / 2, (most + least) / 2
+    shrink = jnp.minimum((high - low) / 2 / jnp.maximum(half, 1e-6), 1.0)
+    half = half * shrink
+    return jnp.clip(middle, low + half, high - half) + shrink * (positions - middle)
 
 
 def _choice(number: Array, weights: Float[Array, " k"]) -> Int[Array, ""]:

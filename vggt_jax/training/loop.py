@@ -68,7 +68,7 @@ def train(
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 5.0)
     mesh = Mesh(np.array(jax.devices()), (AXIS,))
     replicated = NamedSharding(mesh, PartitionSpec())
-    variants = tuple(map(Variant.parse, settings.variants))
+    variants = settings.batch_variants
     validation_variant = Variant.parse(settings.validation_variant)
 
     out = checked_path(settings.out, "folder of the run")

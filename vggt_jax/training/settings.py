@@ -66,7 +66,10 @@ class TrainSettings:
     """Of weights, scenes and variants."""
     variants: tuple[str, ...] = DEFAULT_VARIANTS
     """Shapes of batches, SCENESxFRAMES@HEIGHTxWIDTH:WEIGHT; each dispatch takes one at random by
-    weight. Each is compiled once."""
+    weight. Each is compiled once. SCENES may be ?, see pixels-per-step."""
+    pixels_per_step: int | None = None
+    """Pixels of a batch, for variants whose number of scenes is ?: as many as fit, in multiples of
+    4. 12,900,000 are 32 scenes of 8 frames of 224x224."""
     steps_per_dispatch: int = 10
     """Steps in one program, between which Python does nothing."""
     render_at_once: int = 8
@@ -109,8 +112,12 @@ class TrainSettings:
             raise InputError("textures: only the wide world has pictures on its surfaces")
         if self.init is not None and self.config is not None:
             raise InputError("config: a checkpoint given by init has its own; leave one out")
-        for text in (*self.variants, self.validation_variant):
-            Variant.parse(text)
+        _ = self.batch_variants, Variant.parse(self.validation_variant)
+
+    @property
+    def batch_variants(self) -> tuple[Variant, ...]:
+        """The shapes of batches."""
+        return tuple(Variant.parse(text, self.pixels_per_step) for text in self.variants)
 
     @property
     def num_dispatches(self) -> int:

@@ -1,6 +1,7 @@
 """The shapes of batches, and which one a step takes."""
 
 import dataclasses
+import math
 import re
 
 import jax
@@ -8,7 +9,8 @@ import numpy as np
 
 from vggt_jax.errors import InputError
 
-_PATTERN = re.compile(r"(\d+)x(\d+)@(\d+)x(\d+)(?::(\d+(?:\.\d+)?))?")
+_PATTERN = re.compile(r"(\d+|\?)x(\d+)@(\d+)x(\d+)(?::(\d+(?:\.\d+)?))?")
+_ROUND = 4  # of which the number of scenes is a multiple where it follows from the pixels
 
 # About 250 frames each: what one GPU of 80 GB holds of the small model (docs/training.md).
 DEFAULT_VARIANTS = (
@@ -30,11 +32,15 @@ class Variant:
     weight: float = 1.0
 
     @classmethod
-    def parse(cls, text: str) -> "Variant":
+    def parse(cls, text: str, pixels: int | None = None) -> "Variant":
         """Reads `SCENESxFRAMES@HEIGHTxWIDTH` with an optional `:WEIGHT`.
 
+        Args:
+            pixels: of a batch, at the most, where SCENES is `?`: then as many as these hold, in
+                multiples of 4.
+
         Raises:
-            InputError: another form, or a zero.
+            InputError: another form, a zero, or no four scenes in so many pixels.
         """
         match = _PATTERN.fullmatch(text)
         if match is None:
@@ -42,7 +48,19 @@ class Variant:
                 f"variant {text!r} must be SCENESxFRAMES@HEIGHTxWIDTH:WEIGHT, such as "
                 "32x8@224x224:3"
             )
-        sizes = [int(number) for number in match.groups()[:4]]
+        scenes, *sizes = match.groups()[:4]
+        sizes = [int(number) for number in sizes]
+        if scenes != "?":
+            sizes.insert(0, int(scenes))
+        elif pixels is None:
+            raise InputError(f"variant {text!r}: ? for the number of scenes needs pixels-per-step")
+        else:
+            fitting = pixels // max(math.prod(sizes), 1)
+            sizes.insert(0, fitting // _ROUND * _ROUND)
+            if sizes[0] == 0:
+                raise InputError(
+                    f"variant {text!r}: {_ROUND} scenes are more than {pixels} pixels-per-step"
+                )
         weight = float(match[5] or 1)
         if min(sizes) < 1 or weight <= 0:
             raise InputError(f"variant {text!r}: every number must be positive")

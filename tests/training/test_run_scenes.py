@@ -1,0 +1,68 @@
+"""Where the scenes of a run come from, and the settings that say so."""
+
+import dataclasses
+import json
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+import tyro
+from PIL import Image
+
+from vggt_jax.errors import InputError
+from vggt_jax.training import Execution, TrainSettings
+from vggt_jax.training.scenes import read_textures
+
+SCRIPTS = pathlib.Path(__file__).parents[2] / "scripts"
+
+
+def settings_of(**changes):
+    return TrainSettings(out=pathlib.Path("run"), **changes)
+
+
+def test_every_tenth_picture_is_kept_for_validation(tmp_path):
+    for i in range(20):
+        Image.new("RGB", (256, 256), (10 * i, 0, 0)).save(tmp_path / f"{i:02}.png")
+    found = read_textures(settings_of(world="wide", textures=tmp_path))
+    (train,), (validation,) = found["train"], found["validation"]
+    assert (validation.texels[:, 0] & 255).tolist() == [90, 190]
+    assert len(train) == 18 and not set(train.texels[:, 0]) & set(validation.texels[:, 0])
+    assert read_textures(settings_of(world="wide")) == {"train": (), "validation": ()}
+    for i in range(9, 20):
+        (tmp_path / f"{i:02}.png").unlink()
+    with pytest.raises(InputError, match="9 pictures, fewer than the 10"):
+        read_textures(settings_of(world="wide", textures=tmp_path))
+    with pytest.raises(InputError, match="only the wide world"):
+        settings_of(textures=tmp_path)
+
+
+def test_settings_come_back_from_their_file(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    monkeypatch.delitem(sys.modules, "train", raising=False)
+    from train import options_of
+
+    changed = settings_of(
+        world="wide",
+        textures=pathlib.Path("textures"),
+        fit_to_minutes=True,
+        max_minutes=3.5,
+        freeze=("encoder.",),
+        variants=("?x8@224x224:2", "4x2@56x28:1"),
+        pixels_per_step=12_900_000,
+        execution=Execution(recompute=("trunk",)),
+    )
+    assert [v.num_scenes for v in changed.batch_variants] == [32, 4]
+    for settings in (changed, settings_of()):
+        options = options_of(json.loads(json.dumps(settings.to_dict())))
+        assert tyro.cli(TrainSettings, args=options) == settings
+        other = tyro.cli(TrainSettings, args=[*options, "--seed", "3"])
+        assert other == dataclasses.replace(settings, seed=3)
+
+
+def test_a_run_from_before_a_setting_goes_on_with_its_default():
+    earlier = settings_of().to_dict()
+    del earlier["world"], earlier["textures"], earlier["pixels_per_step"]
+    assert settings_of().differences(earlier) == []
+    assert settings_of(world="wide").differences(earlier) == ["world: 'plain' before, 'wide' now"]
+    assert np.all([not settings_of(steps=steps).differences(earlier) for steps in (1, 9)])
