@@ -2,12 +2,18 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree
+
+if TYPE_CHECKING:
+    from jaxlib._jax import Device
+else:
+    Device = jax.Device  # which to a type checker is a variable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +64,7 @@ class FrameShards:
         return jax.lax.dynamic_slice_in_dim(x, self.first(num_here), num_here)
 
 
-def mesh_of(devices: Sequence[jax.Device]) -> jax.sharding.Mesh:
+def mesh_of(devices: Sequence[Device]) -> jax.sharding.Mesh:
     """The mesh over whose devices the frames of a scene are divided, in this order."""
     return jax.sharding.Mesh(np.asarray(devices), ("frames",))
 

@@ -66,7 +66,8 @@ def decode_frames(
 
     def decode(model, trunk, read, start):
         if num is not None:
-            take = lambda x: jax.lax.dynamic_slice_in_dim(x, start, num, axis=1)
+            length: int = num
+            take = lambda x: jax.lax.dynamic_slice_in_dim(x, start, length, axis=1)
             trunk = trunk.of_frames(take)
         return model.decode_frames(trunk, layout, **read, **static)
 

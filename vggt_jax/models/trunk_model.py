@@ -1,7 +1,7 @@
 """What all models are alike in: the call, the order of the heads, the layout of tokens."""
 
 from collections.abc import Collection
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import jax
 from flax import nnx
@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.models import on_devices
-from vggt_jax.models.base import ModelTraits
+from vggt_jax.models.base import ModelTraits, SceneModel
 from vggt_jax.scene.priors import PriorKind, Priors
 from vggt_jax.trunk.alternation import TrunkOutput, kept_layers
 from vggt_jax.trunk.frames import encode_and_aggregate, layout_of_images
@@ -185,9 +185,10 @@ class TrunkModel(nnx.Module, Generic[Output]):
         mesh: Mesh | None = None,
     ) -> Output:
         """Runs the heads; the arguments are those of the call, which checks them."""
+        model = cast(SceneModel, self)
         of_scene = on_devices.decode_scene(
             mesh,
-            self,
+            model,
             trunk,
             layout,
             query_points=query_points,
@@ -197,7 +198,7 @@ class TrunkModel(nnx.Module, Generic[Output]):
         )
         of_frames = on_devices.decode_frames(
             mesh,
-            self,
+            model,
             trunk,
             layout,
             attention=attention,

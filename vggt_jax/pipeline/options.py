@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, get_args, overload
 
-import jax
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
@@ -19,6 +18,7 @@ from vggt_jax.images.loading import Mode
 from vggt_jax.images.masks import Background
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.scene_attention import SceneAttention
+from vggt_jax.layers.shards import Device
 from vggt_jax.models.base import SceneModel
 from vggt_jax.pipeline.placing import mesh_of_devices
 from vggt_jax.scene import calibration
@@ -116,7 +116,7 @@ class Options:
     pad_frames: bool = True
     """Pad the frames to one of few numbers, at most a sixteenth more and none up to 32, so that
     scenes of similar length share a compiled program. Padding changes no result."""
-    devices: int | Sequence[jax.Device] | None = None
+    devices: int | Sequence[Device] | None = None
     """How many devices divide the frames of a scene between them, or which; the model is copied to
     each, and values are those of one device but for rounding. By default one."""
     memory_check: bool = True

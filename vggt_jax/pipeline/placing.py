@@ -8,11 +8,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vggt_jax.errors import InputError
-from vggt_jax.layers.shards import mesh_of
+from vggt_jax.layers.shards import Device, mesh_of
 from vggt_jax.models.base import SceneModel
 
 
-def mesh_of_devices(devices: int | Sequence[jax.Device] | None) -> Mesh | None:
+def mesh_of_devices(devices: int | Sequence[Device] | None) -> Mesh | None:
     """The mesh that divides the frames of a scene; None for the default device alone.
 
     Args:

@@ -24,7 +24,7 @@ def photograph(key: Array, linear: Float[Array, "s height width 3"]) -> Array:
     Strengths belong to the scene, and drift from frame to frame as those of automatic cameras do; a
     third of the scenes has no drift.
     """
-    frames = linear.shape[0]
+    frames, height, width, _ = linear.shape
     key_draws, key_noise = jax.random.split(key)
     draw = Draws(key_draws, 16 * frames + 32)
     sometimes = lambda share: draw.chance(share).astype(jnp.float32)
@@ -32,7 +32,7 @@ def photograph(key: Array, linear: Float[Array, "s height width 3"]) -> Array:
     stops = _EXPOSURE * draw.normal() + drift * _DRIFT * draw.normal(frames)
     balance = _WHITE * draw.normal(1, 3) + drift * _WHITE_DRIFT * draw.normal(frames, 3)
     gain = jnp.exp2(stops)[:, None] * jnp.exp(balance)
-    gain = gain[:, None, None, :] * _shade(draw, linear.shape[1:3])[None, :, :, None]
+    gain = gain[:, None, None, :] * _shade(draw, height, width)[None, :, :, None]
     light = jnp.clip(linear * gain, 1e-4, 4.0)
     # Highlights are rolled off by a half of the cameras.
     soft = light / (1 + 0.25 * light * sometimes(0.5))
@@ -55,10 +55,10 @@ def photograph(key: Array, linear: Float[Array, "s height width 3"]) -> Array:
     return jnp.clip(stored, 0.0, 1.0)
 
 
-def _shade(draw: Draws, size: tuple[int, int]) -> Float[Array, "height width"]:
+def _shade(draw: Draws, height: int, width: int) -> Float[Array, "height width"]:
     """The share of the light that a lens lets through, 1 in the middle."""
     strength = _SHADE * draw.uniform() ** 2
-    y, x = (np.linspace(-1, 1, length, dtype=np.float32) for length in size)
+    y, x = (np.linspace(-1, 1, length, dtype=np.float32) for length in (height, width))
     return 1 - strength * np.float32(0.5) * (y[:, None] ** 2 + x[None] ** 2)
 
 

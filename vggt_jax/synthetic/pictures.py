@@ -35,7 +35,7 @@ class PictureBank:
             byte each, the lowest first, gamma 2.2.
     """
 
-    texels: UInt32[Array, "t n"]
+    texels: UInt32[Array | np.ndarray, "t n"]
 
     def __len__(self) -> int:
         return self.texels.shape[0]

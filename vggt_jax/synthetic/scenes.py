@@ -125,7 +125,7 @@ def _tables(families: Sequence[Family]) -> Ranges:
 
 
 def _render_scene(
-    key: Array, tables: Ranges, num_frames: int, size: tuple[int, int], bank: None
+    key: Array, tables: Ranges, num_frames: int, size: tuple[int, int], bank: PictureBank | None
 ) -> Scenes:
     keys = jax.random.split(key, 8)
     ranges = _family(keys[0], tables)

@@ -1,6 +1,7 @@
 """What a scene consists of, drawn at random."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ LAMPS = 2  # that cast no shadow, in the wide world
 WALLS = 6  # sides of the room: low and high in x, y, z
 _CLEARANCE = 0.3  # metres between a place to keep clear and the nearest solid
 
-NO_LAMPS = np.zeros((0, 3), np.float32)
+NO_LAMPS: Any = np.zeros((0, 3), np.float32)
 
 Ranges = dict[str, Float[Array, "2"] | Float[Array, ""]]
 

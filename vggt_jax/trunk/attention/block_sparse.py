@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -300,6 +300,7 @@ def sparse_attention(
         num_patches=frames * num_patches,
     )
 
+    num_queries: Any = frames * num_patches
     random_key = None
     if attention.random_seed is not None:
         random_key = jax.random.fold_in(jax.random.key(attention.random_seed), layer)
@@ -313,7 +314,7 @@ def sparse_attention(
         block_k=block_k,
         score_block_q=attention.score_block_q,
         num_sink_blocks=num_sink_blocks,
-        q_length=frames * num_patches if rows is None else rows.count(frames * num_patches),
+        q_length=num_queries if rows is None else rows.count(num_queries),
         kv_lengths=kv_lengths,
         random_key=random_key,
         # Blocks are selected by Triton's kernels for either kernel of attention.
