@@ -2,6 +2,7 @@
 
     python scripts/bench_against_official.py --official OFFICIAL --out docs/benchmarks/models.jsonl
     python scripts/bench_against_official.py --models pi3x --frames 100 --no-official
+    python scripts/bench_against_official.py --models da3-base da3-large --size 378 504 --told
 
 One JSON line per case as soon as there is one: device, versions, shapes, the median of the repeats,
 memory. A model has a process of its own, and so has its official code. All programs of a model are
@@ -10,10 +11,12 @@ holds: weights, images, results and temporaries. That of PyTorch is the peak of 
 `scripts/bench_model.py` looks at one case more closely.
 
 OFFICIAL is a folder with the packages `pi3` (github.com/yyfz/Pi3), `mapanything` (github.com/
-facebookresearch/map-anything), `uniception` (github.com/castacks/UniCeption) and `dinov2`
-(github.com/facebookresearch/dinov2), and with `mapanything.json`, the `model.model_config` that
-hydra composes of the configs of MapAnything; `scripts/make_goldens_mapanything.py` shows how. A
-model whose code is not there is left out, and a line says so.
+facebookresearch/map-anything), `uniception` (github.com/castacks/UniCeption), `dinov2`
+(github.com/facebookresearch/dinov2) and `depth_anything_3` (github.com/ByteDance-Seed/
+Depth-Anything-3, which needs `addict` and `omegaconf`), and with `mapanything.json`, the
+`model.model_config` that hydra composes of the configs of MapAnything;
+`scripts/make_goldens_mapanything.py` shows how. A model whose code is not there is left out, and a
+line says so.
 """
 
 import argparse
@@ -180,7 +183,8 @@ def run_official(args: argparse.Namespace, name: str):
     try:
         import torch
 
-        model, inputs = {"mapanything": official_mapanything, "pi3x": official_pi3x}[name](args)
+        make = {"mapanything": official_mapanything, "pi3x": official_pi3x, "da3": official_da3}
+        model, inputs = make[name.partition("-")[0]](args)
     except (ImportError, FileNotFoundError, KeyError) as error:
         report({**common, "error": f"not there: {error!r}"}, args.out)
         return
@@ -215,6 +219,16 @@ def official_pi3x(args: argparse.Namespace):
 
     model = Pi3X()
     model.disable_multimodal()
+    return model, lambda frames: (torch.rand(1, frames, 3, *args.size, device="cuda"),)
+
+
+def official_da3(args: argparse.Namespace):
+    """The model of a size, its cameras from its camera head."""
+    import torch
+    from depth_anything_3.cfg import create_object, load_config
+
+    name = args.models[0]
+    model = create_object(load_config(f"depth_anything_3.configs.{name}"))
     return model, lambda frames: (torch.rand(1, frames, 3, *args.size, device="cuda"),)
 
 

@@ -1,9 +1,10 @@
 """Makes a trained checkpoint the one that ships with the package.
 
     python scripts/package_model.py runs/small/model.safetensors --image-size 112
+    python scripts/package_model.py runs/wide/model.safetensors --image-size 224 --int8
 
 Sets the size that photographs are resized to, resamples the position table to it (exactly what the
-encoder does at that size), and writes kernels in bfloat16.
+encoder does at that size), and writes kernels in bfloat16, or in eight bits.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import vggt_jax
 from vggt_jax.layers.vit import resize_position_table
 from vggt_jax.models.loading import abstract_model, named_parameters
 from vggt_jax.training.loop import export_model
+from vggt_jax.training.state import with_named
 from vggt_jax.weights import small_model_path
 
 
@@ -39,6 +41,11 @@ def main():
         default=small_model_path(),
         help="by default its place in the package",
     )
+    parser.add_argument(
+        "--int8",
+        action="store_true",
+        help="store kernels in eight bits, with a scale for each output channel",
+    )
     args = parser.parse_args()
     model = vggt_jax.load_model(args.model)
     config = dataclasses.replace(model.config, img_size=args.image_size)
@@ -47,7 +54,12 @@ def main():
     table = params["encoder.pos_embed"].astype(jnp.float32)
     patches = resize_position_table(table[1:], side, side)
     params["encoder.pos_embed"] = jnp.concatenate([table[:1], patches])
-    export_model(abstract_model(config), params, args.out)
+    if args.int8:
+        kernels = [name for name in params if name.endswith(".kernel")]
+        model = with_named(abstract_model(config), params)
+        vggt_jax.save_model(model, args.out, overwrite=True, int8=kernels)
+    else:
+        export_model(abstract_model(config), params, args.out)
     print(f"wrote {args.out} ({args.out.stat().st_size / 2**20:.1f} MiB)")
 
 

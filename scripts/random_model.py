@@ -19,8 +19,10 @@ _NOISE = 2**22  # numbers drawn; larger parameters repeat them
 
 
 def released_config(model: str) -> ModelConfig:
-    """The configuration of the released model of this name."""
-    return families()[model].config.from_dict({})
+    """The configuration of the released model of this name; "da3-base" is that of a size."""
+    family, _, size = model.partition("-")
+    config = families()[family].config
+    return getattr(config, size)() if size else config.from_dict({})
 
 
 def random_model(config: ModelConfig, *, seed: int = 0) -> SceneModel:

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 from vggt_jax.checkpoints import checksum, is_native, native, read, write
 from vggt_jax.checkpoints.errors import CheckpointError
+from vggt_jax.checkpoints.safetensors_file import read_safetensors, write_safetensors
 from vggt_jax.files import system
 
 DOCUMENT = {"model": "vggt", "config": {"depth": 3}}
@@ -55,6 +56,38 @@ def test_round_trip(tmp_path, name):
         np.testing.assert_array_equal(found[key], x, key)
     assert is_native(path) and is_native(str(path))
     assert [p.name for p in path.parent.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_kernels_of_eight_bits_come_back_in_bfloat16(tmp_path, name):
+    kernel, given = "frame_blocks.attn.qkv.kernel", params()
+    given[kernel][1, :, 2] = 0  # a channel without a scale
+    write(tmp_path / name, given, DOCUMENT, int8=[kernel])
+    found, document = read(tmp_path / name, verify=True)
+    assert document["version"] == 2 and found.keys() == given.keys()
+    assert found[kernel].dtype == ml_dtypes.bfloat16
+    # Half a level of 127, of each channel of each layer by its own largest, and the rounding after.
+    most = np.abs(given[kernel]).max(axis=1, keepdims=True)
+    error = np.abs(found[kernel].astype(np.float32) - given[kernel])
+    assert (error <= most * (0.5 / 127 + 2**-8)).all() and error.max() > 0
+    for other in given.keys() - {kernel}:
+        np.testing.assert_array_equal(found[other], given[other])
+
+
+def test_eight_bits_that_do_not_belong_together(tmp_path):
+    for name in ("scalar", "missing"):
+        assert "no array" in refused(write, tmp_path / "a", params(), DOCUMENT, int8=[name])
+    path, kernel = tmp_path / "a.safetensors", "frame_blocks.attn.qkv.kernel"
+    write(path, params(), DOCUMENT, int8=[kernel])
+    stored, metadata = read_safetensors(path)
+    for wrong in (
+        {f"{kernel}.int8_scale": np.ones((3, 1, 6), np.float32)},
+        {kernel: np.ones((3, 5, 7), np.float32)},
+        {"half.int8_scale": np.ones((), np.float32)},
+    ):
+        with (tmp_path / "b.safetensors").open("wb") as file:
+            write_safetensors(file, stored | wrong, metadata)
+        assert "b.safetensors: damaged" in refused(read, tmp_path / "b.safetensors")
 
 
 def test_checksum_sees_name_type_shape_and_value():
@@ -186,7 +219,7 @@ def test_too_little_space_is_told_before_writing(tmp_path, monkeypatch):
         ({"config": {}}, "model=None must be str"),
         ({"model": "vggt"}, "config=None must be dict"),
         (DOCUMENT | {"format": "other"}, "format='other', expected 'vggt-jax'"),
-        (DOCUMENT | {"version": 2}, "version 2 of the format, this is version 1; update vggt-jax"),
+        (DOCUMENT | {"version": 3}, "version 3 of the format, this is version 2; update vggt-jax"),
     ],
 )
 def test_documents_are_checked(tmp_path, document, message):

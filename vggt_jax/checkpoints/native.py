@@ -10,13 +10,14 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
 
+from vggt_jax.checkpoints import eight_bits
 from vggt_jax.checkpoints.errors import CheckpointError, first_line
 from vggt_jax.checkpoints.orbax_arrays import read_arrays, write_arrays
 from vggt_jax.checkpoints.safetensors_file import (
@@ -32,8 +33,9 @@ from vggt_jax.files.folders import place_for_folder
 
 FORMAT = "vggt-jax"
 """What `config.json` names as its format."""
-VERSION = 1
-"""Version of the format, raised when older code cannot read it any more."""
+VERSION = 2
+"""Version of the format, raised when older code cannot read it any more. Checkpoints without
+kernels of eight bits are still written in version 1, which has all but those."""
 
 Params = dict[str, np.ndarray]
 Document = dict[str, Any]
@@ -77,8 +79,8 @@ def read(path: str | os.PathLike, *, verify: bool = False) -> tuple[Params, Docu
         verify: whether to recompute the checksum, which reads every byte once more.
 
     Returns:
-        Parameters by name (of a file memory-mapped and read-only), and the document with `format`,
-        `version`, `model`, `config` and `checksum`.
+        Parameters by name (of a file memory-mapped and read-only; bfloat16 where eight bits are
+        stored), and the document with `format`, `version`, `model`, `config` and `checksum`.
 
     Raises:
         CheckpointError: the checkpoint is missing, incomplete, damaged, of a newer version, or
@@ -98,6 +100,10 @@ def read(path: str | os.PathLike, *, verify: bool = False) -> tuple[Params, Docu
                 f"{path}: not a checkpoint of {FORMAT}; convert it with convert/from_torch.py"
             )
         document = _checked(_as_object(_parse(metadata[FORMAT], path)), path)
+    try:
+        params = eight_bits.restored(params)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: damaged: {error}") from error
     if verify and (found := checksum(params)) != document["checksum"]:
         raise CheckpointError(
             f"{path}: damaged: its checksum is {found}, not {document['checksum']} as written; "
@@ -145,6 +151,7 @@ def write(
     *,
     report: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    int8: Collection[str] = (),
 ) -> None:
     """Writes one of our checkpoints, whole or not at all.
 
@@ -156,15 +163,20 @@ def write(
         config_document: `model` and `config`; also `checksum`, where it is known already.
         report: JSON-ready report to keep with the checkpoint.
         overwrite: whether to replace a checkpoint of ours that exists.
+        int8: names of kernels to store in eight bits, which are read as bfloat16. The checksum is
+            then that of what is read.
 
     Raises:
-        CheckpointError: the destination cannot be written, or exists.
+        CheckpointError: the destination cannot be written, or exists; or there is no kernel of a
+            name in `int8`.
     """
     destination = Path(destination)
     check_destination(destination, overwrite=overwrite)
+    params = eight_bits.compressed(params, int8)
     params = {name: np.ascontiguousarray(x).reshape(np.shape(x)) for name, x in params.items()}
-    document = {"format": FORMAT, "version": VERSION, **config_document}
-    document.setdefault("checksum", checksum(params))
+    document = {"format": FORMAT, "version": VERSION if int8 else 1, **config_document}
+    if int8 or "checksum" not in document:
+        document["checksum"] = checksum(eight_bits.restored(params))
     documents = {_CONFIG: _checked(document, destination)}
     if report is not None:
         documents[_REPORT] = dict(report)

@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
 import jax
@@ -98,20 +98,27 @@ def _constructor(kind: type[SceneModel], config: ModelConfig) -> Callable[[], Sc
 
 
 def save_model(
-    model: SceneModel, destination: str | os.PathLike, *, overwrite: bool = False
+    model: SceneModel,
+    destination: str | os.PathLike,
+    *,
+    overwrite: bool = False,
+    int8: Collection[str] = (),
 ) -> None:
     """Writes a model as a checkpoint of ours, whole or not at all.
 
     Args:
         destination: a folder to make, or a path that ends in `.safetensors`.
         overwrite: whether to replace a checkpoint of ours that exists.
+        int8: names of kernels to store in eight bits, with a scale for each output channel. They
+            are read as bfloat16.
 
     Raises:
-        vggt_jax.CheckpointError: the destination cannot be written, or exists.
+        vggt_jax.CheckpointError: the destination cannot be written, or exists; or there is no
+            kernel of a name in `int8`.
     """
     params = jax.device_get(named_parameters(model))
     document = {"model": model.traits.name, "config": model.config.to_dict()}
-    checkpoints.write(destination, params, document, overwrite=overwrite)
+    checkpoints.write(destination, params, document, overwrite=overwrite, int8=int8)
 
 
 def named_parameters(model: nnx.Module | SceneModel) -> dict[str, jax.Array]:
