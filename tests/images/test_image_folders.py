@@ -64,6 +64,29 @@ def test_what_is_left_out_is_said_by_kind(two, names, what, monkeypatch):
     assert said.count("\n") == 0 and f"{two}: 2 images read, and left out: {what}" in said
 
 
+def test_files_about_photographs_are_no_news(two):
+    """Cameras, a program's project and notes to single photographs; others are."""
+    about = (
+        "cameras.json transforms.json transforms_train.json poses_bounds.npy images.bin rigs.txt"
+    )
+    about += " points3D.txt database.db database.db-wal project.ini p0.xmp P1.AAE p1.png.json"
+    for name in [*about.split(), "p0.pose.txt"]:
+        (two / name).write_bytes(b"x")
+    assert read(two) == (("p0.png", "p1.png"), "")
+    (two / "p2.xmp").write_bytes(b"x")
+    (two / "mycameras.json").write_bytes(b"x")
+    (two / "p0.mov").write_bytes(b"x")
+    said = read(two)[1]
+    assert said.endswith(
+        "left out: 2 other files (mycameras.json, p2.xmp); 1 video (p0.mov): a video is a scene of "
+        "its own: give the file"
+    )
+    for photograph in two.glob("*.png"):
+        photograph.unlink()
+    with pytest.raises(InputError, match=r"it holds 16 other files \(cameras.json, database.db, "):
+        load_images(two)
+
+
 def test_links_pipes_folders_and_names_that_lie(two):
     (two / "masks").mkdir()
     save(two / "masks" / "p0.png")

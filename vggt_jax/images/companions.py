@@ -1,7 +1,8 @@
-"""Pictures that go with photographs and are none: masks, depth, normals, labels beside them."""
+"""What goes with photographs and is none: masks, depth, normals, labels; files about them."""
 
+import fnmatch
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import PurePath
 
 # Words in names of files, as data sets and programs that estimate them write them.
@@ -15,6 +16,38 @@ _OF_OTHERS = frozenset(
     "semantic semantics silhouette silhouettes specular thumb thumbnail thumbnails trimap trimaps "
     "uncertainty".split()
 )
+
+# What programs write about all photographs of a folder: `vggt-jax infer`, nerfstudio and NeRF,
+# LLFF, and COLMAP, models of several versions, in text and binary, and its project.
+_OF_A_FOLDER = (
+    "cameras.json",
+    "transforms.json",
+    "transforms_*.json",
+    "poses_bounds.npy",
+    *(
+        f"{name}.{ending}"
+        for name in ("cameras", "images", "points3d", "frames", "rigs")
+        for ending in ("txt", "bin")
+    ),
+    "database.db*",
+    "project.ini",
+)
+
+
+def is_about_photographs(name: str, photographs: Iterable[str]) -> bool:
+    """Whether a file that is no picture tells about photographs beside it: where their cameras
+    are, or notes to one of them, such as `a.xmp`, `a.jpg.json` or `frame-01.pose.txt` with
+    `frame-01.color.png`."""
+    if any(fnmatch.fnmatchcase(name.casefold(), pattern) for pattern in _OF_A_FOLDER):
+        return True
+    of_photographs = {start for other in photographs for start in _without_endings(other)}
+    return not of_photographs.isdisjoint(_without_endings(name))
+
+
+def _without_endings(name: str) -> list[str]:
+    """A name without its last ending, its last two, and so on."""
+    parts = name.casefold().split(".")
+    return [".".join(parts[:number]) for number in range(1, len(parts))]
 
 
 def found_among(names: Sequence[str], matches: Callable[[str, Sequence[str]], bool]) -> str | None:

@@ -14,11 +14,11 @@ from pathlib import Path
 from vggt_jax.errors import InputError, printable
 from vggt_jax.files import OVERVIEW, RESULTS
 from vggt_jax.images import companions
-from vggt_jax.images.kinds import is_picture, kind_of
+from vggt_jax.images.kinds import OTHER_FILE, is_picture, kind_of
 
 _PICTURES_OF_RESULTS = ("depth_pictures", "track_pictures")
 # What is no photograph and no reason to take a folder for one of a scene.
-_NO_PICTURES = ("other file", "hidden file", "folder")
+_NO_PICTURES = (OTHER_FILE[0], "hidden file", "folder")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,16 +42,30 @@ class Folder:
         """Whether there are photographs, or files that could have been some."""
         return bool(self.images) or any(kind not in _NO_PICTURES for kind, _ in self.left_out)
 
-    def said_of_left_out(self) -> str:
-        """One sentence on what is not read, by kind; empty if there is nothing."""
+    def said_of_left_out(self, *, about_photographs: bool = True) -> str:
+        """One sentence on what is not read, by kind; empty if there is nothing.
+
+        Args:
+            about_photographs: whether to speak of files about the photographs, too: cameras, a
+                program's project, notes to each of them.
+        """
+        left_out = self.left_out
+        if not about_photographs:
+            beside = [path.name for path in self.images]
+            is_news = lambda name: not companions.is_about_photographs(name, beside)
+            left_out = dict(left_out)
+            for kind in left_out.keys() & {OTHER_FILE}:
+                left_out[kind] = tuple(filter(is_news, left_out[kind]))
         return "; ".join(
             f"{counted(len(names), kind)} ({listed(names)}){way_out and f': {way_out}'}"
-            for (kind, way_out), names in self.left_out.items()
+            for (kind, way_out), names in left_out.items()
+            if names
         )
 
     def message(self) -> str:
-        """What to tell somebody whose photographs are read from here; empty if all files are."""
-        left_out = self.said_of_left_out()
+        """What to tell somebody whose photographs are read from here; empty if all files are, or
+        are about those that are."""
+        left_out = self.said_of_left_out(about_photographs=False)
         read = counted(len(self.images), "image")
         return left_out and f"{self.path}: {read} read, and left out: {left_out}"
 

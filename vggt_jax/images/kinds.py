@@ -29,6 +29,9 @@ _OTHER_PICTURES = tuple(
 # What systems put into folders of photographs.
 _OF_SYSTEMS = ("thumbs.db", "desktop.ini", "icon\r")
 
+OTHER_FILE = "other file", ""
+"""The kind, as `kind_of` has it, of what is neither a picture nor a video."""
+
 HEIF_EXTRA = "pip install 'vggt-jax[heif]' reads HEIC"
 _DEVELOP = "develop RAW files to JPEG, PNG or 16-bit TIFF"
 
@@ -84,7 +87,7 @@ def kind_of(path: Path) -> tuple[str, str] | None:
             return kind, way_out
     if ending not in (".txt", ".json", ".xml", ".xmp") and (found := format_of(path)):
         return "picture under another name", f"{path.name} holds {found}: rename it"
-    return "other file", ""
+    return OTHER_FILE
 
 
 def format_of(path: Path) -> str | None:
