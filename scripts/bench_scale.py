@@ -37,7 +37,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--frames", type=int, nargs="+", default=[200, 400])
+    parser.add_argument("--frames", type=int, nargs="*", default=[200, 400])
     parser.add_argument("--devices", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=["sampled", "blocks", "dense"])
     parser.add_argument("--link", action="store_true",
