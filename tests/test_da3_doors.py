@@ -13,6 +13,7 @@ from PIL import Image
 import vggt_jax
 from vggt_jax import BlockSparse, InputError, cli
 from vggt_jax.models import loading
+from vggt_jax.models.da3.ray_cameras import cameras_from_rays
 from vggt_jax.pipeline import inputs, memory, streaming
 from vggt_jax.pipeline.inputs import read, read_frames
 from vggt_jax.pipeline.options import Options
@@ -70,6 +71,29 @@ def test_streams_of_padded_frames_that_leave_nothing_out_are_the_whole(tiny_da3,
             getattr(found, name), getattr(expected, name), rtol=1e-3, atol=1e-4, err_msg=name
         )
     assert found.attention_stats.density.shape == (4, 2)  # four blocks of the scene, two heads
+
+
+@pytest.mark.slow
+def test_cameras_from_rays(load_toy, golden):
+    """Those that fit the rays of the model, which are the official ones, at once and in pieces of
+    padded frames; depth stays what it is."""
+    arrays, model = golden("da3_toy.n4_28x42"), load_toy("da3_toy")
+    images = arrays["images"][0]
+    call = jax.jit(lambda model, x: model(x, rays=True, compute_dtype=jnp.float32))
+    rays = call(model, images[None])
+    find = jax.jit(lambda ray, conf: cameras_from_rays(ray[0], conf[0], SIZE))
+    extrinsics, intrinsics = find(rays.ray, rays.ray_conf)
+    recon = vggt_jax.infer(images, model=model, cameras="rays")
+    padded = np.concatenate([images, np.full((1, *SIZE, 3), 200, np.uint8)])
+    inputs = {"images": padded, "num_frames": np.int32(4)}
+    options = {"compute_dtype": jnp.float32, "cameras": "rays", "frames_in_piece": 2}
+    stream = streaming.Stream.of(model, inputs, **options)
+    for found in (recon, stream(model, **inputs)):
+        np.testing.assert_allclose(found.camera_from_world, extrinsics, atol=1e-3)
+        np.testing.assert_allclose(found.intrinsics, intrinsics, rtol=1e-3)
+        np.testing.assert_allclose(found.depth, rays.depth[0], rtol=1e-4)
+    assert recon.provenance.options == {"cameras": "rays"}
+    assert np.abs(recon.camera_from_world - arrays["extrinsics"][0]).max() > 0.1
 
 
 @pytest.mark.slow
@@ -151,6 +175,19 @@ def test_why_no_reference_frame_can_be_chosen(images):
     told = inputs.why_no_reference(vggt_jax.Pi3X.traits)
     assert told.startswith("Pi3X has no reference frame") and "where no poses are known" in told
     assert "does not depend on the order;" in inputs.why_no_reference(vggt_jax.Pi3.traits)
+
+
+def test_whose_cameras_come_from_rays(images):
+    model = loading.abstract_model(vggt_jax.DA3Config.small())
+    assert read(images, model, Options(cameras="rays")).frames.images.shape == images.shape
+    other = loading.abstract_model(vggt_jax.VGGTConfig.vggt_1b())
+    message = "cameras='rays' is for Depth Anything 3, not for VGGT; leave it out"
+    with pytest.raises(InputError, match=message):
+        read(images, other, Options(cameras="rays"))
+    with pytest.raises(InputError, match=message):
+        jax.eval_shape(lambda model: vggt_jax.reconstruct(model, images, cameras="rays"), other)
+    with pytest.raises(InputError, match="cameras='ray' is unknown; use one of head, rays"):
+        Options(cameras="ray")
 
 
 def test_photographs_have_a_longer_side_of_504(photographs, priors):

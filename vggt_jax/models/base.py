@@ -22,6 +22,9 @@ from vggt_jax.trunk.token_layout import TokenLayout
 Predicted = Literal["cameras", "depth", "points", "tracks"]
 """What a model may predict of a scene; "points" are those of a head of its own."""
 
+CameraSource = Literal["head", "rays"]
+"""Where predicted cameras come from: the model's head for cameras, or its rays of pixels."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelTraits:
@@ -46,6 +49,8 @@ class ModelTraits:
         length_unit: see `Reconstruction.length_unit`.
         keeps_given_cameras: whether known poses and intrinsics, which are of all frames then, take
             the place of the predicted ones in results, and depth comes in their unit.
+        camera_sources: where predicted cameras can come from. Where that is not the head alone,
+            `__call__` and `decode_frames` take `cameras`, which is one of them.
         divides_frames: whether devices can divide the frames. Then `__call__` and `decode` take
             `mesh`, and `aggregate` takes `shards` (how they are divided, see
             `SceneAttention.attend`) beside the arguments of `SceneModel`.
@@ -63,6 +68,7 @@ class ModelTraits:
     length_unit: LengthUnit = "arbitrary"
     keeps_given_cameras: bool = False
     chooses_reference: bool = False
+    camera_sources: tuple[CameraSource, ...] = ("head",)
     divides_frames: bool = False
     frames_read: tuple[str, ...] = ()
 

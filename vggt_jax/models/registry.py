@@ -2,7 +2,7 @@
 
 from vggt_jax.checkpoints.official import OfficialKeys
 from vggt_jax.errors import InputError
-from vggt_jax.models.base import ModelConfig, ModelFamily, SceneModel
+from vggt_jax.models.base import CameraSource, ModelConfig, ModelFamily, SceneModel
 from vggt_jax.models.da3.family import FAMILY as DA3
 from vggt_jax.models.mapanything.family import FAMILY as MAPANYTHING
 from vggt_jax.models.pi3.family import FAMILY as PI3
@@ -76,6 +76,22 @@ def check_priors(model: SceneModel, priors: Priors) -> None:
                 f"{model.traits.title} cannot be told known {kind}; "
                 + (f"use {names}, or leave it out" if others else "leave it out")
             )
+
+
+def check_cameras(model: SceneModel, cameras: CameraSource) -> None:
+    """Checks that the cameras of this model can come from there.
+
+    Raises:
+        InputError: they cannot.
+    """
+    if cameras not in model.traits.camera_sources:
+        others = [
+            x.model.traits.title for x in _FAMILIES if cameras in x.model.traits.camera_sources
+        ]
+        raise InputError(
+            f"cameras={cameras!r} is for {' and '.join(others)}, not for {model.traits.title}; "
+            "leave it out"
+        )
 
 
 def check_divides_frames(model: SceneModel) -> None:

@@ -259,22 +259,22 @@ def _run(model: SceneModel, batch: list[_Scene], options: ManyScenesOptions) -> 
     if not plan.streamed:
         arguments = batch_arguments(inputs, plan, options.batch_size)
         static = {"attention": plan.attention, "compute_dtype": options.compute_dtype}
+        static["cameras"] = options.cameras
         return _reconstruct(model, **jax.device_put(arguments), **static)
     arguments = scene_arguments(inputs[0], plan)
     result = program_for(model, arguments, plan, options)(model, **arguments)
     return jax.tree.map(lambda x: x[None], dataclasses.replace(result, images=None))
 
 
-@functools.partial(jax.jit, static_argnames=("attention", "compute_dtype"))
-def _reconstruct(model, images, num_frames, query_points, priors, *, attention, compute_dtype):
+@functools.partial(jax.jit, static_argnames=("attention", "compute_dtype", "cameras"))
+def _reconstruct(model, images, num_frames, query_points, priors, **static):
     result = reconstruct(
         model,
         images,
         num_frames=num_frames,
         query_points=query_points,
-        attention=attention,
-        compute_dtype=compute_dtype,
         priors=priors,
+        **static,
     )
     return dataclasses.replace(result, images=None)  # The host has them.
 

@@ -19,7 +19,7 @@ from vggt_jax.images.masks import Background
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.layers.shards import Device
-from vggt_jax.models.base import SceneModel
+from vggt_jax.models.base import CameraSource, SceneModel
 from vggt_jax.pipeline.placing import mesh_of_devices
 from vggt_jax.scene import calibration
 from vggt_jax.scene.priors import KINDS, PriorKind, Priors
@@ -111,6 +111,9 @@ class Options:
     """Which of what is known to tell the model: poses, intrinsics, depth; all by default."""
     metric: bool = False
     """The lengths of what is known are metres, where its file does not say so itself."""
+    cameras: CameraSource = "head"
+    """Where cameras come from: head, the model's own for cameras, or rays, those that fit best to
+    the rays of pixels which Depth Anything 3 predicts: principal points are predicted then, too."""
     compute_dtype: DTypeLike | None = None
     """Of matrix products; by default bfloat16 on a GPU and float32 elsewhere."""
     pad_frames: bool = True
@@ -133,6 +136,9 @@ class Options:
         if unknown := [x for x in self.background if x not in get_args(Background)]:
             known = ", ".join(get_args(Background))
             raise InputError(f"background={unknown[0]!r} is unknown; use some of {known}")
+        if self.cameras not in get_args(CameraSource):
+            known = ", ".join(get_args(CameraSource))
+            raise InputError(f"cameras={self.cameras!r} is unknown; use one of {known}")
         for one, other in (
             ("focal", "intrinsics"),
             ("known_distance", "known_depth"),

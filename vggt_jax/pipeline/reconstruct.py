@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.scene_attention import SceneAttention
-from vggt_jax.models.base import SceneModel
-from vggt_jax.models.registry import check_divides_frames, check_priors
+from vggt_jax.models.base import CameraSource, SceneModel
+from vggt_jax.models.registry import check_cameras, check_divides_frames, check_priors
 from vggt_jax.pipeline.placing import to_be_placed
 from vggt_jax.scene.priors import Priors
 from vggt_jax.scene.reconstruction import Reconstruction
@@ -27,6 +27,7 @@ def reconstruct(
     num_frames: Int[Array, "*b"] | None = None,
     compute_dtype: DTypeLike | None = None,
     priors: Priors | None = None,
+    cameras: CameraSource = "head",
     mesh: Mesh | None = None,
 ) -> Reconstruction:
     """Reconstructs scenes: a pure function, for `jax.jit`, `jax.grad` and pipelines.
@@ -41,11 +42,13 @@ def reconstruct(
             axis if the images do, and `attention` may be "auto", see `Options`.
         priors: what is already known, with the scene axis if the images have it; for a model that
             takes it.
+        cameras: where they come from, see `Options`.
         mesh: devices that divide the frames, see the call of the model.
 
     Raises:
         ValueError: shapes or types do not fit, or the model takes no such priors.
-        InputError: devices cannot divide the frames of this model.
+        InputError: devices cannot divide the frames of this model, or its cameras cannot come from
+            there.
     """
     if images.ndim not in (4, 5):
         raise ValueError(
@@ -59,6 +62,9 @@ def reconstruct(
     if priors is not None:
         check_priors(model, priors)
         known["priors"] = jax.tree.map(add_scene, priors)
+    check_cameras(model, cameras)
+    if cameras != "head":
+        known["cameras"] = cameras
     if mesh is not None:
         check_divides_frames(model)
         known["mesh"] = mesh
@@ -84,7 +90,9 @@ def reconstruct(
     )
 
 
-reconstruct_jit = jax.jit(reconstruct, static_argnames=("attention", "compute_dtype", "mesh"))
+reconstruct_jit = jax.jit(
+    reconstruct, static_argnames=("attention", "compute_dtype", "cameras", "mesh")
+)
 """`reconstruct`, compiled once for all who call it with arrays of these shapes."""
 
 
@@ -94,10 +102,16 @@ def compile_reconstruct(
     *,
     attention: SceneAttention = Dense(),
     compute_dtype: DTypeLike | None = None,
+    cameras: CameraSource = "head",
     mesh: Mesh | None = None,
 ) -> jax.stages.Compiled:
     """`reconstruct`, compiled for these `model_inputs`; call it as `compiled(model, **inputs)`."""
     model, inputs = to_be_placed(mesh, model, inputs)
     return reconstruct_jit.lower(
-        model, **inputs, attention=attention, compute_dtype=compute_dtype, mesh=mesh
+        model,
+        **inputs,
+        attention=attention,
+        compute_dtype=compute_dtype,
+        cameras=cameras,
+        mesh=mesh,
     ).compile()

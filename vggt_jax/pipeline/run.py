@@ -88,8 +88,12 @@ def program_for(
     compile_now: bool = False,
 ) -> Program:
     """What reconstructs these `scene_arguments`: in chunks if the plan says so, else at once."""
-    static = {"attention": plan.attention, "compute_dtype": options.compute_dtype}
-    static["mesh"] = plan.mesh
+    static: dict[str, Any] = {
+        "attention": plan.attention,
+        "compute_dtype": options.compute_dtype,
+        "cameras": options.cameras,
+        "mesh": plan.mesh,
+    }
     if plan.streamed:
         return Stream.of(model, arguments, **static, compiled=compile_now)
     if compile_now:

@@ -16,8 +16,8 @@ from pallas_kernels import tuned
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.models import on_devices
-from vggt_jax.models.base import SceneModel
-from vggt_jax.models.registry import check_priors
+from vggt_jax.models.base import CameraSource, SceneModel
+from vggt_jax.models.registry import check_cameras, check_priors
 from vggt_jax.pipeline.placing import placed, to_be_placed
 from vggt_jax.scene.priors import Priors
 from vggt_jax.scene.reconstruction import Reconstruction
@@ -64,6 +64,7 @@ class Stream:
         *,
         attention: SceneAttention = Dense(),
         compute_dtype: DTypeLike | None = None,
+        cameras: CameraSource = "head",
         compiled: bool = False,
         frames_in_piece: int | None = None,
         mesh: Mesh | None = None,
@@ -79,7 +80,8 @@ class Stream:
         num_frames //= 1 if mesh is None else mesh.size
         static = {"attention": attention, "compute_dtype": compute_dtype, "mesh": mesh}
         num = min(num_frames, frames_in_piece or tuned.value("streaming.frames_in_piece"))
-        of_frames = static | {"size": (height, width), "num": num}
+        check_cameras(model, cameras)
+        of_frames = static | {"size": (height, width), "num": num, "cameras": cameras}
         if not compiled:
             return cls(
                 functools.partial(_run_scene, **static),
@@ -207,9 +209,16 @@ def _run_scene(
     return tokens, read, _of_one_scene(fields)
 
 
-@functools.partial(jax.jit, static_argnames=("size", "num", "attention", "compute_dtype", "mesh"))
-def _run_frames(model, tokens, start, read, *, size, num, attention, compute_dtype, mesh=None):
+@functools.partial(
+    jax.jit, static_argnames=("size", "num", "attention", "compute_dtype", "cameras", "mesh")
+)
+def _run_frames(
+    model, tokens, start, read, *, size, num, attention, compute_dtype, cameras, mesh=None
+):
     """The fields that come of a frame alone, of `num` frames of each device from `start` on."""
+    static = {"attention": attention, "compute_dtype": compute_dtype}
+    if cameras != "head":
+        static["cameras"] = cameras
     trunk = TrunkOutput(layers=model.kept_layers, **tokens)
     height, width = size
     layout = TokenLayout.for_images(
@@ -220,11 +229,10 @@ def _run_frames(model, tokens, start, read, *, size, num, attention, compute_dty
         model,
         trunk,
         layout,
-        attention=attention,
-        compute_dtype=compute_dtype,
         read=read,
         start=start,
         num=num,
+        **static,
     )
     return _of_one_scene(model.scene_fields(decoded, size))
 

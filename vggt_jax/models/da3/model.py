@@ -19,7 +19,7 @@ from vggt_jax.layers.chunking import map_chunks
 from vggt_jax.layers.norm import LayerNorm
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.scene_attention import SceneAttention
-from vggt_jax.models.base import ModelTraits, Predicted
+from vggt_jax.models.base import CameraSource, ModelTraits, Predicted
 from vggt_jax.models.da3.cameras import (
     cameras_from_encoding,
     encoding_from_cameras,
@@ -30,6 +30,7 @@ from vggt_jax.models.da3.encoder import Encoder
 from vggt_jax.models.da3.heads.camera import CameraDecoder, CameraEncoder
 from vggt_jax.models.da3.heads.dual_dpt import DualDPT
 from vggt_jax.models.da3.outputs import DA3Output
+from vggt_jax.models.da3.ray_cameras import cameras_from_rays
 from vggt_jax.models.da3.reference import ReferenceView, reference_view
 from vggt_jax.models.trunk_model import TrunkModel
 from vggt_jax.scene.confidence import PointSource
@@ -66,6 +67,7 @@ class DA3(TrunkModel[DA3Output]):
         chooses_reference=True,
         compute_type_modules=("encoder.", "lead_block.", "frame_blocks.", "global_blocks."),
         takes=("intrinsics", "poses"),
+        camera_sources=("head", "rays"),
         keeps_given_cameras=True,  # depth_anything_3/api.py, align_to_input_ext_scale
     )
 
@@ -141,6 +143,7 @@ class DA3(TrunkModel[DA3Output]):
         compute_dtype: DTypeLike | None = None,
         reference: ReferenceView = "saddle_balanced",
         rays: bool = False,
+        cameras: CameraSource = "head",
     ) -> DA3Output:
         """Predicts cameras, depth and its confidence.
 
@@ -156,7 +159,9 @@ class DA3(TrunkModel[DA3Output]):
             compute_dtype: of matrix products. `float32` runs at the highest precision; `bfloat16`
                 accumulates in float32, and heads run in float32; None is bfloat16 on a GPU.
             reference: how the reference view is chosen, of three frames or more without poses.
-            rays: whether to predict rays, too, from which `cameras_from_rays` finds cameras.
+            rays: whether to predict rays, too.
+            cameras: where `extrinsics` and `intrinsics` come from: the head for cameras, as
+                `pose_enc` does always, or the rays, see `cameras_from_rays`.
 
         Raises:
             ValueError: shapes or types do not fit; query points were given; of poses and
@@ -170,8 +175,8 @@ class DA3(TrunkModel[DA3Output]):
             self, images, priors=priors, num_frames=num_frames, reference=reference, **options
         )
         of_scene = self.decode_scene(trunk, layout, num_frames=num_frames, **options)
-        of_frames = self.decode_frames(trunk, layout, rays=rays, **options)
-        return DA3Output(**of_scene, **of_frames)
+        of_frames = self.decode_frames(trunk, layout, rays=rays, cameras=cameras, **options)
+        return DA3Output(**(of_scene | of_frames))
 
     def encode(
         self,
@@ -311,27 +316,34 @@ class DA3(TrunkModel[DA3Output]):
         attention: SceneAttention = Dense(),
         compute_dtype: DTypeLike | None = None,
         rays: bool = False,
+        cameras: CameraSource = "head",
     ) -> dict[str, Any]:
         """The outputs of the head that looks at every frame by itself: maps of depth, and of rays
-        if they are asked for."""
+        and the cameras that fit them if they are asked for."""
         del attention
         precision = Precision.from_compute_dtype(compute_dtype)
+        side = self.config.patch_size
+        size = layout.rows * side, layout.columns * side
 
         def run(kept):
             b, s = kept.shape[:2]
+            by_scene = lambda x: x.reshape(b, s, *x.shape[1:])
             levels = self.head.pyramid(self.tapped(kept, trunk, layout), layout, precision.heads)
-            maps = [self.head.depth_map(levels, layout, precision.heads)]
-            if rays:
-                maps.append(self.head.ray_map(levels, layout, precision.heads))
-            return [x.reshape(b, s, *x.shape[1:]) for x in maps]
+            maps = {"depth": by_scene(self.head.depth_map(levels, layout, precision.heads))}
+            if rays or cameras == "rays":
+                of_rays = by_scene(self.head.ray_map(levels, layout, precision.heads))
+                ray = {"ray": of_rays[..., :6], "ray_conf": 1 + jnp.exp(of_rays[..., 6])}
+                maps |= ray if rays else {}
+                if cameras == "rays":  # Here, so that rays of all frames are never kept.
+                    found = cameras_from_rays(**ray, image_size=size)
+                    maps |= dict(zip(("extrinsics", "intrinsics"), found, strict=True))
+            return maps
 
-        max_chunk = frames_per_decoding(trunk.kept.shape[0], layout, self.config.patch_size)
+        max_chunk = frames_per_decoding(trunk.kept.shape[0], layout, side)
         with jax.named_scope("depth_head"):
-            raw, *of_rays = map_chunks(run, trunk.kept, axis=1, max_chunk=max_chunk)
-        found = {"depth": jnp.exp(raw[..., 0]), "depth_conf": 1 + jnp.exp(raw[..., 1])}
-        if of_rays:
-            found |= {"ray": of_rays[0][..., :6], "ray_conf": 1 + jnp.exp(of_rays[0][..., 6])}
-        return found
+            maps = map_chunks(run, trunk.kept, axis=1, max_chunk=max_chunk)
+        raw = maps.pop("depth")
+        return {"depth": jnp.exp(raw[..., 0]), "depth_conf": 1 + jnp.exp(raw[..., 1])} | maps
 
     def tapped(
         self, kept: Float[Array, "b s l p c2"], trunk: TrunkOutput, layout: TokenLayout
