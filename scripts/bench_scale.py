@@ -15,6 +15,7 @@ one that needs least memory to that which needs most, so that each peak is its o
 """
 
 import argparse
+import contextlib
 import json
 import pathlib
 import subprocess
@@ -43,6 +44,9 @@ def main():
     parser.add_argument("--link", action="store_true",
                         help="also measure what devices get of each other")  # fmt: skip
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--head-groups", type=int,
+                        help="groups of heads for each device, whose keys and values are gathered "
+                        "one after the other; 0 for all at once; tuned without")  # fmt: skip
     parser.add_argument("--profile", action="store_true",
                         help="also sum kernel times by kind, of all devices together")  # fmt: skip
     parser.add_argument("--out", type=pathlib.Path, help="file to append JSON lines to")
@@ -54,8 +58,9 @@ def main():
     if args.child:
         for frames in sorted(args.frames):
             for way in (name for name in WAYS if name in args.ways):
-                line = run_case(frames, way, args.devices[0], args.repeats, args.profile)
-                print(json.dumps(line), flush=True)
+                with head_groups(args.head_groups):
+                    line = run_case(frames, way, args.devices[0], args.repeats, args.profile)
+                print(json.dumps(line | {"head_groups": args.head_groups}), flush=True)
         return
     if args.link:
         for devices in (number for number in args.devices if number > 1):
@@ -64,6 +69,8 @@ def main():
     lines = []
     options = ["--ways", *args.ways, "--repeats", str(args.repeats)]
     options += ["--profile"] if args.profile else []
+    if args.head_groups is not None:
+        options += ["--head-groups", str(args.head_groups)]
     for frames in args.frames:
         for devices in args.devices:
             for line in run_child(options, frames, devices):
@@ -93,6 +100,17 @@ def run_child(options: list[str], frames: int, devices: int):
         yield {"frames": frames, "devices": devices, "error": f"exit code {child.returncode}"}
 
 
+def head_groups(number: int | None):
+    """So many groups of heads for each device, whatever they gather; the tuned number for None."""
+    from pallas_kernels import tuned
+
+    if number is None:
+        return contextlib.nullcontext()
+    if number == 0:
+        return tuned.override({"devices.gathered_bytes": 2**62})
+    return tuned.override({"devices.gathered_bytes": 0, "devices.groups_for_each": number})
+
+
 def run_case(frames: int, way: str, devices: int, repeats: int, profile: bool) -> dict:
     import jax
     import numpy as np
@@ -116,7 +134,9 @@ def run_case(frames: int, way: str, devices: int, repeats: int, profile: bool) -
     scene = read(images, model, options)
     plan = plan_scene(scene, model, options)
     arguments = scene_arguments(scene, plan)
-    model, _ = placed(plan.mesh, model, {})
+    model = (
+        jax.device_put(model, jax.devices()[0]) if devices == 1 else placed(plan.mesh, model, {})[0]
+    )
     start = time.perf_counter()
     program = program_for(model, arguments, plan, options, compile_now=True)
     compile_s = time.perf_counter() - start
@@ -175,7 +195,8 @@ def measure_link(devices: int) -> dict:
 
 
 def released_model():
-    """VGGT-1B with random weights, those of products in bfloat16: made once in a process."""
+    """VGGT-1B with random weights, those of products in bfloat16: made once in a process, by the
+    host, because the peaks of devices would be those of making it."""
     import jax
     import jax.numpy as jnp
     from random_model import random_model, released_config
@@ -183,7 +204,8 @@ def released_model():
     from vggt_jax.models.loading import with_dtype
 
     if not hasattr(released_model, "made"):
-        model = with_dtype(random_model(released_config("vggt")), jnp.bfloat16)
+        with jax.default_device(jax.devices("cpu")[0]):
+            model = with_dtype(random_model(released_config("vggt")), jnp.bfloat16)
         released_model.made = jax.block_until_ready(model)
     return released_model.made
 

@@ -5,6 +5,7 @@ frames on eight of them and on one, and prints how far the results are from each
 """
 
 import dataclasses
+import functools
 import json
 import sys
 
@@ -23,8 +24,9 @@ from vggt_jax.layers.shards import map_frames, mesh_of
 from vggt_jax.models import register
 from vggt_jax.models.loading import abstract_model
 from vggt_jax.pipeline import plan, streaming
+from vggt_jax.trunk.head_groups import attend_by_groups
 
-B, S, SPECIAL, GRID, N, H = 2, 8, 3, (3, 5), 2, 16
+B, S, SPECIAL, GRID, N, H = 2, 8, 3, (3, 5), 3, 16
 WIDTH = SPECIAL + GRID[0] * GRID[1] + 2  # two tokens of padding
 SAMPLED = vggt_jax.Sampled(num_keys=17, min_tokens=0)
 BLOCKS = vggt_jax.BlockSparse(sparse_ratio=0.7, block_q=7, block_k=4, min_tokens=0)
@@ -65,28 +67,41 @@ def attention(num_devices):
         "precision": Precision.from_compute_dtype(jnp.float32),
     }
 
-    def run(value, shards, frames, of_scene, num_frames):
-        out, scene_out, stats = value.attend(
-            *frames,
-            layer=jnp.int32(1),
-            num_frames=num_frames,
-            scene=of_scene,
-            shards=shards,
-            **settings,
+    def run(value, shards, frames, of_scene, num_frames, heads=N):
+        attend = functools.partial(
+            value.attend, layer=jnp.int32(1), num_frames=num_frames, shards=shards, **settings
         )
+        if shards is not None and value.gathers_keys:
+            out, scene_out, stats = attend_by_groups(
+                frames,
+                of_scene,
+                lambda frames, first, num: [
+                    jax.lax.dynamic_slice_in_dim(x, first, num, axis=3) for x in frames
+                ],
+                lambda q, k, v, scene, heads: attend(q, k, v, scene=scene, heads=heads),
+                shards=shards,
+                num_heads=N,
+                heads=heads,
+                num_tokens=SPECIAL + GRID[0] * GRID[1],
+            )
+        else:
+            out, scene_out, stats = attend(*frames, scene=of_scene)
         # Tokens beyond the patches mean nothing.
         return out[:, :, : SPECIAL + GRID[0] * GRID[1]], (scene_out, stats)
 
     errors, num_frames = {}, jnp.array([5, 8])
     for name, value in WAYS.items():
-
-        def on_mesh(frames, scene, num_frames, value=value):
-            fn = lambda whole, split, shards: run(value, shards, split, *whole)
-            return map_frames(fn, mesh, (scene, num_frames), frames)
-
-        found = jax.jit(on_mesh)(frames, of_scene, num_frames)
         alone = jax.jit(lambda *arrays, value=value: run(value, None, *arrays))
-        errors[name] = error(found, alone(frames, of_scene, num_frames))
+        expected = alone(frames, of_scene, num_frames)
+        # In groups of one head, and all heads at once.
+        for heads in (1, N) if value.gathers_keys and value != Dense() else (1,):
+
+            def on_mesh(frames, scene, num_frames, value=value, heads=heads):
+                fn = lambda whole, split, shards: run(value, shards, split, *whole, heads=heads)
+                return map_frames(fn, mesh, (scene, num_frames), frames)
+
+            found = jax.jit(on_mesh)(frames, of_scene, num_frames)
+            errors[f"{name}, {heads} heads"] = error(found, expected)
     return errors
 
 
@@ -102,7 +117,8 @@ def model(name, value, num_devices):
     images = rng.integers(0, 256, (8, 28, 42, 3), np.uint8)
     options = {"attention": WAYS[value], "compute_dtype": jnp.float32, "num_frames": np.int32(7)}
     run = jax.jit(vggt_jax.reconstruct, static_argnames=("attention", "compute_dtype", "mesh"))
-    found = run(made, images, mesh=mesh_of(jax.devices()[:num_devices]), **options)
+    with tuned.override({"devices.gathered_bytes": 0}):  # Heads attend one after the other.
+        found = run(made, images, mesh=mesh_of(jax.devices()[:num_devices]), **options)
     expected = run(made, images, **options)
     found, expected = (
         {k: np.asarray(v)[:7] for k, v in vars(x).items() if isinstance(v, jax.Array)}
@@ -123,7 +139,8 @@ def infer(value, how, num_devices):
     if how == "streamed":
         plan.is_streamed = lambda *size: True
         streaming.tuned.value = lambda name: changed.get(name) or original(name)
-    found = vggt_jax.infer(images, devices=num_devices, **options)
+    with tuned.override({"devices.gathered_bytes": 0}):  # Heads attend one after the other.
+        found = vggt_jax.infer(images, devices=num_devices, **options)
     names = ("camera_from_world", "depth", "world_points", "world_points_confidence")
     if value != "dense":
         names += ("attention_stats",)

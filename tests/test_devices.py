@@ -8,15 +8,21 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, Mesh
 
 import vggt_jax
+from pallas_kernels import tuned
+from vggt_jax import Dense
 from vggt_jax.layers.shards import map_frames, mesh_of
+from vggt_jax.models.vggt.config import VGGTConfig
 from vggt_jax.pipeline import plan
 from vggt_jax.pipeline.many_scenes import ManyScenesOptions
+from vggt_jax.pipeline.memory import estimate_memory
 from vggt_jax.pipeline.options import Options
+from vggt_jax.trunk.head_groups import heads_at_a_time
 
 PROGRAM = Path(__file__).with_name("many_devices.py")
 
@@ -86,6 +92,31 @@ def test_devices_that_cannot_be():
         Options(devices=1, priors="cameras.json")
     with pytest.raises(vggt_jax.InputError, match="devices divide the frames of one scene"):
         ManyScenesOptions(devices=1)
+
+
+def test_heads_attend_in_groups_where_all_would_gather_much():
+    enough = tuned.value("devices.gathered_bytes")
+    heads = lambda *numbers, more=1: heads_at_a_time(*numbers, gathered_bytes=enough + more)
+    assert heads(16, 2, more=0) == 16
+    # Four groups for each device, all of them alike, or each head by itself.
+    assert [heads(16, devices) for devices in (2, 3, 4, 8)] == [2, 1, 1, 1]
+    assert [heads(24, 2), heads(12, 1), heads(15, 2), heads(3, 8)] == [3, 3, 1, 1]
+
+
+@pytest.mark.parametrize("attention", [Dense(), vggt_jax.BlockSparse(sparse_ratio=0.75)])
+@pytest.mark.parametrize(("frames", "most"), [(200, 0.61), (400, 0.56)])
+def test_each_of_two_devices_needs_little_more_than_half(attention, frames, most):
+    """Of VGGT-1B in bfloat16: all but the weights is divided, gathered keys and values included."""
+    size = {"num_frames": frames, "height": 518, "width": 518, "weights": 3 * 2**30}
+    estimate = lambda num: estimate_memory(
+        VGGTConfig.vggt_1b(),
+        compute_dtype=jnp.bfloat16,
+        attention=attention,
+        streamed=True,
+        num_devices=num,
+        **size,
+    )
+    assert estimate(2).total <= most * estimate(1).total
 
 
 def test_a_plan_counts_what_each_device_has(tiny, monkeypatch):

@@ -4,7 +4,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,12 @@ from vggt_jax.layers.few_queries import attend_to_everything
 from vggt_jax.layers.linear import Linear, apply_linear
 from vggt_jax.layers.norm import LayerNorm
 from vggt_jax.layers.precision import Precision
-from vggt_jax.layers.scene_attention import AttentionStats, SceneAttention, SceneTokens
+from vggt_jax.layers.scene_attention import (
+    AttentionStats,
+    HeadGroup,
+    SceneAttention,
+    SceneTokens,
+)
 from vggt_jax.layers.shards import FrameShards
 from vggt_jax.layers.token_order import TokenOrder
 
@@ -51,6 +56,7 @@ class Dense(SceneAttention):
     means that one or an error.
     """
 
+    gathers_keys: ClassVar[bool] = True
     implementation: Implementation | None = None
 
     def __post_init__(self):
@@ -81,13 +87,12 @@ class Dense(SceneAttention):
         precision: Precision,
         scene: SceneTokens | None = None,
         shards: FrameShards | None = None,
+        heads: HeadGroup | None = None,
     ) -> tuple[Float[Array, "b s p n h"], Float[Array, "b e n h"] | None, AttentionStats]:
-        del token_order, layer
+        del token_order, layer, shards, heads
         b, s, padded, n, h = q.shape
         p = num_special + grid[0] * grid[1]
-        joined = [x[:, :, :p].reshape(b, s * p, n, h) for x in (q, k, v)]
-        if shards is not None:
-            joined[1:] = [shards.all(x, axis=1) for x in joined[1:]]
+        joined = [x[:, :, :p].reshape(b, -1, n, h) for x in (q, k, v)]
         first = 0
         if scene is not None:  # They come first, so that padded frames stay at the end.
             first = scene.q.shape[1]
@@ -107,15 +112,13 @@ class Dense(SceneAttention):
     def extra_bytes(
         self, *, num_frames, num_special, num_patches, num_heads, head_dim, itemsize, num_devices=1
     ) -> int:
-        """Scores in plain JAX; with a kernel, tokens without the padding of frames. Of several
-        devices, keys and values of all."""
-        p, all_frames = num_special + num_patches, num_devices * num_frames
+        """Scores in plain JAX; with a kernel, tokens without the padding of frames."""
+        p = num_special + num_patches
         if num_devices > 1:
-            gathered = 2 * itemsize * all_frames * p * num_heads * head_dim
-            scores = bytes_of_scores(num_heads, num_frames * p, all_frames * p)
-            # Queries without the padding, and keys and values before they are gathered.
-            alone = 3 * itemsize * num_frames * p * num_heads * head_dim
-            return gathered + alone + (scores if itemsize == 4 else 0)
+            scores = bytes_of_scores(num_heads, num_frames * p, num_devices * num_frames * p)
+            # Queries without the padding, and results before it is added.
+            alone = 2 * itemsize * num_frames * p * num_heads * head_dim
+            return alone + (scores if itemsize == 4 else 0)
         if self.implementation == "xla_by_head":
             return itemsize * 4 * num_frames * p * num_heads * head_dim
         if itemsize == 4:
@@ -157,6 +160,7 @@ class NotDense(SceneAttention):
         precision: Precision,
         scene: SceneTokens | None = None,
         shards: FrameShards | None = None,
+        heads: HeadGroup | None = None,
     ):
         def one_scene(q, k, v, num_frames, scene):
             return self.attend_scene(
@@ -171,6 +175,7 @@ class NotDense(SceneAttention):
                 precision=precision,
                 scene=scene,
                 shards=shards,
+                heads=heads,
             )
 
         return jax.vmap(one_scene)(q, k, v, num_frames, scene)
@@ -190,6 +195,7 @@ class NotDense(SceneAttention):
         precision: Precision,
         scene: SceneTokens | None,
         shards: FrameShards | None,
+        heads: HeadGroup | None,
     ) -> tuple[Float[Array, "s p n h"], Float[Array, "e n h"] | None, AttentionStats]:
         """`attend` for one scene."""
 
@@ -425,17 +431,25 @@ class Attention(nnx.Module):
         precision: Precision,
         *,
         implementation: Literal["xla"] | None = None,
+        first: Int[Array, ""] | None = None,
+        num_heads: int | None = None,
     ) -> tuple[Float[Array, "*b p n h"], Float[Array, "*b p n h"], Float[Array, "*b p n h"]]:
         """Queries and keys, normalised and turned in float32, and values; all in the compute type.
 
         Args:
+            first, num_heads: so many heads from there on; None for all.
             implementation: of `pallas_kernels.norm_rope`, where queries and keys are normalised and
                 turned, and `pallas_kernels.linear`; None to choose by device, type and size.
         """
-        heads = (*x.shape[:-1], self.num_heads, x.shape[-1] // self.num_heads)
+        head_dim = x.shape[-1] // self.num_heads
+        heads = (*x.shape[:-1], num_heads or self.num_heads, head_dim)
         # Three products, because parts of one would be copied out of it.
         kernels = jnp.split(self.qkv.kernel[...], 3, axis=-1)
         biases = jnp.split(self.qkv.bias[...], 3)
+        if first is not None and num_heads is not None:
+            start, size = first * np.int32(head_dim), num_heads * head_dim
+            take = lambda y: jax.lax.dynamic_slice_in_dim(y, start, size, axis=-1)
+            kernels, biases = [*map(take, kernels)], [*map(take, biases)]
 
         def product(x, i, bias):
             by = "xla" if bias is None else implementation

@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +59,22 @@ class AttentionStats:
         )
 
 
+class HeadGroup(NamedTuple):
+    """Some heads of a layer, which attend by themselves.
+
+    Attributes:
+        first: of them, among all.
+        num_all: heads of the layer.
+    """
+
+    first: Int[Array, ""]
+    num_all: int
+
+    def of(self, x: Array, num: int) -> Array:
+        """Of what all heads have, along the last axis, the part of so many from the first on."""
+        return jax.lax.dynamic_slice_in_dim(x, self.first, num, axis=-1)
+
+
 class SceneTokens(NamedTuple):
     """Queries, keys and values of tokens that are of no frame but of a scene as a whole.
 
@@ -77,6 +93,9 @@ class SceneAttention(abc.ABC):
     static under `jax.jit`. The trunk asks it for the values of its layers (`branches`) and has each
     attend; it never asks for its type.
     """
+
+    gathers_keys: ClassVar[bool] = False
+    """Whether `attend`, on several devices, needs the keys and values of all of them."""
 
     token_order: TokenOrder = "raster"
     """How the patches of a frame follow one another in the trunk."""
@@ -153,6 +172,7 @@ class SceneAttention(abc.ABC):
         precision: Precision,
         scene: SceneTokens | None = None,
         shards: FrameShards | None = None,
+        heads: HeadGroup | None = None,
     ) -> tuple[Float[Array, "b s p n h"], Float[Array, "b e n h"] | None, AttentionStats]:
         """Attention over all frames in one layer, for a value that is the same in all layers.
 
@@ -165,8 +185,10 @@ class SceneAttention(abc.ABC):
             num_frames: how many leading frames of each scene count, None for all.
             scene: tokens of each scene as a whole, if there are any.
             shards: how the frames are divided over devices: `q`, `k` and `v` are those of this one,
-                `num_frames` and `scene` are the same on all, and so are statistics. None where
-                this one has all.
+                but for values that `gathers_keys`, whose `k` and `v` are of all frames, without
+                tokens beyond the patches; `num_frames` and `scene` are the same on all, and so are
+                statistics. None where this one has all.
+            heads: which ones these are, of a value that `gathers_keys`; None for all.
 
         Returns:
             What the tokens of the frames attended to, what those of the scene did, if any, and
@@ -199,7 +221,8 @@ class SceneAttention(abc.ABC):
             num_frames: those of one device.
             num_special, num_patches: of a frame.
             itemsize: of queries, keys and values.
-            num_devices: that divide the frames.
+            num_devices: that divide the frames. For a value that `gathers_keys` the keys and
+                values of all of them are counted elsewhere.
         """
         del num_frames, num_special, num_patches, num_heads, head_dim, itemsize, num_devices
         return 0

@@ -8,9 +8,11 @@ import jax
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from vggt_jax.layers.chunking import map_chunks
 from vggt_jax.layers.shards import map_frames
 from vggt_jax.models.base import SceneModel
 from vggt_jax.trunk.alternation import TrunkOutput
+from vggt_jax.trunk.frames import decoded_together
 from vggt_jax.trunk.token_layout import TokenLayout
 
 
@@ -64,22 +66,27 @@ def decode_frames(
         static: `attention` and `compute_dtype`.
     """
 
-    def decode(model, trunk, read, start):
-        if num is not None:
-            length: int = num
-            take = lambda x: jax.lax.dynamic_slice_in_dim(x, start, length, axis=1)
-            trunk = trunk.of_frames(take)
-        return model.decode_frames(trunk, layout, **read, **static)
+    def of_piece(trunk, start):
+        if num is None:
+            return trunk
+        size = num
+        return trunk.of_frames(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, axis=1))
 
     if mesh is None:
-        return decode(model, trunk, read, start)
+        return model.decode_frames(of_piece(trunk, start), layout, **read, **static)
     # What is of frames is divided, the rest is everywhere.
     of_frames, of_scene = trunk.parts()
     make: Any = functools.partial(TrunkOutput, layers=trunk.layers)
 
     def run(whole, of_frames, shards):
-        del shards
         model, of_scene, read, start = whole
-        return decode(model, make(**of_frames, **of_scene), read, start), {}
+        piece, of_scene = of_piece(make(**of_frames, **of_scene), start).parts()
+        decode = lambda piece: model.decode_frames(
+            make(**piece, **of_scene), layout, **read, **static
+        )
+        b, s = trunk.kept.shape[:2]
+        pixels = b * layout.rows * layout.columns * model.config.patch_size**2
+        together = decoded_together(pixels, shards.num) if model.num_dense_heads else s
+        return map_chunks(decode, piece, axis=1, max_chunk=together), {}
 
     return map_frames(run, mesh, (model, of_scene, read, start), of_frames)[0]

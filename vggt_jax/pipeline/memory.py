@@ -107,7 +107,9 @@ def estimate_memory(
         prior_bytes(kind, num_frames=num_frames, pixels=forward.pixels) for kind in known
     )
     if streamed:
-        parts["outputs"] = parts["outputs"] * min(num_frames, frames_on_device()) // num_frames
+        parts["outputs"] = (
+            parts["outputs"] * min(num_frames, frames_on_device(num_devices)) // num_frames
+        )
     images = image_bytes * 3 * num_frames * forward.pixels
     return MemoryEstimate(weights=weights, images=images, **parts)
 

@@ -32,9 +32,15 @@ _MAX_PENDING = 2
 _TOKENS = ("kept", "first_tokens", "encoded", "scene_tokens")
 
 
-def frames_on_device() -> int:
-    """Frames whose maps are on the device at most."""
-    return (_MAX_PENDING + 1) * tuned.value("streaming.frames_in_piece")
+def frames_on_device(num_devices: int = 1) -> int:
+    """Frames whose maps are on each of the devices at most."""
+    return (_MAX_PENDING + 1) * piece_size(num_devices)
+
+
+def piece_size(num_devices: int = 1) -> int:
+    """Frames whose maps each of the devices computes together: of one device as many as all of
+    several do."""
+    return max(1, tuned.value("streaming.frames_in_piece") // num_devices)
 
 
 def is_streamed(num_frames: int, height: int, width: int) -> bool:
@@ -77,9 +83,10 @@ class Stream:
             mesh: devices that divide the frames; None for one.
         """
         num_frames, height, width, _ = inputs["images"].shape
-        num_frames //= 1 if mesh is None else mesh.size
+        num_devices = 1 if mesh is None else mesh.size
+        num_frames //= num_devices
         static = {"attention": attention, "compute_dtype": compute_dtype, "mesh": mesh}
-        num = min(num_frames, frames_in_piece or tuned.value("streaming.frames_in_piece"))
+        num = min(num_frames, frames_in_piece or piece_size(num_devices))
         check_cameras(model, cameras)
         of_frames = static | {"size": (height, width), "num": num, "cameras": cameras}
         if not compiled:

@@ -19,6 +19,7 @@ from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.rope import rope_tables
 from vggt_jax.layers.scene_attention import AttentionStats, SceneAttention, SceneTokens
 from vggt_jax.layers.shards import FrameShards
+from vggt_jax.trunk.head_groups import attention_on_devices
 from vggt_jax.trunk.token_layout import TokenLayout
 
 AfterLayer: TypeAlias = Callable[[Array, Array, np.ndarray], Array]
@@ -35,15 +36,21 @@ def frames_per_chunk(
     num_frames: int,
     tokens_per_frame: int,
     tokens_per_chunk: int | None = None,
+    *,
+    num_devices: int = 1,
 ) -> int:
     """How many frames of each scene make a chunk of what runs frame by frame, at most.
 
     Args:
         tokens_per_chunk: the limit; None for the tuned one.
+        num_devices: that divide the frames: of several, each has its share of the limit, and half
+            of that, because attention by groups of heads needs little more besides.
     """
     limit = tokens_per_chunk
     if limit is None:
         limit = tuned.value("trunk.tokens_per_chunk")
+    if num_devices > 1:
+        limit //= 2 * num_devices
     of_limit = limit // (num_scenes * tokens_per_frame)
     return min(num_frames, max(1, of_limit))
 
@@ -214,13 +221,14 @@ def run_trunk(
             _, global_rope = frame_blocks.pad_tokens(tokens, global_rope, dense, precision)
     tokens, rope = frame_blocks.pad_tokens(tokens, rope, dense, precision)
     global_rope = global_rope or rope
-    chunk = frames_per_chunk(b, s, p, tokens_per_chunk)
+    num_devices = 1 if shards is None else shards.num
+    chunk = frames_per_chunk(b, s, p, tokens_per_chunk, num_devices=num_devices)
 
     def frame_layer(block: Block, x):
         run = lambda x: block.within_frames(x, rope, dense, precision, num_valid=p)
         return update_chunks(run, x, axis=1, max_chunk=chunk)
 
-    def branch_of(setting: SceneAttention):
+    def branch_of(setting: SceneAttention) -> Callable[..., Any]:
         attend = functools.partial(
             setting.attend,
             num_special=layout.num_special,
@@ -230,18 +238,31 @@ def run_trunk(
             precision=precision,
             shards=shards,
         )
+        if shards is not None:
+            return attention_on_devices(
+                setting,
+                attend,
+                rope=global_rope,
+                shards=shards,
+                num_tokens=layout.num_special + grid[0] * grid[1],
+                precision=precision,
+                implementation=dense.around,
+            )
         return lambda q, k, v, layer, scene: attend(q, k, v, layer=layer, scene=scene)
 
     branches = [branch_of(setting) for setting in distinct]
 
     def global_layer(block: Block, x, of_scene, branch, index):
         before = functools.partial(block.before, precision=precision, implementation=dense.around)
-        q, k, v = before(x, global_rope)
+        # Several devices make queries, keys and values of some heads at a time.
+        operands: tuple[Any, ...] = (
+            before(x, global_rope) if shards is None else (block, block.norm1(x))
+        )
         scene = None if of_scene is None else SceneTokens(*before(of_scene, None))
         attended, scene_attended, stats = (
-            branches[0](q, k, v, index, scene)
+            branches[0](*operands, index, scene)
             if len(branches) == 1
-            else jax.lax.switch(branch, branches, q, k, v, index, scene)
+            else jax.lax.switch(branch, branches, *operands, index, scene)
         )
         after = lambda x, attended: block.after(x, attended, precision, implementation=dense.around)
         if of_scene is not None:

@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 
+from pallas_kernels import tuned
 from pallas_kernels.blocks import leading
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.chunking import map_chunks
@@ -95,6 +96,13 @@ def encode_and_aggregate(
         **known,
         **of_trunk,
     )
+
+
+def decoded_together(pixels: int, num_devices: int = 1) -> int:
+    """How many frames of so many pixels a head with convolutions over whole images decodes at a
+    time: on several devices as many in all as on one, so that its temporaries are divided, too.
+    """
+    return max(1, tuned.value("dpt.pixels_per_chunk") // (num_devices * pixels))
 
 
 def _on_devices(mesh, model, images, layout, *, attention, num_frames, compute_dtype):

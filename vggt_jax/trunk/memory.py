@@ -6,6 +6,8 @@ from collections.abc import Collection
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.trunk.alternation import frames_per_chunk, kept_layers
+from vggt_jax.trunk.frames import decoded_together
+from vggt_jax.trunk.head_groups import heads_at_a_time
 from vggt_jax.trunk.token_layout import TokenLayout
 
 
@@ -36,7 +38,13 @@ class ForwardPass:
     @property
     def frames_per_chunk(self) -> int:
         """Frames that run together where frames run by themselves."""
-        return frames_per_chunk(1, self.num_frames, self.layout.tokens_per_frame)
+        tokens = self.layout.tokens_per_frame
+        return frames_per_chunk(1, self.num_frames, tokens, num_devices=self.num_devices)
+
+    @property
+    def decoded_frames(self) -> int:
+        """Frames whose maps run together in a head with convolutions over whole images."""
+        return min(self.num_frames, decoded_together(self.pixels, self.num_devices))
 
 
 def trunk_memory(
@@ -64,41 +72,62 @@ def trunk_memory(
     tokens = num_frames * layout.tokens_per_frame
     stream = 4 * tokens * dim
     patches = layout.rows * layout.columns
-    extra = max(
-        value.extra_bytes(
+    all_tokens = forward.num_devices * tokens
+
+    def extra(value: SceneAttention, heads: int) -> int:
+        return value.extra_bytes(
             num_frames=num_frames,
             num_special=layout.num_special,
             num_patches=patches,
-            num_heads=num_heads,
+            num_heads=heads,
             head_dim=dim // num_heads,
             itemsize=wide,
             num_devices=forward.num_devices,
         )
-        for value in set(
-            attention.for_scene(
-                depth,
-                num_tokens=forward.num_devices * tokens,
-                num_patches=forward.num_devices * num_frames * patches,
-            )
+
+    values = set(
+        attention.for_scene(
+            depth,
+            num_tokens=all_tokens,
+            num_patches=forward.num_devices * num_frames * patches,
         )
     )
-    if wide == 2:
+    in_groups = [x for x in values if forward.num_devices > 1 and x.gathers_keys]
+    at_once = [x for x in values if x not in in_groups]
+    group_attention = 0
+    if in_groups:
+        gathered_bytes = 2 * wide * all_tokens * dim
+        heads = heads_at_a_time(num_heads, forward.num_devices, gathered_bytes=gathered_bytes)
+        groups = min(2, num_heads // heads)
+        # Normalised tokens and results of all heads; queries of two groups, keys and values of the
+        # next, in float32 queries and keys once more, before they are normalised and turned; and of
+        # both groups keys and values of all devices.
+        projected = (4 if wide == 2 else 6) * wide * tokens * dim * heads // num_heads
+        gathered = groups * gathered_bytes * heads // num_heads
+        group_attention = (1 + 1) * wide * tokens * dim + projected + gathered
+        group_attention += max(extra(x, heads) for x in in_groups)
+    before_attention = during_attention = 0
+    if not at_once:
+        pass
+    elif wide == 2:
         # Normalised tokens; queries, keys and values, each turned before the next; and one more,
         # which the compiler needs less or more by how it lays out the others.
         before_attention = (1 + 3 + 1) * wide * tokens * dim
         # Queries, keys, values; the results of attention; and what attention needs besides.
-        during_attention = (3 + 1) * wide * tokens * dim + extra
+        during_attention = (3 + 1) * wide * tokens * dim + max(extra(x, num_heads) for x in at_once)
     else:
         # Normalised tokens; queries, keys and values; queries and keys once more, normalised and
         # turned.
         before_attention = (1 + 3 + 2) * wide * tokens * dim
         # Queries, keys, values; the results of attention as computed and in the order of the
         # tokens.
-        during_attention = (3 + 2) * wide * tokens * dim + extra
+        during_attention = (3 + 2) * wide * tokens * dim + max(extra(x, num_heads) for x in at_once)
     chunk_tokens = forward.frames_per_chunk * layout.tokens_per_frame
     after_attention = wide * dim * (tokens + 2 * mlp_ratio * chunk_tokens)
     kept_width = 2 * dim if keeps_both else dim
     return {
         "kept_tokens": wide * len(kept_layers(taps, depth)) * tokens * kept_width,
-        "trunk": int(stream + max(before_attention, during_attention, after_attention)),
+        "trunk": int(
+            stream + max(before_attention, during_attention, group_attention, after_attention)
+        ),
     }

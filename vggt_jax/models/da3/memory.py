@@ -2,7 +2,6 @@
 
 import dataclasses
 
-from pallas_kernels import tuned
 from vggt_jax.models.da3.config import DA3Config
 from vggt_jax.trunk.memory import ForwardPass
 
@@ -10,7 +9,7 @@ from vggt_jax.trunk.memory import ForwardPass
 def memory_of_da3(config: DA3Config, forward: ForwardPass) -> dict[str, int]:
     """Bytes by the names of `pipeline.memory.MemoryEstimate`; see `ModelFamily.memory`."""
     num_frames, pixels = forward.num_frames, forward.pixels
-    decoded = min(num_frames, max(1, tuned.value("dpt.pixels_per_chunk") // pixels)) * pixels
+    decoded = forward.decoded_frames * pixels
     trunk = dataclasses.replace(config.trunk, depth=config.num_layers)
     return {
         # Depth and confidence.

@@ -1,6 +1,5 @@
 """What a forward pass of MapAnything takes on the device."""
 
-from pallas_kernels import tuned
 from vggt_jax.models.mapanything.config import MapAnythingConfig
 from vggt_jax.models.mapanything.model import ALTERNATION
 from vggt_jax.trunk.memory import ForwardPass
@@ -10,7 +9,7 @@ def memory_of_mapanything(config: MapAnythingConfig, forward: ForwardPass) -> di
     """Bytes by the names of `pipeline.memory.MemoryEstimate`; see `ModelFamily.memory`."""
     num_frames, pixels = forward.num_frames, forward.pixels
     wide = forward.precision.compute_dtype.itemsize
-    decoded = min(num_frames, max(1, tuned.value("dpt.pixels_per_chunk") // pixels)) * pixels
+    decoded = forward.decoded_frames * pixels
     memory = config.trunk.memory(forward, taps=config.taps, keeps_both=ALTERNATION.keeps_both)
     # The heads also read what the encoder made of the patches.
     tokens = num_frames * forward.layout.tokens_per_frame

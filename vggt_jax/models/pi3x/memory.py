@@ -1,6 +1,5 @@
 """What a forward pass of Pi3X takes on the device."""
 
-from pallas_kernels import tuned
 from vggt_jax.models.pi3x.config import Pi3XConfig
 from vggt_jax.trunk.memory import ForwardPass
 
@@ -17,9 +16,8 @@ def memory_of_pi3x(config: Pi3XConfig, forward: ForwardPass) -> dict[str, int]:
     decoder += wide * tokens * dim * max(3 + 3 + 1, 2 * config.mlp_ratio)
     # The decoded tokens of a chunk; of the frames that are convolved together, the last map before
     # and after its border is added, and what comes after it.
-    decoded = min(forward.num_frames, max(1, tuned.value("dpt.pixels_per_chunk") // pixels))
     channels = 2 * (config.conv_upsample_dims[-1] + 2) + 2 * config.conv_last_channels
-    convolutions = 4 * tokens * dim + 4 * decoded * pixels * channels
+    convolutions = 4 * tokens * dim + 4 * forward.decoded_frames * pixels * channels
     # The decoder of the metric scale reads all tokens: twice as they are, as keys and as values.
     metric = (2 + 4 + wide + wide) * (
         forward.num_frames * forward.layout.tokens_per_frame * config.metric_dim

@@ -1,6 +1,5 @@
 """What a forward pass of VGGT takes on the device."""
 
-from pallas_kernels import tuned
 from vggt_jax.models.vggt.config import VGGTConfig
 from vggt_jax.trunk.memory import ForwardPass
 
@@ -10,7 +9,7 @@ def memory_of_vggt(config: VGGTConfig, forward: ForwardPass) -> dict[str, int]:
     num_frames, pixels = forward.num_frames, forward.pixels
     heads = tracks = 0
     if config.enable_depth or config.enable_point:
-        decoded = min(num_frames, max(1, tuned.value("dpt.pixels_per_chunk") // pixels)) * pixels
+        decoded = forward.decoded_frames * pixels
         heads = int(3.5 * 4 * decoded * config.dpt_features / 2)
     if forward.num_query_points:
         features = 4 * num_frames * (pixels // 4) * config.track_features

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,12 @@ from pallas_kernels.mosaic_gpu_call import align
 from vggt_jax.layers.attention import NotDense
 from vggt_jax.layers.few_queries import attend_to_everything
 from vggt_jax.layers.precision import Precision
-from vggt_jax.layers.scene_attention import AttentionStats, SceneAttention, SceneTokens
+from vggt_jax.layers.scene_attention import (
+    AttentionStats,
+    HeadGroup,
+    SceneAttention,
+    SceneTokens,
+)
 from vggt_jax.layers.shards import FrameShards
 from vggt_jax.layers.token_order import TokenOrder
 from vggt_jax.trunk.attention.query_rows import QueryRows
@@ -69,6 +74,7 @@ class BlockSparse(NotDense):
             "mosaic_gpu", "triton", "xla", or None to choose by device.
     """
 
+    gathers_keys: ClassVar[bool] = True
     sparse_ratio: float | tuple[float, ...] | None = None
     cdf_threshold: float | tuple[float, ...] | None = None
     pool_mode: Literal["avg", "max"] = "avg"
@@ -182,6 +188,7 @@ class BlockSparse(NotDense):
         precision: Precision,
         scene,
         shards,
+        heads,
     ):
         del precision  # Products of float32 have the highest.
         if isinstance(self.sparse_ratio, tuple) or isinstance(self.cdf_threshold, tuple):
@@ -202,13 +209,14 @@ class BlockSparse(NotDense):
             num_frames=num_frames,
             scene=scene,
             shards=shards,
+            heads=heads,
         )
 
     def extra_bytes(
         self, *, num_frames, num_special, num_patches, num_heads, head_dim, itemsize, num_devices=1
     ) -> int:
         """The lists of kept blocks; the sample, its results and what it leaves out; of several
-        devices, keys and values of all, as they come and as they are laid out."""
+        devices, values as they are laid out, besides queries and results."""
         tokens = num_frames * (num_special + num_patches)
         all_tokens = num_devices * tokens
         rows, blocks = count_blocks(tokens, self.block_q), count_blocks(all_tokens, self.block_k)
@@ -218,7 +226,7 @@ class BlockSparse(NotDense):
             left_out = np.min(self.sparse_ratio)
         lists = num_heads * rows * int((1 - left_out) * blocks) * index_dtype(blocks).itemsize
         if num_devices > 1:
-            lists += (2 + 1) * itemsize * all_tokens * num_heads * head_dim
+            lists += itemsize * (all_tokens + 2 * tokens) * num_heads * head_dim
         if not self.sample_ratio:
             return lists
         sampled = int(self.sample_ratio * num_devices * num_frames * num_patches)
@@ -244,6 +252,7 @@ def sparse_attention(
     num_frames: Int[Array, ""] | None = None,
     scene: SceneTokens | None = None,
     shards: FrameShards | None = None,
+    heads: HeadGroup | None = None,
 ) -> tuple[Float[Array, "s p n h"], Float[Array, "e n h"] | None, AttentionStats]:
     """Attention over all tokens of one scene, whose frames start with their special tokens.
 
@@ -260,8 +269,7 @@ def sparse_attention(
         layer: which layer of the trunk this is, for random blocks and samples to differ.
         num_frames: how many leading frames count, None for all.
         scene: tokens of the scene as a whole, which are special, too.
-        shards: see `SceneAttention.attend`. Keys and values of all devices are gathered; blocks are
-            those of one device.
+        shards, heads: see `SceneAttention.attend`. Blocks are those of one device.
 
     Returns:
         What the tokens of the frames attended to, what those of the scene did, and statistics.
@@ -273,9 +281,8 @@ def sparse_attention(
     all_frames = s if shards is None else s * shards.num
     total_special = num_of_scene + all_frames * num_special
     scene_q, scene_k, scene_v = (None, None, None) if scene is None else scene
-    gather = lambda x: x if shards is None else shards.all(x, axis=0)
-    special = lambda x, of_scene: _special_tokens(gather(x[:, :num_special]), of_scene)
-    patches = lambda x: _patches(gather(x[:, num_special:p]))
+    special = lambda x, of_scene: _special_tokens(x[:, :num_special], of_scene)
+    patches = lambda x: _patches(x[:, num_special:p])
     num_sink_blocks = count_blocks(total_special, block_k)
     padding = ((0, num_sink_blocks * block_k - total_special), (0, 0), (0, 0))
     layout = lambda x, y: jnp.concatenate([jnp.pad(special(x, y), padding), patches(x)])
@@ -332,6 +339,7 @@ def sparse_attention(
         token_order=token_order,
         layer=layer,
         frames_that_count=num_frames,
+        heads=heads,
     )
     out = out[: s * num_patches] if rows is None else rows.back(out[: rows.num_rows * rows.block])
     out = out.reshape(s, num_patches, n, h)
@@ -364,7 +372,7 @@ def sparse_attention(
     return out, out_of_scene, stats
 
 
-def _of_patches(q, k, v, block_map, attend, *, attention, first_patch, **scene):
+def _of_patches(q, k, v, block_map, attend, *, attention, first_patch, heads, **scene):
     """What queries of patches get from kept blocks and, if there is one, a sample of the others.
 
     Args:
@@ -377,13 +385,16 @@ def _of_patches(q, k, v, block_map, attend, *, attention, first_patch, **scene):
     """
     if not attention.sample_ratio:
         return attend(q, k, v, block_map), jnp.float32(0)
-    sample = draw_patches(
+    num_heads = q.shape[1]
+    patches, *weights = draw_patches(
         attention.seed,
         _MOST_SAMPLED,
-        num_heads=q.shape[1],
+        num_heads=num_heads if heads is None else heads.num_all,
         share=attention.sample_ratio,
         **scene,
     )
+    if heads is not None:
+        patches = heads.of(patches, num_heads)
     return with_a_sample_of_the_rest(
         q,
         k,
@@ -392,7 +403,7 @@ def _of_patches(q, k, v, block_map, attend, *, attention, first_patch, **scene):
         attend,
         block_q=attention.block_q,
         implementation="xla" if attention.implementation == "xla" else None,
-        sample=sample,
+        sample=(patches, *weights),
         first_patch=first_patch,
     )
 

@@ -130,7 +130,9 @@ class Sampled(NotDense):
         precision: Precision,
         scene,
         shards,
+        heads,
     ):
+        del heads  # All of them.
         return sampled_attention(
             q,
             k,
