@@ -1,13 +1,15 @@
 """A program of its own, because JAX settles the number of CPU devices when it starts: reconstructs
 frames on eight of them and on one, and prints how far the results are from each other, as JSON.
 
-    python many_devices.py attention|model|infer ARGUMENT.. DEVICES
+    python many_devices.py attention|model|infer|scenes ARGUMENT.. DEVICES
 """
 
 import dataclasses
 import functools
 import json
 import sys
+import tempfile
+from pathlib import Path
 
 import conftest
 import jax
@@ -23,7 +25,7 @@ from vggt_jax.layers.scene_attention import SceneTokens
 from vggt_jax.layers.shards import map_frames, mesh_of
 from vggt_jax.models import register
 from vggt_jax.models.loading import abstract_model
-from vggt_jax.pipeline import plan, streaming
+from vggt_jax.pipeline import many_scenes, plan, streaming
 from vggt_jax.trunk.head_groups import attend_by_groups
 
 B, S, SPECIAL, GRID, N, H = 2, 8, 3, (3, 5), 3, 16
@@ -148,9 +150,44 @@ def infer(value, how, num_devices):
     return {name: error(getattr(found, name), getattr(expected, name)) for name in names}
 
 
+def scenes(num_devices):
+    """Scenes that are shared out, of three to five frames; and the devices that had some."""
+    register(FAMILY)
+    made = conftest.with_random_parameters(abstract_model(MadeUpConfig()))
+    rng = np.random.default_rng(0)
+    given = {f"{i}": rng.integers(0, 256, (3 + i % 2, 28, 42, 3), np.uint8) for i in range(6)}
+    given["damaged"] = np.zeros((2, 28, 42, 4, 3), np.uint8)
+    used, run = set(), many_scenes._run
+
+    def spy(model, *arguments):
+        used.update(jax.tree.leaves(model)[0].devices())
+        return run(model, *arguments)
+
+    many_scenes._run = spy
+    written = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for devices in (1, num_devices):
+            out = Path(folder) / f"{devices}"
+            report = vggt_jax.reconstruct_scenes(
+                given, out, model=made, devices=devices, progress=False
+            )
+            assert sorted(report.written) == [f"{i}" for i in range(6)]
+            assert list(report.failed) == ["damaged"]
+            written[devices] = {
+                name: {
+                    key: value
+                    for key, value in vars(vggt_jax.load_reconstruction(out / name)).items()
+                    if isinstance(value, np.ndarray) and value.dtype.kind == "f"
+                }
+                for name in report.written
+            }
+    one, several = written[1], written[num_devices]
+    return {name: error(several[name], one[name]) for name in one} | {"devices": len(used)}
+
+
 if __name__ == "__main__":
     case, *arguments, number = sys.argv[1:]
     jax.config.update("jax_num_cpu_devices", 8)
     jax.config.update("jax_disable_most_optimizations", True)
-    cases = {"attention": attention, "model": model, "infer": infer}
+    cases = {"attention": attention, "model": model, "infer": infer, "scenes": scenes}
     print(json.dumps(cases[case](*arguments, int(number))))

@@ -54,6 +54,14 @@ def test_a_model_on_several_devices_gives_the_values_of_one():
     assert {name: x for name, x in found.items() if not x <= 2e-5} == {}
 
 
+@pytest.mark.slow
+def test_scenes_that_devices_share_out_are_those_of_one():
+    """Seven scenes, of which one cannot be read; bit by bit."""
+    found = errors("scenes", "3")
+    assert found.pop("devices") == 3
+    assert found == dict.fromkeys(found, 0.0) and len(found) == 6
+
+
 @pytest.mark.parametrize(
     "case",
     [
@@ -87,11 +95,10 @@ def test_devices_that_cannot_be():
     ):
         with pytest.raises(vggt_jax.InputError, match=re.escape(said)):
             Options(devices=devices)
-    # Priors are not divided, and scenes are not, either.
-    with pytest.raises(vggt_jax.InputError, match="priors cannot be divided over devices"):
-        Options(devices=1, priors="cameras.json")
-    with pytest.raises(vggt_jax.InputError, match="devices divide the frames of one scene"):
-        ManyScenesOptions(devices=1)
+        with pytest.raises(vggt_jax.InputError, match=re.escape(said)):
+            ManyScenesOptions(devices=devices)
+    # Scenes are shared out whole.
+    assert ManyScenesOptions(devices=1).of_scene("hall").devices is None
 
 
 def test_heads_attend_in_groups_where_all_would_gather_much():

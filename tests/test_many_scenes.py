@@ -166,6 +166,32 @@ def test_a_run_goes_on_after_its_process_was_killed(tmp_path, scenes, model):
         np.testing.assert_array_equal(read(out, name)["images"], images)
 
 
+def test_devices_share_scenes_out(tmp_path, scenes, model, monkeypatch):
+    """Two threads, both of the only device here: results are those of one, to the last bit."""
+    run(scenes, tmp_path / "one", model)
+    together, threads, run_batch = threading.Barrier(2, timeout=60), [], many_scenes._run
+
+    def both(*arguments):
+        threads.append(threading.get_ident())
+        if len(threads) <= 2:
+            together.wait()  # Neither goes on before the other has a scene, too.
+        return run_batch(*arguments)
+
+    monkeypatch.setattr(many_scenes, "chosen_devices", lambda devices: jax.devices()[:1] * 2)
+    monkeypatch.setattr(many_scenes, "_run", both)
+    damaged = {"damaged": np.zeros((2, 28, 42, 4, 3), np.uint8)}
+    out = tmp_path / "two"
+    report = vggt_jax.reconstruct_scenes(
+        damaged | scenes, out, model=model, progress=False, devices=1
+    )
+    assert sorted(report.written) == sorted(scenes) and list(report.failed) == ["damaged"]
+    assert len(set(threads)) == 2
+    for name in scenes:
+        found, expected = read(out, name), read(tmp_path / "one", name)
+        for key in ("camera_from_world", "intrinsics"):
+            np.testing.assert_array_equal(found[key], expected[key], err_msg=f"{name} {key}")
+
+
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_scenes_are_written_at_the_same_time(tmp_path, scenes, model, monkeypatch, batch_size):
     write, both = many_scenes.write_reconstruction, threading.Barrier(2)

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from vggt_jax.cli.attending import OptionalInt
 from vggt_jax.cli.generated import options_of, taken
 from vggt_jax.cli.printed import Json, print_outcome
 from vggt_jax.cli.scene import WRITTEN_OTHERWISE, Scene
@@ -27,6 +28,9 @@ class Batch(Scene):
     out: Path
     """Folder of results."""
     json: Json = False
+    devices: OptionalInt = None
+    """How many devices scenes are shared out among: each has a copy of the model, and scenes of its
+    own; results are those of one. By default one."""
 
     def run(self) -> int:
         from vggt_jax.cli.programs import keep_compiled_programs

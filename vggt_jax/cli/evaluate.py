@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -87,6 +88,9 @@ class Evaluate(Attending):
     pad_frames_to: int = 0
     """Pad sequences of fewer frames to so many, so that all share one compiled program; changes no
     result."""
+    devices: OptionalInt = None
+    """How many devices sequences are shared out among: each has a copy of the model, and sequences
+    of its own. By default one."""
     published_tools: Flag = False
     """Let Open3D and evo compute ICP, normals and trajectories, as the published code does; they
     come with the extra evaluation."""
@@ -173,9 +177,11 @@ class Evaluate(Attending):
         from vggt_jax.evaluation.protocols.results import FORMAT, VERSION, ResultFile
         from vggt_jax.pipeline.evaluating import Evaluation
         from vggt_jax.pipeline.inputs import load
+        from vggt_jax.pipeline.placing import chosen_devices
 
         if self.out is None:
             raise InputError("name a file of results to write with --out")
+        devices = chosen_devices(self.devices) or [None]
         keep_compiled_programs()
         options = Options(
             **{name: getattr(self, name) for name in _TAKEN},
@@ -209,16 +215,19 @@ class Evaluate(Attending):
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
         file = ResultFile(path=self.out, about=about)
-        lines = _run_sequences(evaluation, chosen, file)
+        lines = _run_sequences(evaluation, chosen, file, devices)
         scored = [line for line in lines if "metrics" in line]
         _print_results(self, protocol, scored, len(lines))
         return 0 if len(scored) == len(lines) else 1
 
 
-def _run_sequences(evaluation: Any, chosen: list, file: Any) -> Any:
-    """The lines of all sequences, those of an earlier run among them."""
+def _run_sequences(evaluation: Any, chosen: list, file: Any, devices: list) -> Any:
+    """The lines of all sequences, those of an earlier run among them, in their order."""
+    import jax
+
     from vggt_jax.pipeline.evaluating import evaluate_sequence
     from vggt_jax.pipeline.memory import out_of_memory_is_an_input_error
+    from vggt_jax.pipeline.workers import share_out
 
     names = {name for name, _ in chosen}
     done = {line["sequence"]: line for line in file.open() if line["sequence"] in names}
@@ -231,23 +240,30 @@ def _run_sequences(evaluation: Any, chosen: list, file: Any) -> Any:
             said.add(text)
             tqdm.tqdm.write(f"vggt-jax: {text}", file=sys.stderr)
 
-    lines = []
-    with tqdm.tqdm(total=len(chosen), initial=len(done), unit="sequence", disable=None) as bar:
-        for name, places in chosen:
-            if name in done:
-                lines.append(done[name])
-                continue
+    telling = threading.Lock()  # Devices have threads of their own.
+
+    def work(device, sequences):
+        here = evaluation
+        if device is not None:
+            model = jax.device_put(evaluation.model, device)
+            here = dataclasses.replace(evaluation, model=model)
+        for name, places in sequences:
             bar.set_description(name)
             try:
                 with out_of_memory_is_an_input_error(len(places), "fewer --num-frames"):
-                    line = evaluate_sequence(evaluation, name, places, say=say)
+                    line = evaluate_sequence(here, name, places, say=say)
             except InputError as error:
                 line = {"sequence": name, "error": str(error)}
                 tqdm.tqdm.write(printable(f"vggt-jax: {name}: {error}"), file=sys.stderr)
-            file.add(line)
-            lines.append(line)
-            bar.update()
-    return lines
+            with telling:
+                file.add(line)
+                done[name] = line
+                bar.update()
+
+    waiting = [(name, places) for name, places in chosen if name not in done]
+    with tqdm.tqdm(total=len(chosen), initial=len(done), unit="sequence", disable=None) as bar:
+        share_out(waiting, work, devices)
+    return [done[name] for name, _ in chosen]
 
 
 def _print_results(command: Evaluate, protocol: Any, scored: Any, total: int) -> None:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import operator
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -27,6 +28,7 @@ from vggt_jax.pipeline.inputs import SceneInputs, check_model, load, read
 from vggt_jax.pipeline.memory import free_memory, is_out_of_memory
 from vggt_jax.pipeline.options import Options, takes
 from vggt_jax.pipeline.origin import provenance_of
+from vggt_jax.pipeline.placing import Devices, chosen_devices
 from vggt_jax.pipeline.plan import Plan, plan_scene
 from vggt_jax.pipeline.reconstruct import reconstruct
 from vggt_jax.pipeline.resuming import (
@@ -39,6 +41,7 @@ from vggt_jax.pipeline.resuming import (
 )
 from vggt_jax.pipeline.run import batch_arguments, finish, program_for, scene_arguments
 from vggt_jax.pipeline.scenes import scenes_by_name
+from vggt_jax.pipeline.workers import share_out
 from vggt_jax.scene.provenance import Provenance
 from vggt_jax.scene.reconstruction import Reconstruction
 from vggt_jax.scene.results import write_reconstruction
@@ -81,14 +84,18 @@ class ManyScenesOptions(Options):
 
     progress: bool = True
     """Show a progress bar with the time that remains."""
+    devices: Devices = None
+    """How many devices scenes are shared out among, or which: each has a copy of the model, and
+    scenes of its own; results are those of one. By default one."""
     batch_size: int = 1
     """Scenes in a batch. More than one pays for scenes of few frames only; scenes of different
     shapes wait in memory until there are enough of a kind."""
     num_readers: int = 2
-    """Scenes that are read at a time, by some threads each; as many more are read ahead."""
+    """Scenes that are read at a time for each device, by some threads each; as many more are read
+    ahead."""
     num_writers: int = 2
-    """Scenes that are written at a time. In the host's memory are these, or one batch if that is
-    more, and one batch besides."""
+    """Scenes that are written at a time, of each device. In the host's memory are these, or one
+    batch if that is more, and one batch besides."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -96,10 +103,12 @@ class ManyScenesOptions(Options):
         if any(getattr(self, name) < 1 for name in counts):
             given = ", ".join(f"{name}={getattr(self, name)}" for name in counts)
             raise InputError(f"{given} must be at least 1")
-        if self.devices is not None:
-            raise InputError("devices divide the frames of one scene, not scenes; leave them out")
         if self.max_error is not None:
             raise InputError("max_error is for one scene: scenes of a batch share their attention")
+
+    def of_scene(self, name: str) -> Options:
+        """See `Options`; a scene has one device."""
+        return dataclasses.replace(super().of_scene(name), devices=None)
 
 
 @takes(ManyScenesOptions)
@@ -113,7 +122,7 @@ def reconstruct_scenes(
     Scenes of one size, and of numbers of frames that pad to the same, share a compiled program and
     run in batches; padding changes no result. Photographs of the next scenes are read, and results
     of the last ones written, while a batch runs. Scenes of many frames run alone, and their maps
-    leave the device in chunks, as in `infer`.
+    leave the device in chunks, as in `infer`. Several devices share the scenes out.
 
     A result appears whole or not at all, so a run that was interrupted or killed is continued by
     calling this again. Scenes with a result are skipped if their photographs, masks, known
@@ -156,6 +165,8 @@ def reconstruct_scenes(
     free = free_memory(model) if options.memory_check else None
 
     claims: dict[str, Claim] = {}
+    devices = chosen_devices(options.devices) or [None]
+    telling = threading.RLock()  # Devices have threads of their own.
 
     def read_scene(name: str) -> "_Scene":
         of_scene = options.of_scene(name)
@@ -167,12 +178,13 @@ def reconstruct_scenes(
         return _Scene(name, of_scene, inputs, plan, record)
 
     def finish_with(names):
-        for name in names:
-            if claim := claims.pop(name, None):
-                claim.release()
-                with contextlib.suppress(OSError):
-                    claim.out.rmdir()  # Of a scene without a result.
-        bar.update(len(names))
+        with telling:
+            for name in names:
+                if claim := claims.pop(name, None):
+                    claim.release()
+                    with contextlib.suppress(OSError):
+                        claim.out.rmdir()  # Of a scene without a result.
+            bar.update(len(names))
 
     with (
         tqdm.tqdm(
@@ -182,9 +194,8 @@ def reconstruct_scenes(
             disable=not options.progress,
         ) as bar,
         contextlib.ExitStack() as at_the_end,
-        _threads(options.num_readers) as readers,
-        _threads(options.num_writers) as writers,
-        _threads(1) as fetcher,
+        _threads(options.num_readers * len(devices)) as readers,
+        _threads(options.num_writers * len(devices)) as writers,
     ):
         at_the_end.callback(lambda: finish_with(list(claims)))
 
@@ -199,20 +210,14 @@ def reconstruct_scenes(
                 failed.update(dict.fromkeys(names, str(error)))
             finish_with(names)
 
-        outbox = _Outbox(model, out, fetcher, writers, options.num_writers, done, fail)
-        loaded = _read_ahead(readers, read_scene, waiting, options.num_readers)
-        for batch in _batches(loaded, options.batch_size, fail):
-            run_batch = functools.partial(_run_if_it_fits, model, batch, options)
-            result = run_batch()
-            if result is None and outbox.clear_device():  # Others were in its way, perhaps.
-                result = run_batch()
-            if result is None:
-                fail([scene.name for scene in batch], _TOO_LARGE)
-                continue
-            outbox.add(batch, result)
-            del result
-            outbox.make_room()
-        outbox.flush()
+        def work(device, batches):
+            here = model if device is None else jax.device_put(model, device)
+            with _threads(1) as fetcher:
+                outbox = _Outbox(model, out, fetcher, writers, options.num_writers, done, fail)
+                _run_batches(here, batches, options, outbox, fail)
+
+        loaded = _read_ahead(readers, read_scene, waiting, options.num_readers * len(devices))
+        share_out(_batches(loaded, options.batch_size, fail), work, devices)
     return ScenesReport(
         written=tuple(written),
         skipped=skipped,
@@ -240,6 +245,29 @@ class _Scene:
         priors = None if self.inputs.priors is None else self.inputs.priors.given
         of_program = (*of_program, None if points is None else len(points), priors)
         return *of_program, images.shape[1:], images.dtype
+
+
+def _run_batches(
+    model: SceneModel,
+    batches: Iterator[list["_Scene"]],
+    options: ManyScenesOptions,
+    outbox: "_Outbox",
+    fail: Callable[[list[str], Any], None],
+) -> None:
+    """Reconstructs batches on the device of the model, one after the other, until all of them are
+    written."""
+    for batch in batches:
+        run_batch = functools.partial(_run_if_it_fits, model, batch, options)
+        result = run_batch()
+        if result is None and outbox.clear_device():  # Others were in its way, perhaps.
+            result = run_batch()
+        if result is None:
+            fail([scene.name for scene in batch], _TOO_LARGE)
+            continue
+        outbox.add(batch, result)
+        del result
+        outbox.make_room()
+    outbox.flush()
 
 
 def _run_if_it_fits(*arguments: Any) -> Reconstruction | None:

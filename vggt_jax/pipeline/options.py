@@ -18,9 +18,8 @@ from vggt_jax.images.loading import Mode
 from vggt_jax.images.masks import Background
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.scene_attention import SceneAttention
-from vggt_jax.layers.shards import Device
 from vggt_jax.models.base import CameraSource, SceneModel
-from vggt_jax.pipeline.placing import mesh_of_devices
+from vggt_jax.pipeline.placing import Devices, chosen_devices
 from vggt_jax.scene import calibration
 from vggt_jax.scene.priors import KINDS, PriorKind, Priors
 from vggt_jax.trunk.attention.plan import attention_of
@@ -119,7 +118,7 @@ class Options:
     pad_frames: bool = True
     """Pad the frames to one of few numbers, at most a sixteenth more and none up to 32, so that
     scenes of similar length share a compiled program. Padding changes no result."""
-    devices: int | Sequence[Device] | None = None
+    devices: Devices = None
     """How many devices divide the frames of a scene between them, or which; the model is copied to
     each, and values are those of one device but for rounding. By default one."""
     memory_check: bool = True
@@ -161,9 +160,7 @@ class Options:
         for name in ("use", "metric"):
             if getattr(self, name) and self.priors is None:
                 raise InputError(f"{name}={getattr(self, name)} is said of priors; give some")
-        mesh_of_devices(self.devices)
-        if self.devices is not None and self.priors is not None:
-            raise InputError("priors cannot be divided over devices; leave devices out")
+        chosen_devices(self.devices)
         if self.config is not None and not isinstance(self.model, str | os.PathLike):
             raise InputError(f"config={self.config} is for an official checkpoint; name its model")
         if isinstance(self.intrinsics, str | os.PathLike) and "{scene}" not in str(self.intrinsics):

@@ -1,7 +1,7 @@
 """Where the arrays of a scene lie: on one device, or divided over several."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -11,12 +11,12 @@ from vggt_jax.errors import InputError
 from vggt_jax.layers.shards import Device, mesh_of
 from vggt_jax.models.base import SceneModel
 
+Devices: TypeAlias = int | Sequence[Device] | None
+"""How many of those that JAX sees, the devices, or None for the default one."""
 
-def mesh_of_devices(devices: int | Sequence[Device] | None) -> Mesh | None:
-    """The mesh that divides the frames of a scene; None for the default device alone.
 
-    Args:
-        devices: how many of those that JAX sees, the devices, or None for one.
+def chosen_devices(devices: Devices) -> list[Device] | None:
+    """The devices that are meant; None for the default device alone.
 
     Raises:
         InputError: there are not so many, or one stands twice.
@@ -27,10 +27,20 @@ def mesh_of_devices(devices: int | Sequence[Device] | None) -> Mesh | None:
         found = jax.devices()
         if not 1 <= devices <= len(found):
             raise InputError(f"devices={devices} must be in [1, {len(found)}], those that JAX sees")
-        return None if devices == 1 else mesh_of(found[:devices])
+        return None if devices == 1 else found[:devices]
     if not devices or len(set(devices)) != len(devices):
         raise InputError(f"devices={list(devices)} must be one or more, each of them once")
-    return mesh_of(devices)
+    return list(devices)
+
+
+def mesh_of_devices(devices: Devices) -> Mesh | None:
+    """The mesh that divides the frames of a scene; None for the default device alone.
+
+    Raises:
+        InputError: there are not so many, or one stands twice.
+    """
+    chosen = chosen_devices(devices)
+    return None if chosen is None else mesh_of(chosen)
 
 
 def placed(
