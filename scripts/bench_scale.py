@@ -1,7 +1,8 @@
-"""Times one scene on one and on several GPUs, and says what each of them needed.
+"""Times one scene on one and on several GPUs, and says what each of them needed; and many scenes.
 
     python scripts/bench_scale.py --out docs/benchmarks/scale_h200.jsonl
     python scripts/bench_scale.py --frames 200 --ways dense --devices 1 2 --profile
+    python scripts/bench_scale.py --frames --scenes 48 --devices 1 2
 
 VGGT-1B with random weights in bfloat16, frames of 518x518, from the host to the host as `infer`
 runs it. One JSON line for each number of frames, way to attend and number of devices: the median of
@@ -9,6 +10,9 @@ some calls in milliseconds and their spread, the peak of each device so far, and
 program of the scene needs on a device. Then one line for each that ran on several numbers of
 devices: how many times faster it was than on the fewest, beside what `docs/scale.md` expects of the
 exchange between devices.
+
+With `--scenes`, so many folders of JPEG files, of 8, 16 and 24 frames in turn, go through
+`reconstruct_scenes`, from files to files: once to compile, and once more, which is timed.
 
 Each number of devices has a process of its own, in which ways to attend follow one another from the
 one that needs least memory to that which needs most, so that each peak is its own.
@@ -18,8 +22,10 @@ import argparse
 import contextlib
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 
 WAYS = {
@@ -31,6 +37,7 @@ WAYS = {
 LONG_MS = 20_000  # calls that take longer are timed the first time
 LAYERS, CHANNELS, NUM_SPECIAL = 24, 1024, 5
 SIZE = (518, 518)
+SCENE_FRAMES = (8, 16, 24)
 TOKENS = (SIZE[0] // 14) * (SIZE[1] // 14) + NUM_SPECIAL
 
 
@@ -38,7 +45,10 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--frames", type=int, nargs="*", default=[200, 400])
+    parser.add_argument("--frames", type=int, nargs="*", default=[200, 400],
+                        help="of the scenes that are divided; none for none")  # fmt: skip
+    parser.add_argument("--scenes", type=int, default=0,
+                        help="how many scenes are shared out")  # fmt: skip
     parser.add_argument("--devices", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=["sampled", "blocks", "dense"])
     parser.add_argument("--link", action="store_true",
@@ -55,6 +65,9 @@ def main():
     if args.child and args.link:
         print(json.dumps(measure_link(args.devices[0])), flush=True)
         return
+    if args.child and args.scenes:
+        print(json.dumps(run_scenes(args.scenes, args.devices[0])), flush=True)
+        return
     if args.child:
         for frames in sorted(args.frames):
             for way in (name for name in WAYS if name in args.ways):
@@ -64,18 +77,19 @@ def main():
         return
     if args.link:
         for devices in (number for number in args.devices if number > 1):
-            for line in run_child(["--link"], 0, devices):
+            for line in run_child(args, devices, "--frames", "--link"):
                 write(line, args.out)
     lines = []
-    options = ["--ways", *args.ways, "--repeats", str(args.repeats)]
-    options += ["--profile"] if args.profile else []
-    if args.head_groups is not None:
-        options += ["--head-groups", str(args.head_groups)]
     for frames in args.frames:
         for devices in args.devices:
-            for line in run_child(options, frames, devices):
+            more = ["--frames", str(frames), "--ways", *args.ways]
+            for line in run_child(args, devices, *more):
                 lines.append(line)
                 write(line, args.out)
+    for devices in args.devices if args.scenes else ():
+        for line in run_child(args, devices, "--scenes", str(args.scenes)):
+            lines.append(line)
+            write(line, args.out)
     for line in speedups(lines):
         write(line, args.out)
 
@@ -87,17 +101,20 @@ def write(line: dict, out: pathlib.Path | None):
             file.write(json.dumps(line) + "\n")
 
 
-def run_child(options: list[str], frames: int, devices: int):
-    """The lines of a process for one number of frames and of devices, as they come."""
-    command = [sys.executable, __file__, "--child", *options]
-    command += ["--frames", str(frames), "--devices", str(devices)]
+def run_child(args, devices: int, *more: str):
+    """The lines of a process for one number of devices, as they come."""
+    command = [sys.executable, __file__, "--child", *more]
+    command += ["--devices", str(devices), "--repeats", str(args.repeats)]
+    command += ["--profile"] if args.profile else []
+    if args.head_groups is not None:
+        command += ["--head-groups", str(args.head_groups)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         for line in child.stdout:
             if line.startswith("{"):
                 yield json.loads(line)
     if child.returncode:
-        yield {"frames": frames, "devices": devices, "error": f"exit code {child.returncode}"}
+        yield {"devices": devices, "error": f"exit code {child.returncode}: {' '.join(more)}"}
 
 
 def head_groups(number: int | None):
@@ -194,6 +211,50 @@ def measure_link(devices: int) -> dict:
     return {**describe_jax(), "part": "link", "devices": devices, "ms": ms, "gb_s": round(rate, 1)}
 
 
+def run_scenes(number: int, devices: int) -> dict:
+    """Many scenes from files to files, with programs that are compiled already."""
+    import jax
+    from bench_model import describe_jax
+
+    import vggt_jax
+
+    model = jax.device_put(released_model(), jax.devices()[0])
+    with tempfile.TemporaryDirectory() as folder:
+        scenes = pathlib.Path(folder, "scenes")
+        write_scenes(scenes, number)
+        for out in ("to compile", "timed"):
+            start = time.perf_counter()
+            report = vggt_jax.reconstruct_scenes(
+                scenes, pathlib.Path(folder, out), model=model, devices=devices, progress=False
+            )
+            seconds = time.perf_counter() - start
+            assert len(report.written) == number, report
+            shutil.rmtree(pathlib.Path(folder, out))
+    frames = sum(SCENE_FRAMES[i % len(SCENE_FRAMES)] for i in range(number))
+    return {
+        **describe_jax(),
+        "scenes": number,
+        "scene_frames": SCENE_FRAMES,
+        "devices": devices,
+        "seconds": round(seconds, 2),
+        "frames_per_second": round(frames / seconds, 1),
+    }
+
+
+def write_scenes(folder: pathlib.Path, number: int):
+    """Folders of smooth pictures, which JPEG files hold as photographs."""
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for i in range(number):
+        scene = folder / f"{i:03d}"
+        scene.mkdir(parents=True)
+        for frame in range(SCENE_FRAMES[i % len(SCENE_FRAMES)]):
+            small = Image.fromarray(rng.integers(0, 256, (37, 37, 3), np.uint8))
+            small.resize(SIZE, Image.Resampling.BICUBIC).save(scene / f"{frame:03d}.jpg")
+
+
 def released_model():
     """VGGT-1B with random weights, those of products in bfloat16: made once in a process, by the
     host, because the peaks of devices would be those of making it."""
@@ -225,6 +286,11 @@ def exchanged_bytes(way: str, frames: int, devices: int) -> float:
 def speedups(lines: list[dict]) -> list[dict]:
     """How many times faster several devices are than the fewest, for each scene and way."""
     found, measured = [], [line for line in lines if "ms" in line]
+    shared = sorted((x for x in lines if "seconds" in x), key=lambda x: x["devices"])
+    for line in shared[1:]:
+        times = round(shared[0]["seconds"] / line["seconds"], 3)
+        numbers = {"devices": line["devices"], "than": shared[0]["devices"], "times": times}
+        found.append({"scenes": line["scenes"], **numbers})
     for line in measured:
         alike = [x for x in measured if (x["frames"], x["way"]) == (line["frames"], line["way"])]
         fewest = min(alike, key=lambda x: x["devices"])
