@@ -96,7 +96,7 @@ def time_infer(folder: Path, case: dict) -> dict:
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(programs),
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
     with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as wrong:
         start = time.perf_counter()
