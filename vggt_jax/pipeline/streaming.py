@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import functools
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -140,22 +141,23 @@ class Stream:
                 if name not in maps:
                     maps[name] = np.empty((total, *x.shape[1:]), x.dtype)
                 # It may begin before the end of the piece before, and end in padding.
-                for first, y in zip(firsts, np.split(jax.device_get(x), num_devices), strict=True):
-                    begin = first + start
-                    maps[name][begin : begin + size] = y[: max(0, total - begin)]
+                begins = [first + start for first in firsts]
+                wanted = [maps[name][begin : begin + size] for begin in begins]
+                list(copiers.map(_copy, wanted, _by_device(x, num_devices)))
             done(sum(min(max(0, total - x), of_device, start + size) for x in firsts))
 
         firsts = range(0, len(images), of_device)
-        for start in range(0, min(total, of_device), size):
-            start = min(start, of_device - size)  # early enough for a whole piece
-            part = self.frames(model, tokens, jax.device_put(np.int32(start)), read)
-            for x in part.values():
-                x.copy_to_host_async()
-            pending.append((start, part))
-            if len(pending) > _MAX_PENDING:
+        with ThreadPoolExecutor(num_devices) as copiers:
+            for start in range(0, min(total, of_device), size):
+                start = min(start, of_device - size)  # early enough for a whole piece
+                part = self.frames(model, tokens, jax.device_put(np.int32(start)), read)
+                for x in part.values():
+                    x.copy_to_host_async()
+                pending.append((start, part))
+                if len(pending) > _MAX_PENDING:
+                    write()
+            while pending:
                 write()
-        while pending:
-            write()
         fields = jax.device_get(fields)
         stats = fields.pop("attention_stats", None)
         on_host: dict[str, Any] = {name: np.array(x[:total]) for name, x in fields.items()}
@@ -169,6 +171,19 @@ class Stream:
             best_points=next(iter(model.point_sources), None),
             **on_host,
         )
+
+
+def _by_device(x: jax.Array, num_devices: int) -> list[Any]:
+    """Rows of an array by the devices that have them, in their order, without a copy of all."""
+    shards = sorted(x.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+    if len(shards) != num_devices:
+        return np.split(jax.device_get(x), num_devices)
+    return [shard.data for shard in shards]
+
+
+def _copy(wanted: np.ndarray, x: Any):
+    """The first rows of an array, so many as are wanted."""
+    wanted[:] = np.asarray(x)[: len(wanted)]
 
 
 @functools.partial(jax.jit, static_argnames=("attention", "compute_dtype", "mesh"))
