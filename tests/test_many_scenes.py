@@ -20,7 +20,7 @@ from vggt_jax import (
     BlockSparse,
     InputError,
 )
-from vggt_jax.pipeline import many_scenes, memory, plan, streaming
+from vggt_jax.pipeline import many_scenes, memory, plan, stores, streaming
 from vggt_jax.pipeline.inputs import read as read_inputs
 from vggt_jax.pipeline.options import Options
 
@@ -95,7 +95,7 @@ def test_a_batch_holds_scenes_of_one_kind(scenes, model):
 
 
 def test_a_run_goes_on_where_it_was_interrupted(tmp_path, scenes, model, monkeypatch):
-    write, written, started = many_scenes.write_reconstruction, [], itertools.count()
+    write, written, started = stores.write_reconstruction, [], itertools.count()
 
     def interrupted(folder, recon, **others):
         if next(started) >= 2:
@@ -103,13 +103,13 @@ def test_a_run_goes_on_where_it_was_interrupted(tmp_path, scenes, model, monkeyp
         written.append(folder.name)
         write(folder, recon, **others)
 
-    monkeypatch.setattr(many_scenes, "write_reconstruction", interrupted)
+    monkeypatch.setattr(stores, "write_reconstruction", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(scenes, tmp_path, model)
     assert {path.parent.name for path in tmp_path.glob("*/predictions.npz")} == set(written)
     kept = {name: (tmp_path / name / "predictions.npz").stat().st_mtime_ns for name in written}
 
-    monkeypatch.setattr(many_scenes, "write_reconstruction", write)
+    monkeypatch.setattr(stores, "write_reconstruction", write)
     # What a process leaves that is killed while it writes.
     left = next(tmp_path / name for name in scenes if name not in written)
     left.mkdir(exist_ok=True)
@@ -194,13 +194,13 @@ def test_devices_share_scenes_out(tmp_path, scenes, model, monkeypatch):
 
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_scenes_are_written_at_the_same_time(tmp_path, scenes, model, monkeypatch, batch_size):
-    write, both = many_scenes.write_reconstruction, threading.Barrier(2)
+    write, both = stores.write_reconstruction, threading.Barrier(2)
 
     def together(folder, recon, **others):
         both.wait(timeout=120)  # Each waits for another one to be written.
         write(folder, recon, **others)
 
-    monkeypatch.setattr(many_scenes, "write_reconstruction", together)
+    monkeypatch.setattr(stores, "write_reconstruction", together)
     two = {name: scenes[name] for name in ("attic", "shed")}
     report = run(two, tmp_path, model, batch_size=batch_size)
     assert set(report.written) == set(two)
@@ -209,7 +209,7 @@ def test_scenes_are_written_at_the_same_time(tmp_path, scenes, model, monkeypatc
 
 
 def test_a_disk_that_is_full_ends_the_run_and_loses_nothing(tmp_path, scenes, model, monkeypatch):
-    write = many_scenes.write_reconstruction
+    write = stores.write_reconstruction
 
     def full(folder, recon, **others):
         if folder.name == "shed":
@@ -218,7 +218,7 @@ def test_a_disk_that_is_full_ends_the_run_and_loses_nothing(tmp_path, scenes, mo
 
     two = {name: scenes[name] for name in ("shed", "attic")}
     with monkeypatch.context() as patch:
-        patch.setattr(many_scenes, "write_reconstruction", full)
+        patch.setattr(stores, "write_reconstruction", full)
         with pytest.raises(InputError, match="no space left"):
             run(two, tmp_path, model, batch_size=2, num_writers=1)
     report = run(two, tmp_path, model, batch_size=2)
@@ -248,7 +248,7 @@ def test_what_did_not_fit_leaves_the_device(tmp_path, scenes, model, monkeypatch
 
     monkeypatch.setattr(many_scenes, "_run", run_scene)
     monkeypatch.setattr(jax, "device_get", out_of_memory)
-    monkeypatch.setattr(many_scenes, "_fingerprint", lambda model: "some model")
+    monkeypatch.setattr(many_scenes, "fingerprint", lambda model: "some model")
     gc.disable()
     try:
         report = run(scenes, tmp_path, model)

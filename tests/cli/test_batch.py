@@ -3,8 +3,10 @@
 import json
 import shutil
 
+import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
 import vggt_jax
@@ -61,6 +63,47 @@ def test_a_scene_that_fails_is_named_and_the_code_is_1(
     assert "failed: attic: " in capsys.readouterr().err
     assert (tmp_path / "out" / "hall" / "predictions.npz").is_file()
     assert "export" in refused(*args, "--min-confidence", 2)
+
+
+def test_addresses_are_as_good_as_folders(
+    tmp_path, scenes, checkpoint, run, refused, capsys, monkeypatch
+):
+    files = fsspec.filesystem("memory")
+    monkeypatch.setattr(MemoryFileSystem, "store", {})
+    monkeypatch.setattr(MemoryFileSystem, "pseudo_dirs", [""])
+    for path in scenes.rglob("*.png"):
+        files.pipe(f"/{path.relative_to(tmp_path).as_posix()}", path.read_bytes())
+    args = ["--model", checkpoint, "--size", 28]
+    assert run("batch", scenes, *args, "--out", f"file://{tmp_path}/out") == 0
+    get = MemoryFileSystem.get_file
+    refuses = ["/attic/"]
+
+    def refusing(self, path, *others, **options):
+        if any(name in path for name in refuses):
+            raise PermissionError("you may not")
+        return get(self, path, *others, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "get_file", refusing)
+    args += ["--out", "memory://out"]
+    # An address that refuses: that scene fails alone, and is done when it does so no more.
+    assert run("batch", "memory://scenes", *args) == 1
+    said = capsys.readouterr().err
+    assert "failed: attic: memory://scenes/attic: " in said and "you may not" in said
+    assert files.find("/out") == ["/out/hall/predictions.npz", "/out/settings.json"]
+    refuses.clear()
+    assert run("batch", "memory://scenes", *args) == 0
+    assert "1 scenes written to memory://out, 1 were there" in capsys.readouterr().out
+    for name in ("hall", "attic"):
+        files.get(f"/out/{name}/predictions.npz", str(tmp_path / "found.npz"))
+        found = dict(np.load(tmp_path / "found.npz"))
+        expected = dict(np.load(tmp_path / "out" / name / "predictions.npz"))
+        assert found.keys() == expected.keys()
+        for key in found.keys() - {"provenance", "made_from"}:  # Of another time and place.
+            np.testing.assert_array_equal(found[key], expected[key], err_msg=key)
+    assert "another size" in refused("batch", "memory://scenes", *args, "--size", 14)
+    assert "no such folder" in refused("batch", "memory://nothing", *args)
+    assert "nowhere" in refused("batch", "nowhere://scenes", *args)
+    assert "lost a slash" in refused("batch", "memory://scenes", *args, "--masks", "s3://b/masks")
 
 
 def test_a_plan_is_printed_and_nothing_runs(

@@ -1,17 +1,21 @@
 """`vggt-jax batch`."""
 
+import contextlib
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from vggt_jax.cli.attending import OptionalInt
+import tyro
+
+from vggt_jax.cli.attending import OptionalInt, OptionalText
 from vggt_jax.cli.generated import options_of, taken
 from vggt_jax.cli.printed import Json, print_outcome
 from vggt_jax.cli.scene import WRITTEN_OTHERWISE, Scene
 from vggt_jax.errors import InputError, printable
 from vggt_jax.files import check_not_input
-from vggt_jax.pipeline.many_scenes import ManyScenesOptions
+from vggt_jax.files.addresses import address_of, local_path
+from vggt_jax.pipeline.many_scenes import ManyScenesOptions, ScenesReport
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,10 +27,20 @@ class Batch(Scene):
     of masks and intrinsics may have {scene} in place of a scene's name.
 
         vggt-jax batch scenes/ --model facebook/VGGT-1B --out results --masks masks/{scene}
+        vggt-jax batch s3://bucket/scenes --out gs://bucket/results --engine ray
     """
 
-    out: Path
-    """Folder of results."""
+    # Addresses are no paths: they would lose a slash.
+    sources: Annotated[
+        tyro.conf.Positional[tuple[str, ...]],
+        tyro.conf.arg(metavar="[PATH ...]", help_behavior_hint=""),
+    ] = ()
+    """A folder with a folder of photographs, or a video, for each scene; or its address, such as
+    s3://bucket/scenes."""
+    image_folder: OptionalText = None
+    """The same as naming the folder."""
+    out: str
+    """Folder of results, or its address."""
     json: Json = False
     devices: OptionalInt = None
     """How many devices scenes are shared out among: each has a copy of the model, and scenes of its
@@ -46,21 +60,32 @@ class Batch(Scene):
                 f"--{changed[0].replace('_', '-')} is for point clouds or single scenes; export "
                 "results with it later"
             )
-        check_not_input(self.out, self.inputs([folder]))
+        if address_of(self.out, "folder of results") is None:
+            is_local = address_of(folder, "folder of scenes") is None
+            read = self.inputs([Path(local_path(folder))] if is_local else [])
+            check_not_input(Path(local_path(self.out)), read)
         keep_compiled_programs()
         fields: dict[str, Any] = dict(vars(self.options()))
         fields |= taken(self, ManyScenesOptions, *WRITTEN_OTHERWISE)
         fields["progress"] = not self.quiet
-        report = reconstruct_scenes(folder, self.out, **fields)
+        # Standard output is the outcome's; Ray writes news of its machines there.
+        with contextlib.redirect_stdout(sys.stderr):
+            report = reconstruct_scenes(folder, self.out, **fields)
+        self._tell(report)
+        return 1 if report.failed else 0
+
+    def _tell(self, report: ScenesReport) -> None:
         for name, reason in report.again.items():
             self.say(printable(f"again: {name}: {reason}"))
+        for name, reason in report.twice.items():
+            self.say(printable(f"begun twice: {name}: {reason}"))
         for name in report.elsewhere:
             self.say(printable(f"left to another process: {name}"))
         for name, reason in report.failed.items():
             print(printable(f"failed: {name}: {reason}"), file=sys.stderr)
+        twice = f", {len(report.twice)} begun twice and written once" if report.twice else ""
         text = printable(
             f"{len(report.written)} scenes written to {self.out}, {len(report.skipped)} were "
-            f"there, {len(report.failed)} failed"
+            f"there, {len(report.failed)} failed{twice}"
         )
-        print_outcome(self, text, {"out": str(self.out), **dataclasses.asdict(report)})
-        return 1 if report.failed else 0
+        print_outcome(self, text, {"out": self.out, **dataclasses.asdict(report)})

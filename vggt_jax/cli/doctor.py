@@ -19,6 +19,9 @@ _EXTRAS = {
     "fastapi": ("serve", "a server that keeps a model loaded"),
     "gradio": ("app", "the web page"),
     "open3d": ("mesh", "triangle meshes"),
+    "ray": ("ray", "many scenes on the machines of a Ray cluster"),
+    "s3fs": ("s3", "scenes and results at s3://"),
+    "gcsfs": ("gs", "scenes and results at gs://"),
 }
 _PACKAGES = ("vggt-jax", "jax", "jaxlib", "flax", "numpy", "orbax-checkpoint", "tyro")
 

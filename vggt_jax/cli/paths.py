@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from vggt_jax.errors import InputError
+from vggt_jax.files.addresses import address_of, local_path
 
-_TEXTS = ("model", "source", "intrinsics")  # Options that may name a file, or something else.
+# Options that may name a file, or something else.
+_TEXTS = ("model", "source", "sources", "image_folder", "out", "intrinsics")
 _BY_PLACE = ("source", "sources", "destination")  # Without an option.
 
 
@@ -20,6 +22,9 @@ def check_paths(command: Any) -> None:
         InputError: one is longer than the system takes, holds a NUL, or is a pipe or a device.
     """
     for name, path in _paths(command):
+        if address_of(path, name) is not None:
+            continue  # Asked when it is used.
+        path = os.fspath(local_path(path))
         option = "path" if name in _BY_PLACE else f"--{name.replace('_', '-')}"
         shown = path if len(path) <= 200 else f"{path[:100]}...{path[-40:]}"
         try:
@@ -37,8 +42,8 @@ def check_paths(command: Any) -> None:
             )
 
 
-def _paths(command: Any) -> Iterator[tuple[str, str]]:
+def _paths(command: Any) -> Iterator[tuple[str, str | Path]]:
     for name, value in vars(command).items():
         for one in value if isinstance(value, tuple) else (value,):
             if isinstance(one, Path) or (name in _TEXTS and isinstance(one, str)):
-                yield name, os.fspath(one)
+                yield name, one

@@ -88,8 +88,13 @@ def load(options: Options) -> SceneModel:
 
 @functools.cache
 def _small_model(dtype) -> SceneModel:
-    print(f"vggt_jax: {weights.SAID_WITHOUT_MODEL}", file=sys.stderr)  # noqa: T201
+    say_that_it_is_small()
     return load_model(dtype=dtype)
+
+
+def say_that_it_is_small() -> None:
+    """Tells somebody who named no model which one is used."""
+    print(f"vggt_jax: {weights.SAID_WITHOUT_MODEL}", file=sys.stderr)  # noqa: T201
 
 
 def read(images: Any, model: SceneModel, options: Options) -> SceneInputs:

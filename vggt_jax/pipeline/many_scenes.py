@@ -4,47 +4,33 @@ import collections
 import contextlib
 import dataclasses
 import functools
-import hashlib
-import json
 import operator
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import tqdm
 
 from vggt_jax.errors import InputError
-from vggt_jax.files import (
-    Claim,
-    check_not_input,
-    checked_path,
-)
+from vggt_jax.files.addresses import AddressError
 from vggt_jax.models.base import SceneModel
 from vggt_jax.pipeline.inputs import SceneInputs, check_model, load, read
 from vggt_jax.pipeline.memory import free_memory, is_out_of_memory
 from vggt_jax.pipeline.options import Options, takes
-from vggt_jax.pipeline.origin import provenance_of
+from vggt_jax.pipeline.origin import fingerprint, provenance_of
 from vggt_jax.pipeline.placing import Devices, chosen_devices
 from vggt_jax.pipeline.plan import Plan, plan_scene
 from vggt_jax.pipeline.reconstruct import reconstruct
-from vggt_jax.pipeline.resuming import (
-    ElsewhereError,
-    Record,
-    check_settings,
-    claimed,
-    earlier_results,
-    record_of,
-)
+from vggt_jax.pipeline.remote_scenes import on_this_machine
+from vggt_jax.pipeline.resuming import ElsewhereError, Record, record_of
 from vggt_jax.pipeline.run import batch_arguments, finish, program_for, scene_arguments
-from vggt_jax.pipeline.scenes import scenes_by_name
+from vggt_jax.pipeline.stores import Held, Store, scenes_and_store
 from vggt_jax.pipeline.workers import share_out
 from vggt_jax.scene.provenance import Provenance
 from vggt_jax.scene.reconstruction import Reconstruction
-from vggt_jax.scene.results import write_reconstruction
 
 _TOO_LARGE = (
     "does not fit into the memory of the device; choose fewer frames, a smaller size or a smaller "
@@ -63,6 +49,8 @@ class ScenesReport:
             memory.
         again: why a scene was reconstructed again, or tried, that had a result from an earlier run.
         elsewhere: being reconstructed by another process at this time.
+        twice: of the Ray engine, scenes that were begun more often than once, since the worker that
+            had them was lost, and what became of that. Each was written once.
     """
 
     written: tuple[str, ...]
@@ -70,6 +58,7 @@ class ScenesReport:
     failed: Mapping[str, str]
     again: Mapping[str, str] = dataclasses.field(default_factory=dict)
     elsewhere: tuple[str, ...] = ()
+    twice: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -97,8 +86,26 @@ class ManyScenesOptions(Options):
     """Scenes that are written at a time, of each device. In the host's memory are these, or one
     batch if that is more, and one batch besides."""
 
+    engine: Literal["local", "ray"] = "local"
+    """What does the work: this process, or workers on the machines of a Ray cluster."""
+    workers: int | None = None
+    """Of the Ray engine, how many workers. By default one for each GPU, or, where there are none,
+    one for each machine."""
+    retries: int = 3
+    """Of the Ray engine, how often a scene is begun again whose worker was lost."""
+
     def __post_init__(self):
         super().__post_init__()
+        if self.engine not in ("local", "ray"):
+            raise InputError(f"engine={self.engine!r} is unknown; use local or ray")
+        if self.engine == "local" and self.workers is not None:
+            raise InputError(f"workers={self.workers} is of engine='ray'; leave it out")
+        if self.engine == "ray" and self.devices is not None:
+            raise InputError("devices are those of one machine; with engine='ray' give workers")
+        if self.workers is not None and self.workers < 1:
+            raise InputError(f"workers={self.workers} must be at least 1")
+        if self.retries < 0:
+            raise InputError(f"retries={self.retries} must be at least 0")
         counts = ("batch_size", "num_readers", "num_writers")
         if any(getattr(self, name) < 1 for name in counts):
             given = ", ".join(f"{name}={getattr(self, name)}" for name in counts)
@@ -133,91 +140,53 @@ def reconstruct_scenes(
 
     Args:
         scenes: a folder with a folder of photographs, or a video, for each scene, or photographs by
-            name, each as `infer` takes them. What in a folder belongs to no scene is said.
-        out: the folder of results.
+            name, each as `infer` takes them. What in a folder belongs to no scene is said. Folders
+            and videos may be addresses, such as "s3://bucket/scenes".
+        out: the folder of results, or its address.
         options: keyword arguments, which are the fields of `ManyScenesOptions`: those of `Options`
             and some more.
 
     Raises:
         InputError: no scenes, names that cannot be folders, options that cannot be, or `out` is the
-            folder of scenes, cannot be written, or holds results of other options.
+            folder of scenes, cannot be written, or holds results of other options; an address
+            refuses; or with engine="ray" there is no Ray, or no cluster.
         vggt_jax.CheckpointError: the model cannot be loaded.
     """
-    out = checked_path(out, "folder of results")
-    if not isinstance(scenes, Mapping):
-        check_not_input(out, [checked_path(scenes, "folder of scenes")])
-    scenes = scenes_by_name(scenes, recursive=options.recursive)
-    for name, images in scenes.items():
-        if isinstance(images, str | os.PathLike):
-            check_not_input(out / name, [images])
+    scenes, store = scenes_and_store(scenes, out, options)
+    if options.engine == "ray":
+        from vggt_jax.pipeline.on_ray import reconstruct_on_ray
+
+        return reconstruct_on_ray(scenes, store, options)
     model = load(options)
     check_model(model, options)
-    check_settings(out, options.of_results() | {"model": _fingerprint(model)})
+    store.check_settings(options.of_results() | {"model": fingerprint(model)})
 
-    skipped, again, failed = earlier_results(scenes, out, options)
+    skipped, again, failed = store.earlier(scenes, options)
     waiting = {
         name: images
         for name, images in scenes.items()
         if name not in failed and name not in skipped
     }
     written, elsewhere = [], []
-    # What is free now, before programs run.
-    free = free_memory(model) if options.memory_check else None
+    with tqdm.tqdm(
+        total=len(scenes),
+        initial=len(scenes) - len(waiting),
+        unit="scene",
+        disable=not options.progress,
+    ) as bar:
 
-    claims: dict[str, Claim] = {}
-    devices = chosen_devices(options.devices) or [None]
-    telling = threading.RLock()  # Devices have threads of their own.
+        def done(name):
+            written.append(name)
+            bar.update()
 
-    def read_scene(name: str) -> "_Scene":
-        of_scene = options.of_scene(name)
-        claims[name] = claimed(out / name, waiting[name], of_scene)
-        # Before reading: what changes meanwhile has another state later.
-        record = record_of(waiting[name], of_scene)
-        inputs = read(waiting[name], model, of_scene)
-        plan = plan_scene(inputs, model, of_scene, free=free)
-        return _Scene(name, of_scene, inputs, plan, record)
-
-    def finish_with(names):
-        with telling:
-            for name in names:
-                if claim := claims.pop(name, None):
-                    claim.release()
-                    with contextlib.suppress(OSError):
-                        claim.out.rmdir()  # Of a scene without a result.
-            bar.update(len(names))
-
-    with (
-        tqdm.tqdm(
-            total=len(scenes),
-            initial=len(scenes) - len(waiting),
-            unit="scene",
-            disable=not options.progress,
-        ) as bar,
-        contextlib.ExitStack() as at_the_end,
-        _threads(options.num_readers * len(devices)) as readers,
-        _threads(options.num_writers * len(devices)) as writers,
-    ):
-        at_the_end.callback(lambda: finish_with(list(claims)))
-
-        def done(names):
-            written.extend(names)
-            finish_with(names)
-
-        def fail(names, error):
+        def fail(name, error):
             if isinstance(error, ElsewhereError):
-                elsewhere.extend(names)
+                elsewhere.append(name)
             else:
-                failed.update(dict.fromkeys(names, str(error)))
-            finish_with(names)
+                failed[name] = str(error)
+            bar.update()
 
-        def work(device, batches):
-            here = model if device is None else jax.device_put(model, device)
-            with _threads(1) as fetcher:
-                outbox = _Outbox(model, out, fetcher, writers, options.num_writers, done, fail)
-                _run_batches(here, batches, options, outbox, fail)
-
-        loaded = _read_ahead(readers, read_scene, waiting, options.num_readers * len(devices))
-        share_out(_batches(loaded, options.batch_size, fail), work, devices)
+        run_scenes(model, waiting, store, options, done=done, fail=fail)
     return ScenesReport(
         written=tuple(written),
         skipped=skipped,
@@ -225,6 +194,73 @@ def reconstruct_scenes(
         again=again,
         elsewhere=tuple(elsewhere),
     )
+
+
+def run_scenes(
+    model: SceneModel,
+    waiting: Mapping[str, Any],
+    store: Store,
+    options: ManyScenesOptions,
+    *,
+    done: Callable[[str], None],
+    fail: Callable[[str, InputError], None],
+) -> None:
+    """Reconstructs scenes, reading, computing and writing at the same time.
+
+    Args:
+        model: on its device.
+        waiting: photographs by the name of their scene.
+        store: where results go.
+        done, fail: are told the name of each scene when it is written, or why it is not, an
+            `ElsewhereError` where another process has it; one call at a time.
+    """
+    # What is free now, before programs run.
+    free = free_memory(model) if options.memory_check else None
+    claims: dict[str, Held] = {}
+    devices = chosen_devices(options.devices) or [None]
+    telling = threading.RLock()  # Devices have threads of their own.
+
+    def read_scene(name: str) -> "_Scene":
+        of_scene = options.of_scene(name)
+        claims[name] = store.claim(name, waiting[name], of_scene)
+        # Before reading: what changes meanwhile has another state later.
+        record = record_of(waiting[name], of_scene)
+        with on_this_machine(waiting[name], of_scene) as images:
+            inputs = read(images, model, of_scene)
+        plan = plan_scene(inputs, model, of_scene, free=free)
+        return _Scene(name, of_scene, inputs, plan, record)
+
+    def release(name):
+        if claim := claims.pop(name, None):
+            claim.release()
+
+    def written(name):
+        with telling:
+            done(name)
+            release(name)
+
+    def failed(name, error):
+        with telling:
+            fail(name, error)
+            release(name)
+
+    with (
+        contextlib.ExitStack() as at_the_end,
+        _threads(options.num_readers * len(devices)) as readers,
+        _threads(options.num_writers * len(devices)) as writers,
+    ):
+        at_the_end.callback(lambda: [release(name) for name in list(claims)])
+
+        def work(device, batches):
+            here = model if device is None else jax.device_put(model, device)
+            with _threads(1) as fetcher:
+                outbox = _Outbox(
+                    model, store, fetcher, writers, options.num_writers, written, failed
+                )
+                _run_batches(here, batches, options, outbox, failed)
+
+        loaded = _read_ahead(readers, read_scene, waiting, options.num_readers * len(devices))
+        share_out(_batches(loaded, options.batch_size, failed), work, devices)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,7 +288,7 @@ def _run_batches(
     batches: Iterator[list["_Scene"]],
     options: ManyScenesOptions,
     outbox: "_Outbox",
-    fail: Callable[[list[str], Any], None],
+    fail: Callable[[str, InputError], None],
 ) -> None:
     """Reconstructs batches on the device of the model, one after the other, until all of them are
     written."""
@@ -262,7 +298,8 @@ def _run_batches(
         if result is None and outbox.clear_device():  # Others were in its way, perhaps.
             result = run_batch()
         if result is None:
-            fail([scene.name for scene in batch], _TOO_LARGE)
+            for scene in batch:
+                fail(scene.name, InputError(_TOO_LARGE))
             continue
         outbox.add(batch, result)
         del result
@@ -307,20 +344,6 @@ def _reconstruct(model, images, num_frames, query_points, priors, **static):
     return dataclasses.replace(result, images=None)  # The host has them.
 
 
-def _fingerprint(model: SceneModel) -> str:
-    """Tells models apart: a hash of the configuration and of some numbers of every parameter."""
-    digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
-    for leaf in jax.device_get(_some_numbers(model)):
-        digest.update(str(leaf.dtype).encode() + leaf.tobytes())
-    return digest.hexdigest()[:16]
-
-
-@jax.jit
-def _some_numbers(model: SceneModel) -> list[jax.Array]:
-    """Of every parameter, by one program: a GPU would compile two for each shape."""
-    return [leaf.reshape(-1)[:64] for leaf in jax.tree.leaves(model)]
-
-
 @contextlib.contextmanager
 def _threads(number: int) -> Iterator[ThreadPoolExecutor]:
     """A pool whose waiting work is dropped where an error or Ctrl-C ends the block."""
@@ -350,7 +373,7 @@ def _batches(loaded: Iterable[tuple[str, Future]], batch_size: int, fail) -> Ite
         try:
             scene = future.result()
         except InputError as error:
-            fail([name], error)
+            fail(name, error)
             continue
         if scene.plan.streamed:
             yield [scene]
@@ -372,15 +395,15 @@ class _Outbox:
     def __init__(
         self,
         model: SceneModel,
-        out: Path,
+        store: Store,
         fetcher: ThreadPoolExecutor,
         writers: ThreadPoolExecutor,
         num_writers: int,
-        done: Callable[[list[str]], None],
-        fail: Callable[[list[str], str], None],
+        done: Callable[[str], None],
+        fail: Callable[[str, InputError], None],
     ):
-        """`done` and `fail` are told the names of scenes that are written, or do not fit memory."""
-        self._model, self._out = model, out
+        """`done` and `fail` are told the name of each scene that is written, or is not, and why."""
+        self._model, self._store = model, store
         self._fetcher, self._writers = fetcher, writers
         self._num_writers, self._done, self._fail = num_writers, done, fail
         self._fetching: collections.deque[tuple[list[str], Future]] = collections.deque()
@@ -418,7 +441,8 @@ class _Outbox:
             if error is None:
                 self._writing.append((names, future.result()))
             elif is_out_of_memory(error):
-                self._fail(names, _TOO_LARGE)
+                for name in names:
+                    self._fail(name, InputError(_TOO_LARGE))
             else:
                 raise error
 
@@ -426,9 +450,9 @@ class _Outbox:
         names, futures = self._writing.popleft()
         for name, future in zip(names, futures, strict=True):
             if (why_not := future.result()) is None:
-                self._done([name])
+                self._done(name)
             else:
-                self._fail([name], why_not)
+                self._fail(name, why_not)
 
     def _fetch(self, batch: list[_Scene], result: Reconstruction) -> list[Future]:
         """Waits for a batch, and has its scenes written."""
@@ -436,7 +460,7 @@ class _Outbox:
         return [
             self._writers.submit(
                 _write,
-                self._out,
+                self._store,
                 scene,
                 jax.tree.map(operator.itemgetter(i), result),
                 provenance_of(self._model, scene.plan, scene.options),
@@ -445,11 +469,17 @@ class _Outbox:
         ]
 
 
-def _write(out: Path, scene: _Scene, result: Reconstruction, made_by: Provenance) -> str | None:
-    """Writes a scene; why it has no result, where what is known does not fit what was predicted."""
+def _write(
+    store: Store, scene: _Scene, result: Reconstruction, made_by: Provenance
+) -> InputError | None:
+    """Writes a scene; why it has no result, where what is known does not fit what was predicted,
+    the place refuses, or another process was faster."""
     try:
         finished = finish(result, scene.inputs, scene.options).replace(provenance=made_by)
     except InputError as error:
-        return str(error)
-    write_reconstruction(out / scene.name, finished, made_from=scene.record)
+        return error
+    try:
+        store.write(scene.name, finished, scene.record)
+    except (AddressError, ElsewhereError) as error:
+        return error
     return None

@@ -1,6 +1,7 @@
 """What is written down of how a scene was made."""
 
 import datetime
+import hashlib
 import json
 import platform
 from typing import Any
@@ -42,6 +43,20 @@ def provenance_of(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         seconds=seconds,
     )
+
+
+def fingerprint(model: SceneModel) -> str:
+    """Tells models apart: a hash of the configuration and of some numbers of every parameter."""
+    digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
+    for leaf in jax.device_get(_some_numbers(model)):
+        digest.update(str(leaf.dtype).encode() + leaf.tobytes())
+    return digest.hexdigest()[:16]
+
+
+@jax.jit
+def _some_numbers(model: SceneModel) -> list[jax.Array]:
+    """Of every parameter, by one program: a GPU would compile two for each shape."""
+    return [leaf.reshape(-1)[:64] for leaf in jax.tree.leaves(model)]
 
 
 def _changed(options: Options) -> dict[str, Any]:

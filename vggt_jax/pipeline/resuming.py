@@ -16,17 +16,26 @@ from vggt_jax.images.files import files_below, scene_folder
 from vggt_jax.images.kinds import is_picture
 from vggt_jax.pipeline.options import Options
 from vggt_jax.pipeline.prior_formats import files_of
+from vggt_jax.pipeline.remote_scenes import RemoteScene
 from vggt_jax.scene.results import made_from
 
 Record = dict[str, list[Any]]
 """By name of what was read: size and time of the last change of a file, or a hash of an array."""
 
 _NAMED_AT_MOST = 3
-_SETTINGS = "settings.json"
+SETTINGS = "settings.json"
 
 
 class ElsewhereError(InputError):
-    """Another process reconstructs a scene, or has just done so."""
+    """Another process reconstructs a scene, or has just done so.
+
+    Attributes:
+        is_done: whether its result is there, and holds.
+    """
+
+    def __init__(self, message: str, *, is_done: bool = False):
+        super().__init__(message)
+        self.is_done = is_done
 
 
 def claimed(folder: Path, images: Any, options: Options) -> Claim:
@@ -42,7 +51,7 @@ def claimed(folder: Path, images: Any, options: Options) -> Claim:
     result = folder / RESULTS
     if os.path.lexists(result) and why_again(result, images, options) is None:
         claim.release()
-        raise ElsewhereError(f"{result}: was written by another process just now")
+        raise ElsewhereError(f"{result}: was written by another process just now", is_done=True)
     return claim
 
 
@@ -72,14 +81,22 @@ def earlier_results(
 
 def check_settings(out: Path, settings: dict[str, Any]) -> None:
     """Writes the settings, or compares them with those of the results that are there."""
-    path = out / _SETTINGS
+    path = out / SETTINGS
     if not path.exists():
         with replacing(path) as file:
             file.write(json.dumps(settings, indent=1).encode())
     # Also what was just written: another process may have written its own meanwhile.
-    earlier = read_json(path)
+    compare_settings(read_json(path), settings, out)
+
+
+def compare_settings(earlier: Any, settings: dict[str, Any], out: Any) -> None:
+    """Compares settings with what a file in the folder of results holds.
+
+    Raises:
+        InputError: results there are of other options.
+    """
     if not isinstance(earlier, dict):
-        raise InputError(f"{path}: holds no settings by name; choose another folder")
+        raise InputError(f"{out}/{SETTINGS}: holds no settings by name; choose another folder")
     # What an earlier version did not write down had its default.
     settings_of_defaults = Options().of_results()
     if changed := [
@@ -132,9 +149,13 @@ def why_again(result: Path, images: Any, options: Options) -> str | None:
         if result.is_dir() or "did not write it" in str(error):
             raise
         return "its result is damaged or was not finished"
-    if record is None:
-        return None  # Written by `infer`, or by a version that did not keep this.
-    return _difference(record, record_of(images, options))
+    return why_not_of(record, record_of(images, options))
+
+
+def why_not_of(record: Record | None, now: Record) -> str | None:
+    """Why a result was made of other photographs; None where it was not, or nothing is known."""
+    # Of what `infer` wrote, or a version that did not keep this, nothing is known.
+    return None if record is None else _difference(record, now)
 
 
 def _difference(earlier: Record, now: Record) -> str | None:
@@ -158,6 +179,8 @@ def _states(source: Any) -> dict[str, list[Any]]:
     """Sizes and times of the files that a source names, or hashes of what it holds."""
     if source is None:
         return {}
+    if isinstance(source, RemoteScene):
+        return source.states()
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         if not path.is_dir():

@@ -3,7 +3,7 @@
 import collections
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,22 +56,30 @@ def scenes_by_name(
     visible = [path for path in entries if not path.name.startswith(".")]
     found = [path for path in visible if _is_scene(path, recursive)]
     others = [path for path in visible if path not in set(found)]
-    message = _said_of_others(others)
+    other_folders = [path for path in others if path.is_dir()]
+    other_files = [path for path in others if not path.is_dir()]
+    message = of_others(other_folders, other_files)
     if not found:
-        raise InputError(f"{folder}: {_why_none(folder, others, message)}")
+        raise InputError(f"{folder}: {why_none(other_files, message)}")
     if message:
         text = f"{folder}: {counted(len(found), 'scene')}, and left out: {message}"
         warnings.warn(InputWarning(text), stacklevel=3)
-    return _named(found)
+    return named([path for path in found if path.is_dir()], found)
 
 
-def _named(paths: Sequence[Path]) -> dict[str, Path]:
-    """Folders by their names, videos by theirs without the ending where that is one alone."""
-    names = [path.name if path.is_dir() else path.stem for path in paths]
+def named(folders: Collection[Path], found: Sequence[Path]) -> dict[str, Path]:
+    """Folders by their names, videos by theirs without the ending where that is one alone.
+
+    Args:
+        folders: those of what was found that are folders.
+        found: folders and videos.
+    """
+    folders = set(folders)
+    names = [path.name if path in folders else path.stem for path in found]
     alike = collections.Counter(composed(name) for name in names)
     return {
         path.name if alike[composed(name)] > 1 else name: path
-        for name, path in zip(names, paths, strict=True)
+        for name, path in zip(names, found, strict=True)
     }
 
 
@@ -93,13 +101,13 @@ def _is_scene(path: Path, recursive: bool) -> bool:
         return True
 
 
-def _said_of_others(others: Sequence[Path]) -> str:
-    """What belongs to no scene, by kind."""
+def of_others(folders: Sequence[Path], files: Sequence[Path]) -> str:
+    """What of a folder of scenes belongs to none, by kind."""
     by_kind: dict[str, list[str]] = {}
-    for path in others:
-        if path.is_dir():
-            kind = "folder without photographs"
-        elif is_picture(path):
+    if folders:
+        by_kind["folder without photographs"] = [path.name for path in folders]
+    for path in files:
+        if is_picture(path):
             kind = "image in no folder of a scene"
         elif (found := kind_of(path)) is None:
             continue
@@ -111,8 +119,9 @@ def _said_of_others(others: Sequence[Path]) -> str:
     )
 
 
-def _why_none(folder: Path, others: Sequence[Path], message: str) -> str:
-    if any(is_picture(path) for path in others if not path.is_dir()):
+def why_none(files: Sequence[Path], message: str) -> str:
+    """Why a folder holds no scenes, from its files and what `of_others` says."""
+    if any(map(is_picture, files)):
         return (
             f"holds photographs itself ({message}) and so is one scene; use `vggt-jax infer` or "
             "infer for it, or give the folder that holds it"

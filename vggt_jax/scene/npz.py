@@ -11,7 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -81,25 +81,34 @@ class Predictions:
     """An open .npz file whose arrays are looked at before they are read.
 
     Args:
+      path: the file.
       otherwise: what messages say is to be done.
+      opened: the file, where it lies in no folder of this machine and `path` is its name for
+        messages alone.
 
     Raises:
       InputError: the file is no .npz file, or damaged; so do its methods.
     """
 
-    def __init__(self, path: Path, *, otherwise: str = "run infer again"):
+    def __init__(
+        self, path: Path, *, otherwise: str = "run infer again", opened: BinaryIO | None = None
+    ):
         self.path, self._otherwise = path, otherwise
-        with self._reading(), open(path, "rb") as file:
+        with self._reading(), contextlib.ExitStack() as at_the_end:
+            file = opened or at_the_end.enter_context(open(path, "rb"))
             if what := stand_in(file.read(64)):
                 raise InputError(f"{path}: is {what}")
-        if not zipfile.is_zipfile(path):
+        source = opened or path
+        if not zipfile.is_zipfile(source):
             raise InputError(f"{path}: is no .npz file, or damaged; {otherwise}")
         with self._reading():
-            self._zip = zipfile.ZipFile(path)
+            self._zip = zipfile.ZipFile(source)
             self._infos = {
                 info.filename.removesuffix(".npy"): info for info in self._zip.infolist()
             }
-            self._most = max(_SMALL, _MOST_COMPRESSED * path.stat().st_size)
+            size = opened.seek(0, os.SEEK_END) if opened else path.stat().st_size
+            self._most = max(_SMALL, _MOST_COMPRESSED * size)
+            self._size = size
 
     def __enter__(self) -> "Predictions":
         return self
@@ -118,7 +127,7 @@ class Predictions:
         if total > self._most:
             raise InputError(
                 f"{self.path}: claims to hold {total / 2**30:,.1f} GiB in "
-                f"{self.path.stat().st_size / 2**20:.1f} MiB; it is damaged or made up"
+                f"{self._size / 2**20:.1f} MiB; it is damaged or made up"
             )
         return found
 

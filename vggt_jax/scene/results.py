@@ -24,7 +24,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import jax
 import numpy as np
@@ -176,10 +176,30 @@ def made_from(path: str | os.PathLike) -> dict[str, Any] | None:
         _check_version(predictions)
         members = predictions.members(TABLE)
         check_shapes({name: (x.shape, x.dtype) for name, x in members.items()}, str(file))
-        if "made_from" not in members:
-            return None
-        text = predictions.read("made_from").tobytes()
-    found = parse_json(text, str(file), error=InputError)
+        return _made_from(predictions, str(file))
+
+
+def made_from_opened(file: BinaryIO, shown: str) -> dict[str, Any] | None:
+    """`made_from` of a file that lies elsewhere, of which as little as possible is read.
+
+    Args:
+        file: opened, and can be sought in.
+        shown: its name for messages.
+
+    Raises:
+        InputError: as `made_from`.
+    """
+    with Predictions(Path(shown), opened=file) as predictions:
+        _check_version(predictions)
+        if not predictions.members(["images"]):
+            raise InputError(f"{shown}: holds no images, and is no reconstruction")
+        return _made_from(predictions, shown)
+
+
+def _made_from(predictions: Predictions, shown: str) -> dict[str, Any] | None:
+    if not predictions.members(["made_from"]):
+        return None
+    found = parse_json(predictions.read("made_from").tobytes(), shown, error=InputError)
     return found if isinstance(found, dict) else {}
 
 
