@@ -75,20 +75,27 @@ def test_addresses_are_as_good_as_folders(
         files.pipe(f"/{path.relative_to(tmp_path).as_posix()}", path.read_bytes())
     args = ["--model", checkpoint, "--size", 28]
     assert run("batch", scenes, *args, "--out", f"file://{tmp_path}/out") == 0
-    get = MemoryFileSystem.get_file
-    refuses = ["/attic/"]
+    refuses = ["scenes/attic/", "out/hall/"]
 
-    def refusing(self, path, *others, **options):
-        if any(name in path for name in refuses):
-            raise PermissionError("you may not")
-        return get(self, path, *others, **options)
+    def refusing(method):
+        def ask(self, one, other, *others, **options):
+            if any(name in path for name in refuses for path in (one, other)):
+                raise PermissionError("you may not")
+            return method(self, one, other, *others, **options)
 
-    monkeypatch.setattr(MemoryFileSystem, "get_file", refusing)
+        return ask
+
+    for name in ("get_file", "put_file"):
+        monkeypatch.setattr(MemoryFileSystem, name, refusing(getattr(MemoryFileSystem, name)))
     args += ["--out", "memory://out"]
     # An address that refuses: that scene fails alone, and is done when it does so no more.
     assert run("batch", "memory://scenes", *args) == 1
     said = capsys.readouterr().err
-    assert "failed: attic: memory://scenes/attic: " in said and "you may not" in said
+    assert "failed: attic: memory://scenes/attic: " in said and said.count("you may not") == 2
+    assert "failed: hall: memory://out: " in said
+    assert files.find("/out") == ["/out/settings.json"]
+    refuses.remove("out/hall/")
+    assert run("batch", "memory://scenes", *args) == 1
     assert files.find("/out") == ["/out/hall/predictions.npz", "/out/settings.json"]
     refuses.clear()
     assert run("batch", "memory://scenes", *args) == 0
