@@ -1,7 +1,9 @@
 """A program of its own, because JAX settles the number of CPU devices when it starts: reconstructs
 frames on eight of them and on one, and prints how far the results are from each other, as JSON.
 
-    python many_devices.py attention|model|infer|scenes ARGUMENT.. DEVICES
+    python many_devices.py attention|known|scenes|model|infer|processes ARGUMENT.. DEVICES
+
+or for several of the first three, with commas between them.
 """
 
 import dataclasses
@@ -25,6 +27,8 @@ from vggt_jax.layers.scene_attention import SceneTokens
 from vggt_jax.layers.shards import map_frames, mesh_of
 from vggt_jax.models import register
 from vggt_jax.models.loading import abstract_model
+from vggt_jax.models.mapanything.geometric_inputs import GeometricInputs
+from vggt_jax.models.pi3x.prompts import Prompts
 from vggt_jax.pipeline import many_scenes, plan, streaming
 from vggt_jax.trunk.head_groups import attend_by_groups
 
@@ -107,17 +111,44 @@ def attention(num_devices):
     return errors
 
 
-def model(name, value, num_devices):
-    """A whole model, of whose eight frames seven count."""
+def known_of(name):
+    """What a model may be told of eight frames, of some of which it is not known."""
+    rng = np.random.default_rng(1)
+    poses = np.tile(np.eye(4, dtype=np.float32), (8, 1, 1))
+    poses[:, :3, :3] = np.linalg.qr(rng.normal(size=(8, 3, 3)))[0]
+    poses[:, :3, :3] *= np.linalg.det(poses[:, :3, :3])[:, None, None]
+    poses[:, :3, 3] = rng.normal(size=(8, 3))
+    intrinsics = np.tile(np.float32([[40, 0, 21], [0, 45, 14], [0, 0, 1]]), (8, 1, 1))
+    cameras = vggt_jax.Priors(camera_from_world=poses, intrinsics=intrinsics)
+    if name == "da3":
+        return cameras
+    depth = rng.uniform(1, 3, (8, 28, 42)).astype(np.float32)
+    return dataclasses.replace(
+        cameras,
+        depth=depth,
+        metric=np.array(True),
+        poses_known=np.arange(8) != 4,
+        intrinsics_known=np.arange(8) != 2,
+        depth_known=np.isin(np.arange(8), (1, 5, 6)),
+    )
+
+
+def model(name, value, *more):
+    """A whole model, of whose eight frames seven count; "known": with priors."""
+    *known, num_devices = more
     config = {
         "vggt": conftest.TINY,
         "pi3": conftest.TINY_PI3,
         "mapanything": conftest.TINY_MAPANYTHING,
+        "pi3x": conftest.TINY_PI3X,
+        "da3": conftest.TINY_DA3,
     }[name]
     made = conftest.with_random_parameters(abstract_model(config))
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (8, 28, 42, 3), np.uint8)
     options = {"attention": WAYS[value], "compute_dtype": jnp.float32, "num_frames": np.int32(7)}
+    if known:
+        options["priors"] = known_of(name)
     run = jax.jit(vggt_jax.reconstruct, static_argnames=("attention", "compute_dtype", "mesh"))
     with tuned.override({"devices.gathered_bytes": 0}):  # Heads attend one after the other.
         found = run(made, images, mesh=mesh_of(jax.devices()[:num_devices]), **options)
@@ -127,6 +158,67 @@ def model(name, value, num_devices):
         for x in (found, expected)
     )
     return {key: error(found[key], expected[key]) for key in expected}
+
+
+def known(num_devices):
+    """What is of all frames in how models take what is known, or choose a view by themselves: the
+    scale and origin of cameras and depth, poses that are shown to all patches."""
+    images, counts = jnp.zeros((1, 8, 28, 42, 3), jnp.uint8), jnp.array([7])
+    tokens = jax.random.normal(jax.random.key(0), (1, 8, 1 + 6, conftest.TINY_PI3X.decoder_dim))
+    dense, heads = {"dense": Dense()}, Precision.from_compute_dtype(jnp.float32)
+    of = lambda config: conftest.with_random_parameters(abstract_model(config))
+    pi3x, mapanything, da3 = map(
+        of, (conftest.TINY_PI3X, conftest.TINY_MAPANYTHING, conftest.TINY_DA3)
+    )
+    layout = da3.layout(images)
+    views = jax.random.normal(jax.random.key(1), (1, 8, conftest.TINY_DA3.dim))
+
+    def shown(priors, images, tokens, shards):
+        prompts = Prompts.of_priors(priors, images, shards)
+        of_trunk = pi3x.layout(images)
+        injected = pi3x.pose_injection(
+            jnp.int32(0),
+            tokens,
+            prompts.poses,
+            prompts.poses_shown,
+            of_trunk.positions()[of_trunk.num_special - 1 :],
+            num_special=1,
+            precision=heads,
+            frames_per_chunk=2,
+            shards=shards,
+            **dense,
+        )
+        return prompts, injected
+
+    def fused(priors, images, tokens, shards):
+        found = GeometricInputs.of(priors, images, shards)
+        vectors = mapanything.encoded_vectors(found, heads, shards)
+        return [found.rotation, found.translation, found.depth, *vectors.values()]
+
+    def of_cameras(priors, images, tokens, shards):
+        return da3.special_tokens(tokens, priors, layout, counts, heads, "saddle_balanced", shards)
+
+    chosen = lambda priors, *others: of_cameras(None, *others)
+    cases = {
+        "pi3x": (shown, known_of("pi3x"), tokens),
+        "mapanything": (fused, known_of("mapanything"), tokens),
+        "da3": (of_cameras, known_of("da3"), views),
+        "da3 without cameras": (chosen, known_of("da3"), views),
+    }
+    mesh, errors = mesh_of(jax.devices()[:num_devices]), {}
+    for name, (fn, priors, tokens) in cases.items():
+        priors = jax.tree.map(lambda x: jnp.asarray(x)[None], priors)
+        priors, metric = dataclasses.replace(priors, metric=None), priors.metric
+
+        def run(metric, split, shards, fn=fn):
+            priors, images, tokens = split
+            return fn(dataclasses.replace(priors, metric=metric), images, tokens, shards), {}
+
+        split = (priors, images, tokens)
+        found = jax.jit(lambda *split, run=run, metric=metric: map_frames(run, mesh, metric, split))
+        alone = jax.jit(lambda *split, run=run, metric=metric: run(metric, split, None))
+        errors[name] = error(found(*split)[0], alone(*split)[0])
+    return errors
 
 
 def infer(value, how, num_devices):
@@ -185,9 +277,33 @@ def scenes(num_devices):
     return {name: error(several[name], one[name]) for name in one} | {"devices": len(used)}
 
 
+def processes(port, number, num_devices):
+    """`infer` in one of two processes that have half of the devices each; and by itself."""
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.config.update("jax_num_cpu_devices", num_devices // 2)
+    jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=int(number))
+    assert (jax.device_count(), jax.local_device_count()) == (num_devices, num_devices // 2)
+    register(FAMILY)
+    made = conftest.with_random_parameters(abstract_model(MadeUpConfig()))
+    images = np.random.default_rng(0).integers(0, 256, (5, 28, 42, 3), np.uint8)
+    options = {"model": made, "attention": SAMPLED, "compute_dtype": jnp.float32}
+    expected, errors = vggt_jax.infer(images, **options), {}
+    for streamed in (False, True):
+        plan.is_streamed = lambda *size, streamed=streamed: streamed
+        found = vggt_jax.infer(images, devices=num_devices, **options)
+        assert isinstance(found.depth, np.ndarray) and len(found.depth) == 5
+        for name in ("camera_from_world", "depth", "world_points", "attention_stats"):
+            case = f"{name}, {'streamed' if streamed else 'at once'}"
+            errors[case] = error(getattr(found, name), getattr(expected, name))
+    return errors
+
+
 if __name__ == "__main__":
     case, *arguments, number = sys.argv[1:]
     jax.config.update("jax_num_cpu_devices", 8)
     jax.config.update("jax_disable_most_optimizations", True)
     cases = {"attention": attention, "model": model, "infer": infer, "scenes": scenes}
-    print(json.dumps(cases[case](*arguments, int(number))))
+    cases |= {"known": known, "processes": processes}
+    names = case.split(",")
+    found = {name: cases[name](*arguments, int(number)) for name in names}
+    print(json.dumps(found if len(names) > 1 else found[case]))

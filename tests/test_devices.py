@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -27,39 +28,62 @@ from vggt_jax.trunk.head_groups import heads_at_a_time
 PROGRAM = Path(__file__).with_name("many_devices.py")
 
 
-def errors(*case):
-    """How far several devices are from one, by name."""
-    run = subprocess.run(
+def started(*case):
+    """The program for a case."""
+    return subprocess.Popen(
         [sys.executable, PROGRAM, *case],
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
         env=os.environ | {"PYTHONPATH": str(PROGRAM.parents[1])},
     )
-    assert run.returncode == 0, run.stderr
-    found = json.loads(run.stdout)
+
+
+def found_by(program):
+    """How far several devices are from one, by name."""
+    out, said = program.communicate(timeout=600)
+    assert program.returncode == 0, said
+    found = json.loads(out.splitlines()[-1])
     assert found
     return found
 
 
+def errors(*case):
+    return found_by(started(*case))
+
+
+@pytest.fixture(scope="module")
+def parts():
+    """What one program finds of all that is no whole model."""
+    return errors("attention,known,scenes", "4")
+
+
 @pytest.mark.slow
-def test_attention_on_several_devices_is_that_on_one():
-    assert {name: x for name, x in errors("attention", "4").items() if not x <= 2e-6} == {}
+def test_attention_on_several_devices_is_that_on_one(parts):
+    assert {name: x for name, x in parts["attention"].items() if not x <= 2e-6} == {}
+
+
+@pytest.mark.slow
+def test_what_is_known_of_a_scene_is_the_same_on_several_devices(parts):
+    """Scales are those of all frames, origins that of the first; the view that Depth Anything 3
+    chooses is the one of all."""
+    found = parts["known"]
+    assert {name: x for name, x in found.items() if not x <= 2e-6} == {} and len(found) == 4
 
 
 @pytest.mark.slow
 def test_a_model_on_several_devices_gives_the_values_of_one():
-    """The same program does it for `pi3` and `mapanything`."""
+    """The same program does it for `pi3`, `pi3x`, `mapanything` and `da3`, the last three also with
+    priors."""
     found = errors("model", "vggt", "sampled", "8")
     assert {name: x for name, x in found.items() if not x <= 2e-5} == {}
 
 
 @pytest.mark.slow
-def test_scenes_that_devices_share_out_are_those_of_one():
+def test_scenes_that_devices_share_out_are_those_of_one(parts):
     """Seven scenes, of which one cannot be read; bit by bit."""
-    found = errors("scenes", "3")
-    assert found.pop("devices") == 3
-    assert found == dict.fromkeys(found, 0.0) and len(found) == 6
+    used, *found = parts["scenes"].pop("devices"), *parts["scenes"].values()
+    assert used == 4 and found == [0.0] * 6
 
 
 @pytest.mark.parametrize(
@@ -72,6 +96,23 @@ def test_scenes_that_devices_share_out_are_those_of_one():
 def test_infer_on_several_devices_gives_what_it_gives_on_one(case):
     """Five frames, so that the last devices have some that are padding."""
     assert {name: x for name, x in errors("infer", *case).items() if not x <= 2e-5} == {}
+
+
+@pytest.mark.slow
+def test_two_processes_divide_a_scene():
+    """Each has half of the devices, and all results in the end."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = f"{free.getsockname()[1]}"
+    two = [started("processes", port, f"{i}", "4") for i in range(2)]
+    try:
+        found = [found_by(program) for program in two]
+    finally:
+        for program in two:
+            program.kill()
+            program.communicate()
+    assert found[0] == found[1] and len(found[0]) == 8
+    assert {name: x for name, x in found[0].items() if not x <= 2e-5} == {}
 
 
 def test_frames_must_be_divided_evenly():

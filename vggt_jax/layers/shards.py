@@ -59,9 +59,24 @@ class FrameShards:
         found = x.at[jnp.where(is_own, here, 0), heads].get(mode="promise_in_bounds")
         return jax.lax.psum(jnp.where(is_own[..., None], found, jnp.zeros((), x.dtype)), self.axis)
 
-    def own(self, x: Array, num_here: int) -> Array:
-        """Of what all have along the first axis, the part of this device."""
-        return jax.lax.dynamic_slice_in_dim(x, self.first(num_here), num_here)
+    def own(self, x: Array, num_here: int, *, axis: int = 0) -> Array:
+        """Of what all have along an axis, the part of this device."""
+        return jax.lax.dynamic_slice_in_dim(x, self.first(num_here), num_here, axis)
+
+
+def of_all(shards: FrameShards | None, x: Array) -> Array:
+    """What there is of the frames of all devices [b s ..]; the array itself where one has all."""
+    return x if shards is None else shards.all(x, axis=1)
+
+
+def of_own(shards: FrameShards | None, x: Array, num_here: int) -> Array:
+    """Of what there is of all frames [b s ..], the part of this device; all of it where that has
+    all.
+
+    Args:
+        num_here: frames of this device.
+    """
+    return x if shards is None else shards.own(x, num_here, axis=1)
 
 
 def mesh_of(devices: Sequence[Device]) -> jax.sharding.Mesh:

@@ -53,7 +53,8 @@ class ModelTraits:
             `__call__` and `decode_frames` take `cameras`, which is one of them.
         divides_frames: whether devices can divide the frames. Then `__call__` and `decode` take
             `mesh`, and `aggregate` takes `shards` (how they are divided, see
-            `SceneAttention.attend`) beside the arguments of `SceneModel`.
+            `SceneAttention.attend`) beside the arguments of `SceneModel`; so does `encode` where
+            it takes `priors`, which are those of this device's frames then.
         frames_read: names of the outputs of `decode_scene` that `decode_frames` takes besides.
     """
 

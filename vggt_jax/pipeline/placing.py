@@ -5,6 +5,7 @@ from typing import Any, TypeAlias
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vggt_jax.errors import InputError
@@ -15,8 +16,12 @@ Devices: TypeAlias = int | Sequence[Device] | None
 """How many of those that JAX sees, the devices, or None for the default one."""
 
 
-def chosen_devices(devices: Devices) -> list[Device] | None:
+def chosen_devices(devices: Devices, *, here: bool = False) -> list[Device] | None:
     """The devices that are meant; None for the default device alone.
+
+    Args:
+        here: count those of this process, of several (`jax.distributed`), and not all that JAX
+            sees.
 
     Raises:
         InputError: there are not so many, or one stands twice.
@@ -24,7 +29,7 @@ def chosen_devices(devices: Devices) -> list[Device] | None:
     if devices is None:
         return None
     if isinstance(devices, int | np.integer):
-        found = jax.devices()
+        found = jax.local_devices() if here else jax.devices()
         if not 1 <= devices <= len(found):
             raise InputError(f"devices={devices} must be in [1, {len(found)}], those that JAX sees")
         return None if devices == 1 else found[:devices]
@@ -55,8 +60,10 @@ def placed(
     """
     if mesh is None:
         return model, jax.device_put(arguments)
-    return jax.device_put(model, NamedSharding(mesh, PartitionSpec())), {
-        name: jax.device_put(x, _sharding(mesh, name)) for name, x in arguments.items()
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(lambda x: _put(x, everywhere), model), {
+        name: jax.tree.map(lambda leaf, name=name: _put(leaf, _sharding(mesh, name, leaf)), x)
+        for name, x in arguments.items()
     }
 
 
@@ -69,11 +76,47 @@ def to_be_placed(
     shape = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
     everywhere = NamedSharding(mesh, PartitionSpec())
     return jax.tree.map(lambda x: shape(x, everywhere), model), {
-        name: jax.tree.map(lambda x, name=name: shape(x, _sharding(mesh, name)), value)
+        name: jax.tree.map(lambda x, name=name: shape(x, _sharding(mesh, name, x)), value)
         for name, value in arguments.items()
     }
 
 
-def _sharding(mesh, name):
-    axes = mesh.axis_names if name == "images" else ()
+def on_all(mesh: Mesh | None, x: Any) -> jax.Array:
+    """A value on the devices of a mesh, the same on each; on the default device without."""
+    if mesh is None:
+        return jax.device_put(x)
+    return _put(x, NamedSharding(mesh, PartitionSpec()))
+
+
+def start_fetching(x: jax.Array) -> None:
+    """Begins to copy an array to the host, which `fetched` waits for. Of an array that lies on
+    devices of several processes only that begins it."""
+    if x.is_fully_addressable:
+        x.copy_to_host_async()
+
+
+def fetched(tree: Any) -> Any:
+    """Arrays of a tree as NumPy arrays, whole ones in each of several processes (`jax.distributed`)
+    whose devices have parts of them. Then all have to call this at the same point."""
+
+    def fetch(x):
+        if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
+            return jax.device_get(x)
+        return multihost_utils.process_allgather(x, tiled=True)
+
+    return jax.tree.map(fetch, tree)
+
+
+def _put(x, sharding):
+    """`jax.device_put`, also where another process has some of the devices, and the same values."""
+    is_there = isinstance(x, jax.Array) and x.committed and x.sharding == sharding
+    if sharding.is_fully_addressable or is_there:
+        return jax.device_put(x, sharding)
+    values = np.asarray(x)
+    return jax.make_array_from_callback(values.shape, sharding, lambda part: values[part])
+
+
+def _sharding(mesh, name, x):
+    """Of one array of an argument: images and what is known of frames are divided."""
+    axes = mesh.axis_names if name in ("images", "priors") and np.ndim(x) else ()
     return NamedSharding(mesh, PartitionSpec(*axes))

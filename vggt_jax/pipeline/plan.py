@@ -154,8 +154,6 @@ def plan_scene(
     mesh = mesh_of_devices(options.devices)
     if mesh is not None:
         check_divides_frames(model)
-        if inputs.known:
-            raise InputError("priors cannot be divided over devices; leave devices out")
     num_devices = 1 if mesh is None else mesh.size
     padded = bucket(num_frames) if options.pad_frames else num_frames
     padded = -(-padded // num_devices) * num_devices

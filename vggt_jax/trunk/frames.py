@@ -67,25 +67,25 @@ def encode_and_aggregate(
     Args:
         priors: `scene.priors.Priors`, for a model whose methods take them; None for any model.
         mesh: devices that divide the frames, for a model whose frames can be; see `TrunkModel`.
-        of_trunk: arguments that `aggregate` of this model takes besides; on one device.
+        of_trunk: arguments that `aggregate` of this model takes besides.
     """
     layout = model.layout(images)
     images = hide_padding(images, num_frames)
+    known: dict[str, Any] = {}
+    if priors is not None:
+        known["priors"] = priors if num_frames is None else priors.hide_padding(num_frames)
     if mesh is not None:
-        if priors is not None:
-            raise NotImplementedError("priors cannot yet be divided over devices; leave mesh out")
         return _on_devices(
             mesh,
             model,
             images,
             layout,
+            known,
             attention=attention,
             num_frames=num_frames,
             compute_dtype=compute_dtype,
+            **of_trunk,
         )
-    known: dict[str, Any] = {}
-    if priors is not None:
-        known["priors"] = priors if num_frames is None else priors.hide_padding(num_frames)
     patch_tokens = model.encode(images, attention=attention, compute_dtype=compute_dtype, **known)
     return model.aggregate(
         patch_tokens,
@@ -105,14 +105,29 @@ def decoded_together(pixels: int, num_devices: int = 1) -> int:
     return max(1, tuned.value("dpt.pixels_per_chunk") // (num_devices * pixels))
 
 
-def _on_devices(mesh, model, images, layout, *, attention, num_frames, compute_dtype):
-    """`encode_and_aggregate` of padding that is hidden, by devices that divide the frames."""
-    layers = []
+def _on_devices(
+    mesh, model, images, layout, known, *, attention, num_frames, compute_dtype, **of_trunk
+):
+    """`encode_and_aggregate` of padding that is hidden, by devices that divide the frames.
 
-    def run(whole, images, shards):
-        model, num_frames = whole
-        tokens = model.encode(images, attention=attention, compute_dtype=compute_dtype)
+    Args:
+        known: `priors`, if there are any. What they have of frames is divided, too.
+    """
+    layers = []
+    leaves, tree = jax.tree.flatten(known)
+    is_split = [jnp.ndim(x) > 1 for x in leaves]
+
+    def run(whole, split, shards):
+        (model, num_frames, *of_scene), (images, *of_frames) = whole, split
+        parts = {True: iter(of_frames), False: iter(of_scene)}
+        known = jax.tree.unflatten(tree, [next(parts[x]) for x in is_split])
         divided: dict[str, Any] = {"shards": shards}
+        tokens = model.encode(
+            images,
+            attention=attention,
+            compute_dtype=compute_dtype,
+            **(known | divided if known else {}),
+        )
         trunk = model.aggregate(
             tokens,
             layout,
@@ -120,11 +135,15 @@ def _on_devices(mesh, model, images, layout, *, attention, num_frames, compute_d
             num_frames=num_frames,
             compute_dtype=compute_dtype,
             **divided,
+            **known,
+            **of_trunk,
         )
         layers[:] = trunk.layers
         return trunk.parts()
 
-    of_frames, of_scene = map_frames(run, mesh, (model, num_frames), images)
+    part = lambda split: [x for x, y in zip(leaves, is_split, strict=True) if y == split]
+    whole, split = (model, num_frames, *part(False)), (images, *part(True))
+    of_frames, of_scene = map_frames(run, mesh, whole, split)
     return TrunkOutput(layers=tuple(layers), **of_frames, **of_scene)
 
 

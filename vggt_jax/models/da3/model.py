@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 
@@ -19,6 +20,8 @@ from vggt_jax.layers.chunking import map_chunks
 from vggt_jax.layers.norm import LayerNorm
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.scene_attention import SceneAttention
+from vggt_jax.layers.shards import FrameShards, of_all, of_own
+from vggt_jax.models import on_devices
 from vggt_jax.models.base import CameraSource, ModelTraits, Predicted
 from vggt_jax.models.da3.cameras import (
     cameras_from_encoding,
@@ -68,6 +71,7 @@ class DA3(TrunkModel[DA3Output]):
         compute_type_modules=("encoder.", "lead_block.", "frame_blocks.", "global_blocks."),
         takes=("intrinsics", "poses"),
         camera_sources=("head", "rays"),
+        divides_frames=True,
         keeps_given_cameras=True,  # depth_anything_3/api.py, align_to_input_ext_scale
     )
 
@@ -141,6 +145,7 @@ class DA3(TrunkModel[DA3Output]):
         attention: SceneAttention = Dense(),
         num_frames: Int[Array, " b"] | None = None,
         compute_dtype: DTypeLike | None = None,
+        mesh: Mesh | None = None,
         reference: ReferenceView = "saddle_balanced",
         rays: bool = False,
         cameras: CameraSource = "head",
@@ -158,6 +163,7 @@ class DA3(TrunkModel[DA3Output]):
                 padding, which changes no output of the valid frames. None: all.
             compute_dtype: of matrix products. `float32` runs at the highest precision; `bfloat16`
                 accumulates in float32, and heads run in float32; None is bfloat16 on a GPU.
+            mesh: of one axis, whose devices divide the frames; see `TrunkModel`.
             reference: how the reference view is chosen, of three frames or more without poses.
             rays: whether to predict rays, too.
             cameras: where `extrinsics` and `intrinsics` come from: the head for cameras, as
@@ -172,10 +178,20 @@ class DA3(TrunkModel[DA3Output]):
         layout = self.layout(images)
         options: dict[str, Any] = {"attention": attention, "compute_dtype": compute_dtype}
         trunk = encode_and_aggregate(
-            self, images, priors=priors, num_frames=num_frames, reference=reference, **options
+            self,
+            images,
+            priors=priors,
+            num_frames=num_frames,
+            reference=reference,
+            mesh=mesh,
+            **options,
         )
-        of_scene = self.decode_scene(trunk, layout, num_frames=num_frames, **options)
-        of_frames = self.decode_frames(trunk, layout, rays=rays, cameras=cameras, **options)
+        of_scene = on_devices.decode_scene(
+            mesh, self, trunk, layout, query_points=None, num_frames=num_frames, **options
+        )
+        of_frames = on_devices.decode_frames(
+            mesh, self, trunk, layout, read={}, rays=rays, cameras=cameras, **options
+        )
         return DA3Output(**(of_scene | of_frames))
 
     def encode(
@@ -185,10 +201,11 @@ class DA3(TrunkModel[DA3Output]):
         priors: Priors | None = None,
         attention: SceneAttention = Dense(),
         compute_dtype: DTypeLike | None = None,
+        shards: FrameShards | None = None,
     ) -> Float[Array, "b s p c"]:
         """Runs the blocks before the camera token joins, every frame by itself: tokens of patches
         after the class token, float32; see `Encoder`."""
-        del priors
+        del priors, shards
         return encode_frames(
             self.encoder,
             images,
@@ -206,6 +223,7 @@ class DA3(TrunkModel[DA3Output]):
         num_frames: Int[Array, " b"] | None = None,
         taps: tuple[int, ...] | None = None,
         compute_dtype: DTypeLike | None = None,
+        shards: FrameShards | None = None,
         priors: Priors | None = None,
         reference: ReferenceView = "saddle_balanced",
         recompute: bool = False,
@@ -215,14 +233,14 @@ class DA3(TrunkModel[DA3Output]):
         Args:
             patch_tokens: as `encode` returns them.
             taps: layers to keep; None for those that the heads read.
+            shards: see `SceneAttention.attend`.
             reference: see the call.
             recompute: for training, see `run_trunk`.
         """
         precision = Precision.from_compute_dtype(compute_dtype)
-        if priors is None:
-            special = self._learned_tokens(patch_tokens[:, :, 0], num_frames, reference)
-        else:
-            special = self.camera_tokens(priors, layout, num_frames, precision)
+        special = self.special_tokens(
+            patch_tokens[:, :, 0], priors, layout, num_frames, precision, reference, shards
+        )
         tokens = jnp.concatenate([special[:, :, None], patch_tokens[:, :, 1:]], axis=2)
         return run_trunk(
             self.frame_blocks,
@@ -235,8 +253,33 @@ class DA3(TrunkModel[DA3Output]):
             precision=precision,
             alternation=ALTERNATION,
             lead_block=self.lead_block,
+            shards=shards,
             recompute=recompute,
         )
+
+    def special_tokens(
+        self,
+        class_tokens: Float[Array, "b s c"],
+        priors: Priors | None,
+        layout: TokenLayout,
+        num_frames: Int[Array, " b"] | None,
+        precision: Precision,
+        reference: ReferenceView,
+        shards: FrameShards | None = None,
+    ) -> Float[Array, "b s c"]:
+        """The camera tokens that take the place of class tokens: those of known cameras, or learned
+        ones.
+
+        Of several devices each has the class tokens or cameras of all frames, which are few
+        numbers: views are compared with each other, and tokens of cameras attend to each other.
+        """
+        if priors is None:
+            all_tokens = of_all(shards, class_tokens)
+            special = self._learned_tokens(all_tokens, num_frames, reference)
+        else:
+            known = jax.tree.map(lambda x: of_all(shards, x) if np.ndim(x) > 1 else x, priors)
+            special = self.camera_tokens(known, layout, num_frames, precision)
+        return of_own(shards, special, class_tokens.shape[1])
 
     def _learned_tokens(self, class_tokens, num_frames, reference) -> Float[Array, "b s c"]:
         """The learned camera tokens: one for the reference view, another for all others.

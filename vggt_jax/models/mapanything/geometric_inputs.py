@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from vggt_jax import geometry
 from vggt_jax.errors import InputError
+from vggt_jax.layers.shards import FrameShards, of_all, of_own
 from vggt_jax.scene.priors import Priors
 
 _SMALL = 1e-8  # official file: mapanything/utils/geometry.py, in every mean below
@@ -41,8 +42,11 @@ class GeometricInputs:
     poses_are_metric: Bool[Array, " b"] | None = None
 
     @classmethod
-    def of(cls, priors: Priors, images: Array) -> "GeometricInputs":
-        """What priors of these frames, in their own conventions, come to.
+    def of(
+        cls, priors: Priors, images: Array, shards: FrameShards | None = None
+    ) -> "GeometricInputs":
+        """What priors of these frames, in their own conventions, come to; of several devices, those
+        of this one.
 
         Depth counts where rays are known, which say how far along them it lies; poses count where
         that of the first frame is known, to which they are relative.
@@ -63,15 +67,20 @@ class GeometricInputs:
                     "depth_is_metric": given.metric,
                 }
         if given.camera_from_world is not None:
-            world_from_camera = geometry.invert_rigid(given.camera_from_world)
+            s = images.shape[1]
+            # Each device has the cameras of all frames, because all are relative to the first.
+            cameras, known = (
+                of_all(shards, x) for x in (given.camera_from_world, given.poses_known)
+            )
+            world_from_camera = geometry.invert_rigid(cameras)
             rotation, translation = relative_to_the_first(
                 geometry.quaternion_from_matrix(world_from_camera[..., :3, :3]),
                 world_from_camera[..., :3, 3],
             )
             fields |= {
-                "rotation": rotation,
-                "translation": translation,
-                "poses_known": given.poses_known & given.poses_known[:, :1],
+                "rotation": of_own(shards, rotation, s),
+                "translation": of_own(shards, translation, s),
+                "poses_known": of_own(shards, known & known[:, :1], s),
                 "poses_are_metric": given.metric,
             }
         return cls(**fields)

@@ -19,7 +19,7 @@ from vggt_jax.layers.linear import Linear
 from vggt_jax.layers.norm import LayerNorm
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.scene_attention import SceneAttention
-from vggt_jax.layers.shards import FrameShards
+from vggt_jax.layers.shards import FrameShards, of_all
 from vggt_jax.models.base import ModelTraits, Predicted
 from vggt_jax.models.mapanything.config import MapAnythingConfig
 from vggt_jax.models.mapanything.encoders import DenseEncoder, GlobalEncoder
@@ -151,9 +151,14 @@ class MapAnything(TrunkModel[MapAnythingOutput]):
         priors: Priors | None = None,
         attention: SceneAttention = Dense(),
         compute_dtype: DTypeLike | None = None,
+        shards: FrameShards | None = None,
     ) -> Float[Array, "b s p c"]:
         """Encodes every frame by itself, and what is known of it: tokens of its class, if that goes
-        on, and its patches, float32."""
+        on, and its patches, float32.
+
+        Args:
+            shards: see `SceneAttention.attend`.
+        """
         precision = Precision.from_compute_dtype(compute_dtype)
         tokens = encode_frames(
             self.encoder,
@@ -162,17 +167,25 @@ class MapAnything(TrunkModel[MapAnythingOutput]):
             dense=attention.within_frames,
             precision=precision,
         )
-        known = GeometricInputs() if priors is None else GeometricInputs.of(priors, images)
-        return self.fuse(tokens, known, precision)
+        known = GeometricInputs() if priors is None else GeometricInputs.of(priors, images, shards)
+        return self.fuse(tokens, known, precision, shards)
 
     def fuse(
-        self, tokens: Float[Array, "b s p c"], known: GeometricInputs, precision: Precision
+        self,
+        tokens: Float[Array, "b s p c"],
+        known: GeometricInputs,
+        precision: Precision,
+        shards: FrameShards | None = None,
     ) -> Float[Array, "b s p c"]:
-        """Adds what is known to the tokens of patches, and normalises these, in float32."""
+        """Adds what is known to the tokens of patches, and normalises these, in float32.
+
+        Args:
+            shards: see `SceneAttention.attend`.
+        """
         with jax.named_scope("fusion"):
             heads = precision.heads
             vectors = None
-            for is_known, encoded in self.encoded_vectors(known, heads).values():
+            for is_known, encoded in self.encoded_vectors(known, heads, shards).values():
                 added = jnp.where(is_known[..., None], encoded, 0.0)
                 vectors = added if vectors is None else vectors + added
             depth = None if known.depth is None else log_of_depth(known.depth)
@@ -195,7 +208,7 @@ class MapAnything(TrunkModel[MapAnythingOutput]):
             return update_chunks(run, tokens, *others, axis=1, max_chunk=max_chunk)
 
     def encoded_vectors(
-        self, known: GeometricInputs, precision: Precision
+        self, known: GeometricInputs, precision: Precision, shards: FrameShards | None = None
     ) -> dict[str, tuple[Bool[Array, "b s"], Float[Array, "b s c"]]]:
         """What is added to all patches of a frame alike, by the names of the encoders: poses, and
         scales in metres. Of which frames, and what it is."""
@@ -212,7 +225,8 @@ class MapAnything(TrunkModel[MapAnythingOutput]):
             translation = jnp.where(is_known[..., None], known.translation, 0.0)
             # The first frame, and others in its place, have no length that could be a scale.
             length = lengths(translation)
-            scale = without_scale(length, is_known & (length > 0))
+            counts = is_known & (length > 0)
+            scale = without_scale(of_all(shards, length), of_all(shards, counts))
             shape = translation / scale[:, None, None]
             of_scale = self.cam_trans_scale_encoder(log_scale(scale), precision)[:, None]
             of_scale = jnp.broadcast_to(of_scale, (*is_known.shape, of_scale.shape[-1]))

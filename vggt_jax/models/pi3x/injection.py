@@ -19,6 +19,7 @@ from vggt_jax.layers.attention import Dense, dense_attention
 from vggt_jax.layers.block import Block, scaled
 from vggt_jax.layers.chunking import update_chunks
 from vggt_jax.layers.precision import Precision
+from vggt_jax.layers.shards import FrameShards, of_all
 
 _BASE_FREQUENCY = 100.0  # official file: pi3/models/layers/prope.py
 
@@ -94,6 +95,7 @@ class PoseInjection(nnx.Module):
         dense: Dense,
         precision: Precision,
         frames_per_chunk: int,
+        shards: FrameShards | None = None,
     ) -> Float[Array, "b s p c"]:
         """Adds what a block makes of the patches of the frames whose poses are shown.
 
@@ -101,12 +103,20 @@ class PoseInjection(nnx.Module):
             index: of the block.
             tokens: of all frames; special ones first, and padding behind what `positions` tell of.
             positions: see `TokenLayout.positions`, in the order of the tokens.
+            shards: see `SceneAttention.attend`; tokens and poses are those of this device.
         """
         block = jax.tree.map(lambda x: x[index], self.blocks)
         p = len(positions)
         patches = slice(num_special, p)
         attended = self._attend(
-            block, tokens[:, :, patches], poses, shown, positions[patches] - 1, dense, precision
+            block,
+            tokens[:, :, patches],
+            poses,
+            shown,
+            positions[patches] - 1,
+            dense,
+            precision,
+            shards,
         )
 
         def add(tokens, attended, shown):
@@ -122,7 +132,7 @@ class PoseInjection(nnx.Module):
 
         return update_chunks(add, tokens, attended, shown, axis=1, max_chunk=frames_per_chunk)
 
-    def _attend(self, block, x, poses, shown, places, dense, precision):
+    def _attend(self, block, x, poses, shown, places, dense, precision, shards):
         """What patches of frames whose poses are shown see of each other."""
         b, s, p, c = x.shape
         num_heads = block.attn.num_heads
@@ -132,16 +142,17 @@ class PoseInjection(nnx.Module):
             turn(y).astype(y.dtype).reshape(b, s * p, num_heads, -1)
             for turn, y in ((turns.queries, q), (turns.keys, k), (turns.keys, v))
         )
+        k, v, shown = (of_all(shards, y) for y in (k, v, shown))
         # Frames without a pose are hidden, but where no frame has one: keys must be left, and
         # results do not count.
         seen = shown | ~jnp.any(shown, axis=1, keepdims=True)
         bias = jnp.where(seen, jnp.float32(0), jnp.float32(-jnp.inf))
-        bias = jnp.broadcast_to(bias[:, None, :, None], (b, num_heads, s, p))
+        bias = jnp.broadcast_to(bias[:, None, :, None], (b, num_heads, shown.shape[1], p))
         attended = dense_attention(
             q,
             k,
             v,
-            key_bias=bias.reshape(b, num_heads, s * p),
+            key_bias=bias.reshape(b, num_heads, -1),
             precision=precision.matmul,
             implementation=_with_bias(dense),
         )

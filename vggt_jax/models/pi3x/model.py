@@ -132,15 +132,19 @@ class Pi3X(Pi3Trunk[Pi3XOutput]):
         attention: SceneAttention = Dense(),
         compute_dtype: DTypeLike | None = None,
         priors: Priors | None = None,
+        shards: FrameShards | None = None,
     ) -> Float[Array, "b s p c"]:
         """Encodes every frame by itself, with known rays and depth: tokens of its patches, float32.
 
         Without priors tokens are normalised.
+
+        Args:
+            shards: see `SceneAttention.attend`.
         """
         tokens = super().encode(images, attention=attention, compute_dtype=compute_dtype)
         if priors is None:
             return tokens
-        prompts = Prompts.of_priors(priors, images)
+        prompts = Prompts.of_priors(priors, images, shards)
         options: dict[str, Any] = {"attention": attention, "compute_dtype": compute_dtype}
         for shown, embedded in (
             (prompts.rays_shown, self.embed_rays(prompts, **options)),
@@ -201,12 +205,12 @@ class Pi3X(Pi3Trunk[Pi3XOutput]):
         Args:
             taps: layers (pairs of a frame and a global block) to keep beside the last; None for no
                 others.
-            shards: see `SceneAttention.attend`; not together with poses.
+            shards: see `SceneAttention.attend`.
         """
         after_layer = None
         if priors is not None and priors.camera_from_world is not None:
             after_layer = self._show_poses(
-                priors, patch_tokens.shape[:2], layout, attention, compute_dtype
+                priors, patch_tokens.shape[:2], layout, attention, compute_dtype, shards
             )
         return super().aggregate(
             patch_tokens,
@@ -219,13 +223,13 @@ class Pi3X(Pi3Trunk[Pi3XOutput]):
             after_layer=after_layer,
         )
 
-    def _show_poses(self, priors, frames, layout, attention, compute_dtype):
+    def _show_poses(self, priors, frames, layout, attention, compute_dtype, shards):
         """What shows known poses to the trunk, after those layers that have a block for it."""
         side = self.config.patch_size
         size = (layout.rows * side, layout.columns * side)
         num_scenes, num_frames = frames
         images = jax.ShapeDtypeStruct((num_scenes, num_frames, *size, 3), jnp.uint8)
-        prompts = Prompts.of_priors(priors, images)
+        prompts = Prompts.of_priors(priors, images, shards)
         poses, shown = prompts.poses, prompts.poses_shown
         assert poses is not None and shown is not None
         layers = [block // 2 for block in self.config.pose_inject_layers]
@@ -241,6 +245,7 @@ class Pi3X(Pi3Trunk[Pi3XOutput]):
                 dense=attention.within_frames,
                 precision=Precision.from_compute_dtype(compute_dtype),
                 frames_per_chunk=frames_per_chunk(num_scenes, num_frames, layout.tokens_per_frame),
+                shards=shards,
             )
 
         def after_layer(tokens, layer, positions):

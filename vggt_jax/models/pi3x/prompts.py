@@ -1,6 +1,7 @@
 """What is known of a scene in the form in which Pi3X is shown it (official file: pi3x.py)."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from vggt_jax import geometry
+from vggt_jax.layers.shards import FrameShards, of_all, of_own
 from vggt_jax.scene.priors import Priors
 
 _EPSILON = 1e-8  # of divisions by a mean
@@ -37,8 +39,8 @@ class Prompts:
     poses_shown: Bool[Array, "b s"] | None
 
     @classmethod
-    def of_priors(cls, priors: Priors, images: Any) -> "Prompts":
-        """Prompts for images [b s height width 3].
+    def of_priors(cls, priors: Priors, images: Any, shards: FrameShards | None = None) -> "Prompts":
+        """Prompts for images [b s height width 3]; of several devices, for those of this one.
 
         The scale of a scene is the mean of its depths, or, where no frame's depth is shown, that of
         the distances of its cameras from the first. All values that there are, which is to say
@@ -47,25 +49,34 @@ class Prompts:
         """
         filled: Any = priors.for_images(images)
         rays, rays_shown = _rays(filled, images.shape[2:4])
-        depth, depth_shown, mean_depth = None, None, jnp.ones(images.shape[0], jnp.float32)
+        (b, s), everywhere = images.shape[:2], functools.partial(of_all, shards)
+        depth, depth_shown, mean_depth = None, None, jnp.ones(b, jnp.float32)
         if priors.depth is not None:
-            depth, mean_depth = _normalized_depth(jnp.asarray(priors.depth).astype(jnp.float32))
+            given = jnp.asarray(priors.depth).astype(jnp.float32)
+            depth, mean_depth = _normalized_depth(given, shards)
             depth_shown = filled.depth_known
         poses, poses_shown = None, None
         if priors.camera_from_world is not None:
-            cameras = jnp.asarray(priors.camera_from_world)
+            # Poses are few numbers, so each device has those of all frames.
+            cameras = everywhere(jnp.asarray(priors.camera_from_world))
             there = jnp.all(jnp.isfinite(cameras), axis=(-2, -1))
             # Values that are there, whether shown or not.
-            of_poses = dataclasses.replace(priors.only(["poses"]), poses_known=there)
-            every: Any = of_poses.for_images(images).camera_from_world
-            poses, scale = _normalized_poses(every, there, mean_depth, depth_shown)
+            of_poses = dataclasses.replace(
+                priors.only(["poses"]), camera_from_world=cameras, poses_known=there
+            )
+            all_images = jax.ShapeDtypeStruct((*there.shape, *images.shape[2:]), jnp.uint8)
+            every: Any = of_poses.for_images(all_images).camera_from_world
+            poses, scale = _normalized_poses(
+                every, there, mean_depth, None if depth_shown is None else everywhere(depth_shown)
+            )
+            poses = of_own(shards, poses, s)
             if depth is not None:
                 divided = depth[..., :1] / scale[:, None, None, None, None]
                 depth = jnp.concatenate([divided, depth[..., 1:]], axis=-1)
             poses_shown = filled.poses_known
             # One pose says nothing: they are relative to each other.
-            alone = jnp.sum(poses_shown, axis=1, keepdims=True, dtype=jnp.int32) == 1
-            poses_shown = poses_shown & ~alone
+            number = jnp.sum(everywhere(poses_shown), axis=1, keepdims=True, dtype=jnp.int32)
+            poses_shown = poses_shown & (number != 1)
         return cls(
             rays=rays,
             rays_shown=rays_shown,
@@ -100,12 +111,15 @@ def _rays(priors: Any, size: tuple[int, int]):
     return jnp.where(known[..., None, None, None], rays, of_intrinsics), known | shown
 
 
-def _normalized_depth(depth: Float[Array, "b s height width"]):
+def _normalized_depth(depth: Float[Array, "b s height width"], shards: FrameShards | None):
     """Depth over its mean in each scene, with the channel of where it is known, and the means."""
     is_there = jnp.isfinite(depth) & (depth > 0)
     depth = jnp.where(is_there, depth, jnp.zeros((), jnp.float32))
-    number = jnp.sum(is_there, axis=(1, 2, 3), dtype=jnp.int32).astype(jnp.float32)
+    number = jnp.sum(is_there, axis=(1, 2, 3), dtype=jnp.int32)
     total = jnp.sum(depth, axis=(1, 2, 3))
+    if shards is not None:
+        number, total = jax.lax.psum((number, total), shards.axis)
+    number = number.astype(jnp.float32)
     mean = jnp.where(number > 0, total / jnp.maximum(number, 1.0), 1.0)
     depth = depth / (mean[:, None, None, None] + _EPSILON)
     return jnp.stack([depth, (depth > 0).astype(jnp.float32)], axis=-1), mean
