@@ -177,7 +177,7 @@ def test_devices_share_scenes_out(tmp_path, scenes, model, monkeypatch):
             together.wait()  # Neither goes on before the other has a scene, too.
         return run_batch(*arguments)
 
-    monkeypatch.setattr(many_scenes, "chosen_devices", lambda devices: jax.devices()[:1] * 2)
+    monkeypatch.setattr(many_scenes, "chosen_devices", lambda *_, here: jax.devices()[:1] * 2)
     monkeypatch.setattr(many_scenes, "_run", both)
     damaged = {"damaged": np.zeros((2, 28, 42, 4, 3), np.uint8)}
     out = tmp_path / "two"

@@ -86,7 +86,7 @@ def test_what_dense_attention_copies(pretend_device, monkeypatch, capability, at
 def test_some_of_a_gpu_is_left_for_pieces_that_do_not_fit(monkeypatch):
     stats = {"bytes_limit": 1000, "bytes_in_use": 100}
     device = types.SimpleNamespace(platform="gpu", device_kind="a GPU", memory_stats=lambda: stats)
-    monkeypatch.setattr(memory.jax, "devices", lambda: [device])
+    monkeypatch.setattr(memory.jax, "local_devices", lambda: [device])
     assert memory.available_memory() == 860
 
 

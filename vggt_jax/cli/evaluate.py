@@ -181,7 +181,7 @@ class Evaluate(Attending):
 
         if self.out is None:
             raise InputError("name a file of results to write with --out")
-        devices = chosen_devices(self.devices) or [None]
+        devices = chosen_devices(self.devices, here=True) or [None]
         keep_compiled_programs()
         options = Options(
             **{name: getattr(self, name) for name in _TAKEN},

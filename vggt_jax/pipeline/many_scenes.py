@@ -217,7 +217,7 @@ def run_scenes(
     # What is free now, before programs run.
     free = free_memory(model) if options.memory_check else None
     claims: dict[str, Held] = {}
-    devices = chosen_devices(options.devices) or [None]
+    devices = chosen_devices(options.devices, here=True) or [None]
     telling = threading.RLock()  # Devices have threads of their own.
 
     def read_scene(name: str) -> "_Scene":

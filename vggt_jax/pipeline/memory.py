@@ -139,13 +139,15 @@ class MemoryCheck:
         fit = f"about {self.fitting} frames fit" if self.fitting else "not even one fits"
         return (
             f"{num_frames} frames of {width}x{height} need about {gib(self.needed.total)} GiB and "
-            f"{jax.devices()[0].device_kind} has {gib(self.free)} GiB; {fit}"
+            f"{jax.local_devices()[0].device_kind} has {gib(self.free)} GiB; {fit}"
         )
 
     def __str__(self) -> str:
         if self.free is None:
             return f"about {self.needed}"
-        return f"about {self.needed} of {gib(self.free)} GiB on {jax.devices()[0].device_kind}"
+        return (
+            f"about {self.needed} of {gib(self.free)} GiB on {jax.local_devices()[0].device_kind}"
+        )
 
 
 def check_memory(
@@ -233,7 +235,7 @@ def weight_bytes(model: SceneModel) -> int:
 
 def available_memory() -> int | None:
     """Bytes of the default device that programs can still use, None where it does not tell."""
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:
         usable = int(tuned.value("memory.usable_share") * stats["bytes_limit"])

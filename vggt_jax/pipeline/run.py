@@ -18,7 +18,7 @@ from vggt_jax.pipeline.given_cameras import with_given_cameras
 from vggt_jax.pipeline.inputs import SceneInputs
 from vggt_jax.pipeline.options import Options
 from vggt_jax.pipeline.origin import provenance_of
-from vggt_jax.pipeline.placing import placed
+from vggt_jax.pipeline.placing import fetched, placed
 from vggt_jax.pipeline.plan import Plan
 from vggt_jax.pipeline.streaming import Stream
 from vggt_jax.scene import calibration
@@ -189,11 +189,11 @@ def in_order(result: Reconstruction, inputs: SceneInputs) -> Reconstruction:
     frames = inputs.frames
     num_frames = len(frames.images)
     places = np.argsort(inputs.order)
-    stats = jax.tree.map(np.array, jax.device_get(result.attention_stats))
+    stats = jax.tree.map(np.array, fetched(result.attention_stats))
     per_frame = dataclasses.replace(result, attention_stats=None, images=None)
 
     def own(x):
-        valid = jax.device_get(x)[:num_frames]
+        valid = fetched(x)[:num_frames]
         if inputs.reference != 0:
             return valid[places]
         return valid if isinstance(x, np.ndarray) else np.array(valid)

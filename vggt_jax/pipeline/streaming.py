@@ -19,7 +19,7 @@ from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.models import on_devices
 from vggt_jax.models.base import CameraSource, SceneModel
 from vggt_jax.models.registry import check_cameras, check_priors
-from vggt_jax.pipeline.placing import placed, to_be_placed
+from vggt_jax.pipeline.placing import fetched, on_all, placed, start_fetching, to_be_placed
 from vggt_jax.scene.priors import Priors
 from vggt_jax.scene.reconstruction import Reconstruction
 from vggt_jax.trunk.alternation import TrunkOutput
@@ -150,15 +150,15 @@ class Stream:
         with ThreadPoolExecutor(num_devices) as copiers:
             for start in range(0, min(total, of_device), size):
                 start = min(start, of_device - size)  # early enough for a whole piece
-                part = self.frames(model, tokens, jax.device_put(np.int32(start)), read)
+                part = self.frames(model, tokens, on_all(self.mesh, np.int32(start)), read)
                 for x in part.values():
-                    x.copy_to_host_async()
+                    start_fetching(x)
                 pending.append((start, part))
                 if len(pending) > _MAX_PENDING:
                     write()
             while pending:
                 write()
-        fields = jax.device_get(fields)
+        fields = fetched(fields)
         stats = fields.pop("attention_stats", None)
         on_host: dict[str, Any] = {name: np.array(x[:total]) for name, x in fields.items()}
         on_host.update(maps)
@@ -177,7 +177,7 @@ def _by_device(x: jax.Array, num_devices: int) -> list[Any]:
     """Rows of an array by the devices that have them, in their order, without a copy of all."""
     shards = sorted(x.addressable_shards, key=lambda shard: shard.index[0].start or 0)
     if len(shards) != num_devices:
-        return np.split(jax.device_get(x), num_devices)
+        return np.split(fetched(x), num_devices)
     return [shard.data for shard in shards]
 
 
