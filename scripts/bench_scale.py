@@ -273,10 +273,14 @@ def released_model():
 
 def exchanged_bytes(way: str, frames: int, devices: int) -> float:
     """What a device gets from others in all layers, by count: bfloat16, results in float32."""
+    from vggt_jax import Sampled
+
     others = (devices - 1) / devices
     if way == "sampled":
         special = frames * NUM_SPECIAL
         keys = 2 * 2 * CHANNELS * (special + WAYS["sampled"]["num_keys"])
+        if Sampled().samples_special_queries(frames):
+            return LAYERS * 2 * others * keys
         # A sum over devices takes twice that share of it in a ring.
         queries, results = 2 * CHANNELS * special, 4 * CHANNELS * special
         return LAYERS * (2 * others * keys + others * queries + (devices - 1) * results)
