@@ -2,15 +2,17 @@
 
 import json
 import sys
+import threading
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 import vggt_jax
 from vggt_jax import cli
 from vggt_jax.evaluation.datasets import DATASETS
-from vggt_jax.pipeline import evaluating
+from vggt_jax.pipeline import evaluating, placing
 
 SCRIPTS = Path(__file__).parents[3] / "scripts"
 # One program serves all sequences.
@@ -111,6 +113,25 @@ def test_results_and_going_on(root, model, tmp_path, capsys, monkeypatch):
     assert run(*args[:-1], out) == 1
     assert lines_of(out)[1] == {"sequence": "scene0707_00", "error": "0.png: cannot be read"}
     assert "0 of 2 sequences" in capsys.readouterr().out
+
+    # Two devices (the only one here, twice) have a sequence each at the same time.
+    both = threading.Barrier(2, timeout=60)
+
+    def together(evaluation, name, places, **options):
+        both.wait()
+        if name == "scene0707_00":
+            raise vggt_jax.InputError("0.png: cannot be read")
+        return dict(lines[1])
+
+    monkeypatch.setattr(evaluating, "evaluate_sequence", together)
+    monkeypatch.setattr(placing, "chosen_devices", lambda number, here: jax.devices()[:1] * number)
+    out = tmp_path / "two.jsonl"
+    assert run(*args[:-1], out, "--devices", 2) == 1
+    assert sorted(lines_of(out)[1:], key=lambda x: x["sequence"]) == [
+        {"sequence": "scene0707_00", "error": "0.png: cannot be read"},
+        lines[1],
+    ]
+    assert "1 of 2 sequences" in capsys.readouterr().out
 
 
 def test_lists_and_checks(root, tmp_path, capsys):
