@@ -122,12 +122,17 @@ def _on_devices(
         parts = {True: iter(of_frames), False: iter(of_scene)}
         known = jax.tree.unflatten(tree, [next(parts[x]) for x in is_split])
         divided: dict[str, Any] = {"shards": shards}
-        tokens = model.encode(
+        encode = lambda images: model.encode(
             images,
             attention=attention,
             compute_dtype=compute_dtype,
             **(known | divided if known else {}),
         )
+        b, s = images.shape[:2]
+        size = (b, s, layout.tokens_per_frame)
+        # What is known of frames may be compared with that of others, so all of it goes at once.
+        together = s if known else frames_per_chunk(*size, num_devices=shards.num)
+        tokens = map_chunks(encode, images, axis=1, max_chunk=together)
         trunk = model.aggregate(
             tokens,
             layout,
