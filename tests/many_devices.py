@@ -99,8 +99,8 @@ def attention(num_devices):
     for name, value in WAYS.items():
         alone = jax.jit(lambda *arrays, value=value: run(value, None, *arrays))
         expected = alone(frames, of_scene, num_frames)
-        # In groups of one head, and all heads at once.
-        for heads in (1, N) if value.gathers_keys and value != Dense() else (1,):
+        # In groups of one head; of one way also all heads at once.
+        for heads in (1, N) if value is BLOCKS else (1,):
 
             def on_mesh(frames, scene, num_frames, value=value, heads=heads):
                 fn = lambda whole, split, shards: run(value, shards, split, *whole, heads=heads)
@@ -243,11 +243,11 @@ def infer(value, how, num_devices):
 
 
 def scenes(num_devices):
-    """Scenes that are shared out, of three to five frames; and the devices that had some."""
+    """Scenes that are shared out, of three frames each; and the devices that had some."""
     register(FAMILY)
     made = conftest.with_random_parameters(abstract_model(MadeUpConfig()))
     rng = np.random.default_rng(0)
-    given = {f"{i}": rng.integers(0, 256, (3 + i % 2, 28, 42, 3), np.uint8) for i in range(6)}
+    given = {f"{i}": rng.integers(0, 256, (3, 28, 42, 3), np.uint8) for i in range(6)}
     given["damaged"] = np.zeros((2, 28, 42, 4, 3), np.uint8)
     used, run = set(), many_scenes._run
 
@@ -278,7 +278,8 @@ def scenes(num_devices):
 
 
 def processes(port, number, num_devices):
-    """`infer` in one of two processes that have half of the devices each; and by itself."""
+    """`infer` in one of two processes that have half of the devices each; and by itself. Cameras
+    come at once, maps in pieces."""
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_num_cpu_devices", num_devices // 2)
     jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=int(number))
@@ -287,15 +288,12 @@ def processes(port, number, num_devices):
     made = conftest.with_random_parameters(abstract_model(MadeUpConfig()))
     images = np.random.default_rng(0).integers(0, 256, (5, 28, 42, 3), np.uint8)
     options = {"model": made, "attention": SAMPLED, "compute_dtype": jnp.float32}
-    expected, errors = vggt_jax.infer(images, **options), {}
-    for streamed in (False, True):
-        plan.is_streamed = lambda *size, streamed=streamed: streamed
-        found = vggt_jax.infer(images, devices=num_devices, **options)
-        assert isinstance(found.depth, np.ndarray) and len(found.depth) == 5
-        for name in ("camera_from_world", "depth", "world_points", "attention_stats"):
-            case = f"{name}, {'streamed' if streamed else 'at once'}"
-            errors[case] = error(getattr(found, name), getattr(expected, name))
-    return errors
+    plan.is_streamed = lambda *size: True
+    expected = vggt_jax.infer(images, **options)
+    found = vggt_jax.infer(images, devices=num_devices, **options)
+    assert isinstance(found.depth, np.ndarray) and len(found.depth) == 5
+    names = ("camera_from_world", "depth", "world_points", "attention_stats")
+    return {name: error(getattr(found, name), getattr(expected, name)) for name in names}
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ def test_two_processes_divide_a_scene():
         for program in two:
             program.kill()
             program.communicate()
-    assert found[0] == found[1] and len(found[0]) == 8
+    assert found[0] == found[1] and len(found[0]) == 4
     assert {name: x for name, x in found[0].items() if not x <= 2e-5} == {}
 
 
