@@ -2,12 +2,14 @@
 
     python scripts/bench_cpu.py --out docs/benchmarks/cpu.jsonl
     python scripts/bench_cpu.py --models DA3-SMALL --frames 8
+    python scripts/bench_cpu.py --table docs/benchmarks/cpu.jsonl    # for README.md
 
 Models have the released sizes and random weights, and are kept as `vggt-jax convert` writes them.
 Photographs are the pictures that ship with the package, enlarged to what a telephone takes, of
 4032x3024 pixels. The command runs on a few cores in a process of its own, twice: with no compiled
 programs, and with those of the first run. One JSON line for each run: seconds by step, and of the
-whole command; the peak of the process.
+whole command; the peak of the process. `--table` prints the table of such a file, and the entries
+of docs/benchmarks/readme_figures.toml that check its figures.
 """
 
 import argparse
@@ -36,7 +38,11 @@ def main() -> int:
     parser.add_argument("--frames", type=int, nargs="+", default=[2, 8, 25])
     parser.add_argument("--cores", type=int, default=2, help="how many of the machine's to use")
     parser.add_argument("--out", type=Path, help="file to append JSON lines to")
+    parser.add_argument("--table", type=Path, help="print the table of this file, and stop")
     args = parser.parse_args()
+    if args.table:
+        print(table(args.table))
+        return 0
     cores = sorted(os.sched_getaffinity(0))
     if not 0 < args.cores <= len(cores):
         parser.error(f"--cores {args.cores}: there are {len(cores)}")
@@ -137,6 +143,34 @@ def cpu_name() -> str:
         lines = []
     named = (x.partition(":")[2].strip() for x in lines if x.startswith("model name"))
     return next(named, platform.processor())
+
+
+def table(file: Path) -> str:
+    """The table of a file for README.md, and the entries that check its figures."""
+    lines = [json.loads(x) for x in file.read_text(encoding="utf-8").splitlines() if x]
+    kept = {(x["model"], x["frames"]): x for x in lines if x["programs"] == "kept"}
+    frames = sorted({number for _, number in kept})
+    rows = [f"| frames | {' | '.join(map(str, frames))} |", "|---" * (len(frames) + 1) + "|"]
+    entries = []
+    for model in dict.fromkeys(name for name, _ in kept):
+        cases = [kept[model, number] for number in frames]
+        size = f"{cases[0]['width']}x{cases[0]['height']}"
+        says = " | ".join(f"{seconds(x)} s, {x['peak_gib']:.1f} GiB" for x in cases)
+        rows.append(f"| {model}, {size} | {says} |")
+        entries += ["", "[[figure]]", f'says = "| {says} |"', "from = ["]
+        for number in frames:
+            where = f'model = "{model}", frames = {number}, programs = "kept"'
+            for field in ("photographs_to_files_s", "peak_gib"):
+                origin = f'file = "{file.name}", where = {{ {where} }}, field = "{field}"'
+                entries.append(f"  {{ {origin} }},")
+        entries.append("]")
+    return "\n".join([*rows, *entries])
+
+
+def seconds(line: dict) -> str:
+    """To two digits, so that others on such a machine would read the same."""
+    value = line["photographs_to_files_s"]
+    return f"{value:.1f}" if value < 10 else f"{value:.0f}"
 
 
 def report(line: dict, out: Path | None) -> None:
