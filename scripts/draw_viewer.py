@@ -1,25 +1,28 @@
 """Draws a picture of the viewer: `python scripts/draw_viewer.py RESULTS PICTURE.png`.
 
-RESULTS is a folder that `vggt-jax infer` wrote. Needs viser, selenium, chromium and chromedriver; a
-browser without a GPU draws it too, slowly. The picture of the README shows frames with measured
-depth and cameras in place of predictions.
+RESULTS is a folder that `vggt-jax infer` wrote. Needs `pip install '.[view]' playwright` and
+Chromium; without a GPU it draws slowly. The picture of the README shows frames with measured depth
+and cameras in place of predictions, that of the gallery the sample by the small model.
 """
 
 import argparse
 import io
 import pathlib
 import shutil
-import tempfile
-import time
 
 from PIL import Image
-from selenium import webdriver
-from selenium.webdriver.common.by import By
+from playwright.sync_api import Page, sync_playwright
 
 from vggt_jax import load_reconstruction
 from vggt_jax.viewer import Viewer
 
 COLORS = 256  # Of the PNG: a third of the size, and hardly seen in points.
+ARGUMENTS = [
+    "--no-sandbox",
+    "--use-gl=angle",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+]
 
 
 def main():
@@ -42,44 +45,35 @@ def main():
     )  # fmt: skip
     with Viewer(load_reconstruction(options.results), **shown) as viewer:
         viewer.change(camera_size=options.camera_size)
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-            picture = draw(viewer, profile, options)
+        with sync_playwright() as browsers:
+            chromium = shutil.which("chromium") or shutil.which("google-chrome")
+            browser = browsers.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+            width, height = options.size
+            page = browser.new_page(viewport={"width": width, "height": height})
+            picture = draw(viewer, page, options)
+            browser.close()
     picture.quantize(COLORS, dither=Image.Dither.NONE).save(options.picture, optimize=True)
     print(f"{options.picture}: {options.picture.stat().st_size / 1e3:.0f} KB")
 
 
-def draw(viewer, profile, options) -> Image.Image:
-    arguments = webdriver.ChromeOptions()
-    arguments.binary_location = shutil.which("chromium")
-    for argument in (
-        "headless=new", "no-sandbox", "disable-gpu", "use-gl=angle", "use-angle=swiftshader",
-        "enable-unsafe-swiftshader", "disable-dev-shm-usage", "disable-quic", "no-first-run",
-        "disable-background-networking", "disable-component-update", "disable-sync",
-        "hide-scrollbars", f"user-data-dir={profile}", "window-size={},{}".format(*options.size),
-    ):  # fmt: skip
-        arguments.add_argument(f"--{argument}")
-    service = webdriver.ChromeService(executable_path=shutil.which("chromedriver"))
-    driver = webdriver.Chrome(options=arguments, service=service)
-    try:
-        driver.get(viewer.url)
-        while not viewer._server.get_clients():
-            time.sleep(0.1)
-        (client,) = viewer._server.get_clients().values()
-        while client.camera.image_width == 0:
-            time.sleep(0.1)
-        if options.position:
-            client.camera.position = options.position
-        if options.look_at:
-            client.camera.look_at = options.look_at
-        time.sleep(options.seconds)
-        # The warning that a GPU is missing.
-        for button in driver.find_elements(By.CSS_SELECTOR, ".mantine-Notification-closeButton"):
-            button.click()
-        time.sleep(3)
-        picture = driver.get_screenshot_as_png()
-        driver.get("about:blank")
-    finally:
-        driver.quit()
+def draw(viewer: Viewer, page: Page, options: argparse.Namespace) -> Image.Image:
+    page.goto(viewer.url)
+    page.wait_for_selector("canvas", timeout=300_000)
+    client = None
+    while client is None or client.camera.image_width == 0:
+        page.wait_for_timeout(100)
+        client = next(iter(viewer._server.get_clients().values()), None)
+    if options.position:
+        client.camera.position = options.position
+    if options.look_at:
+        client.camera.look_at = options.look_at
+    page.wait_for_timeout(1000 * options.seconds)
+    # The warning that a GPU is missing.
+    for button in page.locator(".mantine-Notification-closeButton").all():
+        button.click()
+    page.wait_for_timeout(3000)
+    picture = page.screenshot(timeout=300_000)
+    page.goto("about:blank")
     return Image.open(io.BytesIO(picture)).convert("RGB")
 
 

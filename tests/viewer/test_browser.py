@@ -7,22 +7,23 @@ import time
 
 import numpy as np
 import pytest
+import trimesh
 from PIL import Image
 
 from vggt_jax import Reconstruction
+from vggt_jax.scene.provenance import Provenance
 from vggt_jax.viewer import Viewer
 
 pytest.importorskip("viser", reason="viser is not installed: pip install 'vggt-jax[view]'")
-selenium = pytest.importorskip("selenium", reason="selenium is not installed")
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
-DRIVER = shutil.which("chromedriver")
-if not (CHROMIUM and DRIVER):
-    pytest.skip("chromium and chromedriver are not installed", allow_module_level=True)
-
-from selenium import webdriver  # noqa: E402
-from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),  # Of a busy machine, whose CPU draws.
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium"),
+]
+ARGUMENTS = ["no-sandbox", "use-gl=angle", "use-angle=swiftshader", "enable-unsafe-swiftshader"]
+SECONDS = 120  # What is waited for at most.
 
 HEIGHT, WIDTH = 14, 22
 RED, GREEN, BLUE, WHITE = (230, 20, 20), (20, 200, 20), (20, 20, 230), (255, 255, 255)
@@ -46,6 +47,7 @@ def walls():
         depth_confidence=confidence,
         pixel_centre=0.5,
         names=("left.jpg", "right.jpg"),
+        provenance=Provenance(model="some/model"),
     )
 
 
@@ -56,32 +58,22 @@ MIDDLES = {"red": (-0.6, 0.2, 2.0), "green": (0.5, 0.2, 2.0), "blue": (3.4, 0.2,
 class Page:
     """A browser that looks at a viewer."""
 
-    def __init__(self, profile):
-        options = webdriver.ChromeOptions()
-        options.binary_location = CHROMIUM
-        for argument in (
-            "headless=new", "no-sandbox", "disable-gpu", "use-gl=angle", "use-angle=swiftshader",
-            "enable-unsafe-swiftshader", "disable-dev-shm-usage", "disable-quic", "no-first-run",
-            "disable-background-networking", "disable-component-update", "disable-sync",
-            f"user-data-dir={profile}", "window-size=1000,700",
-        ):  # fmt: skip
-            options.add_argument(f"--{argument}")
-        self.driver = webdriver.Chrome(
-            options=options, service=webdriver.ChromeService(executable_path=DRIVER)
-        )
+    def __init__(self, browser):
+        self.page = browser.new_page(viewport={"width": 1000, "height": 700})
+        self.page.set_default_timeout(1000 * SECONDS)
 
     def open(self, viewer):
         self.viewer = viewer
-        self.driver.get(viewer.url)
+        self.page.goto(viewer.url)
         self.until(lambda: len(viewer._server.get_clients()) == 1)
         (self.client,) = viewer._server.get_clients().values()
         self.until(lambda: self.client.camera.image_width > 0)
 
-    def until(self, condition, seconds=30):
-        deadline = time.monotonic() + seconds
+    def until(self, condition):
+        deadline = time.monotonic() + SECONDS
         while not condition():
             assert time.monotonic() < deadline, "what was waited for did not happen"
-            time.sleep(0.1)
+            self.page.wait_for_timeout(100)
 
     def pixel_of(self, point):
         """Where a world point appears in the window, by the camera that the browser reports."""
@@ -101,7 +93,7 @@ class Page:
 
     def colour_at(self, point):
         """The name of the colour that is seen where a world point appears."""
-        picture = Image.open(io.BytesIO(self.driver.get_screenshot_as_png())).convert("RGB")
+        picture = Image.open(io.BytesIO(self.page.screenshot())).convert("RGB")
         red, green, blue = map(int, picture.getpixel(self.pixel_of(point)))
         if min(red, green, blue) > 240:
             return "white"
@@ -118,40 +110,46 @@ class Page:
             seen.update({wall: self.colour_at(MIDDLES[wall]) for wall in expected})
             return seen == expected
 
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + SECONDS
         while not agrees():
             assert time.monotonic() < deadline, f"{seen} is seen, not {expected}"
-            time.sleep(0.3)
+            self.page.wait_for_timeout(300)
 
     def beside(self, label, css):
         """The control to the right of a label."""
         path = f"//label[normalize-space()='{label}']/ancestor::div[.//input or .//button][1]"
-        return self.driver.find_element(By.XPATH, path).find_element(By.CSS_SELECTOR, css)
+        return self.page.locator(f"xpath={path}").locator(css).first
 
-    def slide(self, label, *keys):
-        thumb = self.beside(label, "[role=slider]")
-        self.driver.execute_script("arguments[0].focus()", thumb)
-        thumb.send_keys(*keys)
+    def enter(self, label, value):
+        """Types into a field, such as the one beside a slider. Arrows would move the view, too."""
+        field = self.beside(label, "input:not([type=hidden])")
+        field.fill(str(value))
+        field.press("Enter")
 
     def press(self, text):
-        path = f"//button[normalize-space()='{text}']"
-        self.driver.find_element(By.XPATH, path).click()
+        self.page.locator(f"xpath=//button[normalize-space()='{text}']").click()
+
+    def download(self, text, path):
+        """Presses a button, and keeps the file that comes."""
+        with self.page.expect_download() as download:
+            self.press(text)
+        download.value.save_as(path)
+        return download.value.suggested_filename
 
     def click_at(self, point):
         column, row = self.pixel_of(point)
-        # Offsets count from the middle of the canvas.
-        canvas = self.driver.find_element(By.TAG_NAME, "canvas")
-        box = canvas.rect
-        offsets = column - box["x"] - box["width"] // 2, row - box["y"] - box["height"] // 2
-        chain = ActionChains(self.driver)
-        chain.move_to_element_with_offset(canvas, *map(int, offsets)).pause(0.7).click().perform()
+        self.page.mouse.move(column, row)
+        self.page.wait_for_timeout(700)
+        self.page.mouse.click(column, row)
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
-    page = Page(tmp_path_factory.mktemp("profile"))
-    yield page
-    page.driver.quit()
+def page():
+    with playwright.sync_playwright() as browsers:
+        arguments = [f"--{argument}" for argument in ARGUMENTS]
+        browser = browsers.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield Page(browser)
+        browser.close()
 
 
 @pytest.fixture
@@ -161,26 +159,24 @@ def shown(page):
         page.open(viewer)
         page.press("Overview")
         yield viewer
-        page.driver.get("about:blank")  # A server waits for its browsers when it stops.
+        page.page.goto("about:blank")  # A server waits for its browsers when it stops.
 
 
 def test_points_are_where_they_must_be_and_the_slider_removes_them(page, shown):
     shown.change(camera_size=0.5)  # Pyramids too small to be in the way.
     page.shows(red="red", green="green", blue="blue")
-    # A quarter of the points are red, the least confident ones: 26 steps of 1 %.
-    page.slide("Leave out %", *[Keys.ARROW_RIGHT] * 26)
+    # A quarter of the points are red, the least confident ones.
+    page.enter("Leave out %", 26)
     page.shows(red="white", green="green", blue="blue")
     assert shown.settings.percentile == 26
-    page.slide("Leave out %", Keys.HOME)
+    page.enter("Leave out %", 0)
     page.shows(red="red", green="green", blue="blue")
 
 
 def test_the_smallest_confidence_is_a_field(page, shown):
     shown.change(camera_size=0.5)
     page.shows(red="red", green="green", blue="blue")
-    field = page.beside("Confidence above", "input")
-    field.send_keys(Keys.CONTROL, "a")
-    field.send_keys("2.5", Keys.ENTER)  # Red has 2, the others 5.
+    page.enter("Confidence above", 2.5)  # Red has 2, the others 5.
     page.shows(red="white", green="green", blue="blue")
     assert shown.settings.min_confidence == 2.5 and shown.settings.percentile == 0
 
@@ -189,7 +185,7 @@ def test_frames_one_by_one(page, shown):
     shown.change(camera_size=0.5)
     page.press("one")
     page.shows(red="red", green="green", blue="white")
-    page.slide("Frame", Keys.ARROW_RIGHT)
+    page.enter("Frame", 1)
     page.shows(red="white", green="white", blue="blue")
     page.press("all")
     page.shows(red="red", green="green", blue="blue")
@@ -217,3 +213,19 @@ def test_a_click_on_a_camera_looks_through_it(page, shown):
     page.press("Overview")
     page.until(lambda: shown._camera_parent.visible)
     page.until(lambda: np.allclose(page.client.camera.position, before, atol=1e-3))
+
+
+def test_the_page_tells_the_model_and_gives_a_picture_and_a_scene(page, shown, tmp_path):
+    shown.change(camera_size=0.5)
+    page.shows(red="red", green="green", blue="blue")
+    assert "some/model" in page.page.inner_text("body")
+    assert page.download("Screenshot", tmp_path / "a.png").endswith(".png")
+    picture = Image.open(tmp_path / "a.png").convert("RGB")
+    camera = page.client.camera
+    assert picture.size == (camera.image_width, camera.image_height)
+    red, green, blue = picture.getpixel(page.pixel_of(MIDDLES["blue"]))
+    assert blue > 2 * max(red, green)
+    assert min(picture.getpixel((2, picture.height - 2))) > 240  # As white as the page.
+    assert page.download("GLB", tmp_path / "a.glb").endswith(".glb")
+    scene = trimesh.load(tmp_path / "a.glb")
+    assert len(scene.geometry["points"].vertices) == 2 * HEIGHT * WIDTH

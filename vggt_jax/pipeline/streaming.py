@@ -235,7 +235,7 @@ def _run_scene(
     jax.jit, static_argnames=("size", "num", "attention", "compute_dtype", "cameras", "mesh")
 )
 def _run_frames(
-    model, tokens, start, read, *, size, num, attention, compute_dtype, cameras, mesh=None
+    model, tokens, start, read, *, size, num, attention, compute_dtype, cameras="head", mesh=None
 ):
     """The fields that come of a frame alone, of `num` frames of each device from `start` on."""
     static = {"attention": attention, "compute_dtype": compute_dtype}

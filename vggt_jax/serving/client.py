@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ _MANY_FILES = 1000  # More than a connection need hold open is refused by server
 
 def infer_on_server(
     url: str,
-    files: Sequence[Path],
+    files: Sequence[str | os.PathLike],
     *,
     say: Callable[[str], object] = lambda step: None,
     password: str | None = None,
@@ -44,6 +45,7 @@ def infer_on_server(
         InputError: the server cannot be reached, refuses, or fails.
     """
     httpx = _import_httpx()
+    paths = [Path(file) for file in files]
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InputError(f"{url}: is no address of a server, such as http://127.0.0.1:8000")
@@ -56,7 +58,7 @@ def infer_on_server(
     is_safe = parts.scheme == "https"  # Otherwise there is nothing to verify, which takes long.
     with httpx.Client(base_url=where, headers=headers, timeout=_SECONDS, verify=is_safe) as client:
         try:
-            job = _submitted(client, files, given, say)
+            job = _submitted(client, paths, given, say)
             with _given_up(client, job["id"]):
                 while job["state"] in ("queued", "running"):
                     waiting = job["before_it"]
@@ -71,8 +73,8 @@ def infer_on_server(
             raise InputError(
                 f"{where}: {error or type(error).__name__}; does `vggt-jax serve` run there?"
             ) from error
-    if len(files) > 1 or not is_video(files[0]):
-        recon = dataclasses.replace(recon, names=tuple(short_names(files)))
+    if len(paths) > 1 or not is_video(paths[0]):
+        recon = dataclasses.replace(recon, names=tuple(short_names(paths)))
     return recon
 
 

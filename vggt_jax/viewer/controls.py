@@ -78,7 +78,10 @@ def add_downloads(
     with gui.add_folder("Save"):
         of_scene = gui.add_button("GLB", hint="points and cameras as they are shown")
         of_view = gui.add_button("Screenshot", hint="what this window shows")
-    send = lambda event, name, data: event.client.send_file_download(name, data)
+    # At once, and not by a link in a notification.
+    send = lambda event, name, data: event.client.send_file_download(
+        name, data, save_immediately=True
+    )
     of_scene.on_click(lambda event: send(event, "scene.glb", glb()))
     of_view.on_click(lambda event: send(event, "scene.png", screenshot(event.client)))
 

@@ -398,9 +398,11 @@ class Viewer:
         """What a browser shows, as PNG, at the size of its window."""
         view = client.camera
         height, width = view.image_height, view.image_width
-        picture = client.get_render(height, width, transport_format="png")
+        drawn = Image.fromarray(client.get_render(height, width, transport_format="png"))
+        # Where nothing is drawn it is transparent, and the page white.
+        page = Image.new("RGBA", drawn.size, "white")
         out = io.BytesIO()
-        Image.fromarray(np.asarray(picture)[..., :3]).save(out, format="PNG")
+        Image.alpha_composite(page, drawn.convert("RGBA")).convert("RGB").save(out, format="PNG")
         return out.getvalue()
 
     def _add_tracks(self) -> None:
