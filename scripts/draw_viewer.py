@@ -1,8 +1,8 @@
 """Draws a picture of the viewer: `python scripts/draw_viewer.py RESULTS PICTURE.png`.
 
 RESULTS is a folder that `vggt-jax infer` wrote. Needs `pip install '.[view]' playwright` and
-Chromium; without a GPU it draws slowly. The picture of the README shows frames with measured depth
-and cameras in place of predictions, that of the gallery the sample by the small model.
+Chromium; without a GPU it draws slowly. The picture of the README shows the sample that ships with
+the package by the small model, with `--point-size 4`.
 """
 
 import argparse
