@@ -105,7 +105,10 @@ from vggt_jax.evaluation import SceneTruth
 true_camera_from_world, true_depth = recon.camera_from_world, recon.depth
 valid = np.ones(true_depth.shape, bool)
 truth = SceneTruth(
-    camera_from_world=true_camera_from_world, intrinsics=recon.intrinsics, depth=true_depth
+    camera_from_world=true_camera_from_world,
+    intrinsics=recon.intrinsics,
+    depth=true_depth,
+    valid=valid,
 )
 """,
     "docs/kernels.md": """

@@ -34,7 +34,7 @@ GROUPS = {
         "image-folder pattern recursive fps frames mode size stretch reference allow-single-image "
         "images"
     ),
-    "model": "model config cameras compute-dtype width architecture dtype ignore",
+    "model": "model config camera-source compute-dtype width architecture dtype ignore",
     "results": "export max-points data-factor depth-maps voxel-size points use-point-map "
     "confidence-percentile min-confidence mask-edges overwrite",
     "attention over all photographs": (

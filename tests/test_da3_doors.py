@@ -83,16 +83,16 @@ def test_cameras_from_rays(load_toy, golden):
     rays = call(model, images[None])
     find = jax.jit(lambda ray, conf: cameras_from_rays(ray[0], conf[0], SIZE))
     extrinsics, intrinsics = find(rays.ray, rays.ray_conf)
-    recon = vggt_jax.infer(images, model=model, cameras="rays")
+    recon = vggt_jax.infer(images, model=model, camera_source="rays")
     padded = np.concatenate([images, np.full((1, *SIZE, 3), 200, np.uint8)])
     inputs = {"images": padded, "num_frames": np.int32(4)}
-    options = {"compute_dtype": jnp.float32, "cameras": "rays", "frames_in_piece": 2}
+    options = {"compute_dtype": jnp.float32, "camera_source": "rays", "frames_in_piece": 2}
     stream = streaming.Stream.of(model, inputs, **options)
     for found in (recon, stream(model, **inputs)):
         np.testing.assert_allclose(found.camera_from_world, extrinsics, atol=1e-3)
         np.testing.assert_allclose(found.intrinsics, intrinsics, rtol=1e-3)
         np.testing.assert_allclose(found.depth, rays.depth[0], rtol=1e-4)
-    assert recon.provenance.options == {"cameras": "rays"}
+    assert recon.provenance.options == {"camera_source": "rays"}
     assert np.abs(recon.camera_from_world - arrays["extrinsics"][0]).max() > 0.1
 
 
@@ -179,15 +179,17 @@ def test_why_no_reference_frame_can_be_chosen(images):
 
 def test_whose_cameras_come_from_rays(images):
     model = loading.abstract_model(vggt_jax.DA3Config.small())
-    assert read(images, model, Options(cameras="rays")).frames.images.shape == images.shape
+    assert read(images, model, Options(camera_source="rays")).frames.images.shape == images.shape
     other = loading.abstract_model(vggt_jax.VGGTConfig.vggt_1b())
-    message = "cameras='rays' is for Depth Anything 3, not for VGGT; leave it out"
+    message = "camera_source='rays' is for Depth Anything 3, not for VGGT; leave it out"
     with pytest.raises(InputError, match=message):
-        read(images, other, Options(cameras="rays"))
+        read(images, other, Options(camera_source="rays"))
     with pytest.raises(InputError, match=message):
-        jax.eval_shape(lambda model: vggt_jax.reconstruct(model, images, cameras="rays"), other)
-    with pytest.raises(InputError, match="cameras='ray' is unknown; use one of head, rays"):
-        Options(cameras="ray")
+        jax.eval_shape(
+            lambda model: vggt_jax.reconstruct(model, images, camera_source="rays"), other
+        )
+    with pytest.raises(InputError, match="camera_source='ray' is unknown; use one of head, rays"):
+        Options(camera_source="ray")
 
 
 def test_photographs_have_a_longer_side_of_504(photographs, priors):

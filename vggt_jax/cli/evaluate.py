@@ -21,7 +21,7 @@ from vggt_jax.errors import InputError, printable
 from vggt_jax.pipeline.options import Options
 
 # Of the options of a scene, those that a protocol leaves open.
-_TAKEN = ("config", "cameras", "compute_dtype", "memory_check")
+_TAKEN = ("config", "camera_source", "compute_dtype", "memory_check")
 _ALL = "all"
 
 
@@ -205,7 +205,7 @@ class Evaluate(Attending):
             "protocol": protocol.to_dict(),
             "model": self.model or "small",
             "attention": repr(options.scene_attention),
-            "cameras": options.cameras,
+            "camera_source": options.camera_source,
             "compute_dtype": options.of_results()["compute_dtype"],
             "points": evaluation.point_source,
             "tools": evaluation.tools,

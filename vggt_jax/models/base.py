@@ -50,7 +50,7 @@ class ModelTraits:
         keeps_given_cameras: whether known poses and intrinsics, which are of all frames then, take
             the place of the predicted ones in results, and depth comes in their unit.
         camera_sources: where predicted cameras can come from. Where that is not the head alone,
-            `__call__` and `decode_frames` take `cameras`, which is one of them.
+            `__call__` and `decode_frames` take `camera_source`, which is one of them.
         divides_frames: whether devices can divide the frames. Then `__call__` and `decode` take
             `mesh`, and `aggregate` takes `shards` (how they are divided, see
             `SceneAttention.attend`) beside the arguments of `SceneModel`; so does `encode` where

@@ -78,19 +78,19 @@ def check_priors(model: SceneModel, priors: Priors) -> None:
             )
 
 
-def check_cameras(model: SceneModel, cameras: CameraSource) -> None:
+def check_camera_source(model: SceneModel, source: CameraSource) -> None:
     """Checks that the cameras of this model can come from there.
 
     Raises:
         InputError: they cannot.
     """
-    if cameras not in model.traits.camera_sources:
+    if source not in model.traits.camera_sources:
         others = [
-            x.model.traits.title for x in _FAMILIES if cameras in x.model.traits.camera_sources
+            x.model.traits.title for x in _FAMILIES if source in x.model.traits.camera_sources
         ]
         raise InputError(
-            f"cameras={cameras!r} is for {' and '.join(others)}, not for {model.traits.title}; "
-            "leave it out"
+            f"camera_source={source!r} is for {' and '.join(others)}, not for "
+            f"{model.traits.title}; leave it out"
         )
 
 

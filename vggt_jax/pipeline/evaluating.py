@@ -34,7 +34,7 @@ class Evaluation:
         protocol: which frames, at which size, compared how.
         dataset: opened.
         model: what predicts.
-        options: of the reconstruction; `attention`, `cameras` and `compute_dtype` matter.
+        options: of the reconstruction; `attention`, `camera_source` and `compute_dtype` matter.
         points: where predicted points come from; None for the best that the model has.
         pad_to: scenes of fewer frames are padded to so many, so that they share one program.
         tools: who computes ICP, normals and trajectories.

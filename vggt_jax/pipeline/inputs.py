@@ -21,7 +21,7 @@ from vggt_jax.images.resizing import DEFAULT_SIZE, PIXEL_BUDGET
 from vggt_jax.layers.precision import Precision
 from vggt_jax.models.base import ModelTraits, SceneModel
 from vggt_jax.models.loading import load_model
-from vggt_jax.models.registry import check_cameras, check_priors
+from vggt_jax.models.registry import check_camera_source, check_priors
 from vggt_jax.pipeline.options import Options
 from vggt_jax.pipeline.prior_files import read_priors
 from vggt_jax.scene import calibration
@@ -161,7 +161,7 @@ def check_model(model: SceneModel, options: Options) -> None:
         options.scene_attention.of_layers(model.num_layers)
     except ValueError as error:
         raise InputError(str(error)) from error
-    check_cameras(model, options.cameras)
+    check_camera_source(model, options.camera_source)
     for name, needed in (
         ("known_distance", "cameras"),
         ("known_depth", "depth"),

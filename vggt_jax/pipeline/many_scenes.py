@@ -324,14 +324,14 @@ def _run(model: SceneModel, batch: list[_Scene], options: ManyScenesOptions) -> 
     if not plan.streamed:
         arguments = batch_arguments(inputs, plan, options.batch_size)
         static = {"attention": plan.attention, "compute_dtype": options.compute_dtype}
-        static["cameras"] = options.cameras
+        static["camera_source"] = options.camera_source
         return _reconstruct(model, **jax.device_put(arguments), **static)
     arguments = scene_arguments(inputs[0], plan)
     result = program_for(model, arguments, plan, options)(model, **arguments)
     return jax.tree.map(lambda x: x[None], dataclasses.replace(result, images=None))
 
 
-@functools.partial(jax.jit, static_argnames=("attention", "compute_dtype", "cameras"))
+@functools.partial(jax.jit, static_argnames=("attention", "compute_dtype", "camera_source"))
 def _reconstruct(model, images, num_frames, query_points, priors, **static):
     result = reconstruct(
         model,

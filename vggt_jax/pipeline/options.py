@@ -110,7 +110,7 @@ class Options:
     """Which of what is known to tell the model: poses, intrinsics, depth; all by default."""
     metric: bool = False
     """The lengths of what is known are metres, where its file does not say so itself."""
-    cameras: CameraSource = "head"
+    camera_source: CameraSource = "head"
     """Where cameras come from: head, the model's own for cameras, or rays, those that fit best to
     the rays of pixels which Depth Anything 3 predicts: principal points are predicted then, too."""
     compute_dtype: DTypeLike | None = None
@@ -135,9 +135,9 @@ class Options:
         if unknown := [x for x in self.background if x not in get_args(Background)]:
             known = ", ".join(get_args(Background))
             raise InputError(f"background={unknown[0]!r} is unknown; use some of {known}")
-        if self.cameras not in get_args(CameraSource):
+        if self.camera_source not in get_args(CameraSource):
             known = ", ".join(get_args(CameraSource))
-            raise InputError(f"cameras={self.cameras!r} is unknown; use one of {known}")
+            raise InputError(f"camera_source={self.camera_source!r} is unknown; use one of {known}")
         for one, other in (
             ("focal", "intrinsics"),
             ("known_distance", "known_depth"),

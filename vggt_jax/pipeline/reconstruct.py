@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.models.base import CameraSource, SceneModel
-from vggt_jax.models.registry import check_cameras, check_divides_frames, check_priors
+from vggt_jax.models.registry import check_camera_source, check_divides_frames, check_priors
 from vggt_jax.pipeline.placing import to_be_placed
 from vggt_jax.scene.priors import Priors
 from vggt_jax.scene.reconstruction import Reconstruction
@@ -27,7 +27,7 @@ def reconstruct(
     num_frames: Int[Array, "*b"] | None = None,
     compute_dtype: DTypeLike | None = None,
     priors: Priors | None = None,
-    cameras: CameraSource = "head",
+    camera_source: CameraSource = "head",
     mesh: Mesh | None = None,
 ) -> Reconstruction:
     """Reconstructs scenes: a pure function, for `jax.jit`, `jax.grad` and pipelines.
@@ -42,7 +42,7 @@ def reconstruct(
             axis if the images do, and `attention` may be "auto", see `Options`.
         priors: what is already known, with the scene axis if the images have it; for a model that
             takes it.
-        cameras: where they come from, see `Options`.
+        camera_source: where they come from, see `Options`.
         mesh: devices that divide the frames, see the call of the model.
 
     Raises:
@@ -62,9 +62,9 @@ def reconstruct(
     if priors is not None:
         check_priors(model, priors)
         known["priors"] = jax.tree.map(add_scene, priors)
-    check_cameras(model, cameras)
-    if cameras != "head":
-        known["cameras"] = cameras
+    check_camera_source(model, camera_source)
+    if camera_source != "head":
+        known["camera_source"] = camera_source
     if mesh is not None:
         check_divides_frames(model)
         known["mesh"] = mesh
@@ -91,7 +91,7 @@ def reconstruct(
 
 
 reconstruct_jit = jax.jit(
-    reconstruct, static_argnames=("attention", "compute_dtype", "cameras", "mesh")
+    reconstruct, static_argnames=("attention", "compute_dtype", "camera_source", "mesh")
 )
 """`reconstruct`, compiled once for all who call it with arrays of these shapes."""
 
@@ -102,7 +102,7 @@ def compile_reconstruct(
     *,
     attention: SceneAttention = Dense(),
     compute_dtype: DTypeLike | None = None,
-    cameras: CameraSource = "head",
+    camera_source: CameraSource = "head",
     mesh: Mesh | None = None,
 ) -> jax.stages.Compiled:
     """`reconstruct`, compiled for these `model_inputs`; call it as `compiled(model, **inputs)`."""
@@ -112,6 +112,6 @@ def compile_reconstruct(
         **inputs,
         attention=attention,
         compute_dtype=compute_dtype,
-        cameras=cameras,
+        camera_source=camera_source,
         mesh=mesh,
     ).compile()

@@ -91,7 +91,7 @@ def program_for(
     static: dict[str, Any] = {
         "attention": plan.attention,
         "compute_dtype": options.compute_dtype,
-        "cameras": options.cameras,
+        "camera_source": options.camera_source,
         "mesh": plan.mesh,
     }
     if plan.streamed:

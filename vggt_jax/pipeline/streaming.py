@@ -18,7 +18,7 @@ from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.models import on_devices
 from vggt_jax.models.base import CameraSource, SceneModel
-from vggt_jax.models.registry import check_cameras, check_priors
+from vggt_jax.models.registry import check_camera_source, check_priors
 from vggt_jax.pipeline.placing import fetched, on_all, placed, start_fetching, to_be_placed
 from vggt_jax.scene.priors import Priors
 from vggt_jax.scene.reconstruction import Reconstruction
@@ -71,7 +71,7 @@ class Stream:
         *,
         attention: SceneAttention = Dense(),
         compute_dtype: DTypeLike | None = None,
-        cameras: CameraSource = "head",
+        camera_source: CameraSource = "head",
         compiled: bool = False,
         frames_in_piece: int | None = None,
         mesh: Mesh | None = None,
@@ -88,8 +88,8 @@ class Stream:
         num_frames //= num_devices
         static = {"attention": attention, "compute_dtype": compute_dtype, "mesh": mesh}
         num = min(num_frames, frames_in_piece or piece_size(num_devices))
-        check_cameras(model, cameras)
-        of_frames = static | {"size": (height, width), "num": num, "cameras": cameras}
+        check_camera_source(model, camera_source)
+        of_frames = static | {"size": (height, width), "num": num, "camera_source": camera_source}
         if not compiled:
             return cls(
                 functools.partial(_run_scene, **static),
@@ -232,15 +232,25 @@ def _run_scene(
 
 
 @functools.partial(
-    jax.jit, static_argnames=("size", "num", "attention", "compute_dtype", "cameras", "mesh")
+    jax.jit, static_argnames=("size", "num", "attention", "compute_dtype", "camera_source", "mesh")
 )
 def _run_frames(
-    model, tokens, start, read, *, size, num, attention, compute_dtype, cameras="head", mesh=None
+    model,
+    tokens,
+    start,
+    read,
+    *,
+    size,
+    num,
+    attention,
+    compute_dtype,
+    camera_source="head",
+    mesh=None,
 ):
     """The fields that come of a frame alone, of `num` frames of each device from `start` on."""
     static = {"attention": attention, "compute_dtype": compute_dtype}
-    if cameras != "head":
-        static["cameras"] = cameras
+    if camera_source != "head":
+        static["camera_source"] = camera_source
     trunk = TrunkOutput(layers=model.kept_layers, **tokens)
     height, width = size
     layout = TokenLayout.for_images(

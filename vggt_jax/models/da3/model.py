@@ -148,7 +148,7 @@ class DA3(TrunkModel[DA3Output]):
         mesh: Mesh | None = None,
         reference: ReferenceView = "saddle_balanced",
         rays: bool = False,
-        cameras: CameraSource = "head",
+        camera_source: CameraSource = "head",
     ) -> DA3Output:
         """Predicts cameras, depth and its confidence.
 
@@ -166,7 +166,7 @@ class DA3(TrunkModel[DA3Output]):
             mesh: of one axis, whose devices divide the frames; see `TrunkModel`.
             reference: how the reference view is chosen, of three frames or more without poses.
             rays: whether to predict rays, too.
-            cameras: where `extrinsics` and `intrinsics` come from: the head for cameras, as
+            camera_source: where `extrinsics` and `intrinsics` come from: the head for cameras, as
                 `pose_enc` does always, or the rays, see `cameras_from_rays`.
 
         Raises:
@@ -190,7 +190,14 @@ class DA3(TrunkModel[DA3Output]):
             mesh, self, trunk, layout, query_points=None, num_frames=num_frames, **options
         )
         of_frames = on_devices.decode_frames(
-            mesh, self, trunk, layout, read={}, rays=rays, cameras=cameras, **options
+            mesh,
+            self,
+            trunk,
+            layout,
+            read={},
+            rays=rays,
+            camera_source=camera_source,
+            **options,
         )
         return DA3Output(**(of_scene | of_frames))
 
@@ -359,7 +366,7 @@ class DA3(TrunkModel[DA3Output]):
         attention: SceneAttention = Dense(),
         compute_dtype: DTypeLike | None = None,
         rays: bool = False,
-        cameras: CameraSource = "head",
+        camera_source: CameraSource = "head",
     ) -> dict[str, Any]:
         """The outputs of the head that looks at every frame by itself: maps of depth, and of rays
         and the cameras that fit them if they are asked for."""
@@ -373,11 +380,11 @@ class DA3(TrunkModel[DA3Output]):
             by_scene = lambda x: x.reshape(b, s, *x.shape[1:])
             levels = self.head.pyramid(self.tapped(kept, trunk, layout), layout, precision.heads)
             maps = {"depth": by_scene(self.head.depth_map(levels, layout, precision.heads))}
-            if rays or cameras == "rays":
+            if rays or camera_source == "rays":
                 of_rays = by_scene(self.head.ray_map(levels, layout, precision.heads))
                 ray = {"ray": of_rays[..., :6], "ray_conf": 1 + jnp.exp(of_rays[..., 6])}
                 maps |= ray if rays else {}
-                if cameras == "rays":  # Here, so that rays of all frames are never kept.
+                if camera_source == "rays":  # Here, so that rays of all frames are never kept.
                     found = cameras_from_rays(**ray, image_size=size)
                     maps |= dict(zip(("extrinsics", "intrinsics"), found, strict=True))
             return maps
