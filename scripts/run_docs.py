@@ -36,11 +36,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-# Before JAX is there: pages speak of two devices.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
-)
-
 import vggt_jax
 
 ROOT = Path(__file__).parents[1]
@@ -63,12 +58,7 @@ NOT_RUN = {
     "vggt-jax bench": "takes minutes; tests/cli/test_commands.py runs it",
     "yyfz233/Pi3X": "needs a model that takes priors; tests/test_pi3x_doors.py has one",
     "data/eth3d": "needs the data set; tests/evaluation writes small ones",
-    "data/7scenes": "needs the data set; tests/evaluation writes small ones",
     "open_dataset": "needs the data set; tests/evaluation writes small ones",
-    "ruff": "of contributors",
-    "mkdocs": "of contributors",
-    "completions/": "writes to the home folder",
-    "jax.profiler": "needs a GPU",
     "pallas_kernels": "has a test of its own (tests/test_examples.py)",
 }
 # Of what is installed rarely: a part of the command, and the module that it needs.
@@ -161,10 +151,11 @@ def blocks_of(page: Path) -> list[Block]:
         if match[1] == "python":
             found.append(Block(name, line, "python", match[2]))
             continue
-        commands = match[2].replace("\\\n", "\0").split("\n")
-        for i, command in enumerate(commands):
-            if command.strip() and not command.lstrip().startswith("#"):
-                found.append(Block(name, line + i, "bash", command.replace("\0", " ").strip()))
+        for command in match[2].replace("\\\n", "\0").split("\n"):
+            code = re.sub(r"(^|\s{2,})#.*", "", command.replace("\0", " ")).strip()
+            if code:
+                found.append(Block(name, line, "bash", code))
+            line += 1 + command.count("\0")
     return found
 
 
@@ -214,7 +205,6 @@ def command_of(block: Block, folder: Path) -> str:
     command = here(block.code)
     command = re.sub(r"\.venv/bin/(vggt-jax|python)\b", r"\1", command)
     command = re.sub(r"\bvggt_jax/samples", str(ROOT / "vggt_jax" / "samples"), command)
-    command = re.sub(r"\s{2,}#.*", "", command).replace("; pip install '.[view]'", "")
     command = command.replace("masks/{scene}", "masks")
     python = shlex.quote(sys.executable)
     command = re.sub(r"(^|&& )vggt-jax\b", rf"\1{python} -m vggt_jax.cli", command)
@@ -345,6 +335,9 @@ def main() -> int:
         ROOT / "README.md",
         *sorted(ROOT.glob("docs/*.md")),
     ]
+    # JAX has not looked for devices yet; pages speak of two.
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=2"
     failed, counts = {}, {"ran": 0, "not run": 0}
     shared = {} if args.list else variables()
     for page in pages:

@@ -23,7 +23,8 @@ from vggt_jax.serving.api import create_api  # noqa: E402
 from vggt_jax.serving.client import infer_on_server  # noqa: E402
 
 MODELS = ("small", "other")
-web = httpx.Client(verify=False)  # Nothing here is encrypted; certificates take long to load.
+# Nothing here is encrypted; certificates take long to load. A busy machine takes its time.
+web = httpx.Client(verify=False, timeout=60)
 
 
 def wait_for(condition, seconds=20):
