@@ -146,20 +146,29 @@ def cpu_name() -> str:
 
 
 def table(file: Path) -> str:
-    """The table of a file for README.md, and the entries that check its figures."""
+    """The table of a file for README.md, and the entries that check its figures: of runs with kept
+    programs, or where there is none of the first run."""
     lines = [json.loads(x) for x in file.read_text(encoding="utf-8").splitlines() if x]
-    kept = {(x["model"], x["frames"]): x for x in lines if x["programs"] == "kept"}
-    frames = sorted({number for _, number in kept})
+    lines = sorted(lines, key=lambda x: x["programs"] == "kept")
+    found = {(x["model"], x["frames"]): x for x in lines if "error" not in x}
+    frames = sorted({number for _, number in found})
     rows = [f"| frames | {' | '.join(map(str, frames))} |", "|---" * (len(frames) + 1) + "|"]
     entries = []
-    for model in dict.fromkeys(name for name, _ in kept):
-        cases = [kept[model, number] for number in frames]
-        size = f"{cases[0]['width']}x{cases[0]['height']}"
-        says = " | ".join(f"{seconds(x)} s, {x['peak_gib']:.1f} GiB" for x in cases)
-        rows.append(f"| {model}, {size} | {says} |")
-        entries += ["", "[[figure]]", f'says = "| {says} |"', "from = ["]
-        for number in frames:
-            where = f'model = "{model}", frames = {number}, programs = "kept"'
+    for model in sorted({name for name, _ in found}):
+        cases = [found.get((model, number)) for number in frames]
+        one = next(x for x in cases if x is not None)
+        cells = [
+            "not measured" if x is None else f"{seconds(x)} s, {x['peak_gib']:.1f} GiB"
+            for x in cases
+        ]
+        says = f"| {' | '.join(cells)} |"
+        rows.append(f"| {model}, {one['width']}x{one['height']} {says}")
+        entries += ["", "[[figure]]", f'says = "{says}"', "from = ["]
+        for case in cases:
+            if case is None:
+                continue
+            picked = {name: case[name] for name in ("model", "frames", "programs")}
+            where = ", ".join(f"{name} = {json.dumps(value)}" for name, value in picked.items())
             for field in ("photographs_to_files_s", "peak_gib"):
                 origin = f'file = "{file.name}", where = {{ {where} }}, field = "{field}"'
                 entries.append(f"  {{ {origin} }},")
