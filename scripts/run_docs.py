@@ -58,6 +58,9 @@ NOT_RUN = {
     "vggt-jax bench": "takes minutes; tests/cli/test_commands.py runs it",
     "yyfz233/Pi3X": "needs a model that takes priors; tests/test_pi3x_doors.py has one",
     "data/eth3d": "needs the data set; tests/evaluation writes small ones",
+    "s3://": "needs a bucket; tests/test_addresses.py has places in memory",
+    "ray start": "needs several machines; tests/test_on_ray.py has two nodes on one",
+    "--engine ray": "needs several machines; tests/test_on_ray.py has two nodes on one",
     "open_dataset": "needs the data set; tests/evaluation writes small ones",
     "pallas_kernels": "has a test of its own (tests/test_examples.py)",
 }
