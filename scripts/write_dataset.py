@@ -25,6 +25,7 @@ from dataset_world import (
     track,
 )
 from PIL import Image
+from torch_files import save_torch
 
 NEWLINE = "\r\n"  # 7-Scenes and others were made on Windows.
 
@@ -50,6 +51,13 @@ def save(path, array, **options):
     Image.fromarray(array).save(
         path, form, **({"quality": 95, "subsampling": 0} if form == "JPEG" else {}), **options
     )
+
+
+def jpeg(array):
+    """The bytes of a JPEG."""
+    file = BytesIO()
+    Image.fromarray(array).save(file, "JPEG", quality=95, subsampling=0)
+    return file.getvalue()
 
 
 def save_text(path, text, newline="\n"):
@@ -105,9 +113,17 @@ def write_re10k(root, layout, number, size):
     written = Written()
     height, width = size
     sizes = {"0123456789abcdef": size, "1123456789abcdef": (round(height * 0.94), width)}
-    for number_of, (clip, shape) in enumerate(sizes.items()):
+    packed = [
         _clip(root, layout, clip, views_of(number, shape, seed=number_of), written)
-    _clip(root, layout, "2123456789abcdef", views_of(9, size, seed=7), written)
+        for number_of, (clip, shape) in enumerate(sizes.items())
+    ]
+    packed.append(_clip(root, layout, "2123456789abcdef", views_of(9, size, seed=7), written))
+    if layout == "pixelsplat":
+        chunks = {"000000.torch": packed[:2], "000001.torch": packed[2:]}
+        for name, clips in chunks.items():
+            save_torch(root / "test" / name, clips)
+        index = {clip["key"]: name for name, clips in chunks.items() for clip in clips}
+        save_text(root / "test" / "index.json", json.dumps(index))
     if layout == "original":
         lines = [f"test/{clip}\n" for clip in written.images]
         save_text(root / "frames" / "test" / "video_loc.txt", "".join(lines))
@@ -115,7 +131,9 @@ def write_re10k(root, layout, number, size):
 
 
 def _clip(root, layout, clip, views, written):
+    """Writes a clip; what pixelSplat packs of it."""
     records, lines = [], ["https://www.youtube.com/watch?v=none\n"]
+    times, rows, images = [], [], []
     for i, view in enumerate(views):
         time = 158692025 + 266933 * i
         colours, _ = render(view)
@@ -139,6 +157,10 @@ def _clip(root, layout, clip, views, written):
                     "extrinsics": pose.tolist(),
                 }
             )
+        elif layout == "pixelsplat":
+            times.append(time)
+            rows.append([*shares, *pose[:3].ravel()])
+            images.append(np.frombuffer(jpeg(colours), np.uint8))
         else:
             save(root / clip / "rgb" / f"{time}.png", colours)
             (root / clip / "cam").mkdir(exist_ok=True)
@@ -149,6 +171,10 @@ def _clip(root, layout, clip, views, written):
         save_text(root / "test" / f"{clip}.txt", "".join(lines))
     elif layout == "pi3":
         save_text(root / clip / "annotations.json", json.dumps(records))
+    return {
+        "key": clip, "url": lines[0].strip(), "timestamps": np.array(times, np.int64),
+        "cameras": np.array(rows, np.float32), "images": images,
+    }  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------- CO3D
@@ -719,7 +745,7 @@ def _write_sens(path, frames, colour, depth):
 
 
 WRITERS = {
-    "re10k": (write_re10k, ("original", "pi3", "cut3r")),
+    "re10k": (write_re10k, ("original", "pi3", "cut3r", "pixelsplat")),
     "co3d": (write_co3d, ("original", "vggt", "dust3r")),
     "tanks": (write_tanks, ("original", "image_sets")),
     "eth3d": (write_eth3d, ("original", "undistorted", "pi3")),

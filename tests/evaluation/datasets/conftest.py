@@ -15,6 +15,7 @@ def writer():
     sys.path.insert(0, str(SCRIPTS))
     try:
         import dataset_world
+        import torch_files
         import write_dataset
     finally:
         sys.path.remove(str(SCRIPTS))
@@ -22,6 +23,7 @@ def writer():
         write=write_dataset.write,
         WRITERS=write_dataset.WRITERS,
         files=write_dataset,
+        torch=torch_files,
         world=dataset_world,
     )
 

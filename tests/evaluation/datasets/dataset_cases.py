@@ -3,7 +3,7 @@
 import pytest
 
 LAYOUTS = {
-    "re10k": ("original", "pi3", "cut3r"),
+    "re10k": ("original", "pi3", "cut3r", "pixelsplat"),
     "co3d": ("original", "vggt", "dust3r"),
     "tanks": ("original", "image_sets"),
     "eth3d": ("original", "undistorted", "pi3"),

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from vggt_jax.errors import InputError
-from vggt_jax.evaluation.datasets import dtu, open_dataset, reading, unproject
+from vggt_jax.evaluation.datasets import dtu, dtu_maps, open_dataset, reading, unproject
 from vggt_jax.evaluation.datasets.co3d import intrinsics_from_ndc, opencv_from_pytorch3d
 from vggt_jax.evaluation.datasets.colmap_model import read_model, rotation_of
 from vggt_jax.evaluation.datasets.eth3d_lens import Lens, like_pi3
@@ -354,21 +354,11 @@ def test_pfm_files_have_an_order_of_bytes_and_begin_below(tmp_path):
     picture = np.arange(6, dtype=np.float32).reshape(2, 3)
     for header, form in ((b"Pf\n3 2\n-1.0\n", "<f4"), (b"Pf\r\n3 2\r\n1\r\n", ">f4")):
         (tmp_path / "a.pfm").write_bytes(header + picture[::-1].astype(form).tobytes())
-        np.testing.assert_array_equal(dtu.read_pfm(tmp_path / "a.pfm"), picture)
+        np.testing.assert_array_equal(dtu_maps.read_pfm(tmp_path / "a.pfm"), picture)
     for wrong in (b"PF\n3 2\n-1.0\n" + bytes(24), b"Pf\n3 2\n-1.0\n" + bytes(20)):
         (tmp_path / "a.pfm").write_bytes(wrong)
         with pytest.raises(InputError, match=r"a\.pfm: is no PFM file of one channel"):
-            dtu.read_pfm(tmp_path / "a.pfm")
-
-
-def test_cameras_of_training_follow_the_cut_of_its_images(copied, tmp_path):
-    """Published numbers: of 1600 x 1200, and of depth of 160 x 128."""
-    full = reading.pinhole(2892.33, 2883.18, 823.205, 619.07)
-    image, depth = dtu._of_training(full, (512, 640), is_small=False)
-    np.testing.assert_allclose(depth[:2, :2].diagonal(), [361.541, 360.398], atol=1e-3)
-    np.testing.assert_allclose(depth[:2, 2], [82.9, 66.384], atol=1e-3)
-    small, _ = dtu._of_training(depth, (512, 640), is_small=True)
-    np.testing.assert_allclose(small, image)
+            dtu_maps.read_pfm(tmp_path / "a.pfm")
 
 
 def test_scans_of_dtu_know_what_was_observed(tiny):

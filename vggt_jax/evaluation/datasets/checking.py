@@ -9,7 +9,7 @@ from jaxtyping import Float
 from vggt_jax.errors import InputError
 from vggt_jax.evaluation.datasets.base import DataSet, Frame, SequenceCheck
 from vggt_jax.evaluation.datasets.eth3d_lens import pixel_rays
-from vggt_jax.evaluation.datasets.reading import image_size
+from vggt_jax.evaluation.datasets.reading import PICTURES, image_size
 
 _MOST_PIXELS = 50_000  # Of a depth map, on a regular grid.
 _CLOSE = 0.02
@@ -86,7 +86,7 @@ def check_sequence(dataset: DataSet, name: str, *, max_pairs: int = 4) -> Sequen
         return _check(name, 0, 0, np.zeros(0), {"sequence cannot be read": 1}, (str(error),))
     problems = sequence.problems
     for frame in sequence.frames:
-        if frame.intrinsics is not None and frame.image.suffix.lower() != ".sens":
+        if frame.intrinsics is not None and frame.image.suffix.lower() in PICTURES:
             height, width = image_size(frame.image)
             share = frame.intrinsics[:2, 2] / (width, height)
             if np.abs(share - 0.5).max() > _FARTHEST:

@@ -4,12 +4,14 @@ Camera files, as MVSNet writes them, have the words "extrinsic", a 4x4 camera_fr
 "intrinsic", a 3x3 matrix, and two to four numbers on the range of depth. Three layouts are in use:
 MVSNet's for tests (with depth rendered from a mesh and masks, as Spann3R added them), MVSNet's for
 training (smaller images and depth in PFM files, views numbered from 1 in names), and one of 64
-views. Masks are those of the object.
+views. In all of them depth may also be that of `Depths_raw`. Masks are those of the object.
 """
 
+import dataclasses
 import functools
 import re
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -24,26 +26,30 @@ from vggt_jax.evaluation.datasets.base import (
     Scan,
     Sequence,
 )
+from vggt_jax.evaluation.datasets.dtu_maps import (
+    depth_intrinsics,
+    field,
+    intrinsics_for,
+    map_size,
+    read_depth,
+)
 from vggt_jax.evaluation.datasets.reading import (
     DAMAGED_DEPTH,
     NO_DEPTH,
     NO_MASK,
     NO_POSE,
     by_stem,
-    finite_depth,
     first_file,
     first_folder,
     naming,
     natural,
     number_of,
     numbered,
-    read_grey,
     read_mask,
     read_ply,
     read_rgb,
     read_text,
     rigid,
-    scaled,
     subfolders,
     usable_size,
 )
@@ -73,8 +79,7 @@ TEST_SCANS = (
     118,
 )
 NO_CAMERA = "camera cannot be read"
-# Views of 1600 x 1200 become those of training by a half and a cut in the middle (MVSNet, README).
-_TRAINING_SIZE, _FULL_SIZE = (512, 640), (1200, 1600)
+OTHER_SIZE = "intrinsics are for another size of the images, and scaled"
 _RECTIFIED = re.compile(r"rect_(\d+)_(\d)_r5000", re.IGNORECASE)
 
 
@@ -97,6 +102,8 @@ class DTU(DataSet):
 
     Args of `open`, beside the folder:
         light: of the training layout, which of the lights 0 to 6.
+        depth: "stored", that of the scan or of `Depths`, and `Depths_raw` where there is neither;
+            "raw", `Depths_raw`. Either is brought to what the image shows.
         scans: where `Points` and `SampleSet` are, if not in the root.
     """
 
@@ -126,11 +133,21 @@ class DTU(DataSet):
         ),
     )
 
-    def __init__(self, root: Path, layout: str, *, light: int = 3, scans: str | Path | None = None):
+    def __init__(
+        self,
+        root: Path,
+        layout: str,
+        *,
+        light: int = 3,
+        depth: Literal["stored", "raw"] = "stored",
+        scans: str | Path | None = None,
+    ):
         super().__init__(root, layout)
         if light not in range(7):
             raise InputError(f"{light=} must be one of 0 to 6")
-        self._light = light
+        if depth not in ("stored", "raw"):
+            raise InputError(f'{depth=} must be "stored" or "raw"')
+        self._light, self._depth = light, depth
         self._scans = root if scans is None else Path(scans)
 
     def sequences(self) -> list[str]:
@@ -149,14 +166,8 @@ class DTU(DataSet):
 
     def _load(self, name: str, problems: Problems) -> Sequence:
         folder = self._folders[name]
-        if self.layout == "mvsnet":
-            frames = _test_frames(folder, name, problems)
-        elif self.layout == "training":
-            frames = self._training_frames(folder, name, problems)
-        else:
-            frames = _frames(
-                by_stem(folder / "image"), _cameras(self.root / "Cameras"), name, problems
-            )
+        read = self._training_frames if self.layout == "training" else self._other_frames
+        frames = read(folder, name, problems)
         number = _scan_number(name)
         stl = first_file(
             *(
@@ -187,48 +198,37 @@ class DTU(DataSet):
             raise InputError(f"{folder}: has no rect_001_{self._light}_r5000.png of this light")
         small = self.root / "Cameras" / "train"
         cameras = _cameras(small if small.is_dir() else self.root / "Cameras")
-        base = first_folder(
-            *(self.root / "Depths" / f"{name}{ending}" for ending in ("_train", ""))
+        files = _Files(images, cameras, *self._released_depth(name))
+        return _frames(files, name, problems, needs_depth=True)
+
+    def _other_frames(self, folder: Path, name: str, problems: Problems) -> list[Frame]:
+        """Of tests and of 64 views: all but the cameras lies in the scan's folder."""
+        images = first_folder(folder / "images", folder / "image") or folder
+        masks = first_folder(folder / "binary_masks", folder / "masks", folder / "mask")
+        cameras = folder / "cams" if self.layout == "mvsnet" else self.root / "Cameras"
+        own = numbered(by_stem(folder / "depths", (".npy", ".pfm")))
+        needs_depth = (folder / "depths").is_dir() and self._depth == "stored"
+        depths, seen = (own, {}) if needs_depth else self._released_depth(name)
+        files = _Files(
+            images=numbered(by_stem(images)),
+            cameras=_cameras(cameras),
+            depths=depths,
+            seen=seen,
+            masks=None if masks is None else numbered(by_stem(masks)),
+            cameras_are_own=self.layout == "mvsnet",
         )
-        depths = {} if base is None else by_stem(base, (".pfm",))
-        masks = {} if base is None else by_stem(base)
-        frames = []
-        for view in sorted({*images, *cameras}):
-            label = f"{name}/{view}"
-            size = usable_size(images.get(view), problems, label)
-            if size is None:
-                continue
-            matrix, pose = _camera(cameras.get(view), problems, label)
-            depth, mask = depths.get(f"depth_map_{view:04d}"), masks.get(f"depth_visual_{view:04d}")
-            if depth is None:
-                problems.add(NO_DEPTH, label)
-            depth_matrix = None
-            if matrix is not None:
-                matrix, depth_matrix = _of_training(matrix, size, small.is_dir())
-            frames.append(
-                Frame(
-                    name=images[view].stem,
-                    index=view,
-                    image=images[view],
-                    intrinsics=matrix,
-                    camera_from_world=pose,
-                    read_image=functools.partial(read_rgb, images[view]),
-                    read_depth=functools.partial(_pfm_depth, depth, mask) if depth else None,
-                    depth_intrinsics=depth_matrix,
-                )
-            )
-        return frames
+        return _frames(files, name, problems, needs_depth=needs_depth or bool(depths))
 
-
-def _of_training(matrix: np.ndarray, size: tuple[int, int], is_small: bool):
-    """Intrinsics of an image of training and of its depth, which is a quarter as large."""
-    if is_small:
-        return scaled(matrix, 4, 4), matrix
-    half = scaled(matrix, 0.5, 0.5)
-    half[0, 2] -= (_FULL_SIZE[1] / 2 - _TRAINING_SIZE[1]) / 2
-    half[1, 2] -= (_FULL_SIZE[0] / 2 - _TRAINING_SIZE[0]) / 2
-    half = scaled(half, size[1] / _TRAINING_SIZE[1], size[0] / _TRAINING_SIZE[0])
-    return half, scaled(half, 0.25, 0.25)
+    def _released_depth(self, name: str) -> tuple[dict[int, Path], dict[int, Path]]:
+        """MVSNet's depth of a scan by view, and the pictures of where it counts."""
+        parts = ("Depths", "Depths_raw") if self._depth == "stored" else ("Depths_raw",)
+        folders = [self.root / part / (name + end) for part in parts for end in ("_train", "")]
+        base = first_folder(*folders)
+        if base is None:
+            return {}, {}
+        maps = {k: x for k, x in by_stem(base, (".pfm",)).items() if k.startswith("depth_map_")}
+        seen = {k: x for k, x in by_stem(base).items() if k.startswith("depth_visual_")}
+        return numbered(maps), numbered(seen)
 
 
 def _find(root: Path, is_one) -> list[Path]:
@@ -274,39 +274,44 @@ def _camera(path: Path | None, problems: Problems, label: str):
     return matrix, rigid(pose, problems, label, inverse=False)
 
 
-def _test_frames(folder: Path, name: str, problems: Problems) -> list[Frame]:
-    images = first_folder(folder / "images", folder / "image") or folder
-    masks = first_folder(folder / "binary_masks", folder / "masks", folder / "mask")
-    depths = by_stem(folder / "depths", (".npy", ".pfm"))
-    return _frames(
-        by_stem(images),
-        _cameras(folder / "cams"),
-        name,
-        problems,
-        depths=depths if (folder / "depths").is_dir() else None,
-        masks=None if masks is None else by_stem(masks),
-    )
+@dataclasses.dataclass(frozen=True)
+class _Files:
+    """Files of a scan by view.
+
+    Attributes:
+        seen: pictures of where depth counts.
+        masks: None where there is no folder of them.
+        cameras_are_own: whether they lie with the scan, and so should be for its images.
+    """
+
+    images: dict[int, Path]
+    cameras: dict[int, Path]
+    depths: dict[int, Path]
+    seen: dict[int, Path]
+    masks: dict[int, Path] | None = None
+    cameras_are_own: bool = False
 
 
-def _frames(images, cameras, name: str, problems: Problems, *, depths=None, masks=None):
-    """Views by number; depth and masks are missed only where there are folders of them."""
-    by_number = numbered(images)
-    depth_of, mask_of = numbered(depths or {}), numbered(masks or {})
+def _frames(files: _Files, name: str, problems: Problems, *, needs_depth: bool) -> list[Frame]:
+    """Views by number; masks are missed only where there is a folder of them."""
     frames = []
-    for view in sorted({*by_number, *cameras}):
+    for view in sorted({*files.images, *files.cameras}):
         label = f"{name}/{view}"
-        size = usable_size(by_number.get(view), problems, label)
+        size = usable_size(files.images.get(view), problems, label)
         if size is None:
             continue
-        matrix, pose = _camera(cameras.get(view), problems, label)
-        depth, mask = depth_of.get(view), mask_of.get(view)
-        if depths is not None and depth is None:
+        image = files.images[view]
+        matrix, pose = _camera(files.cameras.get(view), problems, label)
+        if matrix is not None:
+            told, matrix = matrix, intrinsics_for(matrix, size)
+            if matrix is not told and files.cameras_are_own:
+                problems.add(OTHER_SIZE, name)
+        depth, mask = files.depths.get(view), (files.masks or {}).get(view)
+        if needs_depth and depth is None:
             problems.add(NO_DEPTH, label)
-        if masks is not None and mask is None:
+        if files.masks is not None and mask is None:
             problems.add(NO_MASK, label)
-        image, depth_matrix = by_number[view], None
-        if depth is not None and depth.suffix.lower() == ".npy" and matrix is not None:
-            depth_matrix = _of_array(depth, matrix, size, problems, label)
+        read, depth_matrix = _depth(depth, files.seen.get(view), matrix, size, problems, label)
         frames.append(
             Frame(
                 name=image.stem,
@@ -315,7 +320,7 @@ def _frames(images, cameras, name: str, problems: Problems, *, depths=None, mask
                 intrinsics=matrix,
                 camera_from_world=pose,
                 read_image=functools.partial(read_rgb, image),
-                read_depth=None if depth is None else functools.partial(_read_depth, depth),
+                read_depth=read,
                 read_mask=None if mask is None else functools.partial(read_mask, mask),
                 depth_intrinsics=depth_matrix,
             )
@@ -323,60 +328,21 @@ def _frames(images, cameras, name: str, problems: Problems, *, depths=None, mask
     return frames
 
 
-def _of_array(
-    path: Path, matrix: np.ndarray, size: tuple[int, int], problems: Problems, label: str
-):
-    """Intrinsics of depth in an array; None if it is of the size of the image, or damaged."""
+def _depth(depth, seen, matrix, size: tuple[int, int], problems: Problems, label: str):
+    """The reader and the intrinsics of a view's depth; None for those of the image."""
+    if depth is None:
+        return None, None
+    read, depth_matrix = functools.partial(read_depth, depth, seen, None), None
     try:
-        with naming(path, "array of depth"):
-            height, width = (n for n in np.load(path, mmap_mode="r").shape if n != 1)
+        stored = map_size(depth)
     except InputError:
         problems.add(DAMAGED_DEPTH, label)
-        return None
-    if (height, width) == size:
-        return None
-    return scaled(matrix, width / size[1], height / size[0])
-
-
-def _read_depth(path: Path) -> np.ndarray:
-    if path.suffix.lower() == ".pfm":
-        return _pfm_depth(path, None)
-    with naming(path, "array of depth"):
-        depth = np.load(path, allow_pickle=False)
-        if depth.ndim == 3 and 1 in depth.shape:
-            depth = depth.squeeze()
-        if depth.ndim != 2:
-            raise ValueError(f"an array of shape {depth.shape}")
-        return finite_depth(depth)
-
-
-def _pfm_depth(path: Path, mask: Path | None) -> np.ndarray:
-    depth = finite_depth(read_pfm(path))
-    if mask is not None:
-        seen = read_grey(mask) > 10  # As MVSNet's training takes it.
-        if seen.shape != depth.shape:
-            raise InputError(f"{mask}: is of another size than {path}")
-        depth = np.where(seen, depth, np.float32(0))
-    return depth
-
-
-def read_pfm(path: Path) -> np.ndarray:
-    """A PFM picture of one channel [height width], the top row first, float32.
-
-    Its scale's sign tells the order of bytes (negative: little-endian); rows are stored from below.
-
-    Raises:
-        InputError: it has colours, or is truncated.
-    """
-    with naming(path, "PFM file of one channel"):
-        data = path.read_bytes()
-        found = re.match(rb"(P[Ff])\s+(\d+)\s+(\d+)\s+([-+.\deE]+)[ \t]*\r?\n", data)
-        if found is None or found[1] != b"Pf":
-            raise ValueError("its header is not that of one channel")
-        width, height = int(found[2]), int(found[3])
-        order = "<" if float(found[4]) < 0 else ">"
-        values = np.frombuffer(data, f"{order}f4", width * height, found.end())
-    return values.reshape(height, width)[::-1].astype(np.float32)
+        return read, None
+    if (shown := field(stored, size)) != stored:
+        read = functools.partial(read_depth, depth, seen, shown)
+    if stored != size and matrix is not None:
+        depth_matrix = depth_intrinsics(matrix, stored, size)
+    return read, depth_matrix
 
 
 def _read_scan(path: Path, root: Path, number: int) -> Scan:

@@ -9,6 +9,7 @@ failed: such clips are refused.
 
 import dataclasses
 import functools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from vggt_jax.evaluation.datasets.reading import (
     rigid,
     usable_size,
 )
+from vggt_jax.evaluation.datasets.realestate10k_chunks import chunk_folders, clips_of, frames_of
 from vggt_jax.files.documents import read_json
 
 _SPLITS = ("train", "test")
@@ -100,6 +102,11 @@ class RealEstate10K(DataSet):
             lambda root: bool(folders_that(root, _is_cut3r_clip, 2)),
         ),
         Layout(
+            "pixelsplat",
+            "test/000000.torch, with index.json or without",
+            lambda root: bool(chunk_folders(root)),
+        ),
+        Layout(
             "original",
             "train/CLIP.txt or test/CLIP.txt, and frames in frames/SPLIT/CLIP/TIME.png",
             lambda root: bool(_camera_files(root)),
@@ -110,6 +117,8 @@ class RealEstate10K(DataSet):
     def _clips(self) -> dict[str, tuple[str | None, Path]]:
         if self.layout == "original":
             return _camera_files(self.root)
+        if self.layout == "pixelsplat":
+            return clips_of(self.root, self.problems)
         is_one = _is_pi3_clip if self.layout == "pi3" else _is_cut3r_clip
         return {
             path.name: (path.parent.name if path.parent.name in _SPLITS else None, path)
@@ -132,31 +141,30 @@ class RealEstate10K(DataSet):
         return list(self._listed)
 
     def _frames_folder(self, clip: str) -> Path | None:
-        split = self._clips[clip][0]
-        splits = [split] if split else [*_SPLITS]
+        split, file = self._clips[clip]
+        # Frames of all clips of a video may lie in one folder, where times tell them apart.
+        videos = [name for video in _video(file) for name in (f"{video}/{clip}", video)]
         bases = [self.root, self.root / "RealEstate10K"]
         if self.root.name in (*_SPLITS, "RealEstate10K"):
             bases.append(self.root.parent)
-        candidates = []
         for base in bases:
-            for one in splits:
-                named = self._video_locations(base, one).get(clip)
-                candidates += [base / "frames" / one / clip, base / one / clip]
-                candidates += (
-                    [base / "frames" / one / named, base / "frames" / named] if named else []
-                )
-            candidates += [base / "frames" / clip, base / "images" / clip, base / clip]
-        for folder in candidates:
-            inner = first_folder(folder / "images", folder / "rgb", folder)
-            if inner is not None and by_stem(inner):
-                return inner
+            for one in [split] if split else _SPLITS:
+                places = [base / "frames" / one, base / one, base / "frames", base / "images", base]
+                located = _video_locations(places[0] / "video_loc.txt").get(clip, "")
+                names = [clip, *_tails(located), *videos]
+                for folder in (place / name for place in places for name in names):
+                    inner = first_folder(folder / "images", folder / "rgb", folder)
+                    if inner is not None and by_stem(inner):
+                        return inner
         return None
 
-    def _video_locations(self, base: Path, split: str) -> dict[str, str]:
-        return _video_locations(base / "frames" / split / "video_loc.txt")
-
     def _load(self, name: str, problems: Problems) -> Sequence:
-        read = {"original": self._original, "pi3": self._pi3, "cut3r": self._cut3r}[self.layout]
+        read = {
+            "original": self._original,
+            "pi3": self._pi3,
+            "cut3r": self._cut3r,
+            "pixelsplat": self._packed,
+        }[self.layout]
         return Sequence(
             dataset=self.name,
             name=name,
@@ -210,6 +218,9 @@ class RealEstate10K(DataSet):
                 continue
             frames.append(image_frame(image.stem, i, image, matrix, pose))
         return frames
+
+    def _packed(self, name: str, problems: Problems) -> list[Frame]:
+        return frames_of(self._clips[name][1], name, problems)
 
     def _cut3r(self, name: str, problems: Problems) -> list[Frame]:
         folder = self._clips[name][1]
@@ -292,6 +303,20 @@ def _video_locations(path: Path) -> dict[str, str]:
         return {}
     lines = [words[0] for words in read_rows(path, "list of clips")]
     return {line.rstrip("/").rpartition("/")[2]: line.strip("/") for line in lines}
+
+
+def _tails(path: str) -> list[str]:
+    """A path of somebody else's disk, less more and more of its beginning."""
+    parts = [part for part in path.split("/") if part not in ("", ".", "..")]
+    return ["/".join(parts[first:]) for first in range(len(parts))]
+
+
+def _video(camera_file: Path) -> list[str]:
+    """The identifier in the address of the video, in the first line of a camera file."""
+    with naming(camera_file, "camera file"), camera_file.open("rb") as file:
+        line = file.readline(4096).decode("utf-8", "replace")
+    found = re.search(r"(?:[?&]v=|youtu\.be/|/embed/)([\w-]+)", line)
+    return [found[1]] if found else []
 
 
 def _by_time(stem: str) -> tuple[int, str]:
