@@ -1,5 +1,7 @@
 """Harmless variation changes nothing, and what is missing or broken is left out, named and counted."""
 
+import gzip
+import json
 import re
 import shutil
 
@@ -192,3 +194,49 @@ def test_depth_that_was_converted_to_8_bits_is_refused(tmp_path, writer):
     writer.files.save(tmp_path / "depth.png", np.zeros((3, 4), np.uint8))
     with pytest.raises(InputError, match="16 bits"):
         reading.read_uint16(tmp_path / "depth.png")
+
+
+def test_lines_of_a_clip_that_cannot_be_read_keep_their_places(copied):
+    root, written = copied("re10k", "original")
+    clip, other = "0123456789abcdef", "1123456789abcdef"
+    path = root / "test" / f"{clip}.txt"
+    lines = path.read_text().split("\n")
+    words = lines[6].split()
+    lines[3], lines[6] = "15869 no number", " ".join([words[0], "nan", *words[2:]])
+    path.write_text("\n".join(lines))
+    (root / "test" / f"{other}.txt").write_text("https://www.youtube.com/watch?v=none\n")
+    dataset = opened("re10k", root)
+    sequence = dataset.load(clip)
+    assert [frame.index for frame in sequence.frames] == [0, 1, *range(3, 12)]
+    for frame in sequence.frames:
+        view = written.images[clip][frame.index]
+        np.testing.assert_allclose(frame.camera_from_world, view.camera_from_world[:3], atol=1e-8)
+        assert (frame.intrinsics is None) == (frame.index == 5)
+    assert sequence.problems.counts == {
+        "line of a camera file cannot be read": 1,
+        "intrinsics are not finite, or of no camera": 1,
+    }
+    with pytest.raises(InputError, match=f"{other}.txt: is no camera file"):
+        dataset.load(other)
+
+
+def test_records_of_co3d_without_their_parts_are_counted(copied):
+    root, _ = copied("co3d", "original")
+    path = root / "apple" / "frame_annotations.jgz"
+    records = json.loads(gzip.decompress(path.read_bytes()))
+    del records[1]["image"], records[2]["viewpoint"], records[3]["depth"]["path"]
+    records[4]["viewpoint"]["T"], records[5]["mask"] = None, {"mass": 3}
+    path.write_bytes(gzip.compress(json.dumps(records).encode()))
+    sequence = opened("co3d", root).load("apple/110_1_2")
+    assert [frame.index for frame in sequence.frames] == [0, *range(2, 12)]
+    poses = [frame.camera_from_world is None for frame in sequence.frames[:5]]
+    assert poses == [False, True, False, True, False]
+    assert sequence.frames[2].has_depth and sequence.frames[4].load_mask() is not None
+    assert sequence.problems.counts == {"record has no image": 1, "camera cannot be read": 2}
+
+
+def test_annotations_of_vggt_may_lie_in_any_folder_of_the_data_set(copied):
+    root, written = copied("co3d", "vggt")
+    (root / "annotations").rename(root / "co3d_v2_annotations")
+    dataset = opened("co3d", root)
+    assert dataset.layout == "vggt" and dataset.sequences() == list(written.images)

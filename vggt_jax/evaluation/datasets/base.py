@@ -287,6 +287,19 @@ class Layout:
     is_here: Callable[[Path], bool]
 
 
+NO_CAMERA_MATRIX = "intrinsics are not finite, or of no camera"
+
+
+def _with_real_cameras(frame: Frame, name: str, problems: Problems) -> Frame:
+    """A frame without its intrinsics if they are those of no camera."""
+    for matrix in (frame.intrinsics, frame.depth_intrinsics):
+        if matrix is None or (np.isfinite(matrix).all() and np.all(np.diagonal(matrix) > 0)):
+            continue
+        problems.add(NO_CAMERA_MATRIX, f"{name}/{frame.name}")
+        return dataclasses.replace(frame, intrinsics=None, depth_intrinsics=None)
+    return frame
+
+
 class DataSet(abc.ABC):
     """A data set on the disk: which sequences it has, and what is in them.
 
@@ -349,7 +362,9 @@ class DataSet(abc.ABC):
             raise InputError(f"{self.root}: no sequence {name}; there are {some or 'none'}")
         problems = Problems()
         try:
-            return self._load(name, problems)
+            sequence = self._load(name, problems)
+            frames = tuple(_with_real_cameras(x, name, problems) for x in sequence.frames)
+            return dataclasses.replace(sequence, frames=frames)
         finally:
             self.problems.update(problems)
 

@@ -72,7 +72,7 @@ def _categories(root: Path) -> list[Path]:
 
 def _annotation_files(root: Path, annotations: Path | None = None) -> dict[tuple[str, str], Path]:
     """VGGT's files by category and split."""
-    folders = [annotations] if annotations else [root, root / "annotations", root / "co3d_anno"]
+    folders = [annotations] if annotations else [root, root / "annotations", *subfolders(root)]
     found = {}
     for folder in folders:
         for stem, path in by_stem(folder, (".jgz",)).items():
@@ -95,8 +95,8 @@ class CO3D(DataSet):
     """Sequences are called "CATEGORY/SEQUENCE"; frames are in the order of the annotation file.
 
     Args of `open`, beside the folder:
-        annotations: the folder of VGGT's `CATEGORY_test.jgz`, if it is not the root nor
-            `annotations` in it.
+        annotations: the folder of VGGT's `CATEGORY_test.jgz`, if it is neither the root nor a
+            folder in it.
         split: "test" or "train", of VGGT's annotations.
         min_viewpoint_quality: sequences with a lower score, or just this, are left out; None takes
             all. VGGT's annotations were made with 0.5.
@@ -121,7 +121,7 @@ class CO3D(DataSet):
         ),
         Layout(
             "vggt",
-            "CATEGORY_test.jgz in the folder or in annotations/",
+            "CATEGORY_test.jgz in the folder or in one below it, such as annotations/",
             lambda root: bool(_annotation_files(root)),
         ),
         Layout(
@@ -277,7 +277,11 @@ class CO3D(DataSet):
     def _annotated(self, category: str, sequence: str, problems: Problems) -> list[Frame]:
         frames = []
         for i, record in enumerate(self._records(category)[sequence]):
-            path = record["filepath"] if self.layout == "vggt" else record["image"]["path"]
+            try:
+                path = record["filepath"] if self.layout == "vggt" else record["image"]["path"]
+            except (KeyError, TypeError):
+                problems.add("record has no image", f"{category}/{sequence}, record {i}")
+                continue
             image = first_file(self._base() / path) or self._base() / path
             label = f"{category}/{sequence}/{image.stem}"
             size = usable_size(image, problems, label)
@@ -311,11 +315,11 @@ class CO3D(DataSet):
         known = folder / "depth_masks" / f"{image.stem}.png"
         mask, scale = folder / "masks" / f"{image.stem}.png", 1.0
         told_depth, told_mask = record.get("depth"), record.get("mask")
-        if isinstance(told_depth, dict):
+        if isinstance(told_depth, dict) and told_depth.get("path"):
             depth = base / told_depth["path"]
-            scale = float(told_depth.get("scale_adjustment", 1.0))
+            scale = float(told_depth.get("scale_adjustment") or 1.0)
             known = base / told_depth["mask_path"] if told_depth.get("mask_path") else known
-        if isinstance(told_mask, dict):
+        if isinstance(told_mask, dict) and told_mask.get("path"):
             mask = base / told_mask["path"]
         depth, known, mask = first_file(depth), first_file(known), first_file(mask)
         # VGGT's annotations do not say that there is depth.
@@ -413,8 +417,8 @@ def _camera(record: dict[str, Any], size: tuple[int, int], problems: Problems, l
 def _is_far(records: list[dict[str, Any]], most: float) -> bool:
     """Whether the sum of the numbers of any translation is above, as VGGT's evaluation asks."""
     for record in records:
-        viewpoint = record.get("viewpoint") or record
-        if "T" in viewpoint and sum(viewpoint["T"]) > most:
+        translation = (record.get("viewpoint") or record).get("T")
+        if isinstance(translation, list) and sum(translation) > most:
             return True
     return False
 

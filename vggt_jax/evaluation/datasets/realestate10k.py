@@ -33,6 +33,7 @@ from vggt_jax.files.documents import read_json
 
 _SPLITS = ("train", "test")
 _COLUMNS = 19
+_CLIP = re.compile("[0-9a-f]{16}")
 # Half the time between frames of 30 a second: beyond it another frame is nearer.
 _MOST_MICROSECONDS = 16_000
 NO_NUMBERS = "line of a camera file cannot be read"
@@ -58,15 +59,18 @@ def _is_camera_file(path: Path) -> bool:
 
 
 def _camera_files(root: Path) -> dict[str, tuple[str | None, Path]]:
-    """Camera files by clip, with the split."""
+    """Camera files by clip, with the split; those called as clips are, whatever is in them."""
     found: dict[str, tuple[str | None, Path]] = {}
-    inner = [root, root / "RealEstate10K", root / "metadata"]
+    # Beside frames lie lists of those that could be downloaded, which count for want of others.
+    inner = [root, root / "RealEstate10K", root / "metadata", root / "frames"]
     folders = [(name, base / name) for base in inner for name in _SPLITS]
     own = root.name if root.name in _SPLITS else None
     for split, folder in [*folders, *((own, base) for base in inner)]:
         if folder.is_dir():
             for path in sorted(folder.iterdir()):
-                if path.suffix.lower() == ".txt" and path.is_file() and _is_camera_file(path):
+                if path.suffix.lower() != ".txt" or not path.is_file():
+                    continue
+                if _CLIP.fullmatch(path.stem) or _is_camera_file(path):
                     found.setdefault(path.stem, (split, path))
     return dict(sorted(found.items()))
 
@@ -184,6 +188,8 @@ class RealEstate10K(DataSet):
         pairs = _pairs(rows, images, folder, name, problems)
         frames = []
         for i, (row, image) in enumerate(zip(rows, pairs, strict=True)):
+            if row is None:
+                continue
             label = f"{name}/{row.time}"
             size = usable_size(image, problems, label)
             if image is None or size is None:
@@ -251,9 +257,9 @@ def _pose(values: Any) -> np.ndarray:
     return matrix
 
 
-def _rows(path: Path, problems: Problems) -> list[_Row]:
-    """The frames of a camera file, by time."""
-    rows = []
+def _rows(path: Path, problems: Problems) -> list[_Row | None]:
+    """The frames of a camera file, by time; None in the place of a line that cannot be read."""
+    rows: list[_Row | None] = []
     for number, words in enumerate(read_rows(path, "camera file")):
         if number == 0 and len(words) == 1:
             continue  # The address of the video.
@@ -264,20 +270,24 @@ def _rows(path: Path, problems: Problems) -> list[_Row]:
                 raise ValueError(f"{len(words)} columns")
         except ValueError:
             problems.add(NO_NUMBERS, f"{path.name}, line {number + 1}")
+            rows.append(None)
             continue
         fx, fy, cx, cy = values[:4]
         rows.append(_Row(time, (fx, fy, cx, cy), np.array(values[6:]).reshape(3, 4)))
-    return sorted(rows, key=lambda row: row.time)
+    known = sorted((row for row in rows if row is not None), key=lambda row: row.time)
+    if not known:
+        raise InputError(f"{path}: is no camera file: none of its lines has {_COLUMNS} numbers")
+    return [None if row is None else known.pop(0) for row in rows]
 
 
 def _pairs(
-    rows: list[_Row], images: dict[str, Path], folder: Path, name: str, problems: Problems
+    rows: list[_Row | None], images: dict[str, Path], folder: Path, name: str, problems: Problems
 ) -> list[Path | None]:
     """The image of each row: by its time, or by its place if images are numbered without gaps."""
     numbers = {int(stem): path for stem, path in images.items() if stem.isdigit()}
     if not numbers:
         raise InputError(f"{folder}: images must be called by their times, as in 158692025.png")
-    if max(numbers) < min(row.time for row in rows) and len(numbers) < 100_000:
+    if max(numbers) < min(row.time for row in rows if row is not None) and len(numbers) < 100_000:
         ordered = [numbers[number] for number in sorted(numbers)]
         if len(ordered) != len(rows):
             raise InputError(
@@ -288,6 +298,9 @@ def _pairs(
     times = np.array(sorted(numbers))
     found: list[Path | None] = []
     for row in rows:
+        if row is None:
+            found.append(None)
+            continue
         nearest = int(times[np.argmin(np.abs(times - row.time))])
         off = abs(nearest - row.time)
         if 0 < off <= _MOST_MICROSECONDS:

@@ -230,8 +230,6 @@ def _of_image(
         colour = scaled(depth, across, down)
     if depth is None and colour is not None:
         depth = scaled(colour, 1 / across, 1 / down)
-    if colour is None:
-        problems.add(NO_INTRINSICS, name)
     return colour, depth
 
 
@@ -241,12 +239,15 @@ def _fits(matrix: np.ndarray, size: tuple[int, int]) -> bool:
     return bool(np.all(np.abs(share - 0.5) < 0.2))
 
 
-def _frames(folder, name, problems, images, depths, pose_of, *, has_depth: bool) -> list[Frame]:
+def _frames(
+    folder, name, problems, images, depths, pose_of, *, has_depth: bool, needs_intrinsics=True
+) -> list[Frame]:
     """Frames by number, of files by number.
 
     Args:
         pose_of: the pose of a number, with its problems.
         has_depth: whether depth is missed where there is none.
+        needs_intrinsics: whether intrinsics are.
     """
     known, frames = _intrinsics(folder, name), []
     for number in sorted({*images, *depths}):
@@ -259,6 +260,8 @@ def _frames(folder, name, problems, images, depths, pose_of, *, has_depth: bool)
         if found is None:
             depth = None
         colour_matrix, depth_matrix = _of_image(known, size, found or _DEPTH_SIZE, problems, name)
+        if colour_matrix is None and needs_intrinsics:
+            problems.add(NO_INTRINSICS, name)
         frames.append(
             Frame(
                 name=images[number].stem.removesuffix(".color"),
@@ -309,7 +312,10 @@ def _of_folders(folder: Path, name: str, problems: Problems) -> list[Frame]:
         return rigid(matrix, problems, label, inverse=True)
 
     has_depth = (folder / f"depth_{number}").is_dir()
-    return _frames(folder, name, problems, images, depths, pose_of, has_depth=has_depth)
+    # Those who made these folders left intrinsics out.
+    return _frames(
+        folder, name, problems, images, depths, pose_of, has_depth=has_depth, needs_intrinsics=False
+    )
 
 
 def _of_sens(folder: Path, name: str, problems: Problems) -> list[Frame]:
