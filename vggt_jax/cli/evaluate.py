@@ -322,6 +322,9 @@ def _print_protocols(only: str | None) -> None:
             continue
         protocols = [x for (of, _), x in PROTOCOLS.items() if of == name]
         print(f"{name}: {kind.about.title} ({kind.about.licence}), {kind.about.source}")
+        if only is not None:
+            for layout in kind.layouts:
+                print(f"  files, {layout.name}: {layout.looked_for}")
         for protocol in protocols:
             print(f"  {protocol.name}: {protocol.source}")
             if only is None:

@@ -85,7 +85,8 @@ def evaluate_sequence(
         InputError: frames or truth are missing, or the scene does not fit into the memory.
     """
     sequence = evaluation.dataset.load(name)
-    sample = read_sample(evaluation.protocol, sequence, places)
+    problems = evaluation.dataset.problems
+    sample = read_sample(evaluation.protocol, sequence, places, problems)
     start = time.perf_counter()
     result = _reconstruct(evaluation, sample.images, say)
     seconds = time.perf_counter() - start
@@ -114,7 +115,7 @@ def check_truth(
     Raises:
         InputError: frames or truth are missing.
     """
-    truth = read_sample(protocol, dataset.load(name), places).truth
+    truth = read_sample(protocol, dataset.load(name), places, dataset.problems).truth
     found = score(protocol, truth, perfect(protocol, truth))
     return {
         metric: (found[metric], best)

@@ -49,6 +49,12 @@ def test_frames_are_found_by_the_list_of_locations_or_the_address_of_the_video(c
         np.testing.assert_allclose(frame.camera_from_world, view.camera_from_world[:3], atol=1e-8)
 
 
+def test_camera_files_may_lie_in_any_folder(copied):
+    root, written = copied("re10k", "original")
+    (root / "test").rename(root / "poses")
+    assert open_dataset("re10k", root).sequences() == list(written.images)
+
+
 def test_packed_clips_are_found_without_an_index_and_broken_files_counted(copied, writer):
     root, written = copied("re10k", "pixelsplat")
     files = root / "test"

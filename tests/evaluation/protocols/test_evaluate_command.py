@@ -139,7 +139,9 @@ def test_lists_and_checks(root, tmp_path, capsys):
     said = capsys.readouterr().out
     assert all(f"{name}: " in said for name in DATASETS)
     assert run("tanks", "--list") == 0
-    assert "π³, block-sparse 50.0%, 100 frames: rra_5 0.83, rta_5 0.83" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "π³, block-sparse 50.0%, 100 frames: rra_5 0.83, rta_5 0.83" in said
+    assert "files, original: SCENE/000001.jpg" in said
     assert run("re10k", root("re10k"), "--list", "--limit", 1) == 0
     said = capsys.readouterr()
     places = np.random.RandomState(42).choice(12, 10, replace=False)
@@ -162,6 +164,13 @@ def test_lists_and_checks(root, tmp_path, capsys):
     assert run("dtu", root("dtu"), "--check", "--size", 28, 28) == 1
     assert "1 of 2 sequences are good" in capsys.readouterr().out
     depth.write_bytes(whole)
+    # What a protocol compares where it is there is not left out in silence.
+    (mesh,) = (root("scannet") / "scene0707_00").glob("*.ply")
+    mesh.rename(mesh.with_suffix(".away"))
+    run("scannet", root("scannet"), "--check", "--protocol", "fastvggt", "--size", 28, 28)
+    said = capsys.readouterr().err
+    assert "scan is missing, so that points are not compared: 1 (scene0707_00)" in said
+    mesh.with_suffix(".away").rename(mesh)
 
 
 def test_what_is_refused(root, tmp_path, capsys):

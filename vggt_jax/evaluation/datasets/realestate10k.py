@@ -26,6 +26,7 @@ from vggt_jax.evaluation.datasets.reading import (
     pinhole,
     read_rows,
     rigid,
+    subfolders,
     usable_size,
 )
 from vggt_jax.evaluation.datasets.realestate10k_chunks import chunk_folders, clips_of, frames_of
@@ -60,18 +61,20 @@ def _is_camera_file(path: Path) -> bool:
 
 def _camera_files(root: Path) -> dict[str, tuple[str | None, Path]]:
     """Camera files by clip, with the split; those called as clips are, whatever is in them."""
-    found: dict[str, tuple[str | None, Path]] = {}
     # Beside frames lie lists of those that could be downloaded, which count for want of others.
     inner = [root, root / "RealEstate10K", root / "metadata", root / "frames"]
-    folders = [(name, base / name) for base in inner for name in _SPLITS]
     own = root.name if root.name in _SPLITS else None
-    for split, folder in [*folders, *((own, base) for base in inner)]:
-        if folder.is_dir():
-            for path in sorted(folder.iterdir()):
-                if path.suffix.lower() != ".txt" or not path.is_file():
-                    continue
-                if _CLIP.fullmatch(path.stem) or _is_camera_file(path):
-                    found.setdefault(path.stem, (split, path))
+    folders = [(name, base / name) for base in inner for name in _SPLITS]
+    found = _in_folders([*folders, *((own, base) for base in inner)])
+    return found or _in_folders([(None, folder) for folder in subfolders(root)])
+
+
+def _in_folders(folders: list[tuple[str | None, Path]]) -> dict[str, tuple[str | None, Path]]:
+    found: dict[str, tuple[str | None, Path]] = {}
+    for split, folder in folders:
+        for stem, path in by_stem(folder, (".txt",)).items():
+            if _CLIP.fullmatch(stem) or _is_camera_file(path):
+                found.setdefault(stem, (split, path))
     return dict(sorted(found.items()))
 
 

@@ -8,7 +8,7 @@ from jaxtyping import UInt8
 from scipy import ndimage
 
 from vggt_jax.errors import InputError
-from vggt_jax.evaluation.datasets.base import DataSet, Frame, Sequence
+from vggt_jax.evaluation.datasets.base import DataSet, Frame, Problems, Sequence
 from vggt_jax.evaluation.protocols.base import (
     CloudScore,
     PairScore,
@@ -105,8 +105,16 @@ def _candidates(protocol: Protocol, sequence: Sequence) -> dict[int, Frame]:
     return {frame.index: frame for frame in sequence.frames}
 
 
-def read_sample(protocol: Protocol, sequence: Sequence, places: tuple[int, ...]) -> Sample:
+def read_sample(
+    protocol: Protocol,
+    sequence: Sequence,
+    places: tuple[int, ...],
+    problems: Problems | None = None,
+) -> Sample:
     """Reads frames and what is known of them.
+
+    Args:
+        problems: takes what cannot be compared of a sequence that can be scored without it.
 
     Raises:
         InputError: a frame is missing or cannot be read, or there is no depth where some is
@@ -136,6 +144,8 @@ def read_sample(protocol: Protocol, sequence: Sequence, places: tuple[int, ...])
         truth = dataclasses.replace(truth, scan=sequence.points())
         if truth.scan is None and isinstance(score, CloudScore):
             raise InputError(f"{sequence.name}: has no scan, which this protocol compares with")
+        if truth.scan is None and problems is not None:
+            problems.add("scan is missing, so that points are not compared", sequence.name)
     return Sample(
         names=tuple(frame.name for frame in frames),
         images=protocol.resizing.images(images),
