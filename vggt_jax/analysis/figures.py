@@ -100,6 +100,7 @@ def draw_between_frames(between: Float[np.ndarray, "s s"], layer: int) -> "Figur
     panel = figure.subplots()
     shown = panel.imshow(between, cmap="viridis", interpolation="nearest", vmin=0)
     figure.colorbar(shown, ax=panel)
+    panel.locator_params(integer=True)
     panel.set(title=f"layer {layer}: attention between frames", xlabel="read", ylabel="reading")
     return figure
 
@@ -115,6 +116,7 @@ def draw_layers(observation: Observation) -> "Figure":
             panel.plot(layers, of_heads.mean(axis=1), marker="o", markersize=3, label=name)
             panel.fill_between(layers, of_heads.min(axis=1), of_heads.max(axis=1), alpha=0.15)
         panel.set_xlabel("layer, from 0")
+        panel.locator_params(axis="x", integer=True)
         panel.grid(alpha=0.3)
     maxima.set_title("largest entry, mean and range of the heads")
     means.set_title("mean entry")
@@ -140,6 +142,8 @@ def draw_sparsity(stats: AttentionStats, what: str) -> "Figure":
         1 - stats.density.T, aspect="auto", cmap="viridis", vmin=0, vmax=1, interpolation="nearest"
     )
     heads.set(xlabel="layer, from 0", ylabel="head", title="share left out")
+    heads.locator_params(integer=True)
+    left_out.locator_params(axis="x", integer=True)
     figure.colorbar(shown, ax=heads)
     return figure
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ from vggt_jax.evaluation.protocols.frames import (
 )
 from vggt_jax.evaluation.protocols.resizing import Resizing
 from vggt_jax.evaluation.protocols.scoring import turned
-from vggt_jax.evaluation.protocols.truth import best_values, perfect
+from vggt_jax.evaluation.protocols.truth import best_values, listed, perfect
 
 # Frames, height, width.
 S, H, W = 4, 10, 14
@@ -242,6 +243,14 @@ def test_frames_of_published_lists():
     two = protocol_for("cut3r", "nrgbd").frames
     assert two.of_length(380) == (0, 190) and two.of_length(381) == (0, 190, 380)
     assert two.of_length(1200) == (0, 500, 1000)
+
+
+def test_categories_of_co3d_that_were_trained_on_are_drawn_first():
+    names = [f"{category}/1_2_3" for category in ("apple", "ball", "book", "car", "zebra")]
+    dataset = types.SimpleNamespace(sequences=lambda: names)
+    order = listed(PROTOCOLS["co3d", "pi3"], dataset)
+    assert [x.partition("/")[0] for x in order] == ["apple", "car", "ball", "book", "zebra"]
+    assert listed(PROTOCOLS["co3d", "vggt"], dataset) == ["apple/1_2_3", "car/1_2_3"]
 
 
 def test_rules_of_frames():

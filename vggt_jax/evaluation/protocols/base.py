@@ -116,6 +116,8 @@ class Protocol:
         drop_lost: whether frames without a pose are left out before others are counted.
         opened: options that the data set is opened with.
         only: names of the sequences, or of categories, that are taken; empty for all.
+        first: categories whose sequences come before all others, in this order: a random draw
+            depends on those before it.
         left_out: names of sequences that the published numbers are without.
         source: whose code or text this follows.
         notes: what could not be settled, or differs from the source.
@@ -136,6 +138,7 @@ class Protocol:
     drop_lost: bool = False
     opened: tuple[tuple[str, Any], ...] = ()
     only: tuple[str, ...] = ()
+    first: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     source: str
     notes: tuple[str, ...] = ()

@@ -37,8 +37,10 @@ class Sample:
 
 
 def listed(protocol: Protocol, dataset: DataSet) -> list[str]:
-    """The sequences of a data set that a protocol looks at, in the order of the data set."""
+    """The sequences of a data set that a protocol looks at, in its order."""
     names = [name for name in dataset.sequences() if name not in protocol.left_out]
+    places = {category: i for i, category in enumerate(protocol.first)}
+    names.sort(key=lambda name: places.get(name.partition("/")[0], len(places)))
     if not protocol.only:
         return names
     return [x for x in names if x in protocol.only or x.partition("/")[0] in protocol.only]
