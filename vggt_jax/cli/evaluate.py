@@ -1,5 +1,6 @@
 """`vggt-jax evaluate`."""
 
+import ast
 import dataclasses
 import datetime
 import sys
@@ -76,6 +77,11 @@ class Evaluate(Attending):
     frame_list: OptionalPath = None
     """A JSON file of the frames of each sequence, {"name": [0, 5, ...]}, such as a published
     one, instead of those of the protocol."""
+    data: Annotated[
+        tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...", help_behavior_hint="")
+    ] = ()
+    """Options of the data set, as its class has them: depth=raw (7scenes), images=pi3 masked=1,2
+    (eth3d), split=train (co3d), light=0 (dtu) and others."""
     size: Annotated[
         tuple[int, int] | None, tyro.conf.arg(metavar="HEIGHT WIDTH", help_behavior_hint="")
     ] = None
@@ -164,6 +170,9 @@ class Evaluate(Attending):
         elif self.num_frames is not None:
             frames = protocol.frames.with_count(self.num_frames)
             protocol = dataclasses.replace(protocol, frames=frames)
+        if self.data:
+            opened = dict(protocol.opened) | dict(map(_option, self.data))
+            protocol = dataclasses.replace(protocol, opened=tuple(opened.items()))
         if self.size is not None:
             resizing = dataclasses.replace(protocol.resizing, exactly=self.size)
             protocol = dataclasses.replace(protocol, resizing=resizing)
@@ -286,6 +295,8 @@ def _print_results(command: Evaluate, protocol: Any, scored: Any, total: int) ->
         print(f"note: {note}")
     if command.size is not None or command.sequences or command.limit or command.frame_list:
         print("note: size, sequences or frames are not those of the protocol")
+    if command.data:
+        print(printable(f"note: the data set was opened with {', '.join(command.data)}"))
 
 
 def _check(protocol: Any, dataset: Any, chosen: Any) -> int:
@@ -336,6 +347,17 @@ def _print_protocols(only: str | None) -> None:
                 count = "" if row.count is None else f", {row.count or 'all'} frames"
                 how = "" if not row.sparsity else f" {row.sparsity:.1%}"
                 print(f"    {row.model}, {row.attention}{how}{count}: {numbers} ({row.source})")
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """Name and value of "depth=raw", "masked=1,2" or "min_viewpoint_quality=None"."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise InputError(f"--data {text}: must be NAME=VALUE, as in depth=raw")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, {"true": True, "false": False}.get(value.lower(), value)
 
 
 def _read_list(path: Path) -> dict[str, list[int]]:

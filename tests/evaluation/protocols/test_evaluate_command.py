@@ -158,6 +158,11 @@ def test_lists_and_checks(root, tmp_path, capsys):
     for name, options in (("dtu", ()), ("co3d", ("--frame-list", frames)), ("re10k", ())):
         assert run(name, root(name), "--check", "--size", 28, 28, *options) == 0
         assert "frames, good" in capsys.readouterr().out
+    options = ("--data", "min_viewpoint_quality=None", "max_translation=None")
+    frames.write_text('{"130_5_6": [0], "140_7_8": [1]}')
+    assert run("co3d", root("co3d"), "--list", "--frame-list", frames, *options) == 0
+    said = capsys.readouterr().out
+    assert said == "apple/130_5_6: 1 frames: 0\napple/140_7_8: 1 frames: 1\n"
     depth = next((root("dtu") / "scan4").rglob("*00000005.npy"))
     whole = depth.read_bytes()
     depth.write_bytes(whole[:100])
@@ -189,6 +194,12 @@ def test_what_is_refused(root, tmp_path, capsys):
     assert "--limit 0 must be at least 1" in refused("dtu", dtu, "--limit", 0)
     assert "no number of frames to choose" in refused("dtu", dtu, "--num-frames", 3)
     assert "name a file of results to write with --out" in refused("dtu", dtu)
+    eth3d = root("eth3d")
+    assert "--data depth: must be NAME=VALUE" in refused("eth3d", eth3d, "--data", "depth")
+    assert 'images 5 must be "undistorted"' in refused("eth3d", eth3d, "--data", "images=5")
+    assert "argument 'depth'" in refused("eth3d", eth3d, "--data", "depth=raw")
+    co3d = ("co3d", root("co3d"), "--data", "min_viewpoint_quality=high")
+    assert "min_viewpoint_quality='high' must be a number" in refused(*co3d)
     frames = tmp_path / "list.json"
     frames.write_text('{"scan1": [0, -5]}')
     assert 'must be {"name of a sequence": [0, 5, ...], ...}' in refused(

@@ -145,6 +145,12 @@ class CO3D(DataSet):
         super().__init__(root, layout)
         if split not in ("train", "test"):
             raise InputError(f'split={split!r} must be "train" or "test"')
+        limits = {
+            "min_viewpoint_quality": min_viewpoint_quality, "max_translation": max_translation,
+        }  # fmt: skip
+        for name, limit in limits.items():
+            if limit is not None and not isinstance(limit, int | float):
+                raise InputError(f"{name}={limit!r} must be a number or None")
         self._annotations = None if annotations is None else Path(annotations)
         self._split, self._set_list = split, set_list
         self._least_quality, self._most = min_viewpoint_quality, max_translation

@@ -106,12 +106,15 @@ class ETH3D(DataSet):
         layout: str,
         *,
         images: Images = "undistorted",
-        masked: Iterable[int] = (2,),
+        masked: int | Iterable[int] = (2,),
     ):
         super().__init__(root, layout)
         if images not in ("undistorted", "exact", "pi3", "distorted"):
-            raise InputError(f'{images=} must be "undistorted", "exact", "pi3" or "distorted"')
-        self._images, self._masked = images, tuple(masked)
+            raise InputError(
+                f'images {images!r} must be "undistorted", "exact", "pi3" or "distorted"'
+            )
+        self._images = images
+        self._masked = (masked,) if isinstance(masked, int) else tuple(masked)
 
     def sequences(self) -> list[str]:
         return list(self._scenes)
