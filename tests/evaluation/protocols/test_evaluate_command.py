@@ -153,7 +153,20 @@ def test_lists_and_checks(root, tmp_path, capsys):
     assert run("re10k", root("re10k"), "--list", "--sequences", "1123456789abcdef") == 0
     said = capsys.readouterr().out
     assert said == f"1123456789abcdef: 10 frames: {' '.join(map(str, second))}\n"
+    # What published numbers are of, and the folder does not hold.
+    for name, missing in (
+        ("dtu", "protocol is missing: 20 (scan9, scan10, scan11 and 17 more)"),
+        ("7scenes", "protocol is missing: 6 (fire, heads, office and 3 more)"),
+        ("scannet", "protocol is missing: 92 (scene0709_00, scene0710_00, scene0712_00 and 89"),
+    ):
+        assert run(name, root(name), "--list") == 0
+        assert f"sequence of the {missing}" in capsys.readouterr().err
     frames = tmp_path / "list.json"
+    frames.write_text('{"110_1_2": [0, 5, 2], "119_1_2": [7]}')
+    assert run("co3d", root("co3d"), "--list", "--frame-list", frames) == 0
+    said = capsys.readouterr()
+    assert said.out == "apple/110_1_2: 3 frames: 0 5 2\n"
+    assert "sequence of the list is missing: 1 (119_1_2)" in said.err
     frames.write_text('{"110_1_2": [0, 5, 2]}')
     for name, options in (("dtu", ()), ("co3d", ("--frame-list", frames)), ("re10k", ())):
         assert run(name, root(name), "--check", "--size", 28, 28, *options) == 0

@@ -307,6 +307,8 @@ class DataSet(abc.ABC):
         name: short, in lower case, as `open_dataset` and the command line take it.
         about: licence and source.
         unit: of all lengths.
+        scenes: names of the published sequences, or what they begin with before a slash, that a
+            whole download has; empty where they are not listed here.
         layouts: those that are read, the first that fits is taken.
         root: the folder.
         layout: the layout that was found there.
@@ -316,6 +318,7 @@ class DataSet(abc.ABC):
     name: ClassVar[str]
     about: ClassVar[About]
     unit: ClassVar[Unit]
+    scenes: ClassVar[tuple[str, ...]] = ()
     layouts: ClassVar[tuple[Layout, ...]]
 
     def __init__(self, root: Path, layout: str):

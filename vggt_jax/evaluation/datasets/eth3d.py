@@ -87,6 +87,7 @@ class ETH3D(DataSet):
         paper="Schoeps et al., A Multi-View Stereo Benchmark, CVPR 2017",
     )
     unit = "metre"
+    scenes = tuple(SCENES)
     layouts = (
         Layout(
             "original",

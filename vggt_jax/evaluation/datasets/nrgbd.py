@@ -57,6 +57,7 @@ class NRGBD(DataSet):
         paper="Azinovic et al., Neural RGB-D Surface Reconstruction, CVPR 2022",
     )
     unit = "metre"
+    scenes = tuple(SCENES)
     layouts = (
         Layout(
             "original",

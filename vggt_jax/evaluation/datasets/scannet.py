@@ -113,6 +113,7 @@ class ScanNet(DataSet):
         paper="Dai et al., ScanNet, CVPR 2017",
     )
     unit = "metre"
+    scenes = tuple(f"scene{number:04d}_00" for number in range(707, 807))  # Of the test split.
     layouts = (
         Layout(
             "exported",

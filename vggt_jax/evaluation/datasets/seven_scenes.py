@@ -107,6 +107,7 @@ class SevenScenes(DataSet):
         paper="Shotton et al., Scene Coordinate Regression Forests, CVPR 2013",
     )
     unit = "metre"
+    scenes = tuple(SCENES)
     layouts = (
         Layout(
             "original",

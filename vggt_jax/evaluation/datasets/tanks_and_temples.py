@@ -128,6 +128,7 @@ class TanksAndTemples(DataSet):
         paper="Knapitsch et al., Tanks and Temples, SIGGRAPH 2017",
     )
     unit = "arbitrary"
+    scenes = tuple(name for names in GROUPS.values() for name in names)
     layouts = (
         Layout(
             "original",

@@ -65,6 +65,8 @@ def choose(
         limit: so many sequences are enough, the first ones.
     """
     rule, names = protocol.frames, list(names)
+    if not only and limit is None:
+        _note_missing(protocol, dataset)
     wanted = set(only or names)
     if isinstance(rule, Listed | EachAlone):
         names = [name for name in names if name in wanted]
@@ -87,6 +89,19 @@ def choose(
             dataset.problems.add("sequence has too few frames, or is not in the list", name)
     taken = [(name, places) for name, places in chosen.items() if places]
     return dict(taken[:limit])
+
+
+def _note_missing(protocol: Protocol, dataset: DataSet) -> None:
+    """Notes sequences that published numbers are of, and the folder does not hold."""
+    if isinstance(rule := protocol.frames, Listed):
+        expected, kind = [name for name, _ in rule.places], "sequence of the list is missing"
+    else:
+        expected, kind = protocol.only or dataset.scenes, "sequence of the protocol is missing"
+    names = dataset.sequences()
+    there = {*names, *(x.partition("/")[0] for x in names), *(x.rpartition("/")[2] for x in names)}
+    for name in expected:
+        if name not in there and name not in protocol.left_out:
+            dataset.problems.add(kind, name)
 
 
 def _length(protocol: Protocol, dataset: DataSet, name: str) -> tuple[int, str | None] | None:
