@@ -240,3 +240,24 @@ def test_annotations_of_vggt_may_lie_in_any_folder_of_the_data_set(copied):
     (root / "annotations").rename(root / "co3d_v2_annotations")
     dataset = opened("co3d", root)
     assert dataset.layout == "vggt" and dataset.sequences() == list(written.images)
+
+
+def test_annotations_of_a_clip_and_truncated_maps_of_depth_are_counted(copied, tmp_path):
+    root, _ = copied("re10k", "pi3")
+    path = root / "0123456789abcdef" / "annotations.json"
+    records = json.loads(path.read_text())
+    del records[1]["filepath"]
+    records[2] = None
+    path.write_text(json.dumps(records))
+    sequence = opened("re10k", root).load("0123456789abcdef")
+    assert [frame.index for frame in sequence.frames] == [0, *range(3, 12)]
+    assert sequence.problems.counts == {"annotation cannot be read": 2}
+    path.write_text('{"0": 1}')
+    with pytest.raises(InputError, match="annotations.json: is no list of annotations"):
+        opened("re10k", root).load("0123456789abcdef")
+    shutil.rmtree(root)
+    root, _ = copied("dtu", "training")
+    path = next((root / "Depths").rglob("*0003.pfm"))
+    path.write_bytes(path.read_bytes()[:-4])
+    sequence = opened("dtu", root).load("scan1")
+    assert sequence.problems.counts == {reading.DAMAGED_DEPTH: 1} and len(sequence.frames) == 12

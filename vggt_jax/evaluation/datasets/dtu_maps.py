@@ -109,11 +109,13 @@ def map_size(path: Path) -> Size:
     """Height and width of a map, of which no more is read than its header.
 
     Raises:
-        InputError: it is missing or damaged.
+        InputError: it is missing or damaged, or shorter than it says.
     """
     if path.suffix.lower() == ".pfm":
         with naming(path, "PFM file of one channel"), path.open("rb") as file:
             _, height, width = _pfm_header(file)
+            if path.stat().st_size < file.tell() + 4 * height * width:
+                raise ValueError("it is truncated")
             return height, width
     with naming(path, "array of depth"):
         height, width = (n for n in np.load(path, mmap_mode="r").shape if n != 1)

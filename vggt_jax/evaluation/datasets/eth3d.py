@@ -156,7 +156,7 @@ class _Scene:
     def __init__(self, folder: Path, name: str, problems: Problems, images: str, masked):
         self.folder, self.name, self.problems, self.masked = folder, name, problems, masked
         lens = folder / _OF_LENS
-        self.lens_model = _by_name(*read_model(lens)) if has_model(lens) else {}
+        self.lens_model = _by_name(lens, *read_model(lens)) if has_model(lens) else {}
         is_official = has_model(folder / _OF_PINHOLE) and bool(
             by_stem(folder / "images" / _UNDISTORTED)
         )
@@ -168,7 +168,8 @@ class _Scene:
     def frames(self) -> list[Frame]:
         """All frames that have an image."""
         if self.is_official:
-            model, part = _by_name(*read_model(self.folder / _OF_PINHOLE)), _UNDISTORTED
+            pinhole = self.folder / _OF_PINHOLE
+            model, part = _by_name(pinhole, *read_model(pinhole)), _UNDISTORTED
         else:
             model, part = self.lens_model, _DISTORTED
         there = by_stem(self.folder / "images" / part)
@@ -242,13 +243,15 @@ class _Scene:
 
 
 def _by_name(
-    cameras: dict[int, ColmapCamera], images: list[ColmapImage]
+    folder: Path, cameras: dict[int, ColmapCamera], images: list[ColmapImage]
 ) -> dict[str, tuple[ColmapCamera, ColmapImage]]:
     """Cameras and images by the names of files, in lower case, without endings and folders."""
     found = {}
     for image in images:
         if image.camera not in cameras:
-            raise InputError(f"{image.name}: its camera {image.camera} is not in cameras.txt")
+            raise InputError(
+                f"{folder}: the camera of {image.name}, {image.camera}, is not in cameras.txt"
+            )
         found[Path(image.name).stem.lower()] = cameras[image.camera], image
     return found
 

@@ -215,13 +215,19 @@ class RealEstate10K(DataSet):
                 f"{path}: {len(records)} cameras, but {len(numbers)} images without a gap: after a "
                 "failed download images close ranks and no longer fit; match them by time anew"
             )
+        if not isinstance(records, list):
+            raise InputError(f"{path}: is no list of annotations")
         frames = []
         for i, record in enumerate(records):
             label = f"{name}/{i}"
-            with naming(path, "list of annotations with filepath, intrinsics and extrinsics"):
-                image = folder.parent / record["filepath"]
-                matrix = np.array(record["intrinsics"], np.float64).reshape(3, 3)
-                pose = rigid(_pose(record["extrinsics"]), problems, label, inverse=False)
+            try:
+                with naming(path, "list of annotations with filepath, intrinsics and extrinsics"):
+                    image = folder.parent / record["filepath"]
+                    matrix = np.array(record["intrinsics"], np.float64).reshape(3, 3)
+                    pose = rigid(_pose(record["extrinsics"]), problems, label, inverse=False)
+            except InputError:
+                problems.add("annotation cannot be read", label)
+                continue
             image = images.get(image.stem)
             if usable_size(image, problems, label) is None or image is None:
                 continue
