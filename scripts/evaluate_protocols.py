@@ -3,9 +3,10 @@
     python scripts/evaluate_protocols.py --folder FOLDER --out evaluation_protocols.jsonl
 
 Writes the data sets (`write_dataset.py`) and the results of `vggt-jax evaluate` into the folder,
-and a line of JSON for each protocol and attention to the file. Protocols that differ in their names
-alone are one. Pictures are squares, as the small model knows them, so that the sizes of protocols
-do not count; nor do the frames of CO3D's. The rest does.
+and a line of JSON for each protocol and attention to the file, as they come; results that are in
+the folder are not computed again. Protocols that differ in their names alone are one. Pictures are
+squares, as the small model knows them, so that the sizes of protocols do not count; nor do the
+frames of CO3D's. The rest does.
 """
 
 import argparse
@@ -53,7 +54,7 @@ def main():
             write(dataset, args.folder / dataset, None, NUM_FRAMES, (args.side, args.side))
     frames = args.folder / "co3d_frames.json"
     frames.write_text(json.dumps(dict.fromkeys(("110_1_2", "120_3_4"), FRAMES_OF_CO3D)))
-    lines = []
+    args.out.write_text("", encoding="utf-8")
     for attention, options in ATTENTION.items():
         for (dataset, name), protocol in distinct().items():
             results = (
@@ -70,7 +71,8 @@ def main():
             about, *found = map(json.loads, results.read_text().splitlines())
             scored = [line for line in found if "metrics" in line]
             line = {"dataset": dataset, "protocol": name, "attention": attention}
-            line |= {x: about[x] for x in ("model", "compute_dtype", "vggt_jax", "jax", "device")}
+            line["model"] = Path(about["model"]).stem if args.model else about["model"]
+            line |= {x: about[x] for x in ("compute_dtype", "vggt_jax", "jax", "device")}
             line["size"] = [args.side, args.side]
             line["sequences"] = len(scored)
             line["frames"] = [len(x["frames"]) for x in scored]
@@ -78,10 +80,9 @@ def main():
             line["sparsity"] = sum(x["sparsity"] for x in scored) / max(1, len(scored))
             of = aggregated(protocol, scored)
             line["metrics"] = {key: float(f"{value:.5g}") for key, value in of.items()}
-            lines.append(line)
+            with args.out.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
             print(f"{dataset} {name} {attention}: {code}", file=sys.stderr)
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    args.out.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
