@@ -113,6 +113,13 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
+def pytest_collection_finish():
+    # Tracing makes millions of objects, few of them in cycles: looking for these takes a tenth of a
+    # run where Python does it as often as by default.
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 50)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
     # Most optimisations are left out, also for the fixtures of a module; not so on a GPU.

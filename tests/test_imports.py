@@ -1,6 +1,7 @@
 """Which package imports which, and that importing does nothing else."""
 
 import ast
+import functools
 import os
 import shutil
 import subprocess
@@ -27,10 +28,15 @@ ORDER = (
 )  # fmt: skip
 
 
+@functools.cache
+def parsed(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def imported(path, *, at_import_only=False):
     """Full names of the modules that a file imports, `a.b` and `a.b.c` for `from a.b import c`."""
     found = set()
-    nodes = [ast.parse(path.read_text(encoding="utf-8"))]
+    nodes = [parsed(path)]
     while nodes:
         node = nodes.pop()
         if isinstance(node, ast.Import):
