@@ -8,12 +8,15 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 import pallas_kernels
+from vggt_jax.layers.abstract import OneKey
 from vggt_jax.layers.precision import Precision
 
 _INIT_STD = 0.02  # official file: vggt/layers/vision_transformer.py, init_weights_vit_timm
 
 
 def _kernel(rngs: nnx.Rngs, *shape: int) -> nnx.Param:
+    if isinstance(rngs, OneKey):  # Tracing a draw takes longer than all else in a constructor.
+        return nnx.Param(jnp.zeros(shape, jnp.float32))
     draw = jax.random.truncated_normal(rngs.params(), -2.0, 2.0, shape, jnp.float32)
     return nnx.Param(_INIT_STD * draw)
 
