@@ -37,7 +37,8 @@ def synthetic(split: Split, at_once: int) -> Render:
             return jax.vmap(one)(keys)
         # What does not divide would be compiled a second time, for the rest.
         at_most = max(i for i in range(1, at_once + 1) if num % i == 0)
-        return jax.lax.map(one, keys, batch_size=at_most)
+        found = jax.lax.map(jax.vmap(one), keys.reshape(-1, at_most))
+        return jax.tree.map(lambda x: x.reshape(num, *x.shape[2:]), found)
 
     return render
 
