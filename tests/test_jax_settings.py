@@ -36,7 +36,7 @@ from vggt_jax.training.optimizer import OptimizerSettings, make_optimizer
 from vggt_jax.training.predict import Execution
 from vggt_jax.training.scenes import synthetic as rendered
 from vggt_jax.training.state import initial_state
-from vggt_jax.training.step import AXIS, Recipe, make_steps, make_validation
+from vggt_jax.training.step import AXIS, Recipe, make_steps, make_validation, update
 from vggt_jax.training.variants import Variant
 from vggt_jax.viewer.cameras import viewer_cameras
 from vggt_jax.viewer.layers import depth_edges
@@ -85,7 +85,10 @@ def vggt_with_tracks(vggt, pi3):
 @case
 def vggt_sparse(vggt, pi3):
     def call(model, images, num_frames):
-        return [model(images, num_frames=num_frames, attention=a) for a in OTHERS]
+        """Up to the heads, of which `bfloat16` sees how attention reaches them."""
+        options = {"layout": model.layout(images), "num_frames": num_frames}
+        tokens = model.encode(images)
+        return jax.tree.leaves([model.aggregate(tokens, attention=a, **options) for a in OTHERS])
 
     return call, vggt, IMAGES, NUM_FRAMES
 
@@ -201,19 +204,16 @@ def metrics(vggt, pi3):
 
 @case
 def world(vggt, pi3):
-    def call(key):
-        scenes = synthetic.render_scenes(key, 2, 2, size=(14, 28))
-        points = scenes.world_points()[:, 0].reshape(2, -1, 3)
-        return scenes, synthetic.correspondences(scenes, points)
-
-    return call, key()
+    return lambda key: synthetic.render_scenes(key, 2, 2, size=(14, 28)), key()
 
 
 @case
 def wide_world(vggt, pi3):
     def call(key, texels):
         bank = synthetic.PictureBank(texels=texels)
-        return synthetic.render_scenes(key, 2, 2, size=(14, 28), split="wide-train", bank=bank)
+        scenes = synthetic.render_scenes(key, 2, 2, size=(14, 28), split="wide-train", bank=bank)
+        points = scenes.world_points()[:, 0].reshape(2, -1, 3)
+        return scenes, synthetic.correspondences(scenes, points)
 
     return call, key(), array(3, 87_380, dtype=np.uint32)
 
@@ -233,25 +233,28 @@ def recipe(config, **settings):
 
 @case
 def training(vggt, pi3):
-    """Both optimisers, the validation of the first, and the state that they begin with."""
+    """Steps of the first optimiser and an update of the other, the validation, and the state that they
+    begin with."""
     config = vggt.config.from_dict(vggt.config.to_dict() | {"enable_track": False})
     mesh, variant = Mesh(np.array(jax.devices()[:1]), (AXIS,)), Variant.parse("2x3@28x28")
 
     def call(key, model):
         adamw, muon = recipe(config), recipe(config, method="muon", schedule="linear")
-        found = []
-        for each in (adamw, muon):
-            state = initial_state(model, each.optimizer)
-            steps = make_steps(each, variant, num_steps=2, mesh=mesh)
-            found.append(steps(state, key, jnp.int32(9)))
+        states = [initial_state(model, each.optimizer) for each in (adamw, muon)]
+        steps = make_steps(adamw, variant, num_steps=2, mesh=mesh)
+        gradients, metrics = states[1].params, {"total": jnp.float32(1)}
+        found = (
+            steps(states[0], key, jnp.int32(9)),
+            update(muon, states[1], gradients, metrics, jnp.int32(9)),
+        )
         validate = make_validation(adamw, variant, num_batches=2, mesh=mesh)
-        return found, validate(state.ema, key)
+        return found, validate(states[0].ema, key)
 
     return call, key(), abstract_model(config)
 
 
 # For long, or parts of what others trace.
-SLOW_TO_TRACE = ("training", "new_models", "one_scene", "pi3_sparse")
+SLOW_TO_TRACE = ("training", "gradients", "new_models", "one_scene", "pi3_sparse", "world")
 
 
 @pytest.mark.parametrize(
