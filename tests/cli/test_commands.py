@@ -212,8 +212,8 @@ def test_doctor(run, capsys, monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_bench(run, refused, capsys, monkeypatch, tiny):
-    cameras_and_depth = tiny(enable_point=False, enable_track=False)
-    monkeypatch.setattr(bench, "random_model", lambda *_: cameras_and_depth)
+    cameras = tiny(enable_point=False, enable_track=False, enable_depth=False)
+    monkeypatch.setattr(bench, "random_model", lambda *_: cameras)
     args = ["bench", "--size", 28, 42, "--repeats", 1]
     assert run(*args, "--frames", 1, 3, "--sparse-ratio", 0.5) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
