@@ -5,13 +5,15 @@ import json
 import pathlib
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tyro
 from PIL import Image
 
 from vggt_jax.errors import InputError
-from vggt_jax.training import Execution, TrainSettings
+from vggt_jax.training import Execution, TrainSettings, scenes
 from vggt_jax.training.scenes import read_textures
 
 SCRIPTS = pathlib.Path(__file__).parents[2] / "scripts"
@@ -35,6 +37,21 @@ def test_every_tenth_picture_is_kept_for_validation(tmp_path):
         read_textures(settings_of(world="wide", textures=tmp_path))
     with pytest.raises(InputError, match="only the wide world"):
         settings_of(textures=tmp_path)
+
+
+def test_how_many_scenes_are_rendered_at_once_changes_nothing(monkeypatch):
+    def render_scenes(key, num, num_frames, *, size, split, bank):
+        images = jax.random.uniform(key, (num, num_frames, *size))
+        return {"images": images, "pictures": jnp.zeros((num, 0, 3))}  # none: no elements
+
+    monkeypatch.setattr(scenes, "render_scenes", render_scenes)
+    keys = jax.random.split(jax.random.key(0), 6)
+    run = lambda at_once: jax.jit(lambda keys: scenes.synthetic("train", at_once)(keys, 2, (3, 4)))
+    expected = run(0)(keys)
+    assert expected["images"].shape == (6, 2, 3, 4) and expected["pictures"].shape == (6, 0, 3)
+    for at_once in (1, 4):  # of six, four at once are three
+        found = run(at_once)(keys)
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def test_settings_come_back_from_their_file(monkeypatch):
