@@ -74,7 +74,6 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import toys  # noqa: E402
-from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from pallas_kernels import devices, mosaic_gpu_call  # noqa: E402
@@ -158,17 +157,6 @@ def optimized():
     """Compiles with all optimisations, for a test that depends on them."""
     with optimizations(on=True):
         yield
-
-
-@pytest.fixture
-def no_program_cache():
-    """Compiles anew, for a test that reads a compiler's plan or counts its work."""
-    before = jax.config.jax_enable_compilation_cache
-    jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()  # otherwise what was decided at the first compilation holds
-    yield
-    jax.config.update("jax_enable_compilation_cache", before)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture

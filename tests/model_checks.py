@@ -12,7 +12,7 @@ from vggt_jax.pipeline import memory
 
 
 def check_estimate_of_memory(model, *, num_frames, height, width, attention=Dense()):
-    """The estimate is near what the compiler plans. Use it with the fixture `no_program_cache`."""
+    """The estimate is near what the compiler plans."""
     images = jax.ShapeDtypeStruct((1, num_frames, height, width, 3), jnp.uint8)
     run = jax.jit(
         lambda model, images: model(images, compute_dtype=jnp.float32, attention=attention)

@@ -225,9 +225,7 @@ def test_the_command_line_reconstructs(tmp_path, tiny_da3, photographs, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("num_frames", "height", "width"), [(9, 140, 112)])
-def test_estimate_of_memory_is_near_what_the_compiler_plans(
-    tiny_da3, no_program_cache, num_frames, height, width
-):
+def test_estimate_of_memory_is_near_what_the_compiler_plans(tiny_da3, num_frames, height, width):
     model = tiny_da3(dim=192, num_heads=6, cam_enc_num_heads=6, head_features=32)
     check_estimate_of_memory(model, num_frames=num_frames, height=height, width=width)
 

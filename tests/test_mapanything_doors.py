@@ -184,7 +184,7 @@ def test_the_command_line_reconstructs(tmp_path, tiny_mapanything, photographs, 
 @pytest.mark.slow
 @pytest.mark.parametrize(("num_frames", "height", "width"), [(9, 140, 112)])
 def test_estimate_of_memory_is_near_what_the_compiler_plans(
-    tiny_mapanything, no_program_cache, num_frames, height, width
+    tiny_mapanything, num_frames, height, width
 ):
     model = tiny_mapanything(
         encoder_dim=192, info_sharing_dim=192, encoder_num_heads=6, info_sharing_num_heads=6,

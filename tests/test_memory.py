@@ -19,9 +19,7 @@ SPARSE = vggt_jax.BlockSparse(sparse_ratio=0.75, min_tokens=0)
         pytest.param(6, 196, 252, SPARSE, id="few large frames, sparse", marks=pytest.mark.slow),
     ],
 )
-def test_estimate_is_near_what_the_compiler_plans(
-    tiny, no_program_cache, num_frames, height, width, attention
-):
+def test_estimate_is_near_what_the_compiler_plans(tiny, num_frames, height, width, attention):
     model = tiny(
         embed_dim=192, num_heads=6, dpt_features=32, enable_point=False, enable_track=False
     )

@@ -188,9 +188,7 @@ def test_the_mode_follows_from_the_model(tmp_path, tiny_pi3, photographs):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("num_frames", "height", "width"), [(6, 196, 252), (19, 140, 112)])
-def test_estimate_of_memory_is_near_what_the_compiler_plans(
-    tiny_pi3, no_program_cache, num_frames, height, width
-):
+def test_estimate_of_memory_is_near_what_the_compiler_plans(tiny_pi3, num_frames, height, width):
     model = tiny_pi3(
         encoder_dim=192, decoder_dim=192, encoder_num_heads=6, decoder_num_heads=6, head_dim=192,
         head_num_heads=6,

@@ -228,7 +228,7 @@ def test_gradients_reach_every_parameter(model, images, priors):
 
 
 @pytest.mark.slow
-def test_the_estimate_of_memory_is_near(tiny_pi3x, no_program_cache):
+def test_the_estimate_of_memory_is_near(tiny_pi3x):
     model = tiny_pi3x(
         encoder_dim=96,
         decoder_dim=96,

@@ -298,7 +298,7 @@ def sizes_of_products(program):
 
 
 @pytest.mark.slow
-def test_memory_is_bounded(monkeypatch, optimized, no_program_cache):
+def test_memory_is_bounded(monkeypatch, optimized):
     """Of 16 MiB of scores, a program with a limit of 256 KiB has few at a time."""
     n, t, h, block = 4, 16384, 8, 16
     x = jax.ShapeDtypeStruct((t, n, h), jnp.bfloat16)

@@ -407,7 +407,7 @@ def test_stripes_of_xla_change_nothing(draw_case, pairs_that_count, exact_attent
 
 
 @pytest.mark.slow
-def test_memory_of_xla_is_bounded(optimized, no_program_cache):
+def test_memory_of_xla_is_bounded(optimized):
     """Of a quarter GiB of scores, few exist at a time: forwards, and backwards."""
     x = jax.ShapeDtypeStruct((8192, 1, 32), jnp.float32)
     block_map = jax.eval_shape(lambda: BlockMap.full(1, 8192, 8192))
