@@ -76,20 +76,18 @@ def by_hand(monkeypatch):
 
 @pytest.fixture(scope="module")
 def jitted():
-    """Steps by how they run, for runs of otherwise the same settings: traced once."""
+    """Steps and validations by how they run, for runs of otherwise the same settings: traced once."""
     return {}
 
 
 @pytest.fixture
 def traced_once(jitted, monkeypatch):
-    make = loop.make_steps
-    monkeypatch.setattr(
-        loop,
-        "make_steps",
-        lambda recipe, variant, **options: jitted.setdefault(
-            (recipe.execution, variant), make(recipe, variant, **options)
-        ),
-    )
+    def once(make, recipe, variant, **options):
+        name = (make.__name__, recipe.execution, variant)
+        return jitted.setdefault(name, make(recipe, variant, **options))
+
+    for make in (loop.make_steps, loop.make_validation):
+        monkeypatch.setattr(loop, make.__name__, functools.partial(once, make))
 
 
 @pytest.fixture

@@ -144,7 +144,10 @@ from vggt_jax.training.step import AXIS, Recipe, make_steps
 from vggt_jax.training.variants import Variant
 
 assert jax.device_count() == 2
-model = jax.jit(lambda: initial_model(CAMERAS, jax.random.key(0)))()
+shapes = jax.eval_shape(lambda: initial_model(CAMERAS, jax.random.key(0)))
+rng = np.random.default_rng(0)
+draw = lambda x: (0.1 * rng.normal(size=x.shape)).astype(x.dtype)
+model = jax.tree.map(draw, shapes)  # without a program that draws
 settings = OptimizerSettings(warmup_steps=0)
 recipe = Recipe(
     model=model, render=plane_scenes, optimizer=make_optimizer(settings), settings=settings,
