@@ -1,6 +1,7 @@
 """One step: what it learns from, what it leaves alone, and that devices and memory change nothing."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -168,7 +169,8 @@ print("same", float(results[0]["total"][0]))
 
 @pytest.mark.slow
 def test_two_devices_find_what_one_finds(monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+    two = "--xla_force_host_platform_device_count=2"
+    monkeypatch.setenv("XLA_FLAGS", f"{os.environ['XLA_FLAGS']} {two}")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     folder = Path(__file__).parent
