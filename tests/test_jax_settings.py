@@ -385,7 +385,7 @@ def test_streams_move_arrays_explicitly(recon, tiny):
 
 
 def test_many_scenes_move_arrays_explicitly(tiny_pi3, tmp_path, monkeypatch):
-    def run(model, images, num_frames, query_points, priors, *, attention, compute_dtype):
+    def run(model, images, num_frames, query_points, priors, **options):
         on_the_device(images)
         depth = mean_of_colors(images)
         return Reconstruction(images=None, depth=depth, depth_confidence=depth)
