@@ -1,5 +1,6 @@
 """From photographs to files: what `vggt-jax infer` does, step by step with progress and timings."""
 
+import dataclasses
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,18 +25,22 @@ from vggt_jax.files import check_not_input, output_folder
 from vggt_jax.images.files import as_patterns, checked_file, photographs
 from vggt_jax.images.frames import Frames
 from vggt_jax.images.kinds import is_picture
+from vggt_jax.images.parts import ImageParts
 from vggt_jax.images.video import is_video
 from vggt_jax.layers.scene_attention import AttentionStats
 from vggt_jax.models.base import SceneModel
 from vggt_jax.pipeline import inputs as scene_inputs
 from vggt_jax.pipeline.memory import out_of_memory_is_an_input_error
+from vggt_jax.pipeline.one_scene import image_parts, unread
 from vggt_jax.pipeline.options import Options
 from vggt_jax.pipeline.plan import Plan, plan_scene
 from vggt_jax.pipeline.run import prepare, with_known, with_more_keys
 from vggt_jax.pipeline.timing import said_duration, why_slower
+from vggt_jax.pipeline.windows.run import first_window, infer_in_windows
+from vggt_jax.pipeline.windows.store import WindowStore
 from vggt_jax.scene.confidence import PointSource
 from vggt_jax.scene.reconstruction import Reconstruction
-from vggt_jax.scene.results import load_reconstruction
+from vggt_jax.scene.results import is_large, load_reconstruction
 
 _LONG = 15.0  # Seconds from which on it is said how long work on a CPU will take.
 
@@ -72,6 +77,7 @@ def reconstruct_files(
         raise InputError(f"{out}: holds the photographs; choose another --out")
     inputs = scene.inputs(paths)
     check_not_input(out, inputs)
+    options, windows = _with_window_folder(options, out)
     writing = output_folder(out, overwrite=overwrite, stale=FILES, inputs=inputs)
     with writing as folder, Steps(5 + len(exports), quiet=scene.quiet) as steps:
         if (server := getattr(scene, "server", None)) is not None:
@@ -88,6 +94,8 @@ def reconstruct_files(
                 min_confidence=scene.min_confidence,
                 max_points=max_points,
             )
+    if windows is not None:
+        WindowStore.opened(windows).remove()
     reports = []
     with steps:
         for place, export in exports.items():
@@ -111,6 +119,14 @@ def reconstruct_files(
         outcome["attention"], text = _of_attention(stats)
         lines.append(text)
     return "\n".join([*lines, str(steps)]), outcome
+
+
+def _with_window_folder(options: Options, out: Path) -> tuple[Options, Path | None]:
+    """Options with a place for windows beside the results, and that place, if nobody named one."""
+    if options.window is None or options.window_folder is not None:
+        return options, None
+    beside = out.with_name(f"{out.name}.windows")
+    return dataclasses.replace(options, window_folder=beside), beside
 
 
 def _of_attention(stats: AttentionStats) -> tuple[dict[str, float], str]:
@@ -139,6 +155,8 @@ def print_plan(scene: Scene) -> None:
     options, paths = scene.options(), _checked_photographs(scene)
     with Steps(2, quiet=scene.quiet) as steps:
         model, inputs, _ = _load_and_read(scene, options, paths, steps)
+        if isinstance(inputs, ImageParts):
+            inputs = first_window(inputs, model, options)
     plan = plan_scene(inputs, model, options, say=lambda message: None, refuse=False)
     print_outcome(scene, str(plan), plan.to_dict())
 
@@ -165,7 +183,7 @@ def read_or_reconstruct(scene: Scene) -> Reconstruction:
             f"{results}: holds results, for which --{changed[0].replace('_', '-')} comes too late; "
             "leave it out, or give the photographs"
         )
-    recon = load_reconstruction(results)
+    recon = load_reconstruction(results, memory_map=is_large(results))
     images = np.asarray(recon.images)
     frames = Frames(images=images, names=recon.names, transforms=recon.transforms)
     scene.check_of_frames(frames)
@@ -192,6 +210,12 @@ def _reconstruct(
         vggt_jax.CheckpointError: the model cannot be loaded.
     """
     model, inputs, points = _load_and_read(scene, options, paths, steps)
+    if isinstance(inputs, ImageParts):
+        keep_compiled_programs()
+        with steps(f"reconstructing {len(inputs)} frames in windows") as say:
+            tell = lambda news: say(f"{news.doing}: {news.done} of {news.total} done")
+            result = infer_in_windows(inputs, model, options, say=scene.say, news=tell)
+            return result, points
     for export in exports:
         export.check_frames(inputs.frames)
     if (missed := why_slower()) is not None:
@@ -232,8 +256,9 @@ def _run_plan(
 
 def _load_and_read(
     scene: Scene, options: Options, paths: tuple[Path, ...], steps: Steps
-) -> tuple[SceneModel, scene_inputs.SceneInputs, PointSource | None]:
-    """The model, the photographs, and where points come from."""
+) -> tuple[SceneModel, scene_inputs.SceneInputs | ImageParts, PointSource | None]:
+    """The model, the photographs, which are not read yet if they go through windows, and where
+    points come from."""
     first_path, is_alone = paths[0], len(paths) == 1
     if scene.changed("fps", "frames") and (not is_alone or first_path.is_dir()):
         raise InputError("--fps and --frames are for a video; name one file, or leave them out")
@@ -242,6 +267,11 @@ def _load_and_read(
     points = _source_of_points(model, scene.point_source(), scene.model_name)
     with steps("reading photographs"):
         images = first_path if is_alone else list(paths)
+        if options.window is not None:
+            parts = image_parts(images, options)
+            if len(parts) > options.window:
+                return model, parts, points
+            images, options = unread(parts, images, options)
         inputs = scene_inputs.read(images, model, options)
         if len(inputs.frames.images) == 1 and not scene.allow_single_image:
             raise InputError(

@@ -111,6 +111,7 @@ def in_our_spelling(argv: Sequence[str]) -> list[str]:
         "pattern": tyro.conf.UseAppendAction[tuple[str, ...]],
         "compute_dtype": Literal["float32", "bfloat16"] | None,
         "devices": int | None,
+        "window_folder": Path | None,
     },
 )
 class Scene(Attending):

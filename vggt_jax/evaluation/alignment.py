@@ -58,6 +58,7 @@ def umeyama(
     valid: Bool[Array, "*batch m"] | None = None,
     *,
     with_scale: bool = True,
+    weights: Float[Array, "*batch m"] | None = None,
 ) -> Similarity:
     """The similarity that brings points closest to their counterparts, by squared distances.
 
@@ -73,14 +74,21 @@ def umeyama(
         source, target: pairs of points.
         valid: which pairs count; None for all. Others may hold anything, NaN included.
         with_scale: whether the scale is free; otherwise it is 1 (SE(3)).
+        weights: of squared distances, not negative; None for the same of all. A pair of weight 0
+            does not count.
     """
     if valid is None:
         valid = jnp.ones(source.shape[:-1], bool)
+    if weights is not None:
+        valid = valid & (weights > 0)
+        weights = jnp.where(valid, weights.astype(jnp.float32), 0.0)
     number = jnp.sum(valid, axis=-1, dtype=jnp.int32)
+    total = number.astype(jnp.float32) if weights is None else jnp.sum(weights, axis=-1)
+    weighted = lambda points: points if weights is None else weights[..., None] * points
 
     def centred(points):
         points = jnp.where(valid[..., None], points.astype(jnp.float32), 0.0)
-        mean = jnp.sum(points, axis=-2) / number[..., None].astype(jnp.float32)
+        mean = jnp.sum(weighted(points), axis=-2) / total[..., None]
         return mean, jnp.where(valid[..., None], points - mean[..., None, :], 0.0)
 
     (source_mean, source), (target_mean, target) = centred(source), centred(target)
@@ -88,13 +96,15 @@ def umeyama(
     # Sizes of 1: the decomposition is to see no numbers near the ends of float32.
     unit = lambda points, size: points / jnp.where(size > 0, size, 1.0)[..., None, None]
     source, target = unit(source, source_size), unit(target, target_size)
-    covariance = jnp.einsum("...mi,...mj->...ij", target, source, precision=_FULL_PRECISION)
+    covariance = jnp.einsum(
+        "...mi,...mj->...ij", weighted(target), source, precision=_FULL_PRECISION
+    )
     is_spread = source_size > 0
     both = (is_spread & (target_size > 0))[..., None, None]
     rotation = geometry.nearest_rotation(jnp.where(both, covariance, np.eye(3, dtype=np.float32)))
     scale = jnp.ones_like(source_size)
     if with_scale:
-        variance = jnp.sum(source * source, axis=(-2, -1))
+        variance = jnp.sum(weighted(source * source), axis=(-2, -1))
         best = jnp.sum(rotation * covariance, axis=(-2, -1)) / jnp.where(is_spread, variance, 1.0)
         best = jnp.maximum(best, 0.0) * target_size / jnp.where(is_spread, source_size, 1.0)
         scale = jnp.where(is_spread, best, 1.0)

@@ -7,7 +7,7 @@ import numpy as np
 
 from vggt_jax.export.cameras_json import write_cameras
 from vggt_jax.export.ply import write_point_cloud
-from vggt_jax.export.points import select_points
+from vggt_jax.export.points import joined_points, select_points, share_of
 from vggt_jax.export.scene_pictures import write_scene_pictures
 from vggt_jax.files import OVERVIEW, RESULTS
 from vggt_jax.scene.confidence import (
@@ -20,6 +20,7 @@ from vggt_jax.scene.confidence import (
 )
 from vggt_jax.scene.reconstruction import Reconstruction
 from vggt_jax.scene.results import write_reconstruction
+from vggt_jax.scene.stretches import stretches
 
 FILES = (
     RESULTS,
@@ -54,7 +55,6 @@ def write_scene(
     Returns:
         How many points the cloud has.
     """
-    allowed = allowed_pixels(result)
     percentile, smallest = confidence_limits(
         result.confidence_kind,
         confidence_percentile=confidence_percentile,
@@ -72,29 +72,37 @@ def write_scene(
             length_unit=result.length_unit,
             provenance=result.provenance,
         )
-    write_scene_pictures(folder, result, allowed)
+    write_scene_pictures(folder, result)
     if points is None:
         return 0
-    usable = usable_pixels(result, points, min_confidence=smallest, depth_edges=result.depth_edges)
-    if min_confidence is not None and not usable.any():
+    usable = lambda part: usable_pixels(
+        part, points, min_confidence=smallest, depth_edges=part.depth_edges
+    )
+    any_usable = any(usable(part).any() for part in stretches(result))
+    if min_confidence is not None and not any_usable:
         say(
             f"warning: no point has a confidence above --min-confidence {min_confidence:g}, so "
             "that there is no points.ply"
         )
         return 0
-    if not usable.any():
+    if not any_usable:
         say(
             f"warning: every point lies at an edge of depth or has a confidence of {smallest:g} or "
             "less, so that the cloud holds them all"
         )
-        usable = allowed
-    selected, colors = select_points(
-        points_of(result, points),
-        confidence_of(result, points),
-        np.asarray(result.images),
-        confidence_percentile=percentile,
-        mask=usable,
-        max_points=max_points,
+        usable = allowed_pixels
+    selected, colors = joined_points(
+        [
+            select_points(
+                points_of(part, points),
+                confidence_of(part, points),
+                np.asarray(part.images),
+                confidence_percentile=percentile,
+                mask=usable(part),
+                max_points=share_of(max_points, part, result) or 1,
+            )
+            for part in stretches(result)
+        ]
     )
     comment = str(result.provenance)
     write_point_cloud(folder / "points.ply", selected, colors, comment=comment)

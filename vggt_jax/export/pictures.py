@@ -49,9 +49,28 @@ def write_depth_pictures(
     """
     if len(names) != len(depth):
         raise ValueError(f"{len(names)=} must be the number of frames, {len(depth)}")
-    valid, near_far = _valid_range(depth, mask)
+    return draw_depth_pictures(folder, depth, file_stems(names), mask, range_of_depths(depth, mask))
+
+
+def range_of_depths(
+    depth: Float[np.ndarray, "s height width"], mask: Bool[np.ndarray, "s height width"] | None
+) -> tuple[float, float]:
+    """The depths between which `write_depth_pictures` has colours."""
+    return _valid_range(depth, mask)[1]
+
+
+def draw_depth_pictures(
+    folder: str | os.PathLike,
+    depth: Float[np.ndarray, "s height width"],
+    stems: Sequence[str],
+    mask: Bool[np.ndarray, "s height width"] | None,
+    near_far: tuple[float, float],
+) -> tuple[Path, ...]:
+    """`write_depth_pictures` of some frames of a scene, by the beginnings of their files' names and
+    the range of all."""
+    valid, _ = _valid_range(depth, mask)
     table = _color_table()
-    paths = tuple(Path(folder) / f"{stem}_depth.png" for stem in file_stems(names))
+    paths = tuple(Path(folder) / f"{stem}_depth.png" for stem in stems)
     for path, depth_map, valid_map in zip(paths, depth, valid, strict=True):
         write_png(path, _colored(depth_map, valid_map, near_far, table))
     return paths

@@ -1,5 +1,7 @@
 """The points of a scene that are good enough to export."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
 
@@ -14,6 +16,7 @@ from vggt_jax.scene.confidence import (
     usable_pixels,
 )
 from vggt_jax.scene.reconstruction import Reconstruction
+from vggt_jax.scene.stretches import stretches
 
 
 def confident_pixels(
@@ -61,6 +64,8 @@ def scene_points(
 ) -> tuple[Float32[np.ndarray, "m 3"], UInt8[np.ndarray, "m 3"]]:
     """The point cloud of a scene with its colours.
 
+    Of a scene that is a map of a file, percentiles are taken over stretches of frames.
+
     Args:
       recon: the scene.
       points: from depth and cameras, or from the model's point head. None is what is better
@@ -75,20 +80,47 @@ def scene_points(
       InputError: an argument is out of its range, or the model has no such points.
     """
     source = chosen_source(recon, points)
-    mask, percentile = confident_pixels(
-        recon,
-        source,
-        confidence_percentile=confidence_percentile,
-        min_confidence=min_confidence,
-    )
-    return select_points(
-        points_of(recon, source),
-        confidence_of(recon, source),
-        np.asarray(recon.images),
-        confidence_percentile=percentile,
-        mask=mask,
-        max_points=max_points,
-    )
+    found, why = [], None
+    for part in stretches(recon):
+        try:
+            mask, percentile = confident_pixels(
+                part,
+                source,
+                confidence_percentile=confidence_percentile,
+                min_confidence=min_confidence,
+            )
+        except InputError as error:  # Only if it is so in all stretches.
+            why = error
+            continue
+        found.append(
+            select_points(
+                points_of(part, source),
+                confidence_of(part, source),
+                np.asarray(part.images),
+                confidence_percentile=percentile,
+                mask=mask,
+                max_points=share_of(max_points, part, recon),
+            )
+        )
+    if not found:
+        assert why is not None
+        raise why
+    return joined_points(found)
+
+
+def share_of(max_points: int | None, part: Reconstruction, whole: Reconstruction) -> int | None:
+    """How many points of a part of the frames there may be, at least one."""
+    if max_points is None:
+        return None
+    return max(1, max_points * len(part.images) // len(whole.images))
+
+
+def joined_points(
+    found: Sequence[tuple[Float32[np.ndarray, "_ 3"], UInt8[np.ndarray, "_ 3"]]],
+) -> tuple[Float32[np.ndarray, "m 3"], UInt8[np.ndarray, "m 3"]]:
+    """Points and colours of stretches of a scene, as of one."""
+    points, colors = zip(*found, strict=True)
+    return np.concatenate(points), np.concatenate(colors)
 
 
 def select_points(

@@ -15,6 +15,7 @@ from vggt_jax.export.format import ExportOptions, Written
 from vggt_jax.export.images import Images
 from vggt_jax.scene.provenance import SMALL_MODEL
 from vggt_jax.scene.reconstruction import Reconstruction
+from vggt_jax.scene.stretches import is_mapped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +155,7 @@ def write_export(
     if recon.images.ndim != 4:
         raise InputError("several scenes cannot be exported together; give one, without scene axis")
     options.check_place(path)
-    recon = jax.device_get(recon)
+    recon = recon if is_mapped(recon) else jax.device_get(recon)
     written = options.of_format.export(recon, path, options)
     if recon.provenance.is_small:
         written = dataclasses.replace(written, notes=(*written.notes, SMALL_MODEL))

@@ -175,6 +175,20 @@ def check_model(model: SceneModel, options: Options) -> None:
 
 def read_frames(images: Any, model: SceneModel, options: Options) -> Frames:
     """Photographs in the sizes of a model, see `load_images`."""
+    return load_images(
+        images,
+        **read_settings(images, model, options),
+        fps=options.fps,
+        frames=options.frames,
+        pattern=options.pattern,
+        recursive=options.recursive,
+        stretch=options.stretch,
+        progress=options.progress,
+    )
+
+
+def read_settings(images: Any, model: SceneModel, options: Options) -> dict[str, Any]:
+    """What of `load_images` is due to a model: `mode`, `default_mode`, `size` and `patch_size`."""
     size, own_mode = options.size, model.traits.resize_mode
     if size is None and not hasattr(images, "ndim"):  # One array keeps the size that it has.
         size = model.config.img_size
@@ -183,19 +197,12 @@ def read_frames(images: Any, model: SceneModel, options: Options) -> Frames:
             mode in ("cover", "longest") and size == DEFAULT_SIZE
         ):
             size = None
-    return load_images(
-        images,
-        mode=options.mode,
-        default_mode=own_mode,
-        size=size,
-        patch_size=model.config.patch_size,
-        fps=options.fps,
-        frames=options.frames,
-        pattern=options.pattern,
-        recursive=options.recursive,
-        stretch=options.stretch,
-        progress=options.progress,
-    )
+    return {
+        "mode": options.mode,
+        "default_mode": own_mode,
+        "size": size,
+        "patch_size": model.config.patch_size,
+    }
 
 
 def of_frames(frames: Frames, options: Options) -> SceneInputs:

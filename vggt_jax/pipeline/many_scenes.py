@@ -110,6 +110,8 @@ class ManyScenesOptions(Options):
         if any(getattr(self, name) < 1 for name in counts):
             given = ", ".join(f"{name}={getattr(self, name)}" for name in counts)
             raise InputError(f"{given} must be at least 1")
+        if self.window is not None:
+            raise InputError("window is of one scene; leave it out, or infer scenes one by one")
         if self.max_error is not None:
             raise InputError("max_error is for one scene: scenes of a batch share their attention")
 

@@ -1,14 +1,20 @@
 """`infer` and `plan`: one scene, by the four steps of every reconstruction."""
 
+import contextlib
+import dataclasses
 import warnings
 from typing import Any
 
 import tqdm
 
+from vggt_jax.images.parts import ImageParts
+from vggt_jax.images.video import VideoFrames
+from vggt_jax.models.base import SceneModel
 from vggt_jax.pipeline.inputs import load, read
 from vggt_jax.pipeline.options import Options, takes
 from vggt_jax.pipeline.plan import Plan, plan_scene
-from vggt_jax.pipeline.run import run, with_more_keys
+from vggt_jax.pipeline.run import reconstructed
+from vggt_jax.pipeline.windows.run import WindowNews, first_window, infer_in_windows
 from vggt_jax.scene.reconstruction import Reconstruction
 
 
@@ -22,7 +28,8 @@ def infer(images: Any, options: Options) -> Reconstruction:
         options: keyword arguments, which are the fields of `Options`.
 
     Returns:
-        The reconstruction, in NumPy arrays without scene axis.
+        The reconstruction, in NumPy arrays without scene axis; of a scene in windows, large ones
+        are maps of a file.
 
     Raises:
         InputError: photographs or options cannot be used, a query point lies outside the first
@@ -30,27 +37,64 @@ def infer(images: Any, options: Options) -> Reconstruction:
         vggt_jax.CheckpointError: the model cannot be loaded.
     """
     model = load(options)
+    if options.window is not None:
+        parts = image_parts(images, options)
+        if len(parts) > options.window:
+            return _in_windows(parts, model, options)
+        images, options = unread(parts, images, options)
     inputs = read(images, model, options)
-    while True:
-        plan = plan_scene(inputs, model, options)
-        with tqdm.tqdm(
-            total=plan.num_frames,
-            desc="frames",
-            unit="frame",
-            disable=not (options.progress and plan.streamed),
-        ) as bar:
-            advance = lambda num, bar=bar: bar.update(num - bar.n)
-            result = run(inputs, model, plan, options, done=advance)
-        if (more := with_more_keys(result, plan, options, say=warnings.warn)) is None:
-            return result
-        options = more
+    return reconstructed(inputs, model, options, say=warnings.warn, progress=options.progress)
+
+
+def image_parts(images: Any, options: Options) -> ImageParts:
+    """Images as windows read them.
+
+    Raises:
+        InputError: they cannot be used.
+    """
+    return ImageParts(
+        images,
+        fps=options.fps,
+        frames=options.frames,
+        pattern=options.pattern,
+        recursive=options.recursive,
+        progress=options.progress,
+    )
+
+
+def unread(parts: ImageParts, images: Any, options: Options) -> tuple[Any, Options]:
+    """Images and options for a scene that is reconstructed at once after all.
+
+    Frames of a video are not chosen again.
+    """
+    options = dataclasses.replace(
+        options, window=None, overlap=None, loop_closure=False, window_folder=None
+    )
+    if not isinstance(parts.sources, VideoFrames):
+        return images, options
+    return parts.sources, dataclasses.replace(options, fps=None, frames=None)
+
+
+def _in_windows(parts: ImageParts, model: SceneModel, options: Options) -> Reconstruction:
+    with contextlib.ExitStack() as stack:
+        bars: dict[str, tqdm.tqdm] = {}
+
+        def show(news: WindowNews) -> None:
+            if news.doing not in bars:
+                bar = tqdm.tqdm(total=news.total, desc=news.doing, disable=not options.progress)
+                bars[news.doing] = stack.enter_context(bar)
+            bar = bars[news.doing]
+            bar.update(news.done - bar.n)
+
+        return infer_in_windows(parts, model, options, news=show)
 
 
 @takes(Options)
 def plan(images: Any, options: Options) -> Plan:
     """What `infer` would run for these photographs: attention, padding, memory, time.
 
-    Reads the model and the photographs, and compiles nothing.
+    Reads the model and the photographs, and compiles nothing. Of a scene in windows it is the plan
+    of one of them.
 
     Args:
         images, options: as for `infer`; a scene that does not fit is planned, too.
@@ -61,5 +105,11 @@ def plan(images: Any, options: Options) -> Plan:
     """
 
     model = load(options)
+    if options.window is not None:
+        parts = image_parts(images, options)
+        if len(parts) > options.window:
+            inputs = first_window(parts, model, options)
+            return plan_scene(inputs, model, options, say=lambda message: None, refuse=False)
+        images, options = unread(parts, images, options)
     inputs = read(images, model, options)
     return plan_scene(inputs, model, options, say=lambda message: None, refuse=False)

@@ -20,9 +20,14 @@ from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.models.base import CameraSource, SceneModel
 from vggt_jax.pipeline.placing import Devices, chosen_devices
+from vggt_jax.pipeline.windows.spans import check_window
 from vggt_jax.scene import calibration
 from vggt_jax.scene.priors import KINDS, PriorKind, Priors
 from vggt_jax.trunk.attention.plan import attention_of
+
+_NOT_OF_RESULTS = (
+    "model", "pad_frames", "devices", "window_folder", "memory_check", "progress"
+)  # fmt: skip
 
 P = ParamSpec("P")
 A = TypeVar("A")
@@ -121,6 +126,17 @@ class Options:
     devices: Devices = None
     """How many devices divide the frames of a scene between them, or which; the model is copied to
     each, and values are those of one device but for rounding. By default one."""
+    window: int | None = None
+    """Reconstruct a scene of more frames than this in overlapping windows of so many, joined into
+    one: for more frames than fit, or than the model is good for; see docs/windows.md."""
+    overlap: int | None = None
+    """Frames that neighbouring windows share, by which they are joined; a third of a window by
+    default."""
+    loop_closure: bool = False
+    """Of a scene in windows, find places that were seen before, and close the loops."""
+    window_folder: str | os.PathLike | None = None
+    """Where windows lie until the scene is whole, for a run that is killed to go on there; a
+    temporary folder by default."""
     memory_check: bool = True
     """Refuse to start if the estimate exceeds the free memory."""
     progress: bool = False
@@ -160,11 +176,33 @@ class Options:
         for name in ("use", "metric"):
             if getattr(self, name) and self.priors is None:
                 raise InputError(f"{name}={getattr(self, name)} is said of priors; give some")
+        self._check_windows()
         chosen_devices(self.devices)
         if self.config is not None and not isinstance(self.model, str | os.PathLike):
             raise InputError(f"config={self.config} is for an official checkpoint; name its model")
         if isinstance(self.intrinsics, str | os.PathLike) and "{scene}" not in str(self.intrinsics):
             calibration.intrinsics_by_name(self.intrinsics)
+
+    def _check_windows(self) -> None:
+        if self.window is None:
+            for name in ("overlap", "loop_closure", "window_folder"):
+                if getattr(self, name) not in (None, False):
+                    raise InputError(f"{name}={getattr(self, name)} is of windows; give window")
+            return
+        assert self.shared is not None
+        check_window(self.window, self.shared)
+        if self.priors is not None:
+            raise InputError(
+                f"priors cannot be used with window={self.window}: each window has a world of its "
+                "own; leave one out"
+            )
+
+    @property
+    def shared(self) -> int | None:
+        """How many frames neighbouring windows share; None without windows."""
+        if self.window is None:
+            return None
+        return max(self.window // 3, 1) if self.overlap is None else self.overlap
 
     @property
     def scene_attention(self) -> SceneAttention:
@@ -186,7 +224,7 @@ class Options:
         as_text = {
             field.name: _as_json(getattr(self, field.name))
             for field in dataclasses.fields(Options)
-            if field.name not in ("model", "pad_frames", "devices", "memory_check", "progress")
+            if field.name not in _NOT_OF_RESULTS
         }
         compute_dtype = self.compute_dtype and np.dtype(self.compute_dtype).name
         return as_text | {"compute_dtype": compute_dtype, "attention": repr(self.scene_attention)}

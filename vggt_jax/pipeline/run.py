@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import tqdm
 
 from vggt_jax import geometry
 from vggt_jax.errors import InputError
@@ -19,7 +20,7 @@ from vggt_jax.pipeline.inputs import SceneInputs
 from vggt_jax.pipeline.options import Options
 from vggt_jax.pipeline.origin import provenance_of
 from vggt_jax.pipeline.placing import fetched, placed
-from vggt_jax.pipeline.plan import Plan
+from vggt_jax.pipeline.plan import Plan, plan_scene
 from vggt_jax.pipeline.streaming import Stream
 from vggt_jax.scene import calibration
 from vggt_jax.scene.masking import with_mask
@@ -108,6 +109,38 @@ def program_for(
         return result
 
     return call
+
+
+def reconstructed(
+    inputs: SceneInputs,
+    model: SceneModel,
+    options: Options,
+    *,
+    say: Callable[[str], None],
+    progress: bool = False,
+) -> Reconstruction:
+    """Plans and runs, again with more keys while `options.max_error` asks for them.
+
+    Args:
+        say: takes what is decided, and warnings.
+        progress: whether to show how many frames of a streamed scene are done.
+
+    Raises:
+        InputError: as `plan_scene` and `run`.
+    """
+    while True:
+        plan = plan_scene(inputs, model, options, say=say)
+        with tqdm.tqdm(
+            total=plan.num_frames,
+            desc="frames",
+            unit="frame",
+            disable=not (progress and plan.streamed),
+        ) as bar:
+            advance = lambda num, bar=bar: bar.update(num - bar.n)
+            result = run(inputs, model, plan, options, done=advance)
+        if (more := with_more_keys(result, plan, options, say=say)) is None:
+            return result
+        options = more
 
 
 def with_more_keys(

@@ -9,9 +9,9 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -33,7 +33,21 @@ _DAMAGE = (
 )  # fmt: skip
 
 
-def write_predictions(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InPieces:
+    """An array that is written piece by piece, since it is too large to be in memory.
+
+    Attributes:
+      shape, dtype: of the whole.
+      pieces: gives the pieces along the first axis, one after another.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    pieces: Callable[[], Iterable[np.ndarray]]
+
+
+def write_predictions(path: str | os.PathLike, arrays: Mapping[str, np.ndarray | InPieces]) -> None:
     """Writes named arrays to an .npz file that `numpy.load` reads without pickle.
 
     Uncompressed: the low bits of a network's float32 outputs are noise, so zlib takes a tenth off
@@ -48,7 +62,10 @@ def write_predictions(path: str | os.PathLike, arrays: Mapping[str, np.ndarray])
       ValueError: an array has a dtype that the format cannot hold, such as object or bfloat16, or
         a name that `numpy.savez` keeps for itself.
     """
-    arrays = {name: np.asarray(array) for name, array in arrays.items()}
+    arrays = {
+        name: array if isinstance(array, InPieces) else np.asarray(array)
+        for name, array in arrays.items()
+    }
     for name, array in arrays.items():
         if name in ("", "file", "allow_pickle"):  # Parameters of numpy.savez.
             raise ValueError(f"an array cannot be called {name!r} in an .npz file; rename it")
@@ -58,9 +75,30 @@ def write_predictions(path: str | os.PathLike, arrays: Mapping[str, np.ndarray])
                 f"array {name!r} of dtype {array.dtype} cannot be stored in an .npz file; convert "
                 "it first, bfloat16 to float32"
             )
-    with replacing(path) as file:
-        # No name is that of a parameter of numpy.savez.
-        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
+    with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                if isinstance(array, InPieces):
+                    _write_pieces(member, array)
+                else:
+                    np.lib.format.write_array(member, array, allow_pickle=False)
+
+
+def _write_pieces(member: Any, array: InPieces) -> None:
+    header = {
+        "descr": np.lib.format.dtype_to_descr(array.dtype),
+        "fortran_order": False,
+        "shape": array.shape,
+    }
+    np.lib.format.write_array_header_1_0(member, header)
+    length = 0
+    for piece in array.pieces():
+        if piece.dtype != array.dtype or piece.shape[1:] != array.shape[1:]:
+            raise ValueError(f"a piece {piece.dtype}{piece.shape} is not one of {array}")
+        member.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
+        length += len(piece)
+    if length != array.shape[0]:
+        raise ValueError(f"pieces of {length} in all are not {array.shape[0]}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +176,27 @@ class Predictions:
             # The rest of it, which holds nothing but a checksum that has to be right.
             file.read(1)
         return np.ascontiguousarray(array, array.dtype.newbyteorder("=")).reshape(array.shape)
+
+    def mapped(self, name: str) -> np.ndarray:
+        """An array that `members` has looked at, as a map of the file, of which parts are read when
+        they are used; what is changed stays in memory. It is not checked against its checksum. One
+        that is compressed, or of another order of bytes, is read."""
+        info = self._infos[name]
+        with self._reading():
+            if info.compress_type != zipfile.ZIP_STORED or 0 in self._member(name).shape:
+                return self.read(name)
+            with open(self.path, "rb") as file:
+                # A zip entry is a head of 30 bytes, its name, other fields, and what is stored.
+                file.seek(info.header_offset)
+                head = file.read(30)
+                if head[:4] != b"PK\x03\x04":
+                    raise ValueError("an entry does not begin as one")
+                file.seek(sum(struct.unpack("<HH", head[26:30])), os.SEEK_CUR)
+                shape, is_fortran, dtype = _HEADERS[np.lib.format.read_magic(file)](file)
+                if not dtype.isnative:
+                    return self.read(name)
+                order: Literal["F", "C"] = "F" if is_fortran else "C"
+                return np.memmap(self.path, dtype, "c", file.tell(), shape, order)
 
     def _member(self, name: str) -> Member:
         info = self._infos[name]

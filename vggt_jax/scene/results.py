@@ -22,7 +22,7 @@ holds
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -35,7 +35,7 @@ from vggt_jax.files.claims import settle
 from vggt_jax.files.documents import parse_json
 from vggt_jax.images.frames import Frames, FrameTransform
 from vggt_jax.layers.scene_attention import AttentionStats
-from vggt_jax.scene.npz import Predictions, write_predictions
+from vggt_jax.scene.npz import InPieces, Predictions, write_predictions
 from vggt_jax.scene.provenance import Provenance
 from vggt_jax.scene.reconstruction import LengthUnit, PointSource, Reconstruction
 from vggt_jax.scene.table import TABLE, check_shapes, check_values
@@ -47,6 +47,7 @@ _ARRAYS = tuple(
     if not field.metadata.get("static") and field.name != "attention_stats"
 )
 _STATS = tuple(field.name for field in dataclasses.fields(AttentionStats))
+_MAPPED_FROM, _LARGE = 2**20, 2**31  # Bytes.
 _TRANSFORMS = ("original_sizes", "model_from_original", "content")
 
 
@@ -76,22 +77,41 @@ def write_reconstruction(
     """
     if recon.images.ndim != 4:
         raise InputError("several scenes cannot be written together; give one, without scene axis")
-    recon = jax.device_get(recon)
-    arrays = {name: getattr(recon, name) for name in _ARRAYS if getattr(recon, name) is not None}
+    write_arrays(path, jax.device_get(recon), made_from=made_from)
+
+
+def write_arrays(
+    path: str | os.PathLike,
+    recon: Reconstruction,
+    *,
+    made_from: Mapping[str, Any] | None = None,
+    of_frames: Callable[[str, np.ndarray], np.ndarray | InPieces] = lambda name, array: array,
+) -> None:
+    """`write_reconstruction` of a scene on the host.
+
+    Args:
+        of_frames: what is written in place of an array with a leading axis of frames, by its name.
+    """
+    per_frame = {name: getattr(recon, name) for name in _ARRAYS if getattr(recon, name) is not None}
+    per_frame["valid"] = np.ones(recon.images.shape[:3], bool)
+    if recon.transforms:
+        frames = len(recon.images)
+        part = Frames(
+            images=np.asarray(recon.images),
+            names=recon.names[:frames],
+            transforms=recon.transforms[:frames],
+        )
+        per_frame["valid"] = part.valid_mask()
+        if recon.tracks is not None:
+            per_frame["tracks_in_photographs"] = recon.tracks_in_photographs()
+    arrays: dict[str, np.ndarray | InPieces] = {
+        name: of_frames(name, array) for name, array in per_frame.items()
+    }
     if recon.attention_stats is not None:
         stats = vars(recon.attention_stats)
         arrays |= {f"attention_{name}": value for name, value in stats.items()}
-    valid = np.ones(recon.images.shape[:3], bool)
-    if recon.transforms:
-        frames = Frames(
-            images=np.asarray(recon.images), names=recon.names, transforms=recon.transforms
-        )
-        valid = frames.valid_mask()
-        if recon.tracks is not None:
-            arrays["tracks_in_photographs"] = recon.tracks_in_photographs()
     arrays |= {
         "names": np.array(recon.names, str),
-        "valid": valid,
         "confidence_kind": np.array(recon.confidence_kind),
         "pixel_centre": np.array(recon.pixel_centre),
         "length_unit": np.array(recon.length_unit),
@@ -106,7 +126,7 @@ def write_reconstruction(
     write_predictions(results_file(checked_path(path, "folder of results")), arrays)
 
 
-def load_reconstruction(path: str | os.PathLike) -> Reconstruction:
+def load_reconstruction(path: str | os.PathLike, *, memory_map: bool = False) -> Reconstruction:
     """Reads a scene that `vggt-jax infer` or `reconstruct_scenes` wrote.
 
     Everything is in `predictions.npz`; the other files beside it are not looked at. Only the arrays
@@ -114,6 +134,9 @@ def load_reconstruction(path: str | os.PathLike) -> Reconstruction:
 
     Args:
         path: the folder of results, or its `predictions.npz`.
+        memory_map: whether arrays stay in the file, which is read where they are used: for scenes
+            that do not fit into memory. Changes of their values stay in memory. They are not
+            checked against their checksums.
 
     Returns:
         The reconstruction as `infer` returned it: NumPy arrays without scene axis, with names and
@@ -129,7 +152,12 @@ def load_reconstruction(path: str | os.PathLike) -> Reconstruction:
         _check_version(predictions)
         members = predictions.members([name for name in TABLE if name != "made_from"])
         check_shapes({name: (x.shape, x.dtype) for name, x in members.items()}, str(file))
-        arrays = {name: predictions.read(name) for name in members}
+        arrays = {
+            name: predictions.mapped(name)
+            if memory_map and member.num_bytes > _MAPPED_FROM
+            else predictions.read(name)
+            for name, member in members.items()
+        }
     check_values(arrays, str(file))
     stats: dict[str, Any] = {name: arrays.get(f"attention_{name}") for name in _STATS}
     if (
@@ -157,6 +185,16 @@ def _provenance(text: np.ndarray | None, file: str) -> Provenance:
         return Provenance()
     found = parse_json(text.tobytes(), file, error=InputError)
     return Provenance.from_dict(found) if isinstance(found, dict) else Provenance()
+
+
+def is_large(path: str | os.PathLike) -> bool:
+    """Whether results are so large that `load_reconstruction` should map them: over 2 GiB.
+
+    Args:
+        path: the folder of results, or its file.
+    """
+    file = results_file(path)
+    return file.is_file() and file.stat().st_size > _LARGE
 
 
 def made_from(path: str | os.PathLike) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from vggt_jax.errors import InputError
 from vggt_jax.export.reconstruction import export_reconstruction
 from vggt_jax.scene.confidence import PointSource, confidence_limits, confidence_of, point_sources
 from vggt_jax.scene.reconstruction import Reconstruction
+from vggt_jax.scene.stretches import thinned
 from vggt_jax.viewer.cameras import FIELD_OF_VIEW, ViewerCamera, overview, viewer_cameras
 from vggt_jax.viewer.controls import (
     ViewSettings,
@@ -73,7 +74,7 @@ class Viewer:
                 f"the viewer shows one scene, not images of shape {np.shape(recon.images)}; "
                 "take one with jax.tree.map(lambda x: x[i], reconstruction)"
             )
-        recon = jax.device_get(recon)
+        recon = jax.device_get(thinned(recon))
         percentile, smallest = confidence_limits(
             recon.confidence_kind,
             confidence_percentile=confidence_percentile,
