@@ -20,11 +20,12 @@ from vggt_jax.images.loading import load_images
 from vggt_jax.images.parts import ImageParts
 from vggt_jax.pipeline.options import Options
 from vggt_jax.pipeline.windows import run as windows
-from vggt_jax.pipeline.windows.closing import candidates, close
+from vggt_jax.pipeline.windows.closing import candidates, close, is_apart
 from vggt_jax.pipeline.windows.graph import chained, compose, inverse, optimised
 from vggt_jax.pipeline.windows.joining import join
 from vggt_jax.pipeline.windows.spans import spans_of
 from vggt_jax.scene import results
+from vggt_jax.scene.provenance import Provenance
 from vggt_jax.scene.reconstruction import Reconstruction
 from vggt_jax.scene.stretches import frames_of
 
@@ -78,6 +79,7 @@ def a_walk(num_frames=FRAMES, seed=1):
         world_points=points,
         world_points_confidence=np.float32(1 + random.random(depth.shape)),
         pixel_centre=0.5,
+        provenance=Provenance(model="a stand-in", created="then"),
     )
 
 
@@ -302,7 +304,13 @@ def seen_wall(places):
     poses[:, 0, 3] = -np.asarray(places)
     depth = np.full(scene.depth.shape, 3.0)
     points = unprojected(depth, poses, scene.intrinsics)
-    return dataclasses.replace(scene, camera_from_world=poses, depth=depth, world_points=points)
+    # A place of the wall has the same colour from everywhere.
+    x, y = points[..., 0], points[..., 1]
+    waves = [np.sin(5 * x) + np.cos(4 * y), np.sin(3 * x + 2 * y), np.cos(6 * x) + np.sin(9 * y)]
+    images = np.uint8(127 + 60 * np.stack(waves, -1))
+    return dataclasses.replace(
+        scene, images=images, camera_from_world=poses, depth=depth, world_points=points
+    )
 
 
 def together(*scenes):
@@ -318,12 +326,15 @@ def together(*scenes):
         (dict(shift=0.0, depth=1.0), True),
         (dict(shift=50.0, depth=1.0), False),  # Nothing of one side lies in pictures of the other,
         (dict(shift=0.0, depth=0.4), False),  # or something else is seen there,
-        (dict(shift=0.0, depth="anything"), False),  # or anything at all.
+        (dict(shift=0.0, depth="anything"), False),  # or anything at all,
+        (dict(shift=0.0, depth=1.0, colours="others"), False),  # or it looks different.
     ],
 )
 def test_windows_of_one_place_are_closed_and_others_are_not(seen, is_closed):
     random = np.random.default_rng(5)
     left, right = seen_wall(np.linspace(0, 0.7, 8)), seen_wall(np.linspace(0.05, 0.75, 8))
+    if seen.get("colours"):
+        right = dataclasses.replace(right, images=right.images[:, ::-1].copy())
     worlds = [random_similarity(random) for _ in range(2)]
 
     def run(frames):
@@ -357,6 +368,7 @@ def test_places_that_look_alike_are_found_where_windows_share_no_frame():
         for k in range(num_windows)
     ]
     spans = spans_of(4 * num_windows + 2, 6, 2)
+    assert not is_apart(spans[0], spans[2]) and is_apart(spans[0], spans[3])
     found = candidates(described, spans)
     assert found and all(second - first == lap for first, second in found)
     assert [pair[0] for pair in found] == [0, 3]

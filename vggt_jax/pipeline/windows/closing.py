@@ -13,7 +13,7 @@ from vggt_jax.host import with_numpy
 from vggt_jax.images.frames import Frames
 from vggt_jax.models.base import SceneModel
 from vggt_jax.pipeline.windows.graph import compose, inverse
-from vggt_jax.pipeline.windows.joining import Join, join
+from vggt_jax.pipeline.windows.joining import Join, depth_of, join
 from vggt_jax.pipeline.windows.spans import Span
 from vggt_jax.scene.confidence import chosen_source, points_of
 from vggt_jax.scene.reconstruction import Reconstruction
@@ -23,9 +23,13 @@ _DESCRIBED = 4  # Frames of a window that are described.
 _EVERY = 3  # Windows between closures of the same two stretches.
 # A place is the same if frames are at least as alike as most neighbouring windows are there.
 _ALIKE = 0.5
-# Of the points of one side that lie in pictures of the other, the share that is seen there, and how
-# many of them have to lie there at all; by how much of the depth a point may miss what is seen.
-_SEEN, _LYING, _MISS = 0.5, 0.1, 0.05
+# Points of one side have to be seen in pictures of the other: so many of them at least, which miss
+# the depth there by no more than this share of it; and their colours have to be correlated. Models
+# put side by side whatever they are shown, so that depth alone says little.
+_SEEN, _MISS, _ALIKE_COLOURS = 0.2, 0.05, 0.55
+_CELLS = (
+    16  # Along the shorter side of a picture: colours are compared as means of so many squares.
+)
 _POINTS = 2048
 # The two sides as the model sees them together have to agree with their windows.
 _MOST_ERROR, _LEAST_INLIERS = 0.1, 0.5
@@ -50,14 +54,19 @@ def _described(model: SceneModel, images: Array) -> Float[Array, "k d"]:
     return jnp.concatenate([tokens.mean(axis=1), tokens.std(axis=1)], axis=-1)
 
 
+def is_apart(first: Span, second: Span) -> bool:
+    """Whether so much lies between two windows that their join is not known well enough."""
+    return second.start - first.stop >= first.stop - first.start
+
+
 def candidates(
     described: Sequence[Float[np.ndarray, "k d"]], spans: Sequence[Span]
 ) -> list[tuple[int, int]]:
-    """Pairs of windows, without common frames, that may show the same place, the later one second.
+    """Pairs of windows that may show the same place, the later one second.
 
-    Each window is compared with all that came before, and its most alike one is taken if frames are
-    as alike as half of the windows are to their neighbours. Of windows that follow one another with
-    partners that do, one in three stays.
+    Each window is compared with all that came before it, a window's length or more, and its most
+    alike one is taken if frames are as alike as half of the windows are to their neighbours. Of
+    windows that follow one another with partners that do, one in three stays.
     """
     if len(described) < 3:
         return []
@@ -72,7 +81,7 @@ def candidates(
     least = float(np.quantile(neighbours, _ALIKE))
     found: list[tuple[int, int]] = []
     for second in range(n):
-        apart = [first for first in range(second) if spans[first].stop <= spans[second].start]
+        apart = [first for first in range(second) if is_apart(spans[first], spans[second])]
         if not apart:
             continue
         alike = np.max(np.einsum("kd,nld->nkl", stack[second], stack[: len(apart)]), axis=(1, 2))
@@ -115,8 +124,10 @@ def close(
         )
     )
     parts = [frames_of(both, slice(0, halves[0])), frames_of(both, slice(halves[0], None))]
-    if min(_share_seen(*parts), _share_seen(*parts[::-1])) < _SEEN:
-        return None
+    for of, by in (parts, parts[::-1]):
+        seen, alike = _agreement(of, by)
+        if seen < _SEEN or not alike > _ALIKE_COLOURS:
+            return None
     try:
         into_both = [join(side, part) for side, part in zip(sides, parts, strict=True)]
     except InputError:
@@ -139,31 +150,55 @@ def _middle(length: int, count: int) -> slice:
     return slice(start, start + count)
 
 
-def _share_seen(of: Reconstruction, by: Reconstruction) -> float:
-    """The share of points of some frames that other frames see where they lie in their pictures; 0
-    where hardly any do."""
-    points = points_of(of, chosen_source(of, None)).reshape(-1, 3)
-    chosen = points[np.linspace(0, len(points) - 1, _POINTS).astype(np.int64)]
-    depth = by.depth
-    if depth is None:
-        poses, found = np.asarray(by.camera_from_world), np.asarray(by.world_points)
-        depth = np.einsum("sj,shwj->shw", poses[:, 2, :3], found) + poses[:, 2, 3, None, None]
-    arrays = (chosen, np.asarray(depth), by.camera_from_world, by.intrinsics)
-    lying, seen = with_numpy(_seen, *map(np.asarray, arrays))
-    return float(seen) if lying >= _LYING else 0.0
+def _agreement(of: Reconstruction, by: Reconstruction) -> tuple[float, float]:
+    """The share of points of some frames that others see, and how their colours there correlate."""
+    points, colors = points_of(of, chosen_source(of, None)), _blurred(of.images)
+    places = np.linspace(0, points[..., 0].size - 1, _POINTS).astype(np.int64)
+    arrays = (
+        points.reshape(-1, 3)[places],
+        colors.reshape(-1, 3)[places],
+        depth_of(by),
+        _blurred(by.images),
+        by.camera_from_world,
+        by.intrinsics,
+    )
+    seen, alike = with_numpy(_seen, *map(np.asarray, arrays))
+    return float(seen), float(alike)
 
 
-def _seen(points, depth, camera_from_world, intrinsics):
+def _blurred(images: np.ndarray) -> Float[np.ndarray, "s height width 3"]:
+    """Images of which each square has its mean colour, for poses that are a little off."""
+    height, width = images.shape[1:3]
+    side = max(1, min(height, width) // _CELLS)
+    means = np.asarray(images, np.float32)
+    for axis, length in ((1, height), (2, width)):
+        starts = np.arange(0, length, side)
+        counts = np.diff([*starts, length])
+        total = np.add.reduceat(means, starts, axis=axis)
+        shape = [-1 if i == axis else 1 for i in range(4)]
+        means = np.repeat(total / counts.reshape(shape), counts, axis=axis)
+    return means
+
+
+def _seen(points, colors, depth, images, camera_from_world, intrinsics):
     pixels, far = geometry.project_points(points, camera_from_world, intrinsics)
     _, height, width = depth.shape
     column, row = (jnp.floor(pixels[..., i]).astype(jnp.int32) for i in (0, 1))
     inside = (far > 0) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
     frame = jnp.arange(len(depth), dtype=jnp.int32)[:, None]
-    there = depth[frame, jnp.clip(row, 0, height - 1), jnp.clip(column, 0, width - 1)]
-    agrees = inside & (jnp.abs(far - there) < _MISS * there)
-    # Behind what a frame sees a point is hidden there, and says nothing.
-    hidden = inside & (far > (1 + _MISS) * there)
-    lying = (inside & ~hidden).any(axis=0)
-    seen = agrees.any(axis=0)
-    count = lambda x: jnp.sum(x, dtype=jnp.int32).astype(jnp.float32)
-    return count(lying) / len(points), count(seen) / jnp.maximum(count(lying), 1.0)
+    row, column = jnp.clip(row, 0, height - 1), jnp.clip(column, 0, width - 1)
+    there = depth[frame, row, column]
+    miss = jnp.where(inside, jnp.abs(far - there) / there, jnp.inf)
+    best = jnp.argmin(miss, axis=0).astype(jnp.int32)
+    point = jnp.arange(len(points), dtype=jnp.int32)
+    is_seen = miss[best, point] < _MISS
+    count = jnp.maximum(jnp.sum(is_seen, dtype=jnp.int32), 1).astype(jnp.float32)
+
+    def centred(x):
+        x = jnp.where(is_seen[:, None], x, 0.0)
+        return jnp.where(is_seen[:, None], x - jnp.sum(x, axis=0) / count, 0.0)
+
+    first, second = centred(colors), centred(images[best, row[best, point], column[best, point]])
+    size = jnp.sqrt(jnp.sum(first**2) * jnp.sum(second**2))
+    alike = jnp.where(size > 0, jnp.sum(first * second) / jnp.where(size > 0, size, 1.0), 0.0)
+    return count / len(points), alike

@@ -90,7 +90,7 @@ def join(source: Reconstruction, target: Reconstruction) -> Join:
         )
     chosen = usable[np.linspace(0, len(usable) - 1, _POINTS).astype(np.int64)]
     weights = trust.reshape(-1)[chosen]
-    lengths = _depth(target)
+    lengths = depth_of(target)
     reach = float(np.median(lengths.reshape(-1)[usable]))
     in_source, in_target = (x.reshape(-1, 3)[chosen] for x in (points_source, points_target))
     ends_source, ends_target = _ends(source, target, reach)
@@ -129,7 +129,7 @@ def _trust(recon: Reconstruction, kind) -> Float[np.ndarray, "s height width"]:
     return np.where(usable, np.minimum(confidence / middle, _MOST_TRUSTED), 0.0)
 
 
-def _depth(recon: Reconstruction) -> Float[np.ndarray, "s height width"]:
+def depth_of(recon: Reconstruction) -> Float[np.ndarray, "s height width"]:
     """How far points are from their cameras, along the viewing axis."""
     if recon.depth is not None:
         return np.asarray(recon.depth)
@@ -149,7 +149,7 @@ def _ends(
     """
     places = np.linspace(0, len(target.images) - 1, _CAMERAS).round().astype(int)
     ends = []
-    depths = [float(np.median(_depth(x))) for x in (source, target)]
+    depths = [float(np.median(depth_of(x))) for x in (source, target)]
     for recon, length in ((source, reach * depths[0] / depths[1]), (target, reach)):
         pose = np.asarray(recon.camera_from_world, np.float64)[places]
         centre = -np.einsum("sji,sj->si", pose[..., :3], pose[..., 3])

@@ -27,7 +27,7 @@ from vggt_jax.pipeline.resuming import record_of
 from vggt_jax.pipeline.run import reconstructed
 from vggt_jax.pipeline.windows.closing import Describer, candidates, close
 from vggt_jax.pipeline.windows.graph import chained, optimised
-from vggt_jax.pipeline.windows.joining import Join, join
+from vggt_jax.pipeline.windows.joining import Join, depth_of, join
 from vggt_jax.pipeline.windows.spans import Span, spans_of
 from vggt_jax.pipeline.windows.store import Pair, WindowStore
 from vggt_jax.scene import calibration
@@ -375,11 +375,7 @@ def _ratio(known: float, found: float, name: str) -> float:
 
 def _usual_depth(recon: Reconstruction) -> float:
     """A median depth: what translations are measured with."""
-    if recon.depth is not None:
-        depth = np.asarray(recon.depth)
-    else:
-        poses, points = np.asarray(recon.camera_from_world), np.asarray(recon.world_points)
-        depth = np.einsum("sj,shwj->shw", poses[:, 2, :3], points) + poses[:, 2, 3, None, None]
+    depth = depth_of(recon)
     usable = depth[np.isfinite(depth) & (depth > 0)]
     return float(np.median(usable)) if usable.size else 1.0
 
