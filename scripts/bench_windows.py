@@ -46,13 +46,15 @@ def run(args, model, paths) -> dict:
         model=model, window=args.window, overlap=args.overlap, loop_closure=args.close,
         window_folder=args.folder,
     )  # fmt: skip
-    peaks, log = {}, args.folder.with_suffix(".memory.json")
+    log = args.folder.with_suffix(".memory.json")
+    # Of windows that an earlier run did it says what that took.
+    peaks = {int(n): x for n, x in json.loads(log.read_text()).items()} if log.exists() else {}
     step, start = args.window - args.overlap, time.time()
 
     def note(news: WindowNews):
         if news.doing == "windows" and news.done:
             frames = min(args.window + (news.done - 1) * step, args.frames)
-            peaks[frames] = peak_mib()
+            peaks[frames] = max(peaks.get(frames, 0.0), peak_mib())
             log.write_text(json.dumps(peaks))
         print(f"{news.doing} {news.done}/{news.total} {peak_mib()} MiB", flush=True)
 
@@ -81,8 +83,8 @@ def drift(args, true: np.ndarray) -> list[dict]:
     }  # fmt: skip
     lines = []
     for frames in [n for n in PREFIXES if n <= args.frames]:
-        # Windows up to the first that ends beyond.
-        count = next(k for k, span in enumerate(spans) if span.stop >= frames) + 1
+        # Windows up to the first that gives the last of these frames.
+        count = next(k for k, span in enumerate(spans) if span.last >= frames) + 1
         joins = [Join.from_dict(one["join"]).similarity for one in noted[1:count]]
         depths = np.array([one["depth"] for one in noted[:count]])
         here = {pair: x for pair, x in closures.items() if max(pair) < count}

@@ -14,6 +14,8 @@ from vggt_jax.evaluation.alignment import Similarity
 # Errors of closures from which on they count less and less: radians, shares of the depth or of the
 # scale. At first all count, however far windows have drifted, and in the end a wrong one does not.
 _DOUBTFUL = (np.inf, 1.0, 0.3, 0.1, 0.05)
+_MOST_STEPS = 30  # With each of these.
+_DIFFERENCE = 1e-6  # In the same units.
 
 
 def compose(outer: Similarity, inner: Similarity) -> Similarity:
@@ -83,25 +85,22 @@ def optimised(
     pairs = [(i, i + 1) for i in range(n - 1)] + list(closures)
     first, second = np.array(pairs).T
     known = inverse(stacked([*joins, *closures.values()]))
-    touched = _touched(first, second, n)
     x = np.zeros(7 * (n - 1))
-    problem = _Problem(
-        start, known, first, second, np.asarray(depths), np.arange(len(pairs)) >= n - 1
-    )
+    is_closure = np.arange(len(pairs)) >= n - 1
+    problem = _Problem(start, known, first, second, np.asarray(depths), is_closure)
     for doubtful in _DOUBTFUL:
         x = scipy.optimize.least_squares(
             problem.errors,
             x,
+            jac=problem.jacobian,  # pyright: ignore[reportArgumentType]
             args=(doubtful,),
-            jac_sparsity=touched,
             method="trf",
             tr_solver="lsmr",
-            tr_options={"atol": 1e-10, "btol": 1e-10, "maxiter": 20 * n},
+            tr_options={"atol": 1e-8, "btol": 1e-8, "maxiter": 4 * n},
             x_scale="jac",
-            xtol=1e-9,
-            ftol=1e-9,
-            gtol=1e-12,
-            max_nfev=50,
+            xtol=1e-6,
+            ftol=1e-6,
+            max_nfev=_MOST_STEPS,
         ).x
     return problem.moved(x)
 
@@ -119,18 +118,52 @@ class _Problem:
     is_closure: np.ndarray
 
     def moved(self, x: np.ndarray) -> Similarity:
-        x = np.concatenate([np.zeros((1, 7)), x.reshape(-1, 7)])
-        unit = np.asarray(self.start.scale) * self.depths
-        return _similarity(
-            self.start.scale * np.exp(x[:, 6]),
-            self.start.rotation @ Rotation.from_rotvec(x[:, :3]).as_matrix(),
-            self.start.translation + unit[:, None] * x[:, 3:6],
-        )
+        """All windows."""
+        return self._moved(self._rows(x), np.arange(len(self.depths)))
 
     def errors(self, x: np.ndarray, doubtful: float) -> np.ndarray:
-        at = self.moved(x)
-        take = lambda which: _similarity(at.scale[which], at.rotation[which], at.translation[which])
-        wrong = compose(self.known, compose(inverse(take(self.first)), take(self.second)))
+        """[pairs * 7]."""
+        rows = self._rows(x)
+        return self._of_pairs(rows[self.first], rows[self.second], doubtful).reshape(-1)
+
+    def jacobian(self, x: np.ndarray, doubtful: float) -> scipy.sparse.csr_array:
+        """By differences: the errors of a pair depend on its two windows alone."""
+        rows = self._rows(x)
+        ends = [rows[self.first], rows[self.second]]
+        before = self._of_pairs(*ends, doubtful)
+        blocks = np.empty((2, len(self.first), 7, 7))
+        for end in range(2):
+            for column in range(7):
+                changed = [part.copy() for part in ends]
+                changed[end][:, column] += _DIFFERENCE
+                after = self._of_pairs(*changed, doubtful)
+                blocks[end, :, :, column] = (after - before) / _DIFFERENCE
+        seven, pair = np.arange(7), np.arange(len(self.first))
+        shape = blocks.shape
+        window = np.stack([self.first, self.second]) - 1
+        row = np.broadcast_to(7 * pair[None, :, None, None] + seven[:, None], shape)
+        column = np.broadcast_to(7 * window[..., None, None] + seven, shape)
+        kept = column >= 0  # The first window does not move.
+        return scipy.sparse.csr_array(
+            (blocks[kept], (row[kept], column[kept])), shape=(7 * len(pair), len(x))
+        )
+
+    @staticmethod
+    def _rows(x: np.ndarray) -> np.ndarray:
+        return np.concatenate([np.zeros((1, 7)), x.reshape(-1, 7)])
+
+    def _moved(self, rows: np.ndarray, which: np.ndarray) -> Similarity:
+        scale, rotation = self.start.scale[which], self.start.rotation[which]
+        unit = np.asarray(scale) * self.depths[which]
+        return _similarity(
+            scale * np.exp(rows[:, 6]),
+            rotation @ Rotation.from_rotvec(rows[:, :3]).as_matrix(),
+            self.start.translation[which] + unit[:, None] * rows[:, 3:6],
+        )
+
+    def _of_pairs(self, first: np.ndarray, second: np.ndarray, doubtful: float) -> np.ndarray:
+        at_first, at_second = self._moved(first, self.first), self._moved(second, self.second)
+        wrong = compose(self.known, compose(inverse(at_first), at_second))
         error = np.concatenate([
             Rotation.from_matrix(np.asarray(wrong.rotation)).as_rotvec(),
             np.asarray(wrong.translation) / self.depths[self.second][:, None],
@@ -142,17 +175,7 @@ class _Problem:
             factor = np.sqrt(np.log1p(size**2)) / np.maximum(size, 1e-9)
             factor = np.where(self.is_closure[:, None] & (size > 1e-6), factor, 1.0)
             error = factor * error
-        return error.reshape(-1)
-
-
-def _touched(first: np.ndarray, second: np.ndarray, n: int) -> scipy.sparse.csr_array:
-    """Which numbers of windows the errors of pairs depend on."""
-    pair = np.arange(len(first))
-    rows, columns = np.concatenate([pair, pair]), np.concatenate([first, second]) - 1
-    kept = columns >= 0  # The first window does not move.
-    ones = np.ones(kept.sum())
-    pattern = scipy.sparse.coo_array((ones, (rows[kept], columns[kept])), shape=(len(first), n - 1))
-    return scipy.sparse.csr_array(scipy.sparse.kron(pattern, np.ones((7, 7))))
+        return error
 
 
 def _similarity(scale, rotation, translation) -> Similarity:
