@@ -46,6 +46,10 @@ def robust_similarity(
     make it a sum of distances, which takes it near, then Tukey's bisquare, with which wrong pairs
     do not count at all.
 
+    The scale is the ratio of the sizes of both (Horn, "Closed-form solution of absolute orientation
+    using unit quaternions", JOSA A 1987, symmetric in both): that of least squares takes errors of
+    the source for size, and is the smaller the larger these are, each time that worlds are joined.
+
     Args:
         source, target: pairs of points.
         weights: not negative; pairs of weight 0 do not count, and may hold anything.
@@ -60,9 +64,11 @@ def robust_similarity(
     known = lambda x: jnp.where(valid if x.ndim == 1 else valid[:, None], x, 0.0)
     source, target, weights = map(known, (source, target, weights))
     lengths = jnp.where(valid, lengths, 1.0)
-    fit = lambda weights: umeyama(
-        source, target, weights=weights / lengths**2, with_scale=with_scale
-    )
+
+    def fit(weights):
+        weights = weights / lengths**2
+        found = umeyama(source, target, weights=weights, with_scale=with_scale)
+        return _with_ratio_of_sizes(found, source, target, weights) if with_scale else found
 
     def errors(similarity):
         return jnp.linalg.norm(similarity.apply(source) - target, axis=-1) / lengths
@@ -86,6 +92,28 @@ def robust_similarity(
         similarity=found,
         error=jnp.where(total > 0, _median(error, weights), jnp.nan),
         inliers=jnp.where(total > 0, counted / jnp.where(total > 0, total, 1.0), jnp.nan),
+    )
+
+
+def _with_ratio_of_sizes(
+    found: Similarity, source: Array, target: Array, weights: Array
+) -> Similarity:
+    """The similarity with the scale that makes both sets of points equally large."""
+    total = jnp.maximum(jnp.sum(weights), jnp.finfo(jnp.float32).tiny)
+    mean = lambda x: jnp.sum(weights[:, None] * x, axis=0) / total
+    centres = mean(source), mean(target)
+    sizes = (
+        jnp.sum(weights[:, None] * (x - centre) ** 2)
+        for x, centre in zip((source, target), centres, strict=True)
+    )
+    size_source, size_target = sizes
+    is_spread = (size_source > 0) & (size_target > 0)
+    ratio = jnp.sqrt(size_target / jnp.where(is_spread, size_source, 1.0))
+    scale = jnp.where(is_spread & (found.scale > 0), ratio, found.scale)
+    return Similarity(
+        scale=scale,
+        rotation=found.rotation,
+        translation=centres[1] - scale * (found.rotation @ centres[0]),
     )
 
 

@@ -90,17 +90,19 @@ def join(source: Reconstruction, target: Reconstruction) -> Join:
         )
     chosen = usable[np.linspace(0, len(usable) - 1, _POINTS).astype(np.int64)]
     weights = trust.reshape(-1)[chosen]
-    lengths = depth_of(target)
-    reach = float(np.median(lengths.reshape(-1)[usable]))
+    # Depths of both sides, alike in both, so that no side's errors choose the weights.
+    depths = [depth_of(x).reshape(-1) for x in (source, target)]
+    reach_source, reach = (float(np.median(x[usable])) for x in depths)
+    lengths = np.sqrt(depths[0][chosen] * (reach / reach_source) * depths[1][chosen])
     in_source, in_target = (x.reshape(-1, 3)[chosen] for x in (points_source, points_target))
-    ends_source, ends_target = _ends(source, target, reach)
+    ends_source, ends_target = _ends(source, reach_source), _ends(target, reach)
     of_cameras = np.full(len(ends_target), _CAMERA_WEIGHT * weights.sum() / len(ends_target))
     found = with_numpy(
         robust_similarity,
         np.concatenate([in_source, ends_source]),
         np.concatenate([in_target, ends_target]),
         np.concatenate([weights, of_cameras]),
-        np.concatenate([lengths.reshape(-1)[chosen], np.full(len(ends_target), reach)]),
+        np.concatenate([lengths, np.full(len(ends_target), reach)]),
     )
     scale = float(found.similarity.scale)
     if not (np.isfinite(scale) and scale > 0):
@@ -138,23 +140,12 @@ def depth_of(recon: Reconstruction) -> Float[np.ndarray, "s height width"]:
     return np.einsum("sj,shwj->shw", poses[:, 2, :3], points) + poses[:, 2, 3, None, None]
 
 
-def _ends(
-    source: Reconstruction, target: Reconstruction, reach: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Of cameras in both worlds, where they are and a place before them; [2 * _CAMERAS 3] each.
-
-    Args:
-        reach: how far that place is from the camera in the target; in the source it is as far as
-            the distances of cameras make it, or, for cameras in one place, as depths do.
-    """
-    places = np.linspace(0, len(target.images) - 1, _CAMERAS).round().astype(int)
-    ends = []
-    depths = [float(np.median(depth_of(x))) for x in (source, target)]
-    for recon, length in ((source, reach * depths[0] / depths[1]), (target, reach)):
-        pose = np.asarray(recon.camera_from_world, np.float64)[places]
-        centre = -np.einsum("sji,sj->si", pose[..., :3], pose[..., 3])
-        ends.append(np.concatenate([centre, centre + length * pose[:, 2, :3]]))
-    return ends[0], ends[1]
+def _ends(recon: Reconstruction, reach: float) -> np.ndarray:
+    """Where cameras are, and a place so far before each; [2 * _CAMERAS 3]."""
+    places = np.linspace(0, len(recon.images) - 1, _CAMERAS).round().astype(int)
+    pose = np.asarray(recon.camera_from_world, np.float64)[places]
+    centre = -np.einsum("sji,sj->si", pose[..., :3], pose[..., 3])
+    return np.concatenate([centre, centre + reach * pose[:, 2, :3]])
 
 
 def _named(recon: Reconstruction) -> str:

@@ -26,7 +26,7 @@ from vggt_jax.pipeline.options import Options
 from vggt_jax.pipeline.resuming import record_of
 from vggt_jax.pipeline.run import reconstructed
 from vggt_jax.pipeline.windows.closing import Describer, candidates, close
-from vggt_jax.pipeline.windows.graph import chained, optimised
+from vggt_jax.pipeline.windows.graph import chained, compose, optimised
 from vggt_jax.pipeline.windows.joining import Join, depth_of, join
 from vggt_jax.pipeline.windows.spans import Span, spans_of
 from vggt_jax.pipeline.windows.store import Pair, WindowStore
@@ -122,6 +122,13 @@ def write_windows(
         closures = _close_loops(runner, store, spans, options.window, news)
     similar = {pair: found.similarity for pair, found in closures.items()}
     at = optimised(joins, similar, depths) if similar else chained(joins)
+    if model.traits.has_reference_frame:
+        # The world of such models is the first camera.
+        pose = store.array(0, "camera_from_world")[0].astype(np.float64)
+        first_camera = Similarity(  # pyright: ignore[reportArgumentType]
+            scale=np.ones(1), rotation=pose[None, :, :3], translation=pose[None, :, 3]
+        )
+        at = compose(first_camera, at)
     scale = 1.0
     if model.traits.length_unit == "metres":
         # Every window is in metres as the model sees it then: the whole, as it does on average.
@@ -217,13 +224,23 @@ class _Runner:
             if is_list and len(value) == total and np.ndim(value) != 2:
                 part = value[start : start + len(frames.images)]
                 options = dataclasses.replace(options, **{name: part})
+        return self._reconstructed(frames, options, reference=len(frames.images) // 2)
+
+    def _reconstructed(self, frames: Frames, options: Options, *, reference: int) -> Reconstruction:
+        """Reconstructs frames as seen from one of them, if the model has a reference frame.
+
+        What is far from that frame comes out a little too small, or too large. Seen from the middle
+        it is so at both ends of a window alike, and joins do not change the scale each time.
+        """
+        if self.model.traits.has_reference_frame:
+            options = dataclasses.replace(options, reference=reference)
         inputs = of_frames(frames, options)
         return reconstructed(inputs, self.model, options, say=self.say_once)
 
     def run_known(self, frames: Frames) -> Reconstruction:
         """Reconstructs frames of any windows, without what is known of pixels."""
         options = dataclasses.replace(self.options, masks=None, intrinsics=None, background=())
-        return reconstructed(of_frames(frames, options), self.model, options, say=self.say_once)
+        return self._reconstructed(frames, options, reference=len(frames.images) // 4)
 
     def say_once(self, message: str) -> None:
         """Says what has not been said of an earlier window."""
