@@ -79,10 +79,10 @@ def write_parts(path: str | os.PathLike, scene: Reconstruction, parts: Sequence[
 
     def pieces(name: str) -> Iterator[np.ndarray]:
         for part in parts:
-            yield _valid(part, shape[1:3]) if name == _VALID else part.array(name)
+            yield _valid(part, (height, width)) if name == _VALID else part.array(name)
 
     num_frames = sum(part.frames.stop - part.frames.start for part in parts)
-    shape = (num_frames, *np.shape(scene.images)[1:])
+    height, width = np.shape(scene.images)[1:3]
 
     def in_pieces(name: str, like: np.ndarray) -> InPieces:
         return InPieces(

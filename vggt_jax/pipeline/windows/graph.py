@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import scipy.optimize
@@ -21,19 +22,19 @@ _DIFFERENCE = 1e-6  # In the same units.
 def compose(outer: Similarity, inner: Similarity) -> Similarity:
     """`outer` after `inner`; arrays of the same leading shape."""
     turned = np.einsum("...ij,...j->...i", outer.rotation, inner.translation)
-    return _similarity(
+    return similarity(
         outer.scale * inner.scale,
         outer.rotation @ inner.rotation,
         np.asarray(outer.scale)[..., None] * turned + outer.translation,
     )
 
 
-def inverse(similarity: Similarity) -> Similarity:
+def inverse(way: Similarity) -> Similarity:
     """The way back."""
-    back = np.swapaxes(similarity.rotation, -1, -2)
-    scale = 1 / np.asarray(similarity.scale)
-    translation = -scale[..., None] * np.einsum("...ij,...j->...i", back, similarity.translation)
-    return _similarity(scale, back, translation)
+    back = np.swapaxes(way.rotation, -1, -2)
+    scale = 1 / np.asarray(way.scale)
+    translation = -scale[..., None] * np.einsum("...ij,...j->...i", back, way.translation)
+    return similarity(scale, back, translation)
 
 
 def chained(joins: Sequence[Similarity]) -> Similarity:
@@ -42,7 +43,7 @@ def chained(joins: Sequence[Similarity]) -> Similarity:
     Returns:
         One for each window, stacked; that of the first is the identity.
     """
-    found = [_similarity(1.0, np.eye(3), np.zeros(3))]
+    found = [similarity(1.0, np.eye(3), np.zeros(3))]
     for one in joins:
         found.append(compose(found[-1], one))
     return stacked(found)
@@ -56,7 +57,7 @@ def stacked(similarities: Sequence[Similarity]) -> Similarity:
     )
     # A product of many rotations is one but for rounding.
     left, _, right = np.linalg.svd(rotation)
-    return _similarity(scale, left @ right, translation)
+    return similarity(scale, left @ right, translation)
 
 
 def optimised(
@@ -155,7 +156,7 @@ class _Problem:
     def _moved(self, rows: np.ndarray, which: np.ndarray) -> Similarity:
         scale, rotation = self.start.scale[which], self.start.rotation[which]
         unit = np.asarray(scale) * self.depths[which]
-        return _similarity(
+        return similarity(
             scale * np.exp(rows[:, 6]),
             rotation @ Rotation.from_rotvec(rows[:, :3]).as_matrix(),
             self.start.translation[which] + unit[:, None] * rows[:, 3:6],
@@ -178,5 +179,6 @@ class _Problem:
         return error
 
 
-def _similarity(scale, rotation, translation) -> Similarity:
-    return Similarity(scale=scale, rotation=rotation, translation=translation)  # pyright: ignore[reportArgumentType]
+def similarity(scale: Any, rotation: Any, translation: Any) -> Similarity:
+    """One of NumPy arrays in float64."""
+    return Similarity(scale=scale, rotation=rotation, translation=translation)

@@ -9,6 +9,7 @@ from vggt_jax.errors import InputError
 from vggt_jax.evaluation.alignment import Similarity
 from vggt_jax.evaluation.robust_alignment import robust_similarity
 from vggt_jax.host import with_numpy
+from vggt_jax.pipeline.windows.graph import similarity
 from vggt_jax.scene.confidence import (
     chosen_source,
     confidence_limits,
@@ -55,15 +56,18 @@ class Join:
     @classmethod
     def from_dict(cls, fields: dict) -> "Join":
         """The inverse of `to_dict`."""
-        arrays = {name: np.array(fields[name], np.float64) for name in ("rotation", "translation")}
-        return cls(**fields | arrays)
+        return cls(
+            scale=fields["scale"],
+            rotation=np.array(fields["rotation"], np.float64),
+            translation=np.array(fields["translation"], np.float64),
+            error=fields["error"],
+            inliers=fields["inliers"],
+        )
 
     @property
     def similarity(self) -> Similarity:
         """The map, in float64."""
-        return Similarity(
-            scale=np.float64(self.scale), rotation=self.rotation, translation=self.translation
-        )  # pyright: ignore[reportArgumentType]
+        return similarity(np.float64(self.scale), self.rotation, self.translation)
 
 
 def join(source: Reconstruction, target: Reconstruction) -> Join:

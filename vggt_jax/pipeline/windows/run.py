@@ -26,7 +26,7 @@ from vggt_jax.pipeline.options import Options
 from vggt_jax.pipeline.resuming import record_of
 from vggt_jax.pipeline.run import reconstructed
 from vggt_jax.pipeline.windows.closing import Describer, candidates, close
-from vggt_jax.pipeline.windows.graph import chained, compose, optimised
+from vggt_jax.pipeline.windows.graph import chained, compose, optimised, similarity
 from vggt_jax.pipeline.windows.joining import Join, depth_of, join
 from vggt_jax.pipeline.windows.spans import Span, spans_of
 from vggt_jax.pipeline.windows.store import Pair, WindowStore
@@ -125,9 +125,7 @@ def write_windows(
     if model.traits.has_reference_frame:
         # The world of such models is the first camera.
         pose = store.array(0, "camera_from_world")[0].astype(np.float64)
-        first_camera = Similarity(  # pyright: ignore[reportArgumentType]
-            scale=np.ones(1), rotation=pose[None, :, :3], translation=pose[None, :, 3]
-        )
+        first_camera = similarity(np.ones(1), pose[None, :, :3], pose[None, :, 3])
         at = compose(first_camera, at)
     scale = 1.0
     if model.traits.length_unit == "metres":
