@@ -87,16 +87,18 @@ class StandIn:
     """Reconstructs frames of a walk without error, each time in another world.
 
     Attributes:
-        worlds: of each call, in their order.
+        worlds, references: of each call, in their order; its world, and the frame it was to see
+            first.
         wrong: the share of pixels whose depth is anything.
     """
 
     def __init__(self, walk, *, wrong=0.0, fails_at=None, seed=3):
         self.walk, self.wrong, self.fails_at, self.seed = walk, wrong, fails_at, seed
-        self.worlds = []
+        self.worlds, self.references = [], []
 
     def __call__(self, inputs, model, options, *, say):
-        del model, options, say
+        del model, say
+        self.references.append(options.reference)
         images = inputs.frames.images
         starts = [i for i, x in enumerate(self.walk.images) if np.array_equal(x, images[0])]
         if len(self.worlds) == self.fails_at:
@@ -125,7 +127,7 @@ class Traits:
     predicts = frozenset({"cameras", "depth", "points"})
     num_layers = 2
     config = types.SimpleNamespace(img_size=SIDE, patch_size=14, to_dict=dict)
-    traits = types.SimpleNamespace(resize_mode="crop", length_unit="arbitrary", title="Stand-in")
+    traits = dataclasses.replace(vggt_jax.VGGT.traits, has_reference_frame=False)
 
 
 @pytest.fixture
@@ -202,8 +204,8 @@ def test_windows_of_a_true_walk_are_the_walk(stand_in, walk, wrong, monkeypatch)
     found = infer(walk.images)
     assert len(model.worlds) == 5
     expected = in_world(walk, model.worlds[0])
-    # Of depths that are wrong some are nearly right, and pull.
-    atol = 0.02 if wrong else 2e-4
+    # Of depths that are wrong some are nearly right, and pull: by less than 1 % of the walk.
+    atol = 0.1 if wrong else 2e-4
     np.testing.assert_allclose(found.camera_from_world, expected.camera_from_world, atol=atol)
     np.testing.assert_allclose(found.world_points, expected.world_points, atol=5 * atol)
     if not wrong:
@@ -216,11 +218,25 @@ def test_windows_of_a_true_walk_are_the_walk(stand_in, walk, wrong, monkeypatch)
 
 def test_metres_are_those_of_all_windows_on_average(stand_in, walk, monkeypatch):
     model = stand_in()
-    metric = types.SimpleNamespace(**vars(Traits.traits) | {"length_unit": "metres"})
+    metric = dataclasses.replace(Traits.traits, length_unit="metres")
     monkeypatch.setattr(Traits, "traits", metric)
     found = infer(walk.images)
     of_windows = [np.log(world.scale) for world in model.worlds]
     np.testing.assert_allclose(found.depth, walk.depth * np.exp(np.mean(of_windows)), rtol=1e-4)
+
+
+def test_the_world_is_the_first_camera_where_a_model_has_a_reference_frame(
+    stand_in, walk, monkeypatch
+):
+    monkeypatch.setattr(Traits, "traits", vggt_jax.VGGT.traits)
+    model = stand_in()
+    found = infer(walk.images)
+    assert model.references == [WINDOW // 2] * 5
+    pose = in_world(walk, model.worlds[0]).camera_from_world[0].astype(np.float64)
+    camera = Similarity(scale=1.0, rotation=pose[:, :3], translation=pose[:, 3])
+    expected = in_world(walk, compose(camera, model.worlds[0]))
+    np.testing.assert_allclose(found.camera_from_world[0], np.eye(3, 4), atol=1e-5)
+    np.testing.assert_allclose(found.camera_from_world, expected.camera_from_world, atol=3e-4)
 
 
 def test_a_known_length_is_the_unit_of_the_scene(stand_in, walk):

@@ -46,9 +46,9 @@ def robust_similarity(
     make it a sum of distances, which takes it near, then Tukey's bisquare, with which wrong pairs
     do not count at all.
 
-    The scale is the ratio of the sizes of both (Horn, "Closed-form solution of absolute orientation
-    using unit quaternions", JOSA A 1987, symmetric in both): that of least squares takes errors of
-    the source for size, and is the smaller the larger these are, each time that worlds are joined.
+    The scale is the ratio of the sizes of both, without wrong pairs, as in Horn's symmetric solution
+    ("Closed-form solution of absolute orientation using unit quaternions", JOSA A 1987). Least
+    squares take errors of the source for size, and their scale is too small by these.
 
     Args:
         source, target: pairs of points.
@@ -65,25 +65,26 @@ def robust_similarity(
     source, target, weights = map(known, (source, target, weights))
     lengths = jnp.where(valid, lengths, 1.0)
 
-    def fit(weights):
-        weights = weights / lengths**2
-        found = umeyama(source, target, weights=weights, with_scale=with_scale)
-        return _with_ratio_of_sizes(found, source, target, weights) if with_scale else found
+    fit = lambda weights: umeyama(source, target, weights=weights, with_scale=with_scale)
 
     def errors(similarity):
         return jnp.linalg.norm(similarity.apply(source) - target, axis=-1) / lengths
 
     def by_distance(_, similarity):
-        return fit(weights / jnp.maximum(errors(similarity), _SMALLEST))
+        return fit(weights / jnp.maximum(errors(similarity), _SMALLEST) / lengths**2)
 
     def bisquare(_, similarity):
-        return fit(weights * trust(errors(similarity)))
+        trusted = weights * trust(errors(similarity)) / lengths**2
+        found = fit(trusted)
+        return _with_ratio_of_sizes(found, source, target, trusted) if with_scale else found
 
     def trust(error):
         limit = _BISQUARE * _DEVIATION * jnp.maximum(_median(error, weights), _SMALLEST)
         return jnp.maximum(1 - (error / limit) ** 2, 0.0) ** 2
 
-    found = jax.lax.fori_loop(np.int32(0), np.int32(_STEPS_L1), by_distance, fit(weights))
+    found = jax.lax.fori_loop(
+        np.int32(0), np.int32(_STEPS_L1), by_distance, fit(weights / lengths**2)
+    )
     found = jax.lax.fori_loop(np.int32(0), np.int32(_STEPS_BISQUARE), bisquare, found)
     error = errors(found)
     total = jnp.sum(weights)

@@ -20,9 +20,9 @@ from vggt_jax.images.parts import ImageParts, joined, part_of
 from vggt_jax.images.video import VideoFrames
 from vggt_jax.layers.scene_attention import AttentionStats
 from vggt_jax.models.base import SceneModel
-from vggt_jax.pipeline.origin import fingerprint
 from vggt_jax.pipeline.inputs import SceneInputs, check_model, of_frames, read_settings
 from vggt_jax.pipeline.options import Options
+from vggt_jax.pipeline.origin import fingerprint
 from vggt_jax.pipeline.resuming import record_of
 from vggt_jax.pipeline.run import reconstructed
 from vggt_jax.pipeline.windows.closing import Describer, candidates, close
