@@ -46,9 +46,9 @@ def robust_similarity(
     make it a sum of distances, which takes it near, then Tukey's bisquare, with which wrong pairs
     do not count at all.
 
-    The scale is the ratio of the sizes of both, without wrong pairs, as in Horn's symmetric solution
-    ("Closed-form solution of absolute orientation using unit quaternions", JOSA A 1987). Least
-    squares take errors of the source for size, and their scale is too small by these.
+    The scale is the ratio of the sizes of both, without wrong pairs, as in Horn's symmetric
+    solution ("Closed-form solution of absolute orientation using unit quaternions", JOSA A 1987).
+    Least squares take errors of the source for size, and their scale is too small by these.
 
     Args:
         source, target: pairs of points.
