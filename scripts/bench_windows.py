@@ -122,7 +122,7 @@ def plot(source: pathlib.Path, out: pathlib.Path):
         if line["of"] == "drift":
             groups.setdefault((line["model"], line["hall"], line["way"]), []).append(line)
     for (model, hall, way), rows in groups.items():
-        style = "-" if way == "windows" else "--"
+        style = "o-" if way == "windows" else "x--"
         label = f"{model}, hall of {hall:g} m, {way}"
         for axis, name in zip(axes, ("ate_m", "ate_percent"), strict=True):
             axis.plot([r["metres"] for r in rows], [r[name] for r in rows], style, label=label)
