@@ -152,13 +152,13 @@ def _middle(length: int, count: int) -> slice:
 
 def _agreement(of: Reconstruction, by: Reconstruction) -> tuple[float, float]:
     """The share of points of some frames that others see, and how their colours there correlate."""
-    points, colors = points_of(of, chosen_source(of, None)), _blurred(of.images)
+    points, colors = points_of(of, chosen_source(of, None)), _blurred(np.asarray(of.images))
     places = np.linspace(0, points[..., 0].size - 1, _POINTS).astype(np.int64)
     arrays = (
         points.reshape(-1, 3)[places],
         colors.reshape(-1, 3)[places],
         depth_of(by),
-        _blurred(by.images),
+        _blurred(np.asarray(by.images)),
         by.camera_from_world,
         by.intrinsics,
     )

@@ -131,13 +131,13 @@ class _Problem:
         """By differences: the errors of a pair depend on its two windows alone."""
         rows = self._rows(x)
         ends = [rows[self.first], rows[self.second]]
-        before = self._of_pairs(*ends, doubtful)
+        before = self._of_pairs(ends[0], ends[1], doubtful)
         blocks = np.empty((2, len(self.first), 7, 7))
         for end in range(2):
             for column in range(7):
                 changed = [part.copy() for part in ends]
                 changed[end][:, column] += _DIFFERENCE
-                after = self._of_pairs(*changed, doubtful)
+                after = self._of_pairs(changed[0], changed[1], doubtful)
                 blocks[end, :, :, column] = (after - before) / _DIFFERENCE
         seven, pair = np.arange(7), np.arange(len(self.first))
         shape = blocks.shape
