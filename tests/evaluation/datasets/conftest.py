@@ -1,5 +1,6 @@
 """Tiny data sets in the layouts of the published ones, by the writer that people can call, too."""
 
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -40,3 +41,15 @@ def tiny(writer, tmp_path_factory):
         return found[name, layout]
 
     return written
+
+
+@pytest.fixture
+def copied(tiny, tmp_path):
+    """A data set that the test may change: its folder, and what it holds."""
+
+    def copy(name, layout):
+        root, written = tiny(name, layout)
+        shutil.copytree(root, tmp_path / "copy")
+        return tmp_path / "copy", written
+
+    return copy

@@ -13,16 +13,6 @@ from vggt_jax.errors import InputError
 from vggt_jax.evaluation.datasets import DATASETS, Problems, open_dataset, reading
 
 
-@pytest.fixture
-def copied(tiny, tmp_path):
-    def copy(name, layout):
-        root, written = tiny(name, layout)
-        shutil.copytree(root, tmp_path / "copy")
-        return tmp_path / "copy", written
-
-    return copy
-
-
 def opened(name, root, **options):
     return open_dataset(name, root, **(OPTIONS.get(name, {}) | options))
 

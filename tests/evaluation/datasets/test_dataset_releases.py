@@ -14,16 +14,6 @@ from vggt_jax.evaluation.datasets.torch_archive import read_archive
 CLIP = "0123456789abcdef"
 
 
-@pytest.fixture
-def copied(tiny, tmp_path):
-    def copy(name, layout):
-        root, written = tiny(name, layout)
-        shutil.copytree(root, tmp_path / "copy")
-        return tmp_path / "copy", written
-
-    return copy
-
-
 # RealEstate10K
 
 

@@ -16,17 +16,6 @@ from vggt_jax.evaluation.datasets.colmap_model import read_model, rotation_of
 from vggt_jax.evaluation.datasets.eth3d_lens import Lens, like_pi3
 from vggt_jax.evaluation.datasets.seven_scenes import project_to_colour
 
-
-@pytest.fixture
-def copied(tiny, tmp_path):
-    def copy(name, layout):
-        root, written = tiny(name, layout)
-        shutil.copytree(root, tmp_path / "copy")
-        return tmp_path / "copy", written
-
-    return copy
-
-
 # RealEstate10K
 
 
