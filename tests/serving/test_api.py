@@ -132,6 +132,8 @@ def test_a_client_that_is_killed_while_it_waits(server, gate, pair):
     queue, url = server
     gate.clear()
     job = submit(url, *pair).json()
+    state = lambda: web.get(f"{url}/jobs/{job['id']}").json()
+    wait_for(lambda: state()["state"] == "running")  # The server answers at once to what is new.
     with pytest.raises(httpx.ReadTimeout):
         web.get(f"{url}/jobs/{job['id']}", params={"wait": 30}, timeout=0.2)
     gate.set()
