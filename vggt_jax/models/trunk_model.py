@@ -183,8 +183,14 @@ class TrunkModel(nnx.Module, Generic[Output]):
         num_frames: Int[Array, " b"] | None = None,
         compute_dtype: DTypeLike | None = None,
         mesh: Mesh | None = None,
+        **of_frames_alone: Any,
     ) -> Output:
-        """Runs the heads; the arguments are those of the call, which checks them."""
+        """Runs the heads; the arguments are those of the call, which checks them.
+
+        Args:
+            of_frames_alone: what else `decode_frames` of a model takes. Its outputs count where
+                `decode_scene` has them, too.
+        """
         model = cast(SceneModel, self)
         of_scene = on_devices.decode_scene(
             mesh,
@@ -204,8 +210,9 @@ class TrunkModel(nnx.Module, Generic[Output]):
             attention=attention,
             compute_dtype=compute_dtype,
             read={name: of_scene[name] for name in self.traits.frames_read},
+            **of_frames_alone,
         )
-        return self.output(**of_scene, **of_frames)
+        return self.output(**(of_scene | of_frames))
 
     def decode_scene(
         self, trunk: TrunkOutput, layout: TokenLayout, **options: Any

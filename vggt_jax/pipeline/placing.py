@@ -107,6 +107,15 @@ def fetched(tree: Any) -> Any:
     return jax.tree.map(fetch, tree)
 
 
+def rows_by_device(x: jax.Array, num_devices: int) -> list[Any]:
+    """The rows of an array that so many devices have evenly, by device in their order, to be copied
+    to the host; without a copy of all where this process has all of the devices."""
+    shards = sorted(x.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+    if len(shards) != num_devices:
+        return np.split(fetched(x), num_devices)
+    return [shard.data for shard in shards]
+
+
 def _put(x, sharding):
     """`jax.device_put`, also where another process has some of the devices, and the same values."""
     is_there = isinstance(x, jax.Array) and x.committed and x.sharding == sharding

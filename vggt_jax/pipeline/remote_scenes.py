@@ -5,19 +5,18 @@ import contextlib
 import dataclasses
 import os
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from vggt_jax.errors import InputError, InputWarning
+from vggt_jax.errors import InputError
 from vggt_jax.files.addresses import Address, Entry, address_of, local_path, why_no_file_name
-from vggt_jax.images.files import counted, natural_key, scene_folder
+from vggt_jax.images.files import natural_key, scene_folder
 from vggt_jax.images.kinds import is_picture, kind_of
 from vggt_jax.images.video import is_video
 from vggt_jax.pipeline.options import Options
-from vggt_jax.pipeline.scenes import named, of_others, why_none
+from vggt_jax.pipeline.scenes import named, say_what_is_left_out
 
 _AT_A_TIME = 8  # Files that are downloaded for one scene.
 _NOWHERE = Path(os.devnull)  # Below it there are no files, so that names alone count.
@@ -124,12 +123,7 @@ def remote_scenes(address: Address, *, recursive: bool = False) -> dict[str, Rem
     others = {*folders, *files} - {path.name for path in found}
     other_folders = [_NOWHERE / name for name in folders if name in others]
     other_files = [_NOWHERE / name for name in files if name in others - {*folders}]
-    message = of_others(other_folders, other_files)
-    if not found:
-        raise InputError(f"{address}: {why_none(other_files, message)}")
-    if message:
-        text = f"{address}: {counted(len(found), 'scene')}, and left out: {message}"
-        warnings.warn(InputWarning(text), stacklevel=3)
+    say_what_is_left_out(address, len(found), other_folders, other_files)
     names = named([path for path in found if path.name in folders], list(found))
     return {name: found[path] for name, path in names.items()}
 

@@ -58,13 +58,28 @@ def scenes_by_name(
     others = [path for path in visible if path not in set(found)]
     other_folders = [path for path in others if path.is_dir()]
     other_files = [path for path in others if not path.is_dir()]
-    message = of_others(other_folders, other_files)
-    if not found:
-        raise InputError(f"{folder}: {why_none(other_files, message)}")
-    if message:
-        text = f"{folder}: {counted(len(found), 'scene')}, and left out: {message}"
-        warnings.warn(InputWarning(text), stacklevel=3)
+    say_what_is_left_out(folder, len(found), other_folders, other_files)
     return named([path for path in found if path.is_dir()], found)
+
+
+def say_what_is_left_out(
+    source: object, num_found: int, folders: Sequence[Path], files: Sequence[Path]
+) -> None:
+    """Warns of what is no scene where scenes are looked for.
+
+    Args:
+        source: what messages call the place.
+        folders, files: there, and no scenes.
+
+    Raises:
+        InputError: there are no scenes.
+    """
+    message = _of_others(folders, files)
+    if not num_found:
+        raise InputError(f"{source}: {_why_none(files, message)}")
+    if message:
+        text = f"{source}: {counted(num_found, 'scene')}, and left out: {message}"
+        warnings.warn(InputWarning(text), stacklevel=4)
 
 
 def named(folders: Collection[Path], found: Sequence[Path]) -> dict[str, Path]:
@@ -101,7 +116,7 @@ def _is_scene(path: Path, recursive: bool) -> bool:
         return True
 
 
-def of_others(folders: Sequence[Path], files: Sequence[Path]) -> str:
+def _of_others(folders: Sequence[Path], files: Sequence[Path]) -> str:
     """What of a folder of scenes belongs to none, by kind."""
     by_kind: dict[str, list[str]] = {}
     if folders:
@@ -119,8 +134,8 @@ def of_others(folders: Sequence[Path], files: Sequence[Path]) -> str:
     )
 
 
-def why_none(files: Sequence[Path], message: str) -> str:
-    """Why a folder holds no scenes, from its files and what `of_others` says."""
+def _why_none(files: Sequence[Path], message: str) -> str:
+    """Why a folder holds no scenes, from its files and what `_of_others` says."""
     if any(map(is_picture, files)):
         return (
             f"holds photographs itself ({message}) and so is one scene; use `vggt-jax infer` or "

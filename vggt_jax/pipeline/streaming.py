@@ -19,7 +19,14 @@ from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.models import on_devices
 from vggt_jax.models.base import CameraSource, SceneModel
 from vggt_jax.models.registry import check_camera_source, check_priors
-from vggt_jax.pipeline.placing import fetched, on_all, placed, start_fetching, to_be_placed
+from vggt_jax.pipeline.placing import (
+    fetched,
+    on_all,
+    placed,
+    rows_by_device,
+    start_fetching,
+    to_be_placed,
+)
 from vggt_jax.scene.priors import Priors
 from vggt_jax.scene.reconstruction import Reconstruction
 from vggt_jax.trunk.alternation import TrunkOutput
@@ -143,7 +150,7 @@ class Stream:
                 # It may begin before the end of the piece before, and end in padding.
                 begins = [first + start for first in firsts]
                 wanted = [maps[name][begin : begin + size] for begin in begins]
-                list(copiers.map(_copy, wanted, _by_device(x, num_devices)))
+                list(copiers.map(_copy, wanted, rows_by_device(x, num_devices)))
             done(sum(min(max(0, total - x), of_device, start + size) for x in firsts))
 
         firsts = range(0, len(images), of_device)
@@ -171,14 +178,6 @@ class Stream:
             best_points=next(iter(model.point_sources), None),
             **on_host,
         )
-
-
-def _by_device(x: jax.Array, num_devices: int) -> list[Any]:
-    """Rows of an array by the devices that have them, in their order, without a copy of all."""
-    shards = sorted(x.addressable_shards, key=lambda shard: shard.index[0].start or 0)
-    if len(shards) != num_devices:
-        return np.split(fetched(x), num_devices)
-    return [shard.data for shard in shards]
 
 
 def _copy(wanted: np.ndarray, x: Any):

@@ -21,7 +21,6 @@ from vggt_jax.layers.norm import LayerNorm
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.layers.shards import FrameShards, of_all, of_own
-from vggt_jax.models import on_devices
 from vggt_jax.models.base import CameraSource, ModelTraits, Predicted
 from vggt_jax.models.da3.cameras import (
     cameras_from_encoding,
@@ -186,20 +185,15 @@ class DA3(TrunkModel[DA3Output]):
             mesh=mesh,
             **options,
         )
-        of_scene = on_devices.decode_scene(
-            mesh, self, trunk, layout, query_points=None, num_frames=num_frames, **options
-        )
-        of_frames = on_devices.decode_frames(
-            mesh,
-            self,
+        return self.decode(
             trunk,
             layout,
-            read={},
+            num_frames=num_frames,
+            mesh=mesh,
             rays=rays,
             camera_source=camera_source,
             **options,
         )
-        return DA3Output(**(of_scene | of_frames))
 
     def encode(
         self,
