@@ -67,9 +67,7 @@ def unread(parts: ImageParts, images: Any, options: Options) -> tuple[Any, Optio
 
     Frames of a video are not chosen again.
     """
-    options = dataclasses.replace(
-        options, window=None, overlap=None, loop_closure=False, window_folder=None
-    )
+    options = options.without_windows()
     if not isinstance(parts.sources, VideoFrames):
         return images, options
     return parts.sources, dataclasses.replace(options, fps=None, frames=None)

@@ -204,6 +204,12 @@ class Options:
             return None
         return max(self.window // 3, 1) if self.overlap is None else self.overlap
 
+    def without_windows(self) -> "Options":
+        """These options for frames that are reconstructed at once."""
+        return dataclasses.replace(
+            self, window=None, overlap=None, loop_closure=False, window_folder=None
+        )
+
     @property
     def scene_attention(self) -> SceneAttention:
         """`attention` as a value, on the default device."""

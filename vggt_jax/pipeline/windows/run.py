@@ -110,9 +110,8 @@ def write_windows(
     )
     store = WindowStore(folder, settings)
     of_window = dataclasses.replace(
-        options, window=None, overlap=None, loop_closure=False, window_folder=None,
-        known_distance=None, known_depth=None, progress=False,
-    )  # fmt: skip
+        options.without_windows(), known_distance=None, known_depth=None, progress=False
+    )
     runner = _Runner(images, model, of_window, say)
     noted = _forward(runner, store, spans, news)
     joins = [Join.from_dict(one["join"]).similarity for one in noted[1:]]
@@ -154,7 +153,6 @@ def check_options(model: SceneModel, options: Options) -> None:
     """
     check_model(model, options)
     for name, why in (
-        ("priors", "each window has a world of its own"),
         ("query_points", "points are tracked within one window"),
         ("query_pixels", "points are tracked within one window"),
         ("stretch", "it needs all photographs at once"),
