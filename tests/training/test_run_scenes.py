@@ -14,7 +14,7 @@ from PIL import Image
 
 from vggt_jax.errors import InputError
 from vggt_jax.training import Execution, TrainSettings, scenes
-from vggt_jax.training.scenes import read_textures
+from vggt_jax.training.scenes import Sources, read_sources
 
 SCRIPTS = pathlib.Path(__file__).parents[2] / "scripts"
 
@@ -26,17 +26,20 @@ def settings_of(**changes):
 def test_every_tenth_picture_is_kept_for_validation(tmp_path):
     for i in range(20):
         Image.new("RGB", (256, 256), (10 * i, 0, 0)).save(tmp_path / f"{i:02}.png")
-    found = read_textures(settings_of(world="wide", textures=tmp_path))
-    (train,), (validation,) = found["train"], found["validation"]
+    found = read_sources(settings_of(world="wide", textures=tmp_path))
+    train, validation = (found[part].pictures for part in ("train", "validation"))
     assert (validation.texels[:, 0] & 255).tolist() == [90, 190]
     assert len(train) == 18 and not set(train.texels[:, 0]) & set(validation.texels[:, 0])
-    assert read_textures(settings_of(world="wide")) == {"train": (), "validation": ()}
+    without = {"train": Sources(), "validation": Sources()}
+    assert read_sources(settings_of(world="wide")) == without
     for i in range(9, 20):
         (tmp_path / f"{i:02}.png").unlink()
     with pytest.raises(InputError, match="9 pictures, fewer than the 10"):
-        read_textures(settings_of(world="wide", textures=tmp_path))
+        read_sources(settings_of(world="wide", textures=tmp_path))
     with pytest.raises(InputError, match="only the wide world"):
         settings_of(textures=tmp_path)
+    with pytest.raises(InputError, match="at least 2"):
+        settings_of(photographs_every=1)
 
 
 def test_how_many_scenes_are_rendered_at_once_changes_nothing(monkeypatch):
@@ -62,6 +65,7 @@ def test_settings_come_back_from_their_file(monkeypatch):
     changed = settings_of(
         world="wide",
         textures=pathlib.Path("textures"),
+        photographs=pathlib.Path("photographs.npz"),
         fit_to_minutes=True,
         max_minutes=3.5,
         freeze=("encoder.",),

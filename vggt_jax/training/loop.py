@@ -30,7 +30,7 @@ from vggt_jax.training.checkpoints import Checkpoints
 from vggt_jax.training.initialization import abstract_vggt, initial_model, small_config
 from vggt_jax.training.normalization import PIXEL_CENTRE
 from vggt_jax.training.optimizer import make_optimizer
-from vggt_jax.training.scenes import read_textures, rendered
+from vggt_jax.training.scenes import read_sources, scenes_of
 from vggt_jax.training.settings import TrainSettings
 from vggt_jax.training.state import TrainState, initial_state, with_named
 from vggt_jax.training.step import AXIS, Recipe, Render, make_steps, make_validation
@@ -86,11 +86,13 @@ def train(
         if latest is not None:
             _check_same_run(settings, checkpoints.document(latest)["settings"], say)
         model = _first_model(settings, only_shapes=latest is not None)
+        group = settings.photographs_every if settings.photographs is not None else 1
         for variant in (*variants, validation_variant):
             variant.check(
                 patch_size=model.config.patch_size,
                 num_special=model.config.num_special_tokens,
                 num_devices=mesh.size,
+                group=1 if variant is validation_variant else group,
             )
         _check_frozen(settings.freeze, model)
         abstract = jax.eval_shape(lambda: model)
@@ -115,35 +117,38 @@ def train(
         del model
 
         training = make_steps_of_variants(
-            recipe(render or rendered(settings, "train")), variants, settings, mesh
+            recipe(render or scenes_of(settings, "train")), variants, settings, mesh
         )
         validation = make_validation(
-            recipe(render_validation or rendered(settings, "validation")),
+            recipe(render_validation or scenes_of(settings, "validation")),
             validation_variant,
             num_batches=settings.validation_batches,
             mesh=mesh,
         )
         key = jax.jit(lambda: jax.random.key(settings.seed), out_shardings=replicated)()
-        pictures = {
-            part: jax.device_put(data, replicated) for part, data in read_textures(settings).items()
+        # Scenes of the caller's own need no more than their keys.
+        given = {"train": render, "validation": render_validation}
+        sources = {
+            part: () if given[part] else (jax.device_put(data, replicated),)
+            for part, data in read_sources(settings).items()
         }
         put = lambda number: jax.device_put(np.int32(number), replicated)
         programs: dict[str, Callable] = {
             str(variant): lambda fn=fn: fn.lower(
-                state, key, put(settings.total_steps), *pictures["train"]
+                state, key, put(settings.total_steps), *sources["train"]
             ).compile()
             for variant, fn in training.items()
         }
         if settings.validate_every:
             programs["validation"] = lambda: validation.lower(
-                state.ema, key, *pictures["validation"]
+                state.ema, key, *sources["validation"]
             ).compile()
         compiled = compile_all(programs, say)
         with replacing(settings.out / "settings.json") as file:
             file.write(json.dumps(settings.to_dict(), indent=2).encode() + b"\n")
         forget_later_lines(settings.out / _LOG, -1 if latest is None else latest)
         run = _Run(
-            settings, variants, compiled, pictures, checkpoints, abstract, key, put, start, say
+            settings, variants, compiled, sources, checkpoints, abstract, key, put, start, say
         )
         with _SignalsAskToStop() as stop:
             return run(state, stop)
@@ -183,10 +188,10 @@ class _Run:
     the device never waits for Python."""
 
     def __init__(
-        self, settings, variants, programs, pictures, checkpoints, model, key, put, start, say
+        self, settings, variants, programs, sources, checkpoints, model, key, put, start, say
     ):
         self.settings, self.variants, self.programs = settings, variants, programs
-        self.pictures = pictures
+        self.sources = sources
         self.checkpoints, self.model, self.key, self.put = checkpoints, model, key, put
         self.start, self.say = start, say
         self.log_file = settings.out / _LOG
@@ -217,7 +222,7 @@ class _Run:
                 self.total = max(self.steps_that_fit(), dispatch * per + 1)
             sent = time.monotonic()
             state, found = self.programs[str(variant)](
-                state, self.key, self.put(self.total), *self.pictures["train"]
+                state, self.key, self.put(self.total), *self.sources["train"]
             )
             dispatch += 1
             if pending is not None:
@@ -311,7 +316,7 @@ class _Run:
         key = jax.jit(jax.random.fold_in, static_argnums=1)(self.key, _VALIDATION_KEY)
         key = jax.device_put(key, self.key.sharding)
         found = jax.device_get(
-            self.programs["validation"](state.ema, key, *self.pictures["validation"])
+            self.programs["validation"](state.ema, key, *self.sources["validation"])
         )
         values = {name: float(x) for name, x in found.items()}
         self.log({"kind": "validation", "step": step, **values, "seconds": begin - self.start})

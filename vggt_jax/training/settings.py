@@ -60,6 +60,11 @@ class TrainSettings:
     textures: pathlib.Path | None = None
     """Folder of pictures of surfaces, or of .tar files of them (scripts/pack_textures.py), for the
     wide world; every tenth is kept for validation."""
+    photographs: pathlib.Path | None = None
+    """File of real photographs with known cameras (scripts/pack_photographs.py), from which some
+    scenes of every batch are taken."""
+    photographs_every: int = 4
+    """Of so many scenes of a batch one is of photographs, if there are any."""
     freeze: tuple[str, ...] = ()
     """Beginnings of names of parameters that do not learn, such as encoder. or camera_head."""
     seed: int = 0
@@ -69,7 +74,7 @@ class TrainSettings:
     weight. Each is compiled once. SCENES may be ?, see pixels-per-step."""
     pixels_per_step: int | None = None
     """Pixels of a batch, for variants whose number of scenes is ?: as many as fit, in multiples of
-    4. 12,900,000 are 32 scenes of 8 frames of 224x224."""
+    8. 12,900,000 are 32 scenes of 8 frames of 224x224."""
     steps_per_dispatch: int = 10
     """Steps in one program, between which Python does nothing."""
     render_at_once: int = 8
@@ -110,6 +115,11 @@ class TrainSettings:
             raise InputError(f"recompute: {sorted(unknown)} unknown; known are {', '.join(PARTS)}")
         if self.textures is not None and self.world != "wide":
             raise InputError("textures: only the wide world has pictures on its surfaces")
+        if self.photographs_every < 2:
+            raise InputError(
+                f"photographs_every is {self.photographs_every}, and must be at least 2: there is "
+                "dense depth in rendered scenes alone"
+            )
         if self.init is not None and self.config is not None:
             raise InputError("config: a checkpoint given by init has its own; leave one out")
         _ = self.batch_variants, Variant.parse(self.validation_variant)

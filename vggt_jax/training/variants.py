@@ -10,7 +10,7 @@ import numpy as np
 from vggt_jax.errors import InputError
 
 _PATTERN = re.compile(r"(\d+|\?)x(\d+)@(\d+)x(\d+)(?::(\d+(?:\.\d+)?))?")
-_ROUND = 4  # of which the number of scenes is a multiple where it follows from the pixels
+_ROUND = 8  # of which the number of scenes is a multiple where it follows from the pixels
 
 # About 250 frames each: what one GPU of 80 GB holds of the small model (docs/training.md).
 DEFAULT_VARIANTS = (
@@ -37,10 +37,10 @@ class Variant:
 
         Args:
             pixels: of a batch, at the most, where SCENES is `?`: then as many as these hold, in
-                multiples of 4.
+                multiples of 8.
 
         Raises:
-            InputError: another form, a zero, or no four scenes in so many pixels.
+            InputError: another form, a zero, or no eight scenes in so many pixels.
         """
         match = _PATTERN.fullmatch(text)
         if match is None:
@@ -72,8 +72,12 @@ class Variant:
             weight=weight,
         )
 
-    def check(self, *, patch_size: int, num_special: int, num_devices: int) -> None:
-        """Raises InputError where the model or the devices cannot take it."""
+    def check(self, *, patch_size: int, num_special: int, num_devices: int, group: int = 1) -> None:
+        """Raises InputError where the model or the devices cannot take it.
+
+        Args:
+            group: scenes that a device takes together.
+        """
         if self.height % patch_size or self.width % patch_size:
             raise InputError(f"variant {self}: sides must be multiples of {patch_size} pixels")
         tokens = self.height * self.width // patch_size**2 + num_special
@@ -82,10 +86,11 @@ class Variant:
                 f"variant {self}: its frames have {tokens} tokens, {num_special} special ones "
                 "among them; the backward pass of attention on a GPU needs an even number"
             )
-        if self.num_scenes % num_devices:
+        if self.num_scenes % (num_devices * group):
+            of = f" in groups of {group}, one of photographs in each" if group > 1 else ""
             raise InputError(
                 f"variant {self}: {self.num_scenes} scenes do not divide among {num_devices} "
-                "devices"
+                f"devices{of}"
             )
 
     def __str__(self) -> str:
