@@ -44,8 +44,9 @@ def read_scene(folder: pathlib.Path, side: int, num_points: int, rng: np.random.
 
     Returns:
         `images`, `intrinsics` [n 4], `camera_from_world` [n 3 4], `points` [n p 3] as
-        `vggt_jax.training.photographs.Photographs` has them, and `together` [n n], the share of
-        the points of the one with fewer that two photographs both see.
+        `vggt_jax.training.photographs.Photographs` has them, the median depth as the unit, and
+        `together` [n n], the share of the points of the one with fewer that two photographs both
+        see.
 
     Raises:
         InputError: there is no model, a photograph is missing, or lenses distort.
@@ -93,18 +94,20 @@ def read_scene(folder: pathlib.Path, side: int, num_points: int, rng: np.random.
         seen.append(set(numbers))
     if len(seen) < 2:
         raise InputError(f"{folder}: fewer than two photographs have a pose and points")
-    median = np.median(np.concatenate([points[:, 2] for points in found["points"]]))
+    # The median depth becomes the unit, so that 16 bits hold all points.
+    unit = np.median(np.concatenate([points[:, 2] for points in found["points"]]))
+    found["camera_from_world"] = [pose / [1, 1, 1, unit] for pose in found["camera_from_world"]]
     found["points"] = np.stack(
-        [_of_depths(points, median, num_points, rng) for points in found["points"]]
+        [_of_depths(points / [1, 1, unit], num_points, rng) for points in found["points"]]
     )
     fewer = lambda a, b: max(min(len(a), len(b)), 1)
     found["together"] = np.array([[len(a & b) / fewer(a, b) for b in seen] for a in seen])
     return found
 
 
-def _of_depths(points, median: float, count: int, rng: np.random.Generator) -> np.ndarray:
+def _of_depths(points, count: int, rng: np.random.Generator) -> np.ndarray:
     """At most `count` random points of a plausible depth, filled up with zeros."""
-    points = points[(points[:, 2] > _NEAREST * median) & (points[:, 2] < _FARTHEST * median)]
+    points = points[(points[:, 2] > _NEAREST) & (points[:, 2] < _FARTHEST)]
     points = points[rng.permutation(len(points))[:count]]
     return np.pad(points, ((0, count - len(points)), (0, 0)))
 
@@ -176,8 +179,12 @@ def main():
 
     args.out.mkdir(parents=True, exist_ok=True)
     of_all = {
-        name: np.concatenate(arrays[name]).astype(np.float32)
-        for name in ("intrinsics", "camera_from_world", "points")
+        name: np.concatenate(arrays[name]).astype(dtype)
+        for name, dtype in (
+            ("intrinsics", np.float32),
+            ("camera_from_world", np.float32),
+            ("points", np.float16),
+        )
     }
     path = args.out / "photographs.npz"
     np.savez_compressed(

@@ -148,6 +148,7 @@ def read_photographs(path: pathlib.Path) -> Photographs:
     for place, image in zip(pixels, images, strict=True):
         below, right = (side - length for length in image.shape[:2])
         place[:] = np.pad(image, ((0, below), (0, right), (0, 0)), mode="edge")
+    parts["points"] = parts["points"].astype(np.float32)
     return Photographs(pixels=pixels, **{name: parts[name] for name in _KEPT})
 
 
