@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 NOT_MEASURED = (
     "these results are of the small model that ships with vggt-jax, and whether they agree with "
@@ -119,6 +119,6 @@ class Provenance:
         return cls(is_small=fields.get("is_small") is True, **found)
 
 
-def is_share(value: Any) -> bool:
+def is_share(value: Any) -> TypeGuard[float]:
     """Whether something that a file says is a number in [0, 1]."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1

@@ -157,7 +157,7 @@ def _worst_angles(
     """Of each pair of frames the larger of both angles, in degrees, by which its relative poses
     differ, as `vggt_jax.evaluation.pair_errors` has them; infinite where a camera is not finite."""
     first, second = np.triu_indices(len(found), k=1)
-    is_finite = np.isfinite(found).all((1, 2)) & np.isfinite(other).all((1, 2))
+    is_finite = np.all(np.isfinite(found) & np.isfinite(other), axis=(1, 2))
     both = [np.where(is_finite[:, None, None], x, np.eye(3, 4)) for x in (found, other)]
     (turn, way), (other_turn, other_way) = (_relative(x, first, second) for x in both)
     between = turn @ other_turn.transpose(0, 2, 1)
