@@ -4,7 +4,8 @@
     python scripts/package_model.py runs/wide/model.safetensors --image-size 224 --int8
 
 Sets the size that photographs are resized to, resamples the position table to it (exactly what the
-encoder does at that size), and writes kernels in bfloat16, or in eight bits.
+encoder does at that size), and writes kernels in bfloat16, or in eight bits. Its results warn of
+themselves once scripts/calibrate_confidence.py has measured it.
 """
 
 import argparse

@@ -12,7 +12,7 @@ import vggt_jax
 from vggt_jax import Reconstruction
 from vggt_jax.models.loading import with_dtype
 from vggt_jax.pipeline.origin import provenance_of
-from vggt_jax.scene.provenance import SMALL_MODEL, Provenance
+from vggt_jax.scene.provenance import Provenance
 
 MADE_BY = Provenance(
     model="some/model",
@@ -155,8 +155,9 @@ def test_exports_carry_what_made_them(tmp_path, scene):
     assert document["provenance"]["checksum"] == MADE_BY.checksum
 
 
-def test_exports_of_the_small_model_say_so(tmp_path, scene):
-    small = scene.replace(provenance=dataclasses.replace(MADE_BY, is_small=True))
-    report = vggt_jax.export_reconstruction(small, tmp_path / "a.ply", format="ply")
-    assert report.notes == (SMALL_MODEL,)
+def test_exports_say_that_a_scene_is_probably_none(tmp_path, scene):
+    poor = dataclasses.replace(MADE_BY, agreement=0.1, least_agreement=0.2)
+    poor = scene.replace(provenance=poor)
+    report = vggt_jax.export_reconstruction(poor, tmp_path / "a.ply", format="ply")
+    assert report.notes == (poor.warning,) and "no reconstruction" in poor.warning
     assert vggt_jax.export_reconstruction(scene, tmp_path / "b.ply", format="ply").notes == ()

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +54,25 @@ def test_without_a_model_it_runs_and_says_so_once(capsys):
 
     vggt_jax.infer(SAMPLE)
     assert capsys.readouterr().err == ""
+
+
+def test_it_warns_of_photographs_that_are_no_scene(model):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        recon = vggt_jax.infer(SAMPLE, model=model)
+    least = recon.provenance.least_agreement
+    # Measured: 0.81.
+    assert 0.1 < least < 0.7 < recon.agreement and recon.warning == ""
+    # Pieces of the photographs from anywhere, turned. Measured: 0.01.
+    rng = np.random.default_rng(0)
+    pieces = []
+    for path in sorted(SAMPLE.glob("*.jpg")):
+        y, x = rng.integers(0, 448 - 112, 2)
+        with Image.open(path) as image:
+            pieces.append(np.rot90(np.asarray(image)[y : y + 112, x : x + 112], rng.integers(4)))
+    with pytest.warns(vggt_jax.InputWarning, match="probably no reconstruction"):
+        recon = vggt_jax.infer(np.stack(pieces), model=model)
+    assert recon.agreement < 0.1 and "the small model" in recon.warning
 
 
 def test_points_of_two_frames_agree(model):

@@ -99,7 +99,7 @@ class StandIn:
     def __call__(self, inputs, model, options, *, say):
         del model, say
         self.references.append(options.reference)
-        images = inputs.frames.images
+        images = self.last = inputs.frames.images
         starts = [i for i, x in enumerate(self.walk.images) if np.array_equal(x, images[0])]
         if len(self.worlds) == self.fails_at:
             raise KeyboardInterrupt
@@ -117,6 +117,7 @@ class StandIn:
             depth=np.float32(depth),
             names=inputs.frames.names,
             transforms=inputs.frames.transforms,
+            provenance=dataclasses.replace(found.provenance, agreement=1 / (1 + starts[0])),
         )
 
 
@@ -214,6 +215,8 @@ def test_windows_of_a_true_walk_are_the_walk(stand_in, walk, wrong, monkeypatch)
     assert found.names == tuple(f"{i:04d}" for i in range(FRAMES)) and len(found.transforms) == 23
     assert np.array_equal(found.depth_confidence, walk.depth_confidence)
     assert isinstance(found.depth, np.memmap) and found.provenance.options["window"] == WINDOW
+    first_of_last = next(i for i, x in enumerate(walk.images) if (x == model.last[0]).all())
+    assert found.agreement == 1 / (1 + first_of_last)  # That of the window with the least.
 
 
 def test_metres_are_those_of_all_windows_on_average(stand_in, walk, monkeypatch):

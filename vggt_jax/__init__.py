@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from vggt_jax.scene.priors import Priors as Priors
     from vggt_jax.scene.reconstruction import Reconstruction as Reconstruction
     from vggt_jax.scene.results import load_reconstruction as load_reconstruction
+    from vggt_jax.scene.self_agreement import self_agreement as self_agreement
     from vggt_jax.scene.view_agreement import multiview_confidence as multiview_confidence
     from vggt_jax.scene.view_agreement import (
         with_multiview_confidence as with_multiview_confidence,
@@ -110,6 +111,7 @@ _HOMES = {
     "Priors": "scene.priors",
     "Reconstruction": "scene.reconstruction",
     "load_reconstruction": "scene.results",
+    "self_agreement": "scene.self_agreement",
     "multiview_confidence": "scene.view_agreement",
     "with_multiview_confidence": "scene.view_agreement",
     "BlockSparse": "trunk.attention.block_sparse",

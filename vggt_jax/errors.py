@@ -36,7 +36,8 @@ class InputError(ValueError):
 
 
 class InputWarning(UserWarning):
-    """What was left out of the input, or read in another way than somebody could expect.
+    """What was left out of the input, or read in another way than somebody could expect, or that it
+    gave no result to rely on.
 
     The command line prints it on a line of its own; in Python it is a warning like others.
     Control characters are shown as escapes.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from vggt_jax.checkpoints import checksum, is_native, native, read, write
+from vggt_jax.checkpoints import annotate, checksum, is_native, native, read, write
 from vggt_jax.checkpoints.errors import CheckpointError
 from vggt_jax.checkpoints.safetensors_file import read_safetensors, write_safetensors
 from vggt_jax.files import system
@@ -56,6 +56,27 @@ def test_round_trip(tmp_path, name):
         np.testing.assert_array_equal(found[key], x, key)
     assert is_native(path) and is_native(str(path))
     assert [p.name for p in path.parent.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_field_is_changed_and_arrays_stay(tmp_path, name):
+    path = tmp_path / name
+    kernel = "frame_blocks.attn.qkv.kernel"
+    write(path, params(), DOCUMENT, report={"seconds": 1.5}, int8=[kernel])
+    before, document = read(path)
+    stored = lambda: read_safetensors(path)[0][kernel].dtype if path.is_file() else None
+    dtype = stored()
+    annotate(path, least_agreement=0.25)
+    found, changed = read(path, verify=True)
+    assert changed == document | {"least_agreement": 0.25} and stored() == dtype
+    assert found.keys() == before.keys()
+    for key, x in before.items():
+        np.testing.assert_array_equal(found[key], x, key)
+    if path.is_file():
+        assert json.loads(read_safetensors(path)[1]["report"]) == {"seconds": 1.5}
+    annotate(path, least_agreement=None)
+    assert read(path)[1] == document
+    assert "not a checkpoint" in refused(annotate, tmp_path / "none", least_agreement=0.25)
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -1,6 +1,7 @@
 """What commands print for programs, several formats in one run, frames of videos, folders below."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 import vggt_jax
+from vggt_jax.checkpoints import annotate
 from vggt_jax.cli import printed, programs
 from vggt_jax.cli.generated import in_dashes
 from vggt_jax.images.files import list_folder
@@ -33,6 +35,7 @@ def test_infer_with_formats_as_json(tmp_path, photographs, checkpoint, run, refu
     outcome = only_json(capsys)
     assert (outcome["frames"], outcome["width"], outcome["height"]) == (3, 28, 14)
     assert [export["format"] for export in outcome["exports"]] == ["glb", "nerfstudio"]
+    assert outcome["warning"] is None
     assert set(outcome["seconds"]) >= {"reading photographs", "compiling", "writing glb"}
     document = json.loads((out / "nerfstudio" / "transforms.json").read_text())
     assert [frame["file_path"] for frame in document["frames"]] == [
@@ -50,6 +53,28 @@ def test_infer_with_formats_as_json(tmp_path, photographs, checkpoint, run, refu
     assert "twice" in refused(*args[:-5], "--export", "glb", "glb", "--overwrite")
     assert run("export", out, "--format", "ply", "--out", tmp_path / "a.ply", "--json") == 0
     assert only_json(capsys)["points"] > 0
+
+
+def test_a_scene_that_is_probably_none_is_told(tmp_path, photographs, checkpoint, run, capsys):
+    calibrated = tmp_path / "calibrated.safetensors"
+    shutil.copy(checkpoint, calibrated)
+    annotate(calibrated, least_agreement=1.0)
+    args = ["infer", photographs, "--model", calibrated, "--size", 28, "--focal", 100, "--quiet"]
+    assert run(*args, "--out", tmp_path / "out", "--json") == 0
+    printed = capsys.readouterr()
+    outcome = json.loads(printed.out)
+    assert f"vggt-jax: warning: {outcome['warning']}\n" == printed.err
+    assert outcome["warning"].startswith("this is probably no reconstruction")
+    assert outcome["provenance"]["agreement"] < 1 == outcome["provenance"]["least_agreement"]
+    report = ["export", tmp_path / "out", "--format", "ply", "--out", tmp_path / "a.ply"]
+    assert run(*report, "--json") == 0
+    assert only_json(capsys)["notes"] == [outcome["warning"]]
+    # Each scene of many.
+    (tmp_path / "scenes").mkdir()
+    photographs.rename(tmp_path / "scenes" / "attic")
+    args = ["batch", tmp_path / "scenes", *args[2:-3], "--focal", 100]
+    assert run(*args, "--out", tmp_path / "many") == 0
+    assert "vggt-jax: warning: attic: this is probably no" in capsys.readouterr().err
 
 
 def test_a_plan_and_a_doctor_as_json(photographs, checkpoint, run, capsys):

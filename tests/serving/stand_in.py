@@ -33,7 +33,12 @@ def scene_of(files, options, say):
         depth_confidence=np.full_like(depth, 2.0),
         names=frames.names,
         transforms=frames.transforms,
-        provenance=Provenance(model=options.model, is_small=options.model == "small"),
+        provenance=Provenance(
+            model=options.model,
+            is_small=options.model == "small",
+            agreement=0.1,
+            least_agreement=0.2 if options.model == "small" else 0.05,
+        ),
     )
 
 

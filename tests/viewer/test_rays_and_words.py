@@ -34,7 +34,13 @@ def tracked():
         tracks=np.array([[[20, 5], [3, 3]], [[10, 5], [99, 3]]], np.float32),
         track_visibility=np.array([[0.9, 0.9], [0.9, 0.9]], np.float32),
         track_confidence=np.ones((2, 2), np.float32),
-        provenance=Provenance(model="some/model", device="a device", seconds=2.0, is_small=True),
+        provenance=Provenance(
+            model="some/model",
+            device="a device",
+            seconds=2.0,
+            agreement=0.1,
+            least_agreement=0.2,
+        ),
     )
 
 
@@ -52,7 +58,13 @@ def test_rays_go_from_cameras_to_the_points_they_saw(tracked):
 
 def test_the_scene_and_its_model_are_named(tracked):
     text = about_text(tracked)
-    for part in ("**2 frames** of 28x14", "`a.png` to `b.png`", "some/model", "2.0 s", "not for"):
+    for part in (
+        "**2 frames** of 28x14",
+        "`a.png` to `b.png`",
+        "some/model",
+        "2.0 s",
+        tracked.warning,
+    ):
         assert part in text
     assert scene_title(tracked) == "2 frames, a.png to b.png, by some/model"
     assert about_text(dataclasses.replace(tracked, provenance=Provenance(), names=())) == (

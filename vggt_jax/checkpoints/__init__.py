@@ -2,12 +2,13 @@
 
 from vggt_jax.checkpoints.config_fields import read_fields
 from vggt_jax.checkpoints.errors import CheckpointError
-from vggt_jax.checkpoints.native import checksum, is_native, read, write
+from vggt_jax.checkpoints.native import annotate, checksum, is_native, read, write
 from vggt_jax.checkpoints.report import ConversionReport
 
 __all__ = [
     "CheckpointError",
     "ConversionReport",
+    "annotate",
     "checksum",
     "is_native",
     "read",

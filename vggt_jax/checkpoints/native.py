@@ -2,7 +2,9 @@
 
 A folder holds `config.json` (format, version, model, configuration, checksum), `arrays/` (an Orbax
 checkpoint, a flat mapping from parameter name to array) and, after a conversion, `report.json`. A
-`.safetensors` file holds the same documents in its metadata.
+`.safetensors` file holds the same documents in its metadata. `least_agreement` of the document is
+how far results of these parameters must agree with themselves; it is missing where nobody
+calibrated them, so that parameters that are trained further and saved again have none.
 """
 
 import hashlib
@@ -204,6 +206,38 @@ def write(
         if not isinstance(error, InputError) or str(destination) not in problem:
             problem = f"{destination}: cannot be written ({problem})"
         raise CheckpointError(problem) from error
+
+
+def annotate(path: str | os.PathLike, **fields: Any) -> None:
+    """Changes fields of the document of one of our checkpoints, and leaves its arrays as they are.
+
+    Args:
+        path: the folder or `.safetensors` file.
+        fields: their new values, as JSON; None removes one.
+
+    Raises:
+        CheckpointError: it is no checkpoint of ours, or cannot be written.
+    """
+    path = checked_path(path, "checkpoint", error=CheckpointError)
+    if not is_native(path):
+        raise CheckpointError(f"{path}: not a checkpoint of {FORMAT}")
+    changed = lambda document: {
+        name: value for name, value in (document | fields).items() if value is not None
+    }
+    try:
+        if path.is_dir():
+            text = json.dumps(changed(_read_json(path / _CONFIG)), indent=1) + "\n"
+            with replacing(path / _CONFIG) as file:
+                file.write(text.encode())
+        else:
+            params, metadata = read_safetensors(path)
+            document = changed(_as_object(_parse(metadata[FORMAT], path)))
+            with replacing(path) as file:
+                write_safetensors(file, params, metadata | {FORMAT: json.dumps(document)})
+    except (OSError, InputError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path}: cannot be written ({first_line(error)})") from error
 
 
 def _write_file(file: BinaryIO, params: Params, documents: Mapping[str, Document]) -> None:

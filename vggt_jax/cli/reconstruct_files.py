@@ -31,7 +31,7 @@ from vggt_jax.layers.scene_attention import AttentionStats
 from vggt_jax.models.base import SceneModel
 from vggt_jax.pipeline import inputs as scene_inputs
 from vggt_jax.pipeline.memory import out_of_memory_is_an_input_error
-from vggt_jax.pipeline.one_scene import image_parts, unread
+from vggt_jax.pipeline.one_scene import image_parts, unread, warned_of
 from vggt_jax.pipeline.options import Options
 from vggt_jax.pipeline.plan import Plan, plan_scene
 from vggt_jax.pipeline.run import prepare, with_known, with_more_keys
@@ -84,6 +84,7 @@ def reconstruct_files(
             result, points = on_server(server, scene, options, paths, steps)
         else:
             result, points = _reconstruct(scene, options, paths, steps, tuple(exports.values()))
+        warned_of(result)
         with steps("writing files"):
             num_points = write_scene(
                 folder,
@@ -111,6 +112,7 @@ def reconstruct_files(
         "height": height,
         "points": num_points,
         "attention": None,
+        "warning": result.warning or None,
         "provenance": result.provenance.to_dict(),
         "exports": [as_json(report) for report in reports],
         "seconds": steps.seconds,

@@ -1,13 +1,11 @@
 """`vggt-jax view`."""
 
 import dataclasses
-import warnings
 
 from vggt_jax.cli.attending import OptionalInt
 from vggt_jax.cli.generated import Flag
 from vggt_jax.cli.scene import Scene
-from vggt_jax.errors import InputError, InputWarning
-from vggt_jax.scene.provenance import SMALL_MODEL
+from vggt_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,6 +27,7 @@ class View(Scene):
 
     def run(self) -> None:
         from vggt_jax.cli.reconstruct_files import read_or_reconstruct
+        from vggt_jax.pipeline.one_scene import warned_of
         from vggt_jax.viewer import view
         from vggt_jax.viewer.ports import checked_port
         from vggt_jax.viewer.server import import_viser
@@ -41,8 +40,7 @@ class View(Scene):
         recon = read_or_reconstruct(self)
         if recon.provenance:
             self.say(f"made by {recon.provenance}")
-        if self.results() is not None and recon.provenance.is_small:
-            warnings.warn(InputWarning(SMALL_MODEL), stacklevel=1)
+        warned_of(recon)
         view(
             recon,
             host=self.host,

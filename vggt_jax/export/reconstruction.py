@@ -13,7 +13,6 @@ from vggt_jax.errors import InputError, printable
 from vggt_jax.export.cameras import CameraModel
 from vggt_jax.export.format import ExportOptions, Written
 from vggt_jax.export.images import Images
-from vggt_jax.scene.provenance import SMALL_MODEL
 from vggt_jax.scene.reconstruction import Reconstruction
 from vggt_jax.scene.stretches import is_mapped
 
@@ -157,6 +156,6 @@ def write_export(
     options.check_place(path)
     recon = recon if is_mapped(recon) else jax.device_get(recon)
     written = options.of_format.export(recon, path, options)
-    if recon.provenance.is_small:
-        written = dataclasses.replace(written, notes=(*written.notes, SMALL_MODEL))
+    if recon.warning:
+        written = dataclasses.replace(written, notes=(*written.notes, recon.warning))
     return ExportReport(path=path, format=options.format, **vars(written))

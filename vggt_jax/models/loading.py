@@ -26,6 +26,7 @@ from vggt_jax.models.base import ModelConfig, SceneModel
 from vggt_jax.models.conversion import load_official
 from vggt_jax.models.origin import Origin, remember
 from vggt_jax.models.registry import families, family_of
+from vggt_jax.scene.provenance import is_share
 
 SomeModel = TypeVar("SomeModel", bound=nnx.Module | SceneModel)
 
@@ -60,13 +61,16 @@ def load_model(
     """
     check_device()
     is_small = source is None
-    named = source
+    named, least_agreement = source, None
     source = weights.small_model_path() if source is None else _ours_in(source)
     if checkpoints.is_native(source):
         if config is not None:
             raise CheckpointError(f"{source}: holds its own configuration; leave out config")
         params, document = checkpoints.read(source)
         name, fields, checksum = document["model"], document["config"], document["checksum"]
+        least_agreement = document.get("least_agreement")
+        if least_agreement is not None and not is_share(least_agreement):
+            raise CheckpointError(f"{source}: {least_agreement=!s:.60} must be in [0, 1]")
     else:
         is_object = not isinstance(config, str | os.PathLike | None)
         params, name, fields, checksum = _load_official(
@@ -82,7 +86,8 @@ def load_model(
     if dtype is not None:
         model = with_dtype(model, dtype)
     called = weights.NAME if named is None else os.fspath(named)
-    remember(model, Origin(called, checksum, is_small=is_small))
+    origin = Origin(called, checksum, is_small=is_small, least_agreement=least_agreement)
+    remember(model, origin)
     return model
 
 
@@ -111,6 +116,9 @@ def save_model(
         overwrite: whether to replace a checkpoint of ours that exists.
         int8: names of kernels to store in eight bits, with a scale for each output channel. They
             are read as bfloat16.
+
+    What results must agree with themselves by is not written, since parameters may have changed:
+    `scripts/calibrate_confidence.py` measures it.
 
     Raises:
         vggt_jax.CheckpointError: the destination cannot be written, or exists; or there is no

@@ -13,11 +13,13 @@ class Origin:
         source: as it was named.
         checksum: of its parameters as they were stored.
         is_small: whether it is the small model that ships with the package.
+        least_agreement: see `Provenance`; None where nobody calibrated it.
     """
 
     source: str
     checksum: str | None
     is_small: bool = False
+    least_agreement: float | None = None
 
 
 # By identity: a model is a tree for JAX, in which notes of its own would make another structure.

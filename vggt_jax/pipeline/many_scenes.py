@@ -7,6 +7,7 @@ import functools
 import operator
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from typing import Any, Literal
 import jax
 import tqdm
 
-from vggt_jax.errors import InputError
+from vggt_jax.errors import InputError, InputWarning
 from vggt_jax.files.addresses import AddressError
 from vggt_jax.models.base import SceneModel
 from vggt_jax.pipeline.inputs import SceneInputs, check_model, load, read
@@ -477,11 +478,13 @@ def _write(
     """Writes a scene; why it has no result, where what is known does not fit what was predicted,
     the place refuses, or another process was faster."""
     try:
-        finished = finish(result, scene.inputs, scene.options).replace(provenance=made_by)
+        finished = finish(result, scene.inputs, scene.options, made_by)
     except InputError as error:
         return error
     try:
         store.write(scene.name, finished, scene.record)
     except (AddressError, ElsewhereError) as error:
         return error
+    if finished.warning:
+        warnings.warn(InputWarning(f"{scene.name}: {finished.warning}"), stacklevel=1)
     return None

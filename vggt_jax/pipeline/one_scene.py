@@ -7,6 +7,7 @@ from typing import Any
 
 import tqdm
 
+from vggt_jax.errors import InputWarning
 from vggt_jax.images.parts import ImageParts
 from vggt_jax.images.video import VideoFrames
 from vggt_jax.models.base import SceneModel
@@ -29,7 +30,8 @@ def infer(images: Any, options: Options) -> Reconstruction:
 
     Returns:
         The reconstruction, in NumPy arrays without scene axis; of a scene in windows, large ones
-        are maps of a file.
+        are maps of a file. Where its `warning` says that it is probably none, that is a Python
+        warning (`InputWarning`), too.
 
     Raises:
         InputError: photographs or options cannot be used, a query point lies outside the first
@@ -40,10 +42,19 @@ def infer(images: Any, options: Options) -> Reconstruction:
     if options.window is not None:
         parts = image_parts(images, options)
         if len(parts) > options.window:
-            return _in_windows(parts, model, options)
+            return warned_of(_in_windows(parts, model, options))
         images, options = unread(parts, images, options)
     inputs = read(images, model, options)
-    return reconstructed(inputs, model, options, say=warnings.warn, progress=options.progress)
+    return warned_of(
+        reconstructed(inputs, model, options, say=warnings.warn, progress=options.progress)
+    )
+
+
+def warned_of(recon: Reconstruction) -> Reconstruction:
+    """The scene, after a Python warning where it is not to be relied on (`recon.warning`)."""
+    if recon.warning:
+        warnings.warn(InputWarning(recon.warning), stacklevel=4)
+    return recon
 
 
 def image_parts(images: Any, options: Options) -> ImageParts:

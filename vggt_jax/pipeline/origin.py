@@ -31,6 +31,7 @@ def provenance_of(
         model=model.traits.title if origin is None else origin.source,
         checksum=origin and origin.checksum,
         is_small=origin is not None and origin.is_small,
+        least_agreement=origin and origin.least_agreement,
         versions={
             "vggt_jax": vggt_jax.__version__,
             "jax": jax.__version__,

@@ -24,7 +24,9 @@ from vggt_jax.pipeline.plan import Plan, plan_scene
 from vggt_jax.pipeline.streaming import Stream
 from vggt_jax.scene import calibration
 from vggt_jax.scene.masking import with_mask
+from vggt_jax.scene.provenance import Provenance
 from vggt_jax.scene.reconstruction import Reconstruction
+from vggt_jax.scene.self_agreement import self_agreement
 from vggt_jax.scene.view_agreement import with_multiview_confidence
 
 Program = Callable[..., Reconstruction]
@@ -72,9 +74,10 @@ def prepare(
 
     def call(done: Callable[[int], object]) -> Reconstruction:
         start = time.perf_counter()
-        result = finish(program(model, **arguments, done=done), inputs, options)
+        predicted = program(model, **arguments, done=done)
+        result = finish(predicted, inputs, options, provenance_of(model, plan, options))
         seconds = round(time.perf_counter() - start, 3)
-        made_by = provenance_of(model, plan, options, seconds=seconds)
+        made_by = dataclasses.replace(result.provenance, seconds=seconds)
         return dataclasses.replace(result, provenance=made_by)
 
     return call
@@ -208,10 +211,20 @@ def batch_arguments(scenes: Sequence[SceneInputs], plan: Plan, batch_size: int) 
     return arguments | {"priors": priors}
 
 
-def finish(result: Reconstruction, inputs: SceneInputs, options: Options) -> Reconstruction:
+def finish(
+    result: Reconstruction, inputs: SceneInputs, options: Options, made_by: Provenance
+) -> Reconstruction:
     """A result of `scene_arguments` as users get it: in the order of the photographs, in NumPy
-    arrays of the frames that count, with names and transforms, and `with_known`."""
-    return with_known(in_order(result, inputs), inputs, options)
+    arrays of the frames that count, with names and transforms, and `with_known`.
+
+    Args:
+        made_by: what made it. How far it agrees with itself is added, if the model was calibrated:
+            what it predicted, before anything that is known replaces that.
+    """
+    predicted = in_order(result, inputs)
+    if made_by.least_agreement is not None:
+        made_by = dataclasses.replace(made_by, agreement=self_agreement(predicted))
+    return with_known(predicted.replace(provenance=made_by), inputs, options)
 
 
 def in_order(result: Reconstruction, inputs: SceneInputs) -> Reconstruction:

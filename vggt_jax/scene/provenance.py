@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
-SMALL_MODEL = (
-    "these results are of the small model that ships with vggt-jax, trained on synthetic scenes of "
-    "112x112 pixels; for photographs reconstruct with another one, such as facebook/VGGT-1B"
+NOT_MEASURED = (
+    "these results are of the small model that ships with vggt-jax, and whether they agree with "
+    "themselves was not measured; for photographs another model, such as facebook/VGGT-1B, is safer"
 )
-"""What is said of results that the small model made."""
+"""What is said of results of the small model without a measure of their own, as earlier versions
+wrote them."""
 
 _LONGEST = 1000  # Characters of a value that comes from a file.
 
@@ -24,6 +25,11 @@ class Provenance:
         model: as it was named: a hub name or a path; or what kind of model it is.
         checksum: of its parameters, as our checkpoints have it.
         is_small: whether it is the small model that ships with the package.
+        agreement: how far the scene agrees with itself, in [0, 1], see
+            `vggt_jax.self_agreement`; None where it was not measured: for a model that was not
+            calibrated (`least_agreement`), and for a single photograph.
+        least_agreement: the agreement from which on results of this model can be relied on, as its
+            checkpoint says.
         versions: of Python and packages, by name.
         device: what it ran on, such as "NVIDIA H100 80GB HBM3".
         options: of the reconstruction that were not left to their defaults, by name.
@@ -36,6 +42,8 @@ class Provenance:
     model: str = ""
     checksum: str | None = None
     is_small: bool = False
+    agreement: float | None = None
+    least_agreement: float | None = None
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     device: str = ""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -67,6 +75,24 @@ class Provenance:
         ]
         return ", ".join(filter(None, parts))
 
+    @property
+    def warning(self) -> str:
+        """What a person should know before they rely on the scene, in a sentence; or nothing.
+
+        The one rule for all places that say so. A single photograph has no cameras to be wrong.
+        """
+        if self.agreement is None or self.least_agreement is None:
+            is_unknown = self.is_small and self.least_agreement is None
+            return NOT_MEASURED if is_unknown else ""
+        if self.agreement >= self.least_agreement:
+            return ""
+        return (
+            "this is probably no reconstruction: the cameras, depth and points that "
+            f"{self.model} predicts agree with each other by {self.agreement:.2f} of 1, and most "
+            f"results below {self.least_agreement:.2f} are wrong; photographs that show more of "
+            "the same may help, or another model, such as facebook/VGGT-1B"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON can hold them; nothing where nothing is known."""
         if not self:
@@ -87,4 +113,12 @@ class Provenance:
             found["options"] = options
         if isinstance(seconds := fields.get("seconds"), int | float):
             found["seconds"] = float(seconds)
+        for name in ("agreement", "least_agreement"):
+            if is_share(share := fields.get(name)):
+                found[name] = float(share)
         return cls(is_small=fields.get("is_small") is True, **found)
+
+
+def is_share(value: Any) -> TypeGuard[float]:
+    """Whether something that a file says is a number in [0, 1]."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1

@@ -111,11 +111,24 @@ class Reconstruction:
             f"lengths {self.length_unit}{made_by}>"
         )
 
+    @property
+    def agreement(self) -> float | None:
+        """How far the scene agrees with itself, in [0, 1]; None where it was not measured, see
+        `Provenance`."""
+        return self.provenance.agreement
+
+    @property
+    def warning(self) -> str:
+        """What to know before relying on the scene, in a sentence, where its model was calibrated
+        to tell (`scripts/calibrate_confidence.py`) and it agrees too little with itself; else
+        empty."""
+        return self.provenance.warning
+
     def replace(self, **changes: Any) -> "Reconstruction":
         """The scene with other values in some fields, such as true or corrected cameras.
 
         Points of a head move along with cameras: those of a frame stay where they are seen from its
-        camera. `points_from_depth` follows by itself.
+        camera. `points_from_depth` follows by itself. `agreement` is not known of other cameras.
 
         Args:
             changes: by the names of fields. `camera_from_world` may be `[s 4 4]`, too.
@@ -137,6 +150,8 @@ class Reconstruction:
         moved = "world_points" not in changes and self.world_points is not None
         if poses is not None and moved and self.camera_from_world is not None:
             changes["world_points"] = _moved(self.world_points, self.camera_from_world, poses)
+        if poses is not None and "provenance" not in changes:
+            changes["provenance"] = dataclasses.replace(self.provenance, agreement=None)
         return dataclasses.replace(self, **changes)
 
     def save(self, folder: str | os.PathLike, *, overwrite: bool = False) -> None:

@@ -273,6 +273,7 @@ class Queue:
             job.summary = {
                 "frames": len(recon.images),
                 "names": list(recon.names),
+                "warning": recon.warning or None,
                 "provenance": recon.provenance.to_dict(),
             }
         except InputError as problem:

@@ -10,7 +10,6 @@ from typing import Any
 import vggt_jax
 from vggt_jax.errors import InputError
 from vggt_jax.images.files import natural_key
-from vggt_jax.scene.provenance import SMALL_MODEL
 from vggt_jax.serving.api import checked, place_of
 from vggt_jax.serving.jobs import FullError, JobOptions, Queue
 
@@ -186,7 +185,8 @@ def steps_of(
     made_by = job.summary["provenance"]
     seconds = job.ended - job.created
     text = f"{job.summary['frames']} frames by {made_by.get('model')} in {seconds:.0f} s"
-    notes = [f"Note: {SMALL_MODEL}"] * bool(made_by.get("is_small")) + problems
+    warning = job.summary["warning"]
+    notes = [f"**Warning: {warning}**"] * bool(warning) + problems
     yield "\n\n".join([text, *notes]), job.id, files.get("glb"), picture, files
 
 

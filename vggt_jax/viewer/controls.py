@@ -60,8 +60,8 @@ def about_text(recon: Reconstruction) -> str:
     if made_by := recon.provenance:
         seconds = "" if made_by.seconds is None else f" in {made_by.seconds:.1f} s"
         lines.append(f"by **{printable(made_by.model)}** on {printable(made_by.device)}{seconds}")
-    if made_by.is_small:
-        lines.append("the small model is for trying things out, not for photographs")
+    if recon.warning:
+        lines.append(f"**{printable(recon.warning)}**")
     return "  \n".join(lines)
 
 

@@ -291,6 +291,7 @@ def _forward(
             "depth": _usual_depth(recon),
             "attention": _stats_as_json(recon.attention_stats),
             "seconds": recon.provenance.seconds,
+            "agreement": recon.agreement,
         }
         store.write(k, recon, record, **note)
         noted.append(note)
@@ -420,6 +421,8 @@ def _provenance(
     closures: Mapping[Pair, Join],
 ) -> Provenance:
     seconds = [one["seconds"] for one in noted if one["seconds"] is not None]
+    # A chain is as good as its weakest link.
+    agreement = [x for one in noted if (x := one.get("agreement")) is not None]
     of_windows: dict[str, Any] = {"window": options.window, "overlap": options.shared}
     if options.loop_closure:
         of_windows["loop_closure"] = len(closures)
@@ -427,6 +430,7 @@ def _provenance(
         first,
         options=dict(first.options) | of_windows,
         seconds=round(sum(seconds), 3) if seconds else None,
+        agreement=min(agreement, default=None),
     )
 
 
