@@ -12,7 +12,7 @@ import vggt_jax
 from vggt_jax import Reconstruction
 from vggt_jax.models.loading import with_dtype
 from vggt_jax.pipeline.origin import provenance_of
-from vggt_jax.scene.provenance import SMALL_MODEL, Provenance
+from vggt_jax.scene.provenance import Provenance
 
 MADE_BY = Provenance(
     model="some/model",
@@ -158,5 +158,5 @@ def test_exports_carry_what_made_them(tmp_path, scene):
 def test_exports_of_the_small_model_say_so(tmp_path, scene):
     small = scene.replace(provenance=dataclasses.replace(MADE_BY, is_small=True))
     report = vggt_jax.export_reconstruction(small, tmp_path / "a.ply", format="ply")
-    assert report.notes == (SMALL_MODEL,)
+    assert report.notes == (weights.SAID_OF_RESULTS,)
     assert vggt_jax.export_reconstruction(scene, tmp_path / "b.ply", format="ply").notes == ()

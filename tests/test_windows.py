@@ -128,6 +128,7 @@ class Traits:
     num_layers = 2
     config = types.SimpleNamespace(img_size=SIDE, patch_size=14, to_dict=dict)
     traits = dataclasses.replace(vggt_jax.VGGT.traits, has_reference_frame=False)
+    resize_mode = traits.resize_mode
 
 
 @pytest.fixture

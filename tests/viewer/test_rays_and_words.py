@@ -52,7 +52,13 @@ def test_rays_go_from_cameras_to_the_points_they_saw(tracked):
 
 def test_the_scene_and_its_model_are_named(tracked):
     text = about_text(tracked)
-    for part in ("**2 frames** of 28x14", "`a.png` to `b.png`", "some/model", "2.0 s", "not for"):
+    for part in (
+        "**2 frames** of 28x14",
+        "`a.png` to `b.png`",
+        "some/model",
+        "2.0 s",
+        "small model",
+    ):
         assert part in text
     assert scene_title(tracked) == "2 frames, a.png to b.png, by some/model"
     assert about_text(dataclasses.replace(tracked, provenance=Provenance(), names=())) == (

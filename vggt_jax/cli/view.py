@@ -3,11 +3,11 @@
 import dataclasses
 import warnings
 
+from vggt_jax import weights
 from vggt_jax.cli.attending import OptionalInt
 from vggt_jax.cli.generated import Flag
 from vggt_jax.cli.scene import Scene
 from vggt_jax.errors import InputError, InputWarning
-from vggt_jax.scene.provenance import SMALL_MODEL
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class View(Scene):
         if recon.provenance:
             self.say(f"made by {recon.provenance}")
         if self.results() is not None and recon.provenance.is_small:
-            warnings.warn(InputWarning(SMALL_MODEL), stacklevel=1)
+            warnings.warn(InputWarning(weights.SAID_OF_RESULTS), stacklevel=1)
         view(
             recon,
             host=self.host,

@@ -9,11 +9,11 @@ from typing import Literal
 
 import jax
 
+from vggt_jax import weights
 from vggt_jax.errors import InputError, printable
 from vggt_jax.export.cameras import CameraModel
 from vggt_jax.export.format import ExportOptions, Written
 from vggt_jax.export.images import Images
-from vggt_jax.scene.provenance import SMALL_MODEL
 from vggt_jax.scene.reconstruction import Reconstruction
 from vggt_jax.scene.stretches import is_mapped
 
@@ -158,5 +158,5 @@ def write_export(
     recon = recon if is_mapped(recon) else jax.device_get(recon)
     written = options.of_format.export(recon, path, options)
     if recon.provenance.is_small:
-        written = dataclasses.replace(written, notes=(*written.notes, SMALL_MODEL))
+        written = dataclasses.replace(written, notes=(*written.notes, weights.SAID_OF_RESULTS))
     return ExportReport(path=path, format=options.format, **vars(written))

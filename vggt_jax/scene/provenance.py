@@ -4,12 +4,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-SMALL_MODEL = (
-    "these results are of the small model that ships with vggt-jax, trained on synthetic scenes of "
-    "112x112 pixels; for photographs reconstruct with another one, such as facebook/VGGT-1B"
-)
-"""What is said of results that the small model made."""
-
 _LONGEST = 1000  # Characters of a value that comes from a file.
 
 

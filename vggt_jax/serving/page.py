@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import vggt_jax
+from vggt_jax import weights
 from vggt_jax.errors import InputError
 from vggt_jax.images.files import natural_key
-from vggt_jax.scene.provenance import SMALL_MODEL
 from vggt_jax.serving.api import checked, place_of
 from vggt_jax.serving.jobs import FullError, JobOptions, Queue
 
@@ -186,7 +186,7 @@ def steps_of(
     made_by = job.summary["provenance"]
     seconds = job.ended - job.created
     text = f"{job.summary['frames']} frames by {made_by.get('model')} in {seconds:.0f} s"
-    notes = [f"Note: {SMALL_MODEL}"] * bool(made_by.get("is_small")) + problems
+    notes = [f"Note: {weights.SAID_OF_RESULTS}"] * bool(made_by.get("is_small")) + problems
     yield "\n\n".join([text, *notes]), job.id, files.get("glb"), picture, files
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from vggt_jax import weights
 from vggt_jax.errors import printable
 from vggt_jax.scene.confidence import PointSource
 from vggt_jax.scene.reconstruction import Reconstruction
@@ -61,7 +62,7 @@ def about_text(recon: Reconstruction) -> str:
         seconds = "" if made_by.seconds is None else f" in {made_by.seconds:.1f} s"
         lines.append(f"by **{printable(made_by.model)}** on {printable(made_by.device)}{seconds}")
     if made_by.is_small:
-        lines.append("the small model is for trying things out, not for photographs")
+        lines.append(f"{weights.NAME} was {weights.GOOD_FOR}")
     return "  \n".join(lines)
 
 
