@@ -18,6 +18,7 @@ import pathlib
 import resource
 import time
 
+import figures
 import jax
 import numpy as np
 from walk_world import STEP, Hall, write_walk
@@ -130,7 +131,7 @@ def plot(source: pathlib.Path, out: pathlib.Path):
         axis.set(xlabel="length of the walk, metres", ylabel=name, xscale="log", yscale="log")
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=6)
-    figure.savefig(out, dpi=130)
+    figures.save(figure, out, dpi=130)
 
 
 def main():
