@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import trimesh
+from PIL import Image
 
 import vggt_jax
 from vggt_jax.models.loading import named_parameters, with_parameters
@@ -142,7 +143,10 @@ def test_batch(run, tmp_path, toy):
     assert np.isfinite(recon.depth).all()
 
 
-def test_export(run, tmp_path, toy):
+def test_export(run, tmp_path, monkeypatch):
+    """Of a scene made by hand: a wall that three cameras see."""
+    monkeypatch.setattr(vggt_jax, "load_model", lambda: None)
+    monkeypatch.setattr(vggt_jax, "infer", lambda pictures, model: a_wall(pictures))
     ply, glb, nerfstudio, *frames = run("export", tmp_path)
     assert ply == f"ply: 20,000 points -> {tmp_path / 'scene.ply'}"
     scene = trimesh.load(tmp_path / "scene.glb")
@@ -155,7 +159,27 @@ def test_export(run, tmp_path, toy):
     for line, frame in zip(frames, document["frames"], strict=True):
         picture = tmp_path / "nerfstudio" / frame["file_path"]
         assert picture.read_bytes() == (SAMPLE / picture.name).read_bytes()
-        assert line == (f"{frame['file_path']}: 448x448, focal length {frame['fl_x']:.1f} px")
+        with Image.open(picture) as image:
+            size = f"{image.width}x{image.height}"
+        assert line == f"{frame['file_path']}: {size}, focal length {frame['fl_x']:.1f} px"
+
+
+def a_wall(pictures):
+    frames = vggt_jax.load_images(pictures, size=112)
+    shape = frames.images.shape[:3]
+    poses = np.tile(np.eye(3, 4, dtype=np.float32), (len(pictures), 1, 1))
+    poses[:, 0, 3] = -0.1 * np.arange(len(pictures))
+    matrix = np.array([[112, 0, 56], [0, 112, 56], [0, 0, 1]], np.float32)
+    return vggt_jax.Reconstruction(
+        images=frames.images,
+        camera_from_world=poses,
+        intrinsics=np.tile(matrix, (len(pictures), 1, 1)),
+        depth=np.full(shape, 2, np.float32),
+        depth_confidence=np.full(shape, 3, np.float32),
+        pixel_centre=0.5,
+        names=frames.names,
+        transforms=frames.transforms,
+    )
 
 
 def cells(kind):
