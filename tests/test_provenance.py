@@ -9,7 +9,7 @@ import pytest
 import trimesh
 
 import vggt_jax
-from vggt_jax import Reconstruction
+from vggt_jax import Reconstruction, weights
 from vggt_jax.models.loading import with_dtype
 from vggt_jax.pipeline.origin import provenance_of
 from vggt_jax.scene.provenance import Provenance

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from stand_in import photograph, scene_of, served
 
+from vggt_jax import weights
 from vggt_jax.serving import Limits, Queue
 
 pytest.importorskip("fastapi", reason="needs FastAPI")
@@ -37,7 +38,7 @@ def test_steps_lead_to_files_and_mistakes_to_words(tmp_path, pair):
     with Queue(scene_of, Limits(megabytes=1, queue=1)) as queue:
         *news, (text, id, glb, picture, files) = steps(queue, reversed(pair), model="small")  # noqa: A001
         assert news[-1] == "writing files to download ..." and "2 frames by small" in text
-        assert "synthetic scenes" in text and queue.job(id).state == "done"
+        assert weights.SAID_OF_RESULTS in text and queue.job(id).state == "done"
         assert Path(glb).suffix == ".glb" and Path(picture).name == "overview.png"
         assert set(files) >= {"glb", "ply", "nerfstudio", "npz"}
         assert queue.job(id).files[0].name == "a.png"  # In natural order, however they came.
