@@ -45,6 +45,7 @@ def test_it_is_small_and_its_heads_fit_the_kernels():
     assert path.stat().st_size <= LARGEST
     model = vggt_jax.load_model()
     config = model.config
+    assert str(model) == repr(model) and len(str(model)) < 200
     assert config.embed_dim // config.num_heads == 64
     assert config.pixel_centre == 0.5
     assert model.frame_blocks.attn.qkv.kernel.dtype == jnp.bfloat16

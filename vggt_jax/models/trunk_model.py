@@ -48,6 +48,10 @@ class TrunkModel(nnx.Module, Generic[Output]):
             f"{self.config.img_size}, predicts {', '.join(sorted(self.predicts))}>"
         )
 
+    def __str__(self) -> str:
+        """As `repr`, and not every parameter."""
+        return repr(self)
+
     @property
     def resize_mode(self) -> Mode:
         """See `SceneModel`; that of all models of this kind."""
