@@ -18,6 +18,7 @@ import pathlib
 import resource
 import time
 
+import figures
 import jax
 import numpy as np
 from walk_world import STEP, Hall, write_walk
@@ -130,7 +131,7 @@ def plot(source: pathlib.Path, out: pathlib.Path):
         axis.set(xlabel="length of the walk, metres", ylabel=name, xscale="log", yscale="log")
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=6)
-    figure.savefig(out, dpi=130)
+    figures.save(figure, out, dpi=130)
 
 
 def main():
@@ -141,7 +142,7 @@ def main():
     parser.add_argument("--window", type=int, default=32)
     parser.add_argument("--overlap", type=int, default=8)
     parser.add_argument("--hall", type=float, default=30.0, help="side of the hall in metres")
-    parser.add_argument("--size", type=int, default=112, help="side of pictures in pixels")
+    parser.add_argument("--size", type=int, help="side of pictures in pixels; the model's own")
     parser.add_argument("--model", help="as vggt-jax takes it; by default the small one")
     parser.add_argument("--close", action="store_true", help="close loops, too")
     parser.add_argument("--walk", type=pathlib.Path, default=pathlib.Path("walk"),
@@ -153,9 +154,10 @@ def main():
     if args.plot:
         plot(*args.plot)
         return
+    model = vggt_jax.load_model(args.model)
+    args.size = args.size or model.config.img_size
     hall = Hall.of_side(args.hall)
     write_walk(hall, args.frames, args.size, args.walk)
-    model = vggt_jax.load_model() if args.model is None else vggt_jax.load_model(args.model)
     paths = [args.walk / f"{i:06d}.png" for i in range(args.frames)]
     lines = [run(args, model, paths), *drift(args, hall.cameras(np.arange(args.frames)))]
     named = {

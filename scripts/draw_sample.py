@@ -1,6 +1,8 @@
-"""Renders the sample scene of the package: of the test split, so of no family trained on.
+"""Renders the sample scene of the package: of a test split, so of no family trained on.
 
     python scripts/draw_sample.py --out vggt_jax/samples/cellar --family cellar --seed 3
+    python scripts/draw_sample.py --out samples/workshop --split wide-test --family workshop \
+        --textures textures --size 336 448
 
 Writes OUT/0001.jpg ... and OUT/cameras.json, the true cameras, in the format of `vggt-jax infer`.
 """
@@ -16,7 +18,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from vggt_jax.synthetic import render_scenes
+from vggt_jax.synthetic import picture_bank, read_pictures, render_scenes
 
 
 def main():
@@ -24,18 +26,22 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=pathlib.Path, required=True)
-    parser.add_argument("--family", default="cellar")
+    parser.add_argument("--split", default="test", choices=["test", "wide-test"])
+    parser.add_argument("--family", default="cellar", help="one of the split's families")
+    parser.add_argument(
+        "--textures", type=pathlib.Path, help="pictures of surfaces for the wide world's split"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--size", type=int, nargs=2, default=[448, 448], help="height width")
     args = parser.parse_args()
     key = jax.random.key(args.seed)
-    render = jax.jit(
-        lambda key: render_scenes(
-            key, 1, args.frames, size=tuple(args.size), split="test", families=(args.family,)
-        )
-    )
-    scene = jax.device_get(jax.tree.map(lambda x: x[0], render(key)))
+    bank = None
+    if args.textures is not None:
+        bank = jax.device_put(picture_bank(read_pictures(args.textures)))
+    options = {"size": tuple(args.size), "split": args.split, "families": (args.family,)}
+    render = jax.jit(lambda key, bank: render_scenes(key, 1, args.frames, bank=bank, **options))
+    scene = jax.device_get(jax.tree.map(lambda x: x[0], render(key, bank)))
     args.out.mkdir(parents=True, exist_ok=True)
     frames = []
     for i, image in enumerate(scene.images):

@@ -37,10 +37,13 @@ def main():
         "--batch-size", type=int, default=16, help="scenes at a time, which decides what is drawn"
     )
     parser.add_argument("--frames", type=int, default=8)
-    parser.add_argument("--size", type=int, nargs=2, default=[112, 112], help="height width")
+    parser.add_argument(
+        "--size", type=int, nargs=2, help="height width; by default squares of the model's own side"
+    )
     parser.add_argument("--seed", type=int, default=10_000, help="of the first batch")
     args = parser.parse_args()
     model = vggt_jax.load_model(args.model)
+    size = tuple(args.size or [model.config.img_size] * 2)
 
     bank = None
     if args.textures is not None:
@@ -49,7 +52,7 @@ def main():
     @jax.jit
     def measure(model, key, bank):
         scenes = render_scenes(
-            key, args.batch_size, args.frames, size=tuple(args.size), split=args.split, bank=bank
+            key, args.batch_size, args.frames, size=size, split=args.split, bank=bank
         )
         recon = vggt_jax.reconstruct(model, scenes.images)
         of_scene = lambda pose, depth, truth: scene_metrics(pose, depth, None, truth)

@@ -5,7 +5,7 @@
 Writes the data sets (`write_dataset.py`) and the results of `vggt-jax evaluate` into the folder,
 and a line of JSON for each protocol and attention to the file, as they come; results that are in
 the folder are not computed again. Protocols that differ in their names alone are one. Pictures are
-squares, as the small model knows them, so that the sizes of protocols do not count; nor do the
+squares of the model's own side, so that the sizes of protocols do not count; nor do the
 frames of CO3D's. The rest does.
 """
 
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from write_dataset import write
 
+import vggt_jax
 from vggt_jax import cli
 from vggt_jax.evaluation.protocols import PROTOCOLS, aggregated
 
@@ -47,8 +48,9 @@ def main():
     parser.add_argument("--folder", type=Path, required=True, help="for data sets and results")
     parser.add_argument("--out", type=Path, required=True, help="file of JSON lines")
     parser.add_argument("--model", help="as vggt-jax takes it; the small model without it")
-    parser.add_argument("--side", type=int, default=112, help="of the pictures, in pixels")
+    parser.add_argument("--side", type=int, help="of the pictures, in pixels; the model's own")
     args = parser.parse_args()
+    args.side = args.side or vggt_jax.load_model(args.model).config.img_size
     for dataset in dict.fromkeys(dataset for dataset, _ in PROTOCOLS):
         if not (args.folder / dataset).exists():
             write(dataset, args.folder / dataset, None, NUM_FRAMES, (args.side, args.side))

@@ -1,23 +1,26 @@
 """Makes a trained checkpoint the one that ships with the package.
 
     python scripts/package_model.py runs/small/model.safetensors --image-size 112
-    python scripts/package_model.py runs/wide/model.safetensors --image-size 224 --int8
+    python scripts/package_model.py runs/wide/model.safetensors --image-size 224 --int8 \
+        --resize-mode longest
 
-Sets the size that photographs are resized to, resamples the position table to it (exactly what the
-encoder does at that size), and writes kernels in bfloat16, or in eight bits. Its results warn of
-themselves once scripts/calibrate_confidence.py has measured it.
+Sets the size that photographs are resized to and how, resamples the position table to it (exactly
+what the encoder does at that size), and writes kernels in bfloat16, or in eight bits. Its results
+warn of themselves once scripts/calibrate_confidence.py has measured it.
 """
 
 import argparse
 import dataclasses
 import pathlib
 import sys
+from typing import get_args
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 import jax.numpy as jnp
 
 import vggt_jax
+from vggt_jax.images.resizing import Mode
 from vggt_jax.layers.vit import resize_position_table
 from vggt_jax.models.loading import abstract_model, named_parameters
 from vggt_jax.training.loop import export_model
@@ -34,7 +37,14 @@ def main():
         "--image-size",
         type=int,
         required=True,
-        help="side of the pictures that it was trained with, in pixels",
+        help="side of the pictures that it was trained with, in pixels; of several shapes, the "
+        "longer side of most",
+    )
+    parser.add_argument(
+        "--resize-mode",
+        choices=get_args(Mode),
+        default="crop",
+        help="how photographs come to that size where the user does not say (load_images)",
     )
     parser.add_argument(
         "--out",
@@ -49,7 +59,9 @@ def main():
     )
     args = parser.parse_args()
     model = vggt_jax.load_model(args.model)
-    config = dataclasses.replace(model.config, img_size=args.image_size)
+    config = dataclasses.replace(
+        model.config, img_size=args.image_size, resize_mode=args.resize_mode
+    )
     side = args.image_size // config.patch_size
     params = named_parameters(model)
     table = params["encoder.pos_embed"].astype(jnp.float32)

@@ -11,6 +11,7 @@ import argparse
 import json
 import pathlib
 
+import figures
 import matplotlib as mpl
 
 mpl.use("Agg")
@@ -84,7 +85,7 @@ def main():
     )
     axis.grid(alpha=0.3, which="both")
     axis.legend(frameon=False, fontsize=8)
-    figure.savefig(args.out, dpi=120)
+    figures.save(figure, args.out, dpi=120)
 
 
 if __name__ == "__main__":

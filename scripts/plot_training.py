@@ -7,6 +7,8 @@ import argparse
 import json
 import pathlib
 
+import figures
+
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -66,7 +68,7 @@ def draw(lines: list[dict], path: pathlib.Path) -> None:
         panel.set(title=kind, xlabel="step", yscale="log" if logarithmic else "linear")
         panel.grid(alpha=0.3)
         panel.legend()
-    figure.savefig(path, dpi=110)
+    figures.save(figure, path, dpi=110)
 
 
 if __name__ == "__main__":

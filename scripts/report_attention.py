@@ -10,6 +10,8 @@ import argparse
 import json
 import pathlib
 
+import figures
+
 ATTENTION = ("dense", "sparse", "torch")
 # Told apart without colour: by marker, and by dashes where there are only lines.
 STYLES = [
@@ -189,7 +191,7 @@ def plot(lines: list[dict], path: pathlib.Path):
         frameon=False,
         handlelength=4,
     )
-    figure.savefig(path, dpi=160)
+    figures.save(figure, path, dpi=160)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import argparse
 import json
 import pathlib
 
+import figures
+
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -96,7 +98,7 @@ def plot(cases: dict, path: pathlib.Path):
     time_axes.legend(frameon=False)
     for axes in (time_axes, memory_axes):
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=160)
+    figures.save(figure, path, dpi=160)
 
 
 if __name__ == "__main__":

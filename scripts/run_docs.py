@@ -92,7 +92,10 @@ SMALLER = {
 }
 # What pages show a piece of code with, and have explained in words.
 BEFORE = {
-    "docs/attention.md": "vggt_jax.AttentionPlan(layers=(vggt_jax.Dense(),) * 7).save('plan.json')",
+    "docs/attention.md": """
+layers = (vggt_jax.Dense(),) * model.num_layers
+vggt_jax.AttentionPlan(layers=layers).save('plan.json')
+""",
     "docs/evaluation.md": """
 from vggt_jax.evaluation import SceneTruth
 true_camera_from_world, true_depth = recon.camera_from_world, recon.depth

@@ -32,6 +32,7 @@ import pathlib
 import sys
 import time
 
+import figures
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -688,7 +689,7 @@ def plot(about: dict, lines: list[dict], path: pathlib.Path):
         "(dotted: dense)",
         fontsize=10,
     )
-    figure.savefig(path, dpi=130)
+    figures.save(figure, path, dpi=130)
     plt.close(figure)
 
 
@@ -718,7 +719,7 @@ def plot_layers(lines: list[dict], path: pathlib.Path):
         axis.set(title=title, xlabel="layer", ylim=(0, 1.02))
         axis.grid(alpha=0.3)
     axes[0].legend(frameon=False)
-    figure.savefig(path, dpi=130)
+    figures.save(figure, path, dpi=130)
     plt.close(figure)
 
 

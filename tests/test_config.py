@@ -119,6 +119,11 @@ def test_counts_are_positive_integers(name, value):
         ({"dpt_layers": 7}, r"dpt_layers=7 must be a list of 4 integers"),
         ({"mlp_ratio": -1.0}, r"mlp_ratio=-1\.0 must be a positive number"),
         ({"enable_depth": "no"}, r"enable_depth='no' must be true or false"),
+        (
+            {"resize_mode": "fit"},
+            r"resize_mode='fit' must be one of crop, pad, budget, cover, longest",
+        ),
+        ({"resize_mode": None}, r"resize_mode=None must be a name"),
     ],
 )
 def test_sizes_that_do_not_fit_are_named(fields, message):

@@ -8,11 +8,14 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import trimesh
+from PIL import Image
 
 import vggt_jax
+from vggt_jax.models.loading import named_parameters, with_parameters
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SAMPLE = Path(vggt_jax.__file__).parent / "samples" / "cellar"
@@ -35,6 +38,19 @@ def run(monkeypatch, capsys):
     return run
 
 
+@pytest.fixture
+def toy(monkeypatch, tiny):
+    """A model that compiles in seconds in place of the small one, where any model will do."""
+    model = tiny(img_size=112, enable_track=False)
+    params = named_parameters(model)
+    # Cameras that look ahead: in each of two iterations half a radian of the field of view.
+    params["camera_head.pose_branch.fc2.kernel"] *= 0.05
+    params["camera_head.pose_branch.fc2.bias"] = jnp.array([0.0] * 6 + [0.5] * 3)
+    model = with_parameters(model, params)
+    monkeypatch.setattr(vggt_jax, "load_model", lambda: model)
+    return model
+
+
 def numbers(line):
     return [float(x) for x in re.findall(r"-?\d+\.?\d*(?:e-?\d+)?", line.replace(",", ""))]
 
@@ -54,13 +70,13 @@ def test_every_example_has_a_test_and_is_listed():
 
 def test_infer(run, tmp_path):
     _, *frames, report = run("infer", tmp_path)
-    cameras = true_cameras()
+    cameras, side = true_cameras(), vggt_jax.load_model().config.img_size
     assert [line.split()[0] for line in frames] == ["0001.jpg", "0002.jpg", "0003.jpg"]
     found = []
     for line in frames:
         name, rest = line.split(maxsplit=1)
         *position, focal, depth, confidence = numbers(rest)
-        true_focal = cameras[name]["intrinsics_original"][0][0] * 112 / 448
+        true_focal = cameras[name]["intrinsics_original"][0][0] * side / 448
         assert focal == pytest.approx(true_focal, rel=0.1)
         assert depth > 0 and confidence > 1
         found.append(position)
@@ -71,7 +87,6 @@ def test_infer(run, tmp_path):
     truth = (centres - centres[0]) @ poses[0][:, :3].T
     for i in (1, 2):
         cosine = truth[i] @ found[i] / np.linalg.norm(truth[i]) / np.linalg.norm(found[i])
-        # Measured: 10 and 6 degrees off.
         assert cosine > np.cos(np.radians(30))
     header = (tmp_path / "points.ply").read_bytes().partition(b"end_header")[0].decode()
     (num_points,) = re.findall(r"element vertex (\d+)", header)
@@ -79,23 +94,23 @@ def test_infer(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_jit_and_vmap(run):
+def test_jit_and_vmap(run, toy):
     *scenes, last = run("jit_and_vmap")
     assert len(scenes) == 4
     for line in scenes:
-        assert 0.01 < numbers(line)[-1] < 1
+        assert 0 < numbers(line)[-1] < 100
     assert numbers(last)[-1] < 1e-5
 
 
 @pytest.mark.slow
-def test_block_sparse(run):
+def test_block_sparse(run, toy):
     _, *layers, last = run("block_sparse")
-    assert [numbers(line)[0] for line in layers] == list(range(7))
+    assert [numbers(line)[0] for line in layers] == list(range(toy.config.depth))
     for line in layers:
         _, kept, covered, saved, entropy = numbers(line)
         # A quarter of the blocks of patches, and all special keys.
         assert 25 < kept < 33 and kept < covered < 100
-        assert 60 < saved < 75 and 0 < entropy < 1
+        assert 60 < saved < 75 and 0 < entropy <= 1
     (difference,) = numbers(last)
     assert 0 < difference < 15
 
@@ -116,7 +131,7 @@ def test_kernels_alone(run):
 
 
 @pytest.mark.slow
-def test_batch(run, tmp_path):
+def test_batch(run, tmp_path, toy):
     first, failed, again, failed_again, last = run("batch", tmp_path)
     assert first == "written ('first', 'second'), there already ()"
     assert again == "written (), there already ('first', 'second')"
@@ -128,7 +143,10 @@ def test_batch(run, tmp_path):
     assert np.isfinite(recon.depth).all()
 
 
-def test_export(run, tmp_path):
+def test_export(run, tmp_path, monkeypatch):
+    """Of a scene made by hand: a wall that three cameras see."""
+    monkeypatch.setattr(vggt_jax, "load_model", lambda: None)
+    monkeypatch.setattr(vggt_jax, "infer", lambda pictures, model: a_wall(pictures))
     ply, glb, nerfstudio, *frames = run("export", tmp_path)
     assert ply == f"ply: 20,000 points -> {tmp_path / 'scene.ply'}"
     scene = trimesh.load(tmp_path / "scene.glb")
@@ -141,7 +159,27 @@ def test_export(run, tmp_path):
     for line, frame in zip(frames, document["frames"], strict=True):
         picture = tmp_path / "nerfstudio" / frame["file_path"]
         assert picture.read_bytes() == (SAMPLE / picture.name).read_bytes()
-        assert line == (f"{frame['file_path']}: 448x448, focal length {frame['fl_x']:.1f} px")
+        with Image.open(picture) as image:
+            size = f"{image.width}x{image.height}"
+        assert line == f"{frame['file_path']}: {size}, focal length {frame['fl_x']:.1f} px"
+
+
+def a_wall(pictures):
+    frames = vggt_jax.load_images(pictures, size=112)
+    shape = frames.images.shape[:3]
+    poses = np.tile(np.eye(3, 4, dtype=np.float32), (len(pictures), 1, 1))
+    poses[:, 0, 3] = -0.1 * np.arange(len(pictures))
+    matrix = np.array([[112, 0, 56], [0, 112, 56], [0, 0, 1]], np.float32)
+    return vggt_jax.Reconstruction(
+        images=frames.images,
+        camera_from_world=poses,
+        intrinsics=np.tile(matrix, (len(pictures), 1, 1)),
+        depth=np.full(shape, 2, np.float32),
+        depth_confidence=np.full(shape, 3, np.float32),
+        pixel_centre=0.5,
+        names=frames.names,
+        transforms=frames.transforms,
+    )
 
 
 def cells(kind):
@@ -177,9 +215,9 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
     nbclient.NotebookClient(notebook, timeout=600, resources=place).execute()
     outputs = [x for cell in notebook.cells for x in cell.get("outputs", ())]
     printed = "".join(x.text for x in outputs if x.output_type == "stream")
-    assert "8 frames of 112x112" in printed and "colmap: " in printed
+    assert "8 frames of " in printed and "colmap: " in printed
     shown = [x.data for x in outputs if x.output_type == "display_data"]
     assert any("image/png" in data for data in shown)
     assert any('<iframe src="http://127.0.0.1' in data.get("text/html", "") for data in shown)
     assert (tmp_path / "scene_colmap" / "sparse" / "0").is_dir()
-    assert vggt_jax.load_reconstruction(tmp_path / "scene").depth.shape == (8, 112, 112)
+    assert vggt_jax.load_reconstruction(tmp_path / "scene").depth.shape[0] == 8

@@ -129,6 +129,19 @@ def test_size_is_the_models_own_unless_given(tmp_path, tiny):
     assert read_frames(paths, model, Options(size=112)).images.shape == (2, 56, 112, 3)
 
 
+def test_a_checkpoint_says_how_photographs_are_resized(tmp_path, tiny):
+    model = tiny(img_size=56, resize_mode="longest")
+    vggt_jax.save_model(model, tmp_path / "model")
+    model = vggt_jax.load_model(tmp_path / "model")
+    tall = [np.moveaxis(frame, 0, 1) for frame in random_frames(2, 100, 200)]
+    shape = lambda **options: read_frames(tall, model, Options(**options)).images.shape
+    assert shape() == (2, 56, 28, 3)  # VGGT-1B would cut them to squares.
+    assert shape(mode="crop") == (2, 56, 56, 3)
+    assert shape(size=84) == (2, 84, 42, 3)
+    with pytest.raises(InputError, match="differ"):
+        read_frames([tall[0], np.moveaxis(tall[1], 0, 1)], model, Options())
+
+
 def test_model_may_be_a_path(tmp_path, tiny):
     vggt_jax.save_model(tiny(), tmp_path / "model")
     images = random_frames()

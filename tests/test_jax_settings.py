@@ -408,7 +408,7 @@ def test_many_scenes_move_arrays_explicitly(tiny_pi3, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_command_with_everything_set(tmp_path):
+def test_the_command_with_everything_set(tmp_path, tiny):
     """As people set it: by the environment, before JAX starts."""
     settings = {
         "JAX_ENABLE_X64": "1",
@@ -417,9 +417,11 @@ def test_the_command_with_everything_set(tmp_path):
         "JAX_DEBUG_NANS": "1",
         "JAX_TRANSFER_GUARD": "disallow",
     }
+    vggt_jax.save_model(tiny(), tmp_path / "model")
     pictures = sorted(SAMPLE.iterdir())[:2]
+    options = ["--model", tmp_path / "model", "--out", tmp_path / "out"]
     run = subprocess.run(
-        [sys.executable, "-m", "vggt_jax.cli", "infer", *pictures, "--out", tmp_path / "out"],
+        [sys.executable, "-m", "vggt_jax.cli", "infer", *pictures, *options],
         env=os.environ | settings,
         capture_output=True,
         text=True,

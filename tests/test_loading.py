@@ -10,7 +10,7 @@ from model_checks import loaded_in_bfloat16
 from safetensors.numpy import load_file, save_file
 
 import vggt_jax
-from vggt_jax import CheckpointError, checkpoints, weights
+from vggt_jax import CheckpointError, checkpoints
 from vggt_jax.models import conversion, loading
 
 
@@ -26,13 +26,14 @@ def test_saved_model_is_loaded_again_as_it_was(tmp_path, tiny):
             np.testing.assert_array_equal(found[name], values, err_msg=name)
 
 
-def test_ours_is_told_by_content(tmp_path):
+def test_ours_is_told_by_content(tmp_path, tiny):
     """Renamed, without an ending, or alone in a folder."""
     (tmp_path / "folder").mkdir()
+    vggt_jax.save_model(tiny(), tmp_path / "model.safetensors")
     for name in ("best", "folder/last.ckpt"):
-        (tmp_path / name).symlink_to(weights.small_model_path())
+        (tmp_path / name).symlink_to(tmp_path / "model.safetensors")
     assert checkpoints.is_native(tmp_path / "best")
-    assert vggt_jax.load_model(tmp_path / "folder").config.embed_dim == 192
+    assert vggt_jax.load_model(tmp_path / "folder").config == tiny().config
     for source in ("best", "folder"):
         with pytest.raises(CheckpointError, match="is converted already"):
             conversion.convert(tmp_path / source, tmp_path / "again")

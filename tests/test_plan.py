@@ -178,3 +178,16 @@ def test_the_estimate_of_time_is_near_what_was_measured(monkeypatch):
     monkeypatch.setattr("pallas_kernels.devices.device_kind", lambda: "another")
     options = {"attention": Dense(), "compute_dtype": "bfloat16"}
     assert timing.estimate_seconds(VGGTConfig(), 2, 518, 518, **options) is None
+
+
+def test_narrow_dense_heads_take_less_time_on_a_cpu(tiny, monkeypatch):
+    monkeypatch.setattr(timing, "products_per_second", lambda: 1e9)
+    found = [
+        timing.estimate_seconds(
+            tiny(dpt_features=features).config,
+            3, 28, 42, attention=Dense(), compute_dtype="float32",
+        )
+        for features in (64, 16)
+    ]  # fmt: skip
+    # Two heads; half of the rate of a product; convolutions have the square of 16 channels in 256.
+    assert found[0] - found[1] == pytest.approx(3 * 28 * 42 * 2 * 2.5e6 / 0.5e9 * (16 - 1) / 256)

@@ -1,6 +1,8 @@
-"""Files and functions of the package that a reader can take in: none is longer than this allows."""
+"""Files and functions of the package that a reader can take in, and a checkout that is soon there: none is
+longer or larger than this allows."""
 
 import ast
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LONGEST_FILE = 500  # Lines.
 LONGEST_FUNCTION = 100  # Lines of its body, docstring aside.
+LARGEST_CHECKOUT = 40 * 2**20  # Bytes; more than half are the weights of the small model.
 # What is longer, and why.
 LONGER_FILES: dict[str, str] = {}
 LONGER_FUNCTIONS = {
@@ -62,3 +65,15 @@ def test_exceptions_are_still_needed():
         name, function = exception.split(": ")
         text = (ROOT / name).read_text(encoding="utf-8")
         assert function in long_functions(text, LONGEST_FUNCTION), exception
+
+
+def test_a_checkout_is_small():
+    if not (ROOT / ".git").exists():
+        pytest.skip("no checkout of git")
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True
+    ).stdout
+    paths = [ROOT / name.decode() for name in listed.split(b"\0") if name]
+    sizes = {path: path.stat().st_size for path in paths if path.is_file()}
+    largest = sorted(sizes, key=lambda path: -sizes[path])[:5]
+    assert sum(sizes.values()) < LARGEST_CHECKOUT, f"the largest are {largest}"

@@ -129,6 +129,7 @@ class Traits:
     num_layers = 2
     config = types.SimpleNamespace(img_size=SIDE, patch_size=14, to_dict=dict)
     traits = dataclasses.replace(vggt_jax.VGGT.traits, has_reference_frame=False)
+    resize_mode = traits.resize_mode
 
 
 @pytest.fixture
@@ -500,12 +501,13 @@ def test_the_small_model_sees_the_cellar_in_windows(tmp_path):
     from vggt_jax.cli import main
 
     cellar = vggt_jax.__path__[0] + "/samples/cellar"
-    main(["infer", cellar, "--window", "6", "--overlap", "3", "--out", str(tmp_path / "scene")])
+    options = ["--window", "6", "--overlap", "3", "--size", "112"]
+    main(["infer", cellar, *options, "--out", str(tmp_path / "scene")])
     names = {path.name for path in (tmp_path / "scene").iterdir()}
     assert {"predictions.npz", "points.ply", "cameras.json", "overview.png"} <= names
     assert [path.name for path in tmp_path.iterdir()] == ["scene"]
     found = vggt_jax.load_reconstruction(tmp_path / "scene")
-    whole = vggt_jax.infer(cellar)
+    whole = vggt_jax.infer(cellar, size=112)
     errors = vggt_jax.evaluation.trajectory_errors(found.camera_from_world, whole.camera_from_world)
     centres = with_numpy(geometry.camera_positions, whole.camera_from_world)
     assert float(errors.ate) < 0.1 * np.linalg.norm(np.ptp(centres, axis=0))

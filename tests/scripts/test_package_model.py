@@ -46,9 +46,12 @@ def test_at_its_size_the_model_stays_the_same(package, tmp_path, tiny):
     images = jax.random.uniform(jax.random.key(0), (1, 2, 28, 28, 3))
     np.testing.assert_allclose(small.encode(images), trained.encode(images), atol=1e-6)
     place = tmp_path / "eight.safetensors"
-    package(tmp_path / "trained.safetensors", "--image-size", 28, "--int8", "--out", place)
+    options = ("--image-size", 28, "--resize-mode", "longest", "--int8", "--out", place)
+    package(tmp_path / "trained.safetensors", *options)
     assert place.stat().st_size < 0.9 * (tmp_path / "small.safetensors").stat().st_size
-    eight = vggt_jax.load_model(place).encode(images)
+    eight = vggt_jax.load_model(place)
+    assert (small.resize_mode, eight.resize_mode) == ("crop", "longest")
+    eight = eight.encode(images)
     np.testing.assert_allclose(eight, trained.encode(images), atol=0.1)
 
     # The table matters: without it tokens are others.

@@ -1,4 +1,4 @@
-"""The server with the small model in place of the stand-in: many clients, some of which fail or go."""
+"""The server with a model in place of the stand-in: many clients, some of which fail or go."""
 
 import concurrent.futures
 import contextlib
@@ -10,6 +10,8 @@ from stand_in import served
 
 import vggt_jax
 from vggt_jax import InputError
+from vggt_jax.pipeline import inputs
+from vggt_jax.pipeline.options import Options
 from vggt_jax.serving import Limits, ModelRunner, Queue
 
 pytest.importorskip("fastapi", reason="needs FastAPI")
@@ -23,16 +25,21 @@ from vggt_jax.serving.page import sample_files  # noqa: E402
 CLIENTS = int(os.environ.get("VGGT_JAX_TEST_CLIENTS", "10"))
 
 
+def test_small_names_the_model_that_ships():
+    assert ModelRunner()._model("small") is inputs.load(Options())
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_each_client_gets_what_infer_gives_for_its_photographs(tmp_path, monkeypatch):
+def test_each_client_gets_what_infer_gives_for_its_photographs(tmp_path, monkeypatch, tiny):
     """More clients than may wait; every fifth sends a file that is no picture, every seventh goes
     while it waits."""
     monkeypatch.setattr("vggt_jax.serving.api._RETRY_SECONDS", 0.2)
     photographs = list(map(str, sample_files()))
     no_picture = tmp_path / "no.png"
     no_picture.write_bytes(b"no picture")
-    runner = ModelRunner(limits=Limits(queue=CLIENTS // 3))
+    vggt_jax.save_model(tiny(), tmp_path / "model")
+    runner = ModelRunner([str(tmp_path / "model")], limits=Limits(queue=CLIENTS // 3))
 
     def goes_after(steps):
         def say(step):
@@ -61,9 +68,9 @@ def test_each_client_gets_what_infer_gives_for_its_photographs(tmp_path, monkeyp
     assert queue.num_waiting == 0
     found = [x for x in results if x is not None]
     assert len(found) >= CLIENTS * 2 // 3 - 1
-    model = vggt_jax.load_model()
+    model = vggt_jax.load_model(tmp_path / "model")
     for mine, recon in found[:: max(1, len(found) // 4)]:
         expected = vggt_jax.infer(mine, model=model)
-        assert recon.names == expected.names and recon.provenance.is_small
+        assert recon.names == expected.names
         for name in ("depth", "camera_from_world", "intrinsics", "world_points"):
             np.testing.assert_array_equal(getattr(recon, name), getattr(expected, name), name)

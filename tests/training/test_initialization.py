@@ -9,7 +9,7 @@ from vggt_jax.training.loop import export_model
 from vggt_jax.training.predict import predict
 
 
-def test_the_small_model_fits_twenty_mebibytes(tmp_path):
+def test_the_small_configuration_fits_twenty_mebibytes(tmp_path):
     model = jax.eval_shape(lambda: initial_model(small_config(), jax.random.key(0)))
     params = {name: np.ones(x.shape, np.float32) for name, x in named_parameters(model).items()}
     export_model(model, params, tmp_path / "small.safetensors")

@@ -33,7 +33,8 @@ class ModelTraits:
     Attributes:
         name: in our checkpoints and on the command line, such as "vggt".
         title: in messages, such as "VGGT".
-        resize_mode: how photographs are resized where nobody says, see `load_images`.
+        resize_mode: how photographs are resized where neither the user nor the checkpoint says, see
+            `load_images`.
         confidence_kind: see `Reconstruction.confidence_kind`.
         has_reference_frame: whether the first frame's camera is the world, so that the result
             depends on which frame is the first.
@@ -140,6 +141,11 @@ class SceneModel(Protocol):
     @property
     def pixel_centre(self) -> float:
         """See `Reconstruction.pixel_centre`."""
+        ...
+
+    @property
+    def resize_mode(self) -> Mode:
+        """How photographs are resized where the user does not say, see `load_images`."""
         ...
 
     @property

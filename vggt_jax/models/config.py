@@ -1,6 +1,7 @@
 """What configurations of models have in common: JSON, and checks of their fields.
 
-Sizes that decide the shapes of parameters, nothing about how to run.
+Sizes that decide the shapes of parameters, and what the pictures of a checkpoint are like; nothing
+about how to run.
 """
 
 import dataclasses

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 
+from vggt_jax.images.resizing import Mode
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.models import on_devices
@@ -46,6 +47,15 @@ class TrunkModel(nnx.Module, Generic[Output]):
             f"<{type(self).__name__}: {total:,} parameters in {types}, images of "
             f"{self.config.img_size}, predicts {', '.join(sorted(self.predicts))}>"
         )
+
+    def __str__(self) -> str:
+        """As `repr`, and not every parameter."""
+        return repr(self)
+
+    @property
+    def resize_mode(self) -> Mode:
+        """See `SceneModel`; that of all models of this kind."""
+        return self.traits.resize_mode
 
     @property
     def num_dense_heads(self) -> int:

@@ -189,7 +189,7 @@ def read_frames(images: Any, model: SceneModel, options: Options) -> Frames:
 
 def read_settings(images: Any, model: SceneModel, options: Options) -> dict[str, Any]:
     """What of `load_images` is due to a model: `mode`, `default_mode`, `size` and `patch_size`."""
-    size, own_mode = options.size, model.traits.resize_mode
+    size, own_mode = options.size, model.resize_mode
     if size is None and not hasattr(images, "ndim"):  # One array keeps the size that it has.
         size = model.config.img_size
         mode = options.mode or own_mode

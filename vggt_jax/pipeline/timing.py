@@ -16,6 +16,7 @@ from vggt_jax.scene.priors import PriorKind
 from vggt_jax.trunk.token_layout import TokenLayout
 
 _OPERATIONS_OF_A_PIXEL = 2.5e6  # Of a dense head with 256 channels; on a CPU.
+_CHANNELS = 256
 
 
 def estimate_seconds(
@@ -100,11 +101,13 @@ def products_per_second() -> float:
 
 def _shares_on_a_cpu(work: dict[str, float]) -> list[tuple[float, float]]:
     """Operations, and the rate that they reach as a share of that of a large matrix product; maps
-    by the operations of a pixel. Rough shares, which no benchmark was fitted to."""
+    by the operations of a pixel, most of them convolutions from channels to as many. Rough shares,
+    which no benchmark was fitted to."""
+    of_a_pixel = _OPERATIONS_OF_A_PIXEL * (work["channels"] / _CHANNELS) ** 2
     return [
         (work["products"], 0.7),
         (work["attention"], 0.25),
-        (_OPERATIONS_OF_A_PIXEL * work["maps"], 0.5),
+        (of_a_pixel * work["maps"], 0.5),
     ]
 
 
@@ -117,7 +120,8 @@ def count_work(
     attention: SceneAttention,
     known: Collection[PriorKind] = (),
 ) -> dict[str, float]:
-    """Operations of products and of attention over all frames, and pixels of dense heads."""
+    """Operations of products and of attention over all frames, pixels of dense heads, and their
+    channels."""
     model = abstract_model(config)
     layout = TokenLayout.for_images(height, width, config.patch_size, config.num_special_tokens)
     tokens = num_frames * layout.tokens_per_frame
@@ -131,6 +135,9 @@ def count_work(
         for name, leaf in parameters.items()
         if name.startswith(modules) and not name.startswith(silent) and name.endswith(".kernel")
     )
+    channels = [
+        leaf.shape[-2] for name, leaf in parameters.items() if name.endswith("output_conv1.kernel")
+    ]
     dim = parameters["global_blocks.attn.proj.kernel"].shape[-1]
     pairs = sum(
         value.num_pairs(
@@ -149,4 +156,5 @@ def count_work(
         "products": 2.0 * of_tokens * tokens,
         "attention": 4.0 * dim * pairs,
         "maps": float(num_frames * height * width * model.num_dense_heads),
+        "channels": float(max(channels, default=_CHANNELS)),
     }

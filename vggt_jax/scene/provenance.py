@@ -4,8 +4,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
+from vggt_jax.weights import NAME
+
 NOT_MEASURED = (
-    "these results are of the small model that ships with vggt-jax, and whether they agree with "
+    f"these results are of {NAME} that ships with vggt-jax, and whether they agree with "
     "themselves was not measured; for photographs another model, such as facebook/VGGT-1B, is safer"
 )
 """What is said of results of the small model without a measure of their own, as earlier versions

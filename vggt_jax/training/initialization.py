@@ -24,10 +24,10 @@ _POSE_STD = 0.003
 
 
 def small_config() -> VGGTConfig:
-    """The size of the model that the project trains itself: 10.1 million parameters.
+    """The size of a model to train where no other is named: 10.1 million parameters.
 
-    The table of positions is for 224 pixels and is resized to others. The model that ships was
-    trained on 112 pixels and carries the table for those (scripts/package_model.py).
+    The table of positions is for 224 pixels and is resized to others, once and for all where a
+    model is made ready for one size (scripts/package_model.py).
 
     Its kernels in bfloat16 stay below 20 MiB. Narrow and deep, because finding what two pictures
     share takes several turns of looking around.

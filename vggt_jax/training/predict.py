@@ -30,7 +30,7 @@ class Execution:
     through TF32 on a GPU. The last layer and the camera head are float32 always."""
     dense_share: float = 1.0
     """Share of the frames, random in every step, that the depth and point heads decode and learn
-    from. These heads are nearly half of a step of the small model, and each frame has thousands of
+    from. These heads are nearly half of a step of `small_config`, and each frame has thousands of
     pixels to learn from."""
     recompute: tuple[Part, ...] = ()
     """Parts to compute a second time in the backward pass instead of keeping their intermediate

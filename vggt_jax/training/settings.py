@@ -49,14 +49,14 @@ class TrainSettings:
     is what fits by the speed so far. Such a run is not repeatable bit for bit and cannot be
     continued; --init goes on from its weights, with another --seed for other scenes."""
     config: pathlib.Path | None = None
-    """JSON file with sizes of the model, the fields of VGGTConfig; by default the small model of
-    the project."""
+    """JSON file with sizes of the model, the fields of VGGTConfig; by default
+    `small_config`."""
     init: str | None = None
     """Fine-tune this checkpoint (ours, an official file, or a hub name such as facebook/VGGT-1B)
     instead of starting from random weights."""
     world: Literal["plain", "wide"] = "plain"
     """Which scenes: wide has crowded ones, several lamps, cameras as people hold them, and pictures
-    as cameras store them; the small model that ships learnt from plain."""
+    as cameras store them."""
     textures: pathlib.Path | None = None
     """Folder of pictures of surfaces, or of .tar files of them (scripts/pack_textures.py), for the
     wide world; every tenth is kept for validation."""

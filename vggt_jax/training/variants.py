@@ -12,7 +12,7 @@ from vggt_jax.errors import InputError
 _PATTERN = re.compile(r"(\d+|\?)x(\d+)@(\d+)x(\d+)(?::(\d+(?:\.\d+)?))?")
 _ROUND = 8  # of which the number of scenes is a multiple where it follows from the pixels
 
-# About 250 frames each: what one GPU of 80 GB holds of the small model (docs/training.md).
+# About 250 frames each: what one GPU of 80 GB holds of `small_config` (docs/training.md).
 DEFAULT_VARIANTS = (
     "32x8@224x224:3",
     "64x4@224x224:1",

@@ -5,10 +5,10 @@ import pathlib
 NAME = "the small model"
 """What messages call it."""
 
-SAID_WITHOUT_MODEL = (
-    f"no model was named, so this is {NAME} that ships with vggt-jax, trained on synthetic scenes "
-    "of 112x112 pixels; for photographs name another one, such as facebook/VGGT-1B"
-)
+GOOD_FOR = "trained on rendered scenes; for photographs take another one, such as facebook/VGGT-1B"
+"""What messages say of it; to be looked at when another model takes its place."""
+
+SAID_WITHOUT_MODEL = f"no model was named, so this is {NAME} that ships with vggt-jax, {GOOD_FOR}"
 """What is said where nobody named a model."""
 
 

@@ -224,13 +224,26 @@ def test_what_is_refused(root, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_all_data_sets_by_the_small_model(root, tmp_path, capsys):
+def test_all_data_sets(root, tiny, tmp_path, capsys):
+    vggt_jax.save_model(tiny(), tmp_path / "model")
     frames = tmp_path / "list.json"
     frames.write_text('{"110_1_2": [0, 5, 2, 9], "120_3_4": [1, 4, 7, 11]}')
     sparse = ("--sparse-ratio", 0.5, "--min-tokens", 0)
     for name in DATASETS:
         out = tmp_path / f"{name}.jsonl"
-        options = ["--protocol", "paper", "--out", out, "--size", 84, 84, "--pad-frames-to", 12]
+        options = [
+            "--model",
+            tmp_path / "model",
+            "--protocol",
+            "paper",
+            "--out",
+            out,
+            "--size",
+            84,
+            84,
+            "--pad-frames-to",
+            12,
+        ]
         options += ["--frame-list", frames] if name == "co3d" else []
         assert run(name, root(name), *options, *sparse) == 0, capsys.readouterr().err
         lines = lines_of(out)[1:]

@@ -1,9 +1,10 @@
 """The configuration of VGGT: its sizes, those of the released model, and what they must satisfy."""
 
 import dataclasses
-from typing import Self
+from typing import Self, get_args
 
 from vggt_jax.checkpoints.errors import CheckpointError
+from vggt_jax.images.resizing import Mode
 from vggt_jax.models.config import ConfigFields
 from vggt_jax.models.parts import EncoderSpec, TrunkSpec
 
@@ -59,6 +60,9 @@ class VGGTConfig(
     pixel_centre: float = 0.0
     """Where the centre of the first pixel lies in the coordinates that the model's principal point
     is given in: 0 for the official models, 0.5 for those trained here; see docs/conventions.md."""
+    resize_mode: Mode = "crop"
+    """How photographs are resized where the user does not say: "crop" for the official models,
+    "longest" for one trained on pictures of all shapes; see `load_images`."""
 
     @classmethod
     def vggt_1b(cls) -> Self:
@@ -131,6 +135,11 @@ class VGGTConfig(
             raise CheckpointError(
                 f"{origin}: dpt_features={self.dpt_features} must be a multiple of 8 for the heads "
                 "of depth and points"
+            )
+        if self.resize_mode not in get_args(Mode):
+            known = ", ".join(get_args(Mode))
+            raise CheckpointError(
+                f"{origin}: resize_mode={self.resize_mode[:60]!r} must be one of {known}"
             )
         if self.pixel_centre >= 1:
             raise CheckpointError(f"{origin}: pixel_centre={self.pixel_centre} must be below 1")

@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 
 from vggt_jax.heads.dpt import DPT, activate
+from vggt_jax.images.resizing import Mode
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.scene_attention import SceneAttention
@@ -38,7 +39,7 @@ class VGGT(TrunkModel[VGGTOutput]):
     traits: ClassVar = ModelTraits(
         name="vggt",
         title="VGGT",
-        resize_mode="crop",
+        resize_mode=VGGTConfig.resize_mode,
         confidence_kind="one_plus_exp",
         has_reference_frame=True,
         divides_frames=True,
@@ -93,6 +94,11 @@ class VGGT(TrunkModel[VGGTOutput]):
     def pixel_centre(self) -> float:
         """See `Reconstruction.pixel_centre`."""
         return self.config.pixel_centre
+
+    @property
+    def resize_mode(self) -> Mode:
+        """See `SceneModel`; that of the configuration."""
+        return self.config.resize_mode
 
     @property
     def num_layers(self) -> int:
