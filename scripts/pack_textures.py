@@ -55,19 +55,25 @@ def read_copyright(path: pathlib.Path) -> list[tuple[list[str], str, str]]:
 def licence_of(path: pathlib.PurePath, paragraphs: list) -> tuple[str, str]:
     """Holder and licence of a file: of the last paragraph that names it, as the format says.
 
-    A packaged file lies in other folders than that of the source, so a pattern counts if it fits
-    the end of the path, or names the same file.
+    A packaged file lies in other folders than that of the source, so a pattern counts if it names
+    the same file, or if it or what is left of it without leading folders fits the end of the path;
+    at least one folder must be left.
     """
     holder = licence = ""
     for patterns, of, name in paragraphs:
-        for pattern in patterns:
-            last = pathlib.PurePath(pattern).name
-            fits = fnmatch.fnmatch(path.as_posix(), pattern) or (
-                last == path.name if "*" not in last else fnmatch.fnmatch(path.name, last)
-            )
-            if fits:
-                holder, licence = of, name
+        if any(_fits(path, pattern) for pattern in patterns):
+            holder, licence = of, name
     return holder, licence
+
+
+def _fits(path: pathlib.PurePath, pattern: str) -> bool:
+    parts = pathlib.PurePath(pattern).parts
+    if "*" not in parts[-1] and "?" not in parts[-1]:
+        return parts[-1] == path.name
+    ends = ["/".join(parts[i:]) for i in range(len(parts) - 1)]
+    return fnmatch.fnmatch(path.as_posix(), pattern) or any(
+        fnmatch.fnmatch(f"/{path.as_posix()}", f"*/{end}") for end in ends
+    )
 
 
 def usable(image: Image.Image) -> bool:
@@ -125,7 +131,8 @@ def main():
         for path in sorted(root.rglob("*")):
             if path.suffix.lower() not in _PICTURES or path.stem.lower().endswith(_MAPS):
                 continue
-            holder, name = licence_of(path, paragraphs) if paragraphs else ("", licence)
+            place = path.relative_to(root.parent)
+            holder, name = licence_of(place, paragraphs) if paragraphs else ("", licence)
             try:
                 with Image.open(path) as image:
                     if not usable(image):

@@ -26,6 +26,10 @@ Copyright:
  2012 A. Painter
 License: CC-BY-3.0
  You may share it.
+
+Files: debian/*
+Copyright: 2020 A Packager
+License: Expat
 """
 
 

@@ -66,6 +66,10 @@ def train(
     if settings.compilation_cache is not None:
         jax.config.update("jax_compilation_cache_dir", str(settings.compilation_cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 5.0)
+    if jax.device_count() > 1 and settings.world == "wide":
+        # JAX 0.11.2 crashes while it compiles the wide world for two GPUs, but not with the older
+        # partitioner; on one GPU it compiles with either.
+        jax.config.update("jax_use_shardy_partitioner", False)
     mesh = Mesh(np.array(jax.devices()), (AXIS,))
     replicated = NamedSharding(mesh, PartitionSpec())
     variants = settings.batch_variants
