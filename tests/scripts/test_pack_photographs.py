@@ -2,12 +2,18 @@
 
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
+
+import vggt_jax
+from vggt_jax.evaluation import pair_errors
+from vggt_jax.training.photographs import read_photographs
 
 pycolmap = pytest.importorskip("pycolmap")
 
@@ -35,8 +41,6 @@ def write_scene(folder, model="SIMPLE_PINHOLE"):
 
 
 def test_a_scene_becomes_photographs_with_points(tmp_path):
-    from vggt_jax.training.photographs import read_photographs
-
     model = write_scene(tmp_path / "scenes" / "a")
     write_scene(tmp_path / "scenes" / "bent", "SIMPLE_RADIAL")
     command = [sys.executable, SCRIPTS / "pack_photographs.py", tmp_path / "scenes"]
@@ -85,3 +89,32 @@ def test_photographs_of_a_window_see_the_same(monkeypatch):
         firsts.add(row[0])
         spans.append(max(row) - min(row))
     assert len(firsts) > 8 and min(spans) == 4 and max(spans) > 7
+
+
+@pytest.mark.slow
+def test_photographs_are_posed_and_packed(tmp_path):
+    sample = pathlib.Path(vggt_jax.__file__).parent / "samples" / "cellar"
+    run = lambda *args: subprocess.run(
+        [sys.executable, *map(str, args)], capture_output=True, text=True
+    )
+    pose = lambda photographs, out: run(
+        SCRIPTS / "pose_photographs.py", photographs, "--out", out, "--source", "licence=CC0-1.0"
+    )
+    done = pose(sample, tmp_path / "scenes" / "cellar")
+    assert done.returncode == 0, done.stderr
+    again = pose(sample, tmp_path / "scenes" / "cellar")
+    assert again.returncode == 1 and "is there already" in again.stderr
+    (tmp_path / "few").mkdir()
+    for i in range(1, 4):
+        shutil.copy(sample / f"000{i}.jpg", tmp_path / "few")
+    few = pose(tmp_path / "few", tmp_path / "scenes" / "few")
+    assert few.returncode == 1 and "3 photographs, fewer than 5" in few.stderr
+
+    pack = run(SCRIPTS / "pack_photographs.py", tmp_path / "scenes", "--out", tmp_path / "pack")
+    assert pack.returncode == 0, pack.stderr
+    found = read_photographs(tmp_path / "pack" / "photographs.npz").camera_from_world
+    frames = json.loads((sample / "cameras.json").read_text(encoding="utf-8"))["frames"]
+    truth = np.array([frame["camera_from_world"] for frame in frames], np.float32)
+    assert found.shape == truth.shape
+    errors = pair_errors(*map(jax.numpy.asarray, (found, truth)))
+    assert max(np.max(errors.rotation), np.max(errors.translation)) < 3  # degrees
