@@ -5,7 +5,10 @@ import pathlib
 NAME = "the small model"
 """What messages call it."""
 
-GOOD_FOR = "trained on rendered scenes; for photographs take another one, such as facebook/VGGT-1B"
+GOOD_FOR = (
+    "trained on rendered scenes and a few real ones; it gets many photographs wrong, so for those "
+    "rather name another one, such as facebook/VGGT-1B"
+)
 """What messages say of it; to be looked at when another model takes its place."""
 
 SAID_WITHOUT_MODEL = f"no model was named, so this is {NAME} that ships with vggt-jax, {GOOD_FOR}"
