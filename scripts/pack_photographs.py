@@ -4,8 +4,9 @@
     python scripts/pack_photographs.py SCENES --out photographs --side 384 --without garden
 
 SCENES is a folder of scenes, each with `images/` and an undistorted model of COLMAP in `sparse/`
-(`colmap image_undistorter`, or `pycolmap.undistort_images`), and `source.json` with whatever is to
-be known of it, "repository" and "licence" at least.
+(`colmap image_undistorter`, or `pycolmap.undistort_images`; `scripts/pose_photographs.py` writes
+such scenes), and `source.json` with whatever is to be known of it, "repository" and "licence" at
+least: a scene without is left out.
 
 Writes OUT/photographs.npz, the only file that training reads, and OUT/sources.csv: what each scene
 is, whose, and under which licence, which belongs into the card of a model that learnt from it.
@@ -28,7 +29,7 @@ from PIL import Image
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from vggt_jax.errors import InputError
-from vggt_jax.files import read_json
+from vggt_jax.files import read_json, replacing
 from vggt_jax.pipeline.colmap_models import find_model, read_model
 
 _PINHOLES = ("PINHOLE", "SIMPLE_PINHOLE")
@@ -105,6 +106,20 @@ def read_scene(folder: pathlib.Path, side: int, num_points: int, rng: np.random.
     return found
 
 
+def source_of(folder: pathlib.Path) -> dict:
+    """What a scene's `source.json` says.
+
+    Raises:
+        InputError: there is none, or it does not say whose the photographs are.
+    """
+    source = read_json(folder / "source.json", "source of a scene")
+    if not isinstance(source, dict):
+        raise InputError(f"{folder / 'source.json'}: holds no fields by name")
+    if missing := [name for name in ("repository", "licence") if not source.get(name)]:
+        raise InputError(f"{folder / 'source.json'}: does not say the {' and the '.join(missing)}")
+    return source
+
+
 def _of_depths(points, count: int, rng: np.random.Generator) -> np.ndarray:
     """At most `count` random points of a plausible depth, filled up with zeros."""
     points = points[(points[:, 2] > _NEAREST) & (points[:, 2] < _FARTHEST)]
@@ -143,14 +158,19 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     rng = np.random.default_rng(args.seed)
+    if not args.scenes.is_dir():
+        sys.exit(f"{args.scenes}: no folder")
+    folders = sorted(path for path in args.scenes.iterdir() if path.is_dir())
+    if unknown := set(args.without) - {folder.name for folder in folders}:
+        sys.exit(f"--without {', '.join(sorted(unknown))}: no such scene in {args.scenes}")
 
     arrays = {"size": [], "intrinsics": [], "camera_from_world": [], "points": []}
     encoded, ends, windows, rows, failed = [], [], [], [], 0
-    for folder in sorted(path for path in args.scenes.iterdir() if path.is_dir()):
+    for folder in folders:
         if folder.name in args.without:
             continue
         try:
-            source = read_json(folder / "source.json", "source of a scene")
+            source = source_of(folder)
             scene = read_scene(folder, args.side, args.points, rng)
         except InputError as error:
             print(f"left out: {error}", file=sys.stderr)
@@ -177,7 +197,6 @@ def main():
     if not rows:
         sys.exit(f"no scene in {args.scenes} can be used")
 
-    args.out.mkdir(parents=True, exist_ok=True)
     of_all = {
         name: np.concatenate(arrays[name]).astype(dtype)
         for name, dtype in (
@@ -187,18 +206,21 @@ def main():
         )
     }
     path = args.out / "photographs.npz"
-    np.savez_compressed(
-        path,
-        encoded=np.concatenate(encoded),
-        ends=np.cumsum(ends),
-        size=np.array(arrays["size"], np.int32),
-        windows=np.array(windows, np.int32),
-        **of_all,
-    )
-    with open(args.out / "sources.csv", "w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, _COLUMNS)
-        table.writeheader()
-        table.writerows(rows)
+    with replacing(path) as file:
+        np.savez_compressed(
+            file,
+            encoded=np.concatenate(encoded),
+            ends=np.cumsum(ends),
+            size=np.array(arrays["size"], np.int32),
+            windows=np.array(windows, np.int32),
+            **of_all,
+        )
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, _COLUMNS)
+    table.writeheader()
+    table.writerows(rows)
+    with replacing(args.out / "sources.csv") as file:
+        file.write(text.getvalue().encode())
     print(
         f"{len(ends)} photographs of {len(rows)} scenes, {len(windows)} windows, "
         f"{path.stat().st_size / 2**20:.1f} MiB, in {args.out}"

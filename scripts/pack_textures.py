@@ -57,23 +57,28 @@ def licence_of(path: pathlib.PurePath, paragraphs: list) -> tuple[str, str]:
 
     A packaged file lies in other folders than that of the source, so a pattern counts if it names
     the same file, or if it or what is left of it without leading folders fits the end of the path;
-    at least one folder must be left.
+    at least one folder must be left of a pattern with wildcards. The one that fits most of the path
+    counts, of those the last.
     """
     holder = licence = ""
+    best = 0
     for patterns, of, name in paragraphs:
-        if any(_fits(path, pattern) for pattern in patterns):
-            holder, licence = of, name
+        fit = max(_fit(path, pattern) for pattern in patterns)
+        if fit and fit >= best:
+            holder, licence, best = of, name, fit
     return holder, licence
 
 
-def _fits(path: pathlib.PurePath, pattern: str) -> bool:
+def _fit(path: pathlib.PurePath, pattern: str) -> int:
+    """How many parts of a path a pattern fits, from its end, and one; 0 where it does not."""
     parts = pathlib.PurePath(pattern).parts
-    if "*" not in parts[-1] and "?" not in parts[-1]:
-        return parts[-1] == path.name
-    ends = ["/".join(parts[i:]) for i in range(len(parts) - 1)]
-    return fnmatch.fnmatch(path.as_posix(), pattern) or any(
-        fnmatch.fnmatch(f"/{path.as_posix()}", f"*/{end}") for end in ends
-    )
+    is_name = "*" not in parts[-1] and "?" not in parts[-1]
+    for first in range(len(parts)):
+        end = "/".join(parts[first:])
+        is_enough = is_name or first < len(parts) - 1
+        if is_enough and fnmatch.fnmatch(f"/{path.as_posix()}", f"*/{end}"):
+            return len(parts) - first + 1
+    return int(fnmatch.fnmatch(path.as_posix(), pattern))
 
 
 def usable(image: Image.Image) -> bool:

@@ -3,7 +3,8 @@
     python scripts/pose_photographs.py PHOTOGRAPHS --out scenes/garden \\
         --source repository=someone/garden licence=CC-BY-4.0
 
-Structure from motion by pycolmap. Writes OUT/images, undistorted; OUT/sparse, their model with
+Structure from motion by pycolmap of the pictures in a folder, without those in folders of it.
+Writes OUT/images, undistorted; OUT/sparse, their model with
 pinhole cameras; and OUT/source.json, what --source says and how well the model fits. Nothing is
 written if too few photographs find their place or the model is implausible, and the exit status is
 1; what speaks against it is printed. Look at the pictures, too: an object that was turned before a
@@ -27,6 +28,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from vggt_jax.errors import InputError
 from vggt_jax.export.colmap import import_pycolmap
 from vggt_jax.files import Claim
+from vggt_jax.images.files import natural_key
 
 _ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
 _MATCHED_SIDE = 1000  # pixels of the longer side for features, at most
@@ -47,16 +49,21 @@ def prepare(folder: pathlib.Path, out: pathlib.Path) -> dict[tuple[int, int], li
         InputError: one cannot be read, or there are too few.
     """
     names: dict[tuple[int, int], list[str]] = {}
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in _ENDINGS)
-    for path in files:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no folder")
+    files = [path for path in folder.iterdir() if path.suffix.lower() in _ENDINGS]
+    for number, path in enumerate(sorted(files, key=natural_key)):
         try:
             with Image.open(path) as file:
                 image = ImageOps.exif_transpose(file).convert("RGB")
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error})") from error
         image.thumbnail((_MATCHED_SIDE, _MATCHED_SIDE), Image.Resampling.LANCZOS)
-        image.save(out / f"{path.stem}.jpg", quality=95, subsampling=0)
-        names.setdefault(image.size, []).append(f"{path.stem}.jpg")
+        # Neighbours are those by name; photographs of other formats may share the rest of it.
+        name = f"{number:05}_{path.stem}.jpg"
+        # What the camera says of its lens is where structure from motion begins.
+        image.save(out / name, quality=95, subsampling=0, exif=image.getexif())
+        names.setdefault(image.size, []).append(name)
     if len(files) < _FEWEST:
         raise InputError(f"{folder}: {len(files)} photographs, fewer than {_FEWEST}")
     return names

@@ -77,6 +77,13 @@ def test_a_camera_that_the_points_do_not_have_costs_its_pairs(scene):
     # The same where the frame has no points.
     points = changed(scene.world_points, 2, np.nan)
     assert camera_agreement(Part(dataclasses.replace(scene, world_points=points))) == 0.5
+    # And where it has no intrinsics.
+    for none in (np.nan, 0.0):
+        intrinsics = changed(scene.intrinsics, 2, none)
+        part = Part(dataclasses.replace(scene, intrinsics=intrinsics))
+        assert camera_agreement(part) == 0.5 and depth_agreement(part) == 1.0
+    with pytest.raises(ValueError, match="one scene at a time"):
+        self_agreement(dataclasses.replace(scene, images=scene.images[None]))
 
 
 def test_depth_that_another_frame_has_otherwise(scene):

@@ -18,6 +18,7 @@ from vggt_jax.training.photographs import read_photographs
 pycolmap = pytest.importorskip("pycolmap")
 
 SCRIPTS = pathlib.Path(__file__).parents[2] / "scripts"
+SOURCE = ("repository=someone/something", "licence=CC0-1.0")
 
 
 def write_scene(folder, model="SIMPLE_PINHOLE"):
@@ -98,7 +99,7 @@ def test_photographs_are_posed_and_packed(tmp_path):
         [sys.executable, *map(str, args)], capture_output=True, text=True
     )
     pose = lambda photographs, out: run(
-        SCRIPTS / "pose_photographs.py", photographs, "--out", out, "--source", "licence=CC0-1.0"
+        SCRIPTS / "pose_photographs.py", photographs, "--out", out, "--source", *SOURCE
     )
     done = pose(sample, tmp_path / "scenes" / "cellar")
     assert done.returncode == 0, done.stderr

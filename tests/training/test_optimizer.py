@@ -85,13 +85,14 @@ def test_variants():
     for text in ("4x3", "0x3@28x28", "4x3@28x28:0", "4x3@28x28:x"):
         with pytest.raises(InputError, match="variant"):
             Variant.parse(text)
-    # As many scenes as fit into the pixels, in eights.
+    # As many scenes as fit into the pixels, in fours or as asked.
     assert str(Variant.parse("?x8@224x224:3", 12_900_000)) == "32x8@224x224:3"
-    assert Variant.parse("?x24@112x224", 12_900_000).num_scenes == 16
+    assert Variant.parse("?x24@112x224", 12_900_000).num_scenes == 20
+    assert Variant.parse("?x24@112x224", 12_900_000, 8).num_scenes == 16
     with pytest.raises(InputError, match="needs pixels-per-step"):
         Variant.parse("?x8@224x224")
-    with pytest.raises(InputError, match="8 scenes are more than"):
-        Variant.parse("?x8@224x224", 7 * 8 * 224 * 224)
+    with pytest.raises(InputError, match="4 scenes are more than"):
+        Variant.parse("?x8@224x224", 3 * 8 * 224 * 224)
     with pytest.raises(InputError, match="multiples of 14"):
         Variant.parse("4x3@28x30").check(patch_size=14, num_special=4, num_devices=1)
     with pytest.raises(InputError, match="3 devices"):

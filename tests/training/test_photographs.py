@@ -1,11 +1,13 @@
 """Scenes of photographs: what is cut out of them, and how they come among rendered ones."""
 
+import io
 import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from vggt_jax import geometry
 from vggt_jax.errors import InputError
@@ -129,8 +131,22 @@ def test_a_file_that_is_no_pack_is_refused(tmp_path):
         path.write_bytes(content)
         with pytest.raises(InputError, match="pack_photographs"):
             read_photographs(path)
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    (tmp_path / "one.npy").rename(tmp_path / "one.npz")
+    one = {"size": [[2, 2]], "intrinsics": [[1, 1, 1, 1]], "camera_from_world": np.eye(3, 4)[None]}
+    one |= {"points": np.zeros((1, 1, 3)), "windows": [[0]], "encoded": np.zeros(9, np.uint8)}
+    np.savez(tmp_path / "none_decodes.npz", ends=[9], **one)
+    buffer = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(buffer, "PNG")
+    one["encoded"] = np.frombuffer(buffer.getvalue(), np.uint8)
+    ends = [len(one["encoded"])]
+    np.savez(tmp_path / "fine.npz", ends=ends, **one)
+    assert read_photographs(tmp_path / "fine.npz").pixels.shape == (1, 2, 2, 3)
+    np.savez(tmp_path / "other_size.npz", ends=ends, **one | {"size": [[2, 3]]})
+    np.savez(tmp_path / "far_window.npz", ends=ends, **one | {"windows": [[1]]})
     np.savez(path, size=np.zeros((0, 2)))
-    with pytest.raises(InputError, match="pack_photographs"):
-        read_photographs(path)
+    for name in ("photographs", "one", "none_decodes", "other_size", "far_window"):
+        with pytest.raises(InputError, match="pack_photographs"):
+            read_photographs(tmp_path / f"{name}.npz")
     with pytest.raises(InputError, match="photographs"):
         read_photographs(tmp_path / "none.npz")

@@ -90,7 +90,7 @@ class Provenance:
             return ""
         return (
             "this is probably no reconstruction: the cameras, depth and points that "
-            f"{self.model} predicts agree with each other by {self.agreement:.2f} of 1, and most "
+            f"{self.model} predicts agree with each other by {self.agreement:.2f} of 1, and many "
             f"results below {self.least_agreement:.2f} are wrong; photographs that show more of "
             "the same may help, or another model, such as facebook/VGGT-1B"
         )

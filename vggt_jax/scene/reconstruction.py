@@ -28,6 +28,9 @@ LengthUnit = Literal["arbitrary", "metres", "given"]
 """Of all lengths of a scene: "arbitrary", one for each scene; "metres", as the model predicts them;
 or "given", that of a length which somebody knew (`scale_to_distance`, `scale_to_depth`)."""
 
+# What `self_agreement` compares.
+_JUDGED = {"camera_from_world", "intrinsics", "depth", "world_points"}
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -128,7 +131,8 @@ class Reconstruction:
         """The scene with other values in some fields, such as true or corrected cameras.
 
         Points of a head move along with cameras: those of a frame stay where they are seen from its
-        camera. `points_from_depth` follows by itself. `agreement` is not known of other cameras.
+        camera. `points_from_depth` follows by itself. `agreement` is not known of other cameras,
+        intrinsics, depth or points.
 
         Args:
             changes: by the names of fields. `camera_from_world` may be `[s 4 4]`, too.
@@ -150,7 +154,7 @@ class Reconstruction:
         moved = "world_points" not in changes and self.world_points is not None
         if poses is not None and moved and self.camera_from_world is not None:
             changes["world_points"] = _moved(self.world_points, self.camera_from_world, poses)
-        if poses is not None and "provenance" not in changes:
+        if _JUDGED & set(changes) and "provenance" not in changes:
             changes["provenance"] = dataclasses.replace(self.provenance, agreement=None)
         return dataclasses.replace(self, **changes)
 

@@ -30,8 +30,14 @@ def self_agreement(recon: Reconstruction) -> float | None:
         recon: one scene, without scene axis. Of many frames and pixels some are looked at.
 
     Returns:
-        In [0, 1]; None where there are fewer than two frames, or no cameras, depth or points.
+        In [0, 1]; None where there are fewer than two frames, or no cameras, depth or points. A
+        frame whose intrinsics are none agrees with no other.
+
+    Raises:
+        ValueError: there are several scenes.
     """
+    if np.ndim(recon.images) != 4:
+        raise ValueError(f"images of shape {np.shape(recon.images)}: one scene at a time")
     arrays = (recon.camera_from_world, recon.intrinsics, recon.depth, recon.world_points)
     if any(x is None for x in arrays) or len(recon.images) < 2:
         return None
@@ -68,6 +74,10 @@ class Part:
             len(frames), len(x), *np.shape(array)[3:]
         )
         pixels = np.stack([x + recon.pixel_centre, y + recon.pixel_centre, np.ones(len(x))], -1)
+        sound = np.isfinite(self.intrinsics).all((1, 2))
+        sound &= np.abs(np.linalg.det(np.where(sound[:, None, None], self.intrinsics, 0))) > 0
+        self.intrinsics[~sound] = np.eye(3)
+        self.usable &= sound[:, None, None]
         rays = np.einsum("sij,mj->smi", np.linalg.inv(self.intrinsics), pixels)
         self.seen_usable = self.usable[:, y, x]
         self.seen = np.where(self.seen_usable, self.depth[:, y, x], 1)[..., None] * rays

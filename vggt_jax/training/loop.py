@@ -1,5 +1,6 @@
 """The run around the steps: compiling, saving, validating, logging, stopping in time."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -7,7 +8,7 @@ import pathlib
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -66,10 +67,6 @@ def train(
     if settings.compilation_cache is not None:
         jax.config.update("jax_compilation_cache_dir", str(settings.compilation_cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 5.0)
-    if jax.device_count() > 1 and settings.world == "wide":
-        # JAX 0.11.2 crashes while it compiles the wide world for two GPUs, but not with the older
-        # partitioner; on one GPU it compiles with either.
-        jax.config.update("jax_use_shardy_partitioner", False)
     mesh = Mesh(np.array(jax.devices()), (AXIS,))
     replicated = NamedSharding(mesh, PartitionSpec())
     variants = settings.batch_variants
@@ -147,7 +144,8 @@ def train(
             programs["validation"] = lambda: validation.lower(
                 state.ema, key, *sources["validation"]
             ).compile()
-        compiled = compile_all(programs, say)
+        with _partitioner_that_works(settings):
+            compiled = compile_all(programs, say)
         with replacing(settings.out / "settings.json") as file:
             file.write(json.dumps(settings.to_dict(), indent=2).encode() + b"\n")
         forget_later_lines(settings.out / _LOG, -1 if latest is None else latest)
@@ -156,6 +154,23 @@ def train(
         )
         with _SignalsAskToStop() as stop:
             return run(state, stop)
+
+
+@contextlib.contextmanager
+def _partitioner_that_works(settings: TrainSettings) -> Iterator[None]:
+    """JAX 0.11.2 crashes while it compiles the wide world for two GPUs, but not with the older
+    partitioner, where there is that choice."""
+    name = "jax_use_shardy_partitioner"
+    is_needed = settings.world == "wide" and jax.device_count() > 1
+    if not is_needed or jax.default_backend() != "gpu" or name not in jax.config.values:
+        yield
+        return
+    before = jax.config.values[name]
+    jax.config.update(name, False)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
 
 
 def make_steps_of_variants(recipe, variants, settings, mesh) -> dict[Variant, jax.stages.Wrapped]:

@@ -3,9 +3,10 @@
 Weights and details that the paper leaves open are those of the official `training/loss.py` and its
 default configuration. Two differ: every mean is over a scene first and then over scenes, so that
 devices can average what they found, whatever their masks; and no quantile of the worst pixels is
-left out, since rendered depth has no outliers. The loss of pairs of cameras is this project's own:
-what is measured afterwards are relative poses, and near cameras have small relative translations,
-whose direction an absolute error of each camera hardly teaches.
+left out: rendered depth has no outliers, and points of photographs are cleaned before. The loss of
+pairs of cameras is this project's own: what is measured afterwards are relative poses, and near
+cameras have small relative translations, whose direction an absolute error of each camera hardly
+teaches.
 """
 
 import dataclasses

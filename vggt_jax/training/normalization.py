@@ -17,11 +17,16 @@ _MIN_SCALE = 1e-6  # of a scene whose points all lie at the first camera
 class SceneTruth(Protocol):
     """What training asks of scenes; `vggt_jax.synthetic.Scenes` has it."""
 
-    images: Float[Array, "b s height width 3"]
-    depth: Float[Array, "b s height width"]
-    valid: Bool[Array, "b s height width"]
-    camera_from_world: Float[Array, "b s 3 4"]
-    intrinsics: Float[Array, "b s 3 3"]
+    @property
+    def images(self) -> Float[Array, "b s height width 3"]: ...
+    @property
+    def depth(self) -> Float[Array, "b s height width"]: ...
+    @property
+    def valid(self) -> Bool[Array, "b s height width"]: ...
+    @property
+    def camera_from_world(self) -> Float[Array, "b s 3 4"]: ...
+    @property
+    def intrinsics(self) -> Float[Array, "b s 3 3"]: ...
 
 
 @jax.tree_util.register_dataclass

@@ -134,15 +134,19 @@ def read_photographs(path: pathlib.Path) -> Photographs:
     try:
         with np.load(path, allow_pickle=False) as file:
             parts = {name: file[name] for name in (*_KEPT, "encoded", "ends")}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        images = []
+        for begin, end in zip([0, *parts["ends"]], parts["ends"], strict=False):
+            with Image.open(io.BytesIO(parts["encoded"][begin:end].tobytes())) as image:
+                images.append(np.asarray(image.convert("RGB")))
+        number = {len(parts[name]) for name in _KEPT if name != "windows"} | {len(images)}
+        if len(number) > 1 or [list(image.shape[:2]) for image in images] != parts["size"].tolist():
+            raise ValueError("its parts do not fit together")
+        if not parts["windows"].size or parts["windows"].max() >= len(images):
+            raise ValueError("its windows do not fit its photographs")
+    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(
             f"photographs {path}: not a file of scripts/pack_photographs.py ({error})"
         ) from error
-    begins = np.concatenate([[0], parts["ends"][:-1]])
-    images = []
-    for begin, end in zip(begins, parts["ends"], strict=True):
-        with Image.open(io.BytesIO(parts["encoded"][begin:end].tobytes())) as image:
-            images.append(np.asarray(image.convert("RGB")))
     side = max(max(image.shape[:2]) for image in images)
     pixels = np.empty((len(images), side, side, 3), np.uint8)
     for place, image in zip(pixels, images, strict=True):

@@ -10,6 +10,7 @@ from vggt_jax.errors import InputError
 from vggt_jax.synthetic.families import Split
 from vggt_jax.synthetic.pictures import PictureBank, picture_bank, read_pictures
 from vggt_jax.synthetic.scenes import render_scenes
+from vggt_jax.training.normalization import SceneTruth
 from vggt_jax.training.photographs import Photographs, PosedImages, read_photographs
 from vggt_jax.training.settings import TrainSettings
 from vggt_jax.training.step import Render
@@ -62,12 +63,12 @@ def synthetic(split: Split, at_once: int) -> Render:
 def with_photographs(render: Render, every: int) -> Render:
     """The scenes of `render`, but the first of every so many of photographs, if there are any."""
 
-    def mixed(keys, num_frames, size, sources: Sources = Sources()):
-        if sources.photographs is None:
+    def mixed(keys, num_frames, size, sources: Sources = Sources()) -> SceneTruth:
+        photographs = sources.photographs
+        if photographs is None:
             return render(keys, num_frames, size, sources)
         groups = keys.reshape(-1, every)
-        draw = lambda key: sources.photographs.draw(key, num_frames, size)
-        drawn = jax.vmap(draw)(groups[:, 0])
+        drawn = jax.vmap(lambda key: photographs.draw(key, num_frames, size))(groups[:, 0])
         others = render(groups[:, 1:].reshape(-1), num_frames, size, sources)
         parts = {}
         for field in dataclasses.fields(PosedImages):

@@ -1,6 +1,7 @@
 """Everything that a training run can be asked for."""
 
 import dataclasses
+import math
 import pathlib
 from typing import Literal
 
@@ -74,7 +75,7 @@ class TrainSettings:
     weight. Each is compiled once. SCENES may be ?, see pixels-per-step."""
     pixels_per_step: int | None = None
     """Pixels of a batch, for variants whose number of scenes is ?: as many as fit, in multiples of
-    8. 12,900,000 are 32 scenes of 8 frames of 224x224."""
+    4, or of 8 with photographs. 12,900,000 are 32 scenes of 8 frames of 224x224."""
     steps_per_dispatch: int = 10
     """Steps in one program, between which Python does nothing."""
     render_at_once: int = 8
@@ -127,7 +128,9 @@ class TrainSettings:
     @property
     def batch_variants(self) -> tuple[Variant, ...]:
         """The shapes of batches."""
-        return tuple(Variant.parse(text, self.pixels_per_step) for text in self.variants)
+        # Groups with one scene of photographs each, on one or two devices.
+        multiple = 4 if self.photographs is None else math.lcm(4, 2 * self.photographs_every)
+        return tuple(Variant.parse(text, self.pixels_per_step, multiple) for text in self.variants)
 
     @property
     def num_dispatches(self) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 from vggt_jax.errors import InputError
 
 _PATTERN = re.compile(r"(\d+|\?)x(\d+)@(\d+)x(\d+)(?::(\d+(?:\.\d+)?))?")
-_ROUND = 8  # of which the number of scenes is a multiple where it follows from the pixels
+_ROUND = 4  # of which the number of scenes is a multiple where it follows from the pixels
 
 # About 250 frames each: what one GPU of 80 GB holds of `small_config` (docs/training.md).
 DEFAULT_VARIANTS = (
@@ -32,15 +32,15 @@ class Variant:
     weight: float = 1.0
 
     @classmethod
-    def parse(cls, text: str, pixels: int | None = None) -> "Variant":
+    def parse(cls, text: str, pixels: int | None = None, multiple: int = _ROUND) -> "Variant":
         """Reads `SCENESxFRAMES@HEIGHTxWIDTH` with an optional `:WEIGHT`.
 
         Args:
             pixels: of a batch, at the most, where SCENES is `?`: then as many as these hold, in
-                multiples of 8.
+                multiples of `multiple`.
 
         Raises:
-            InputError: another form, a zero, or no eight scenes in so many pixels.
+            InputError: another form, a zero, or not so many scenes in so many pixels.
         """
         match = _PATTERN.fullmatch(text)
         if match is None:
@@ -56,10 +56,10 @@ class Variant:
             raise InputError(f"variant {text!r}: ? for the number of scenes needs pixels-per-step")
         else:
             fitting = pixels // max(math.prod(sizes), 1)
-            sizes.insert(0, fitting // _ROUND * _ROUND)
+            sizes.insert(0, fitting // multiple * multiple)
             if sizes[0] == 0:
                 raise InputError(
-                    f"variant {text!r}: {_ROUND} scenes are more than {pixels} pixels-per-step"
+                    f"variant {text!r}: {multiple} scenes are more than {pixels} pixels-per-step"
                 )
         weight = float(match[5] or 1)
         if min(sizes) < 1 or weight <= 0:

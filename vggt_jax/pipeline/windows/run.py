@@ -421,8 +421,8 @@ def _provenance(
     closures: Mapping[Pair, Join],
 ) -> Provenance:
     seconds = [one["seconds"] for one in noted if one["seconds"] is not None]
-    # A chain is as good as its weakest link.
-    agreement = [x for one in noted if (x := one.get("agreement")) is not None]
+    # A chain is as good as its weaker links, but of many windows some look wrong by chance.
+    known = [x for one in noted if (x := one.get("agreement")) is not None]
     of_windows: dict[str, Any] = {"window": options.window, "overlap": options.shared}
     if options.loop_closure:
         of_windows["loop_closure"] = len(closures)
@@ -430,7 +430,7 @@ def _provenance(
         first,
         options=dict(first.options) | of_windows,
         seconds=round(sum(seconds), 3) if seconds else None,
-        agreement=min(agreement, default=None),
+        agreement=float(np.quantile(known, 0.25)) if 0 < len(noted) == len(known) else None,
     )
 
 
