@@ -23,6 +23,7 @@ from vggt_jax.files import (
     system,
 )
 from vggt_jax.files.listing import written_by_us
+from vggt_jax.files.moves import Moves
 
 NAMES = ("predictions.npz", "points.ply", "cameras.json", "pictures/0.png")
 
@@ -91,6 +92,22 @@ def test_results_are_old_or_new_after_a_kill(tmp_path, dies_at, can_exchange):
     assert texts(out) == dict.fromkeys(NAMES, "newer") | mine
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert written_by_us(out) == {*NAMES, ".vggt-jax.json"}
+
+
+def test_what_had_come_in_before_a_kill_stays(tmp_path):
+    staging, out = tmp_path / "staging", tmp_path / "out"
+    # Both old files had left and one new one had come when the process died.
+    files = {staging / "old" / "a": "old", staging / "old" / "b": "old"}
+    files |= {out / "a": "new", staging / "new" / "b": "new"}
+    for path, text in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    journal = {"out": "out", "removed": ["a", "b"], "added": ["a", "b"]}
+    (staging / "journal.json").write_text(json.dumps(journal))
+    Moves.finish(staging)
+    assert texts(out) == {"a": "new", "b": "new"}
+    assert texts(staging / "old") == {"a": "old", "b": "old"}
+    assert not Moves.are_unfinished(staging)
 
 
 @pytest.mark.parametrize("can_exchange", [True, False])
