@@ -3,12 +3,12 @@
     python scripts/pose_photographs.py PHOTOGRAPHS --out scenes/garden \\
         --source repository=someone/garden licence=CC-BY-4.0
 
-Structure from motion by pycolmap of the pictures in a folder, without those in folders of it.
-Writes OUT/images, undistorted; OUT/sparse, their model with
-pinhole cameras; and OUT/source.json, what --source says and how well the model fits. Nothing is
-written if too few photographs find their place or the model is implausible, and the exit status is
-1; what speaks against it is printed. Look at the pictures, too: an object that was turned before a
-fixed camera, or two places that look alike, can pass.
+Structure from motion by pycolmap of the photographs that `vggt-jax infer` would find in a folder.
+Writes OUT/images, undistorted; OUT/sparse, their model with pinhole cameras; and OUT/source.json,
+what --source says and how well the model fits. Nothing is written if too few photographs find their
+place or the model is implausible, and the exit status is 1; what speaks against it is printed. Look
+at the pictures, too: an object that was turned before a fixed camera, or two places that look
+alike, can pass.
 
 Frames of a video: `vggt-jax frames clip.mp4 --out PHOTOGRAPHS` first.
 """
@@ -21,16 +21,16 @@ import sys
 import tempfile
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from vggt_jax.errors import InputError
 from vggt_jax.export.colmap import import_pycolmap
 from vggt_jax.files import Claim
-from vggt_jax.images.files import natural_key
+from vggt_jax.images.decoding import ORIENTATION, read_file
+from vggt_jax.images.files import find_images
 
-_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
 _MATCHED_SIDE = 1000  # pixels of the longer side for features, at most
 _EXHAUSTIVE = 60  # photographs up to which all pairs are matched; neighbours beyond
 _NEIGHBOURS = 8
@@ -49,20 +49,17 @@ def prepare(folder: pathlib.Path, out: pathlib.Path) -> dict[tuple[int, int], li
         InputError: one cannot be read, or there are too few.
     """
     names: dict[tuple[int, int], list[str]] = {}
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no folder")
-    files = [path for path in folder.iterdir() if path.suffix.lower() in _ENDINGS]
-    for number, path in enumerate(sorted(files, key=natural_key)):
-        try:
-            with Image.open(path) as file:
-                image = ImageOps.exif_transpose(file).convert("RGB")
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error})") from error
+    files = find_images(folder)
+    for number, path in enumerate(files):
+        image = read_file(path).image
+        # What the camera says of its lens is where structure from motion begins.
+        with Image.open(path) as file:
+            exif = file.getexif()
+        exif.pop(ORIENTATION, None)  # It is upright.
         image.thumbnail((_MATCHED_SIDE, _MATCHED_SIDE), Image.Resampling.LANCZOS)
         # Neighbours are those by name; photographs of other formats may share the rest of it.
         name = f"{number:05}_{path.stem}.jpg"
-        # What the camera says of its lens is where structure from motion begins.
-        image.save(out / name, quality=95, subsampling=0, exif=image.getexif())
+        image.save(out / name, quality=95, subsampling=0, exif=exif)
         names.setdefault(image.size, []).append(name)
     if len(files) < _FEWEST:
         raise InputError(f"{folder}: {len(files)} photographs, fewer than {_FEWEST}")
