@@ -1,11 +1,11 @@
-"""Times a linear layer with bias and GELU by XLA and by the kernel of `pallas_kernels.linear`.
+"""Times a linear layer with its activation by XLA and by the kernel of `pallas_kernels.linear`.
 
     python scripts/bench_linear.py --out docs/benchmarks/linear_h100.jsonl
 
 One JSON line for each number of frames of 1376 tokens and each layer: the first one of an MLP, 1024
-to 4096 with GELU, and one of queries, keys or values, 1024 to 1024. Milliseconds are medians of
-three series, timed in turn; `product` is XLA's alone, without bias and activation. Errors are
-relative, against float32.
+to 4096 with GELU or 1536 to 8192 with SwiGLU, and one of queries, keys or values, 1024 to 1024.
+Milliseconds are medians of three series, timed in turn; `product` is XLA's alone, without bias and
+activation. Errors are relative, against float32.
 """
 
 import argparse
@@ -19,7 +19,11 @@ from bench_model import describe_jax, report, time_series
 from pallas_kernels import linear
 
 TOKENS = 1376
-LAYERS = {"mlp": (1024, 4096, "gelu"), "value": (1024, 1024, None)}
+LAYERS = {
+    "mlp": (1024, 4096, "gelu"),
+    "swiglu": (1536, 8192, "swiglu"),
+    "value": (1024, 1024, None),
+}
 ROWS_CHECKED = 4096
 
 
@@ -28,11 +32,12 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--frames", type=int, nargs="+", default=[1, 2, 4, 8, 16, 50, 100])
+    parser.add_argument("--layers", nargs="+", choices=LAYERS, default=list(LAYERS))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=pathlib.Path, help="file to append JSON lines to")
     args = parser.parse_args()
     for frames in args.frames:
-        for layer in LAYERS:
+        for layer in args.layers:
             report(run(layer, frames, args.repeats), args.out)
 
 

@@ -11,7 +11,7 @@ from pallas_kernels.arguments import DTYPES
 from pallas_kernels.linear.call import LinearCall
 from pallas_kernels.operation import Backend, Operation
 
-Activation = Literal["gelu"]
+Activation = Literal["gelu", "swiglu"]
 
 OPERATION = Operation(
     name="linear",
@@ -37,15 +37,16 @@ def linear(
     precision: jax.lax.Precision | None = None,
     implementation: str | None = None,
     interpret: bool = False,
-) -> Float[Array, "*b o"]:
-    """`activation(x @ kernel + bias)`, sums in float32.
+) -> Float[Array, "*b o2"]:
+    """`activation(x @ kernel + bias)`, sums in float32; `o2` is `o`, and half of it with "swiglu".
 
     `jax.vmap` and `jax.grad` work; what is differentiated is "xla" altogether.
 
     Args:
         x, kernel: float32, bfloat16 or float16, both of one type, which the result has too.
         bias: added to every row, in any float type; None for none.
-        activation: "gelu", the exact one, or None.
+        activation: "gelu", the exact one; "swiglu", the first half of the columns after SiLU times
+            the second half; or None.
         precision: of float32 products; 16-bit products accumulate in float32.
         implementation: "mosaic_gpu" (a Pallas kernel for Hopper GPUs in which the activation costs
             no pass through memory: bfloat16 and float16, `i` and `o` multiples of 256), "xla" (any
@@ -75,4 +76,6 @@ def _check_arguments(x, kernel, bias, activation):
     if bias is not None and jnp.shape(bias) != kernel.shape[1:]:
         raise ValueError(f"bias must be {kernel.shape[1:]}, not {jnp.shape(bias)}")
     if activation not in (None, *get_args(Activation)):
-        raise ValueError(f"{activation=} is unknown; use 'gelu' or None")
+        raise ValueError(f"{activation=} is unknown; use 'gelu', 'swiglu' or None")
+    if activation == "swiglu" and kernel.shape[1] % 2:
+        raise ValueError(f"activation='swiglu' halves the columns, not {kernel.shape[1]} of them")

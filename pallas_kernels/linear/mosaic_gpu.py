@@ -16,6 +16,9 @@ step of the next: activates it, lays it into shared memory and sends it on its w
     other units     | part 0 of tile 0 | part 1 of tile 0 | part 2 of tile 0 | ...
 
 Small parts leave the tensor cores less to wait for. docs/kernels.md tells what was tried.
+
+SwiGLU makes one number of two that lie half a row apart. So the columns of the kernel change places
+first, a copy of some megabytes: those of a part, and behind them those that they are multiplied by.
 """
 
 import functools
@@ -32,9 +35,14 @@ from pallas_kernels.blocks import count_blocks, next_power_of_2
 from pallas_kernels.linear.call import LinearCall
 from pallas_kernels.linear.config import STAGES, TILE_K, TILE_M, TILE_N
 from pallas_kernels.linear.gelu import gelu_in_few_operations
+from pallas_kernels.linear.swiglu import swiglu_in_few_operations
 from pallas_kernels.mosaic_gpu_call import align, mosaic_gpu_call, smem_tiles
 
-_ACTIVATIONS = {None: lambda y: y, "gelu": gelu_in_few_operations}
+_ACTIVATIONS = {
+    None: lambda y: y,
+    "gelu": gelu_in_few_operations,
+    "swiglu": swiglu_in_few_operations,
+}
 
 # Consumers, and the rows of each.
 _CONSUMERS = 2
@@ -42,7 +50,6 @@ _ROWS = TILE_M // _CONSUMERS
 
 # Columns of a part of a tile, and how many parts of a consumer may be on their way out at a time.
 _COLUMNS = 16
-_PARTS = TILE_N // _COLUMNS
 _SLOTS = 2
 
 # Registers of each thread after consumers have taken over what the producer does not need.
@@ -73,18 +80,27 @@ def run(call: LinearCall, *, interpret: bool):
     rows = x.reshape(-1, x.shape[-1])
     bias = jnp.zeros(kernel.shape[1], jnp.float32) if bias is None else bias
     out = linear(rows, kernel, bias.astype(jnp.float32), call.activation, interpret=interpret)
-    return out.reshape(*x.shape[:-1], kernel.shape[1])
+    return out.reshape(*x.shape[:-1], out.shape[-1])
 
 
 # Traced once for each size, since that takes a second.
 @functools.partial(jax.jit, static_argnames=("activation", "interpret"))
 def linear(x, kernel, bias, activation, *, interpret=False):
-    """`activation(x @ kernel + bias)` of x [m i], kernel [i o] and a float32 bias [o].
+    """`activation(x @ kernel + bias)` of x [m i], kernel [i o] and a float32 bias [o]: [m o], of
+    "swiglu" [m o / 2].
 
     Rows are copied where `m` is no multiple of 8, or less than `TILE_M`.
     """
+    if activation == "swiglu":
+        kernel, bias = side_by_side(kernel), side_by_side(bias)
     run = functools.partial(_run, activation=activation, interpret=interpret)
     return _in_rows(run)(x, kernel, bias)
+
+
+def side_by_side(x):
+    """Columns in another order: behind those of a part those that are half of all further on."""
+    halves = x.reshape(*x.shape[:-1], 2, -1, _COLUMNS)
+    return jnp.swapaxes(halves, -3, -2).reshape(x.shape)
 
 
 def _in_rows(run):
@@ -110,9 +126,11 @@ def _run(x, kernel, bias, *, activation, interpret):
         x = jnp.pad(x, ((0, missing), (0, 0)))
     (m, depth), n = x.shape, kernel.shape[1]
     num_blocks = 2 if interpret else devices.multiprocessors()
+    for_each = 2 if activation == "swiglu" else 1
     run = functools.partial(
         _kernel,
         activate=_ACTIVATIONS[activation],
+        for_each=for_each,
         num_groups=depth // (STAGES * TILE_K),
         num_blocks=num_blocks,
     )
@@ -127,7 +145,7 @@ def _run(x, kernel, bias, *, activation, interpret):
             "full": plgpu.Barrier(num_arrivals=2, num_barriers=STAGES),
             "free": plgpu.Barrier(num_arrivals=_CONSUMERS, num_barriers=STAGES),
         },
-        out_type=jax.ShapeDtypeStruct((m, n), x.dtype),
+        out_type=jax.ShapeDtypeStruct((m, n // for_each), x.dtype),
         interpret=interpret,
         name="linear",
     )(x, kernel, bias)
@@ -136,27 +154,29 @@ def _run(x, kernel, bias, *, activation, interpret):
 
 def _kernel(
     x_ref, kernel_ref, bias_ref, out_ref, *,
-    x_smem, kernel_smem, out_smem, full, free, activate, num_groups, num_blocks,
+    x_smem, kernel_smem, out_smem, full, free, activate, for_each, num_groups, num_blocks,
 ):  # fmt: skip
-    """A block of threads. `full`: tiles have come. `free`: both consumers are done with them."""
+    """A block of threads. `full`: tiles have come. `free`: both consumers are done with them.
+    `for_each`: so many numbers, side by side in parts of a tile, become one of the result."""
     (m, _), (_, n) = x_ref.shape, kernel_ref.shape
     steps = num_groups * STAGES
     int32 = jnp.int32
     block = lax.axis_index("block")
     warpgroup = lax.axis_index("warpgroup")
     tiles_n = n // TILE_N
+    num_parts_of_tile = TILE_N // (for_each * _COLUMNS)
     num_tiles = count_blocks(m, TILE_M) * tiles_n
     rounds = lax.div(num_tiles - block + num_blocks - 1, int32(num_blocks))
 
     def place_of_tile(r):
-        """First row and column of the tile of a round. Tiles of the same rows run together."""
+        """First row of the tile of a round, and which it is of its rows. Those run together."""
         tile = block + r * num_blocks
         tile_m = lax.div(tile, int32(tiles_n))
-        return tile_m * TILE_M, (tile - tile_m * tiles_n) * TILE_N
+        return tile_m * TILE_M, tile - tile_m * tiles_n
 
     def produce():
         def fetch_tile(r, _):
-            row, column = place_of_tile(r)
+            row, tile_n = place_of_tile(r)
 
             def step(k, _):
                 # Loops of a known length count in JAX's default integers.
@@ -171,7 +191,7 @@ def _kernel(
                 depth = pl.ds(k * TILE_K, TILE_K)
                 for source, smem in (
                     (x_ref.at[pl.ds(row, TILE_M), depth], x_smem),
-                    (kernel_ref.at[depth, pl.ds(column, TILE_N)], kernel_smem),
+                    (kernel_ref.at[depth, pl.ds(tile_n * TILE_N, TILE_N)], kernel_smem),
                 ):
                     plgpu.copy_gmem_to_smem(source, smem.at[slot], full.at[slot])
                 return int32(0)
@@ -191,15 +211,14 @@ def _kernel(
 
         def write(sums, part, place, *, exists=True):
             """Activates a part of a tile and sends it on its way out, if it exists."""
-            row, column = place
-            activated = activate(sums.astype(jnp.float32)).astype(out_ref.dtype)
+            row, tile_n = place
+            activated = activate(*(x.astype(jnp.float32) for x in sums)).astype(out_ref.dtype)
             smem = out_smem.at[consumer * _SLOTS + lax.rem(part, int32(_SLOTS))]
             plgpu.wait_smem_to_gmem(_SLOTS - 1, wait_read_only=True)
             smem[...] = activated
             plgpu.commit_smem()
-            target = out_ref.at[
-                pl.ds(row + consumer * _ROWS, _ROWS), pl.ds(column + part * _COLUMNS, _COLUMNS)
-            ]
+            column = tile_n * (TILE_N // for_each) + part * _COLUMNS
+            target = out_ref.at[pl.ds(row + consumer * _ROWS, _ROWS), pl.ds(column, _COLUMNS)]
             # The rest is done in any case: behind a branch, it would not overlap with other steps.
             pl.when(exists)(lambda: plgpu.copy_smem_to_gmem(smem, target))
 
@@ -225,8 +244,8 @@ def _kernel(
                     return parts[num_parts:] + parts[:num_parts]
 
                 # Parts are written as slowly as the steps of a tile allow.
-                of_group = next_power_of_2(count_blocks(_PARTS, num_groups))
-                with_parts = _PARTS // of_group
+                of_group = next_power_of_2(count_blocks(num_parts_of_tile, num_groups))
+                with_parts = num_parts_of_tile // of_group
                 run = functools.partial(group, num_parts=of_group)
                 lax.fori_loop(0, with_parts, run, parts_before)
                 if with_parts < num_groups:
@@ -237,15 +256,15 @@ def _kernel(
                 return sums[...]
 
             sums = pl.run_scoped(multiply, plgpu.WGMMAAccumulatorRef((_ROWS, TILE_N), jnp.float32))
-            _, column = place_of_tile(r)
-            return tuple(part_of(sums, part, column) for part in range(_PARTS))
+            _, tile_n = place_of_tile(r)
+            found = [columns_of(sums, first, tile_n) for first in range(0, TILE_N, _COLUMNS)]
+            return tuple(tuple(found[i : i + for_each]) for i in range(0, len(found), for_each))
 
-        def part_of(sums, part, column):
+        def columns_of(sums, first, tile_n):
             """Some columns of a tile, with their bias, rounded."""
-            first = part * _COLUMNS
             # JAX 0.10, which does not run this, asks for an index.
             bias = plgpu.load(  # pyright: ignore[reportCallIssue]
-                bias_ref.at[pl.ds(column + first, _COLUMNS)],
+                bias_ref.at[pl.ds(tile_n * TILE_N + first, _COLUMNS)],
                 layout=plgpu.Layout.WGMMA.reduce(0),
                 optimized=False,
             )
@@ -253,14 +272,15 @@ def _kernel(
             return (sums + lax.broadcast_in_dim(bias, sums.shape, [1])).astype(out_ref.dtype)
 
         nothing = plgpu.layout_cast(jnp.zeros((_ROWS, _COLUMNS), out_ref.dtype), plgpu.Layout.WGMMA)
-        parts = lax.fori_loop(0, rounds, compute_tile, (nothing,) * _PARTS)
+        no_parts = ((nothing,) * for_each,) * num_parts_of_tile
+        parts = lax.fori_loop(0, rounds, compute_tile, no_parts)
         last = place_of_tile(rounds - 1)
 
         def flush(i, parts):
             write(parts[0], i, last)
             return parts[1:] + parts[:1]
 
-        lax.fori_loop(0, jnp.where(rounds > 0, int32(_PARTS), 0), flush, parts)
+        lax.fori_loop(0, jnp.where(rounds > 0, int32(num_parts_of_tile), 0), flush, parts)
         plgpu.wait_smem_to_gmem(0)
 
     @pl.when(warpgroup < _CONSUMERS)

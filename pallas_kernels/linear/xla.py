@@ -6,11 +6,12 @@ from jaxtyping import Array, Float
 
 from pallas_kernels.linear.call import LinearCall
 from pallas_kernels.linear.gelu import gelu
+from pallas_kernels.linear.swiglu import swiglu
 
-_ACTIVATIONS = {None: lambda y: y, "gelu": gelu}
+_ACTIVATIONS = {None: lambda y: y, "gelu": gelu, "swiglu": swiglu}
 
 
-def run(call: LinearCall) -> Float[Array, "*b o"]:
+def run(call: LinearCall) -> Float[Array, "*b o2"]:
     return linear(call.x, call.kernel, call.bias, call.activation, call.precision)
 
 
@@ -20,7 +21,7 @@ def linear(
     bias: Float[Array, " o"] | None,
     activation: str | None,
     precision: jax.lax.Precision | None,
-) -> Float[Array, "*b o"]:
+) -> Float[Array, "*b o2"]:
     """As `pallas_kernels.linear`; the product is rounded before the bias joins."""
     y = jnp.einsum("...i,io->...o", x, kernel, precision=precision)
     y = y if bias is None else y + jax.lax.broadcast_to_rank(bias.astype(y.dtype), y.ndim)

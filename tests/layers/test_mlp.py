@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import pallas_kernels
-from vggt_jax.layers.mlp import Mlp
+from vggt_jax.layers.mlp import Mlp, SwiGlu
 from vggt_jax.layers.precision import Precision
 
 
@@ -33,10 +33,13 @@ def test_the_width_out_is_the_width_in_unless_given(randomised):
 
 
 @pytest.mark.parametrize(("implementation", "dtype"), [("xla", "float32"), (None, "bfloat16")])
+@pytest.mark.parametrize(
+    ("kind", "columns", "activation"), [(Mlp, 7, "gelu"), (SwiGlu, 14, "swiglu")]
+)
 def test_the_first_layer_and_its_activation_are_one_call(
-    randomised, monkeypatch, implementation, dtype
+    randomised, monkeypatch, kind, columns, activation, implementation, dtype
 ):
-    mlp = randomised(lambda rngs: Mlp(5, 7, rngs=rngs))
+    mlp = randomised(lambda rngs: kind(5, 7, rngs=rngs))
     asked = []
     linear = pallas_kernels.linear
 
@@ -47,4 +50,5 @@ def test_the_first_layer_and_its_activation_are_one_call(
     monkeypatch.setattr(pallas_kernels, "linear", note)
     precision = Precision.from_compute_dtype(dtype)
     jax.eval_shape(lambda x: mlp(x, precision, implementation=implementation), jnp.zeros((2, 5)))
-    assert asked == [((5, 7), dtype, "gelu", implementation), ((7, 5), dtype, None, "xla")]
+    first, second = ((5, columns), dtype, activation, implementation), ((7, 5), dtype, None, "xla")
+    assert asked == [first, second]

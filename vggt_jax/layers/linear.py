@@ -30,7 +30,7 @@ class Linear(nnx.Module):
 
     def __call__(
         self, x: Float[Array, "*b i"], precision: Precision, **options
-    ) -> Float[Array, "*b o"]:
+    ) -> Float[Array, "*b o2"]:
         """`options`: of `apply_linear`."""
         return apply_linear(x, self.kernel[...], self.bias[...], precision, **options)
 
@@ -41,13 +41,13 @@ def apply_linear(
     bias: Float[Array, " o"] | None,
     precision: Precision,
     *,
-    activation: Literal["gelu"] | None = None,
+    activation: Literal["gelu", "swiglu"] | None = None,
     implementation: Literal["xla"] | None = "xla",
-) -> Float[Array, "*b o"]:
+) -> Float[Array, "*b o2"]:
     """`x @ kernel + bias`, if any: operands and result in the compute type, sums in float32.
 
     Args:
-        activation: of the result.
+        activation: of the result; see `pallas_kernels.linear`.
         implementation: of `pallas_kernels.linear`; None to choose by device, type and size. XLA's
             is fastest where there is no bias, or what follows can add it.
     """

@@ -2,8 +2,6 @@
 
 from typing import Literal
 
-import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -47,9 +45,8 @@ class SwiGlu(nnx.Module):
         *,
         implementation: Literal["xla"] | None = None,
     ) -> Float[Array, "*b d"]:
-        """`implementation`: of the first layer; see `apply_linear`."""
-        gate, value = jnp.split(self.w12(x, precision, implementation=implementation), 2, axis=-1)
-        hidden = jax.nn.silu(gate.astype(jnp.float32)) * value.astype(jnp.float32)
+        """`implementation`: of the first two layers and their SwiGLU; see `apply_linear`."""
+        hidden = self.w12(x, precision, activation="swiglu", implementation=implementation)
         return self.w3(hidden, precision)
 
 
