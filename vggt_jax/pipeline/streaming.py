@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import mmap
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -35,6 +36,9 @@ from vggt_jax.trunk.token_layout import TokenLayout
 
 # Pieces that are computed or copied to the host while the next is waited for.
 _MAX_PENDING = 2
+
+# Threads of the host that copy maps, all of those that devices have at a time.
+_COPIERS = 8
 
 # What heads read of the trunk, so far as a model has it.
 _TOKENS = ("kept", "first_tokens", "encoded", "scene_tokens")
@@ -144,22 +148,28 @@ class Stream:
 
         def write():
             start, part = pending.popleft()
+            copies = []
             for name, x in part.items():
-                if name not in maps:
-                    maps[name] = np.empty((total, *x.shape[1:]), x.dtype)
                 # It may begin before the end of the piece before, and end in padding.
-                begins = [first + start for first in firsts]
-                wanted = [maps[name][begin : begin + size] for begin in begins]
-                list(copiers.map(_copy, wanted, rows_by_device(x, num_devices)))
+                wanted = [maps[name][first + start :][:size] for first in firsts]
+                rows = rows_by_device(x, num_devices)
+                copies += [copiers.submit(_copy, *pair) for pair in zip(wanted, rows, strict=True)]
+            for copy in copies:
+                copy.result()
             done(sum(min(max(0, total - x), of_device, start + size) for x in firsts))
 
         firsts = range(0, len(images), of_device)
-        with ThreadPoolExecutor(num_devices) as copiers:
+        with ThreadPoolExecutor(_COPIERS) as copiers:
             for start in range(0, min(total, of_device), size):
                 start = min(start, of_device - size)  # early enough for a whole piece
                 part = self.frames(model, tokens, on_all(self.mesh, np.int32(start)), read)
                 for x in part.values():
                     start_fetching(x)
+                if not maps:
+                    # The devices are at work on tokens, and this is what the host does meanwhile.
+                    maps |= {x: np.empty((total, *y.shape[1:]), y.dtype) for x, y in part.items()}
+                    parts = [y for x in maps.values() for y in np.array_split(x, _COPIERS)]
+                    list(copiers.map(_get_memory, parts))
                 pending.append((start, part))
                 if len(pending) > _MAX_PENDING:
                     write()
@@ -178,6 +188,11 @@ class Stream:
             best_points=next(iter(model.point_sources), None),
             **on_host,
         )
+
+
+def _get_memory(x: np.ndarray):
+    """Makes the host get the memory of a new array now, and not page by page as it is written."""
+    x.reshape(-1).view(np.uint8)[:: mmap.PAGESIZE] = 0
 
 
 def _copy(wanted: np.ndarray, x: Any):

@@ -274,6 +274,9 @@ class MapAnything(TrunkModel[MapAnythingOutput]):
         first = np.int32(0) if shards is None else shards.first(s)
         is_first = (first + jnp.arange(s, dtype=jnp.int32) == 0)[None, :, None, None]
         tokens = tokens + jnp.where(is_first, self.view_pos_table[...][None, None], 0.0)
+        # Rounded before the trunk runs: it would hold them in float32 until its end.
+        encoded = patch_tokens.astype(precision.compute_dtype)
+        tokens, encoded = jax.lax.optimization_barrier((tokens, encoded))
         output = run_trunk(
             self.frame_blocks,
             self.global_blocks,
@@ -288,7 +291,6 @@ class MapAnything(TrunkModel[MapAnythingOutput]):
             shards=shards,
             recompute=recompute,
         )
-        encoded = patch_tokens.astype(precision.compute_dtype)
         return dataclasses.replace(output, encoded=encoded)
 
     def decode_scene(
