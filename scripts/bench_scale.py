@@ -55,8 +55,8 @@ def main():
                         help="also measure what devices get of each other")  # fmt: skip
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--head-groups", type=int,
-                        help="groups of heads for each device, whose keys and values are gathered "
-                        "one after the other; 0 for all at once; tuned without")  # fmt: skip
+                        help="groups of heads, whose keys and values are gathered one after the "
+                        "other; tuned without")  # fmt: skip
     parser.add_argument("--profile", action="store_true",
                         help="also sum kernel times by kind, of all devices together")  # fmt: skip
     parser.add_argument("--out", type=pathlib.Path, help="file to append JSON lines to")
@@ -71,7 +71,7 @@ def main():
     if args.child:
         for frames in sorted(args.frames):
             for way in (name for name in WAYS if name in args.ways):
-                with head_groups(args.head_groups):
+                with head_groups(args.head_groups, frames // args.devices[0]):
                     line = run_case(frames, way, args.devices[0], args.repeats, args.profile)
                 print(json.dumps(line | {"head_groups": args.head_groups}), flush=True)
         return
@@ -117,15 +117,13 @@ def run_child(args, devices: int, *more: str):
         yield {"devices": devices, "error": f"exit code {child.returncode}: {' '.join(more)}"}
 
 
-def head_groups(number: int | None):
-    """So many groups of heads for each device, whatever they gather; the tuned number for None."""
+def head_groups(number: int | None, frames: int):
+    """So many groups of heads where a device has so many frames; the tuned number for None."""
     from pallas_kernels import tuned
 
     if number is None:
         return contextlib.nullcontext()
-    if number == 0:
-        return tuned.override({"devices.gathered_bytes": 2**62})
-    return tuned.override({"devices.gathered_bytes": 0, "devices.groups_for_each": number})
+    return tuned.override({"devices.bytes_of_group": 2 * 2 * CHANNELS * frames * TOKENS // number})
 
 
 def run_case(frames: int, way: str, devices: int, repeats: int, profile: bool) -> dict:

@@ -150,7 +150,7 @@ def model(name, value, *more):
     if known:
         options["priors"] = known_of(name)
     run = jax.jit(vggt_jax.reconstruct, static_argnames=("attention", "compute_dtype", "mesh"))
-    with tuned.override({"devices.gathered_bytes": 0}):  # Heads attend one after the other.
+    with tuned.override({"devices.bytes_of_group": 0}):  # Heads attend one after the other.
         found = run(made, images, mesh=mesh_of(jax.devices()[:num_devices]), **options)
     expected = run(made, images, **options)
     found, expected = (
@@ -233,7 +233,7 @@ def infer(value, how, num_devices):
     if how == "streamed":
         plan.is_streamed = lambda *size: True
         streaming.tuned.value = lambda name: changed.get(name) or original(name)
-    with tuned.override({"devices.gathered_bytes": 0}):  # Heads attend one after the other.
+    with tuned.override({"devices.bytes_of_group": 0}):  # Heads attend one after the other.
         found = vggt_jax.infer(images, devices=num_devices, **options)
     names = ("camera_from_world", "depth", "world_points", "world_points_confidence")
     if value != "dense":

@@ -24,16 +24,16 @@ Attended: TypeAlias = tuple[Array, Array | None, AttentionStats]
 """What `SceneAttention.attend` returns."""
 
 
-def heads_at_a_time(num_heads: int, num_devices: int, *, gathered_bytes: int) -> int:
-    """How many heads attend at a time, so that not all keys and values are gathered at once.
+def heads_at_a_time(num_heads: int, *, own_bytes: int) -> int:
+    """How many heads attend at a time, so that not all keys and values are gathered at once: as few
+    as keep a device busy.
 
     Args:
-        gathered_bytes: what keys and values of all heads and all devices take.
+        own_bytes: what keys and values of all heads take, of the frames of a device.
     """
-    if gathered_bytes <= tuned.value("devices.gathered_bytes"):
-        return num_heads  # Little would be saved, and each group takes time to start.
-    most = max(1, num_heads // (tuned.value("devices.groups_for_each") * num_devices))
-    return max(heads for heads in range(1, most + 1) if num_heads % heads == 0)
+    enough = tuned.value("devices.bytes_of_group")
+    divisors = [heads for heads in range(1, num_heads) if num_heads % heads == 0]
+    return next((x for x in divisors if x * own_bytes >= num_heads * enough), num_heads)
 
 
 def attention_on_devices(
@@ -74,11 +74,7 @@ def attention_on_devices(
             lambda *arrays, heads: attend(*arrays[:3], layer=layer, scene=arrays[3], heads=heads),
             shards=shards,
             num_heads=num_heads,
-            heads=heads_at_a_time(
-                num_heads,
-                shards.num,
-                gathered_bytes=2 * dtype.itemsize * b * s * shards.num * num_tokens * c,
-            ),
+            heads=heads_at_a_time(num_heads, own_bytes=2 * dtype.itemsize * b * s * num_tokens * c),
             num_tokens=num_tokens,
         )
 

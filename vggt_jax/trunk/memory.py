@@ -96,14 +96,14 @@ def trunk_memory(
     at_once = [x for x in values if x not in in_groups]
     group_attention = 0
     if in_groups:
-        gathered_bytes = 2 * wide * all_tokens * dim
-        heads = heads_at_a_time(num_heads, forward.num_devices, gathered_bytes=gathered_bytes)
+        own_bytes = 2 * wide * tokens * dim
+        heads = heads_at_a_time(num_heads, own_bytes=own_bytes)
         groups = min(2, num_heads // heads)
         # Normalised tokens and results of all heads; queries of two groups, keys and values of the
         # next, in float32 queries and keys once more, before they are normalised and turned; and of
         # both groups keys and values of all devices.
         projected = (4 if wide == 2 else 6) * wide * tokens * dim * heads // num_heads
-        gathered = groups * gathered_bytes * heads // num_heads
+        gathered = groups * forward.num_devices * own_bytes * heads // num_heads
         group_attention = (1 + 1) * wide * tokens * dim + projected + gathered
         group_attention += max(extra(x, heads) for x in in_groups)
     before_attention = during_attention = 0
