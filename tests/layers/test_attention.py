@@ -13,6 +13,7 @@ from pallas_kernels.norm_rope import apply_rope
 from vggt_jax import Dense
 from vggt_jax.layers import attention
 from vggt_jax.layers.attention import Attention, Rope, dense_attention
+from vggt_jax.layers.plain_attention import plain_attention
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.rope import rope_tables
 
@@ -49,22 +50,24 @@ def oracle(q, k, v, kv_lengths=None):
 
 
 @pytest.mark.parametrize("has_lengths", [True, False])
-@pytest.mark.parametrize("queries_at_a_time", [None, 3, 1])
-def test_equals_softmax_in_float64(qkv, has_lengths, queries_at_a_time):
-    if queries_at_a_time is not None:
-        queries_at_a_time *= 4 * B * N * KV
-    run = jax.jit(functools.partial(dense_attention, max_score_bytes=queries_at_a_time))
+@pytest.mark.parametrize("scores_at_a_time", [None, 2 * T * KV, 3 * KV, 1])
+def test_equals_softmax_in_float64(qkv, has_lengths, scores_at_a_time):
+    most = scores_at_a_time and 4 * scores_at_a_time
+    run = jax.jit(functools.partial(dense_attention, max_score_bytes=most))
     for lengths in ((11, 11), (4, 11), (1, 7)) if has_lengths else (None,):
         found = run(*qkv, kv_lengths=None if lengths is None else jnp.asarray(lengths))
         assert found.dtype == jnp.float32
         np.testing.assert_allclose(found, oracle(*qkv, lengths), rtol=1e-5, atol=1e-6)
 
 
-def test_no_more_scores_than_fit(qkv):
-    limit = 3 * 4 * B * N * KV  # three of the seven queries
+@pytest.mark.parametrize(
+    ("heads", "queries"), [(B * N, T), (2, T), (1, T), (1, 3)], ids=["all", "two", "one", "some"]
+)
+def test_no_more_scores_than_fit(qkv, heads, queries):
+    limit = 4 * heads * queries * KV
     program = jax.make_jaxpr(functools.partial(dense_attention, max_score_bytes=limit))(*qkv)
-    scores = re.findall(rf"f32\[{B},{N},(\d+),{KV}\] = dot_general", str(program))
-    assert set(scores) == {"3"}
+    scores = re.findall(rf"f32\[(\d+),(\d+),{KV}\] = dot_general", str(program))
+    assert set(scores) == {(str(heads), str(queries))}
 
 
 def test_large_scores_do_not_overflow(qkv, attend):
@@ -189,9 +192,13 @@ def test_the_implementation_fits_device_type_and_keys(
 
     def run(*args, name, **options):
         called.append(name)
-        return args[name == "xla"]
+        return args[0]
 
-    for name, where in (("mosaic_gpu", "_mosaic_gpu"), ("cudnn", "_cudnn"), ("xla", "map_chunks")):
+    for name, where in (
+        ("mosaic_gpu", "_mosaic_gpu"),
+        ("cudnn", "_cudnn"),
+        ("xla", "plain_attention"),
+    ):
         monkeypatch.setattr(attention, where, functools.partial(run, name=name))
     jax.eval_shape(lambda *qkv: dense_attention(*qkv), q, k, k)  # a function of its own, not cached
     assert called == [chosen]
@@ -242,7 +249,7 @@ def test_the_block_sparse_kernel_is_asked_for_everything(monkeypatch, kv_lengths
 @pytest.mark.parametrize("kv_lengths", [pytest.param(None, marks=pytest.mark.slow), (31, 15)])
 def test_the_gradient_with_the_own_kernel(monkeypatch, kv_lengths):
     """With plain attention in place of cuDNN's, whose gradient it is."""
-    plain = lambda q, k, v, lengths: attention._attend(q, k, v, lengths, FLOAT32.matmul)
+    plain = lambda q, k, v, lengths: plain_attention(q, k, v, lengths, None, FLOAT32.matmul)
     anywhere = lambda *args, implementation, **options: block_sparse_attention(*args, **options)
     monkeypatch.setattr(attention, "block_sparse_attention", anywhere)
     monkeypatch.setattr(attention, "_cudnn", plain)

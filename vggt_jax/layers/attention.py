@@ -21,14 +21,14 @@ from pallas_kernels import (
     tuned,
 )
 from pallas_kernels.attention.config import MAX_CAPACITY
-from pallas_kernels.blocks import leading, next_power_of_2
+from pallas_kernels.blocks import next_power_of_2
 from pallas_kernels.mosaic_gpu_call import align
 from pallas_kernels.norm_rope import apply_rope
 from vggt_jax.layers.by_head import attend_by_head
-from vggt_jax.layers.chunking import map_chunks
 from vggt_jax.layers.few_queries import attend_to_everything
 from vggt_jax.layers.linear import Linear, apply_linear
 from vggt_jax.layers.norm import LayerNorm
+from vggt_jax.layers.plain_attention import plain_attention
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.scene_attention import (
     AttentionStats,
@@ -236,7 +236,9 @@ def dense_attention(
     if implementation == "xla_by_head":
         return attend_by_head(q, k, v, kv_lengths, key_bias, precision)
     if implementation == "xla":
-        return _plain(q, k, v, kv_lengths, key_bias, precision, max_score_bytes)
+        return plain_attention(
+            q, k, v, kv_lengths, key_bias, precision, max_score_bytes=max_score_bytes
+        )
     if implementation == "mosaic_gpu" and key_bias is None:
         return _mosaic_gpu(q, k, v, kv_lengths)
     return _biased(implementation, q, k, v, kv_lengths, key_bias)
@@ -364,43 +366,13 @@ def _biased_backward(implementation, arrays, gradient):
 
     def plain(q, k, v, key_bias):
         highest = jax.lax.Precision.HIGHEST
-        return _plain(q, k, v, kv_lengths, key_bias, highest, wrap=jax.checkpoint)
+        return plain_attention(q, k, v, kv_lengths, key_bias, highest, wrap=jax.checkpoint)
 
     of_q, of_k, of_v, of_bias = jax.vjp(plain, q, k, v, key_bias)[1](gradient)
     return of_q, of_k, of_v, None, of_bias
 
 
 _biased.defvjp(_biased_forward, _biased_backward)
-
-
-def _plain(q, k, v, kv_lengths, key_bias, precision, max_score_bytes=None, *, wrap=lambda fn: fn):
-    """Plain JAX, in chunks of queries; with `jax.checkpoint` around them no scores are kept."""
-    b, _, n, _ = q.shape
-    if max_score_bytes is None:
-        max_score_bytes = tuned.value("dense.max_score_bytes")
-    bytes_per_query = 4 * b * n * k.shape[1]
-    return map_chunks(
-        wrap(lambda queries: _attend(queries, k, v, kv_lengths, precision, key_bias)),
-        q,
-        axis=1,
-        max_chunk=max_score_bytes // bytes_per_query,
-    )
-
-
-def _attend(q, k, v, kv_lengths, precision, key_bias=None):
-    scores = jnp.einsum(
-        "btnh,bknh->bntk", q, k, precision=precision, preferred_element_type=jnp.float32
-    )
-    scores *= q.shape[-1] ** -0.5
-    if key_bias is not None:
-        scores += key_bias[:, :, None]
-    if kv_lengths is not None:
-        valid = leading(kv_lengths, k.shape[1])
-        scores = jnp.where(valid[:, None, None, :], scores, -jnp.inf)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum(
-        "bntk,bknh->btnh", weights, v, precision=precision, preferred_element_type=jnp.float32
-    ).astype(v.dtype)
 
 
 class Rope(NamedTuple):
