@@ -61,6 +61,18 @@ def test_what_is_beyond_all_patches_goes_to_the_others():
     assert key_budgets(drift([1.0, 0.0, 0.0, 0.0]), 512, most=1000)[0] == 1024
 
 
+def test_the_same_proportions_of_more_keys():
+    layers = (Sampled(num_keys=100), Dense(), Sampled(num_keys=300), Sampled(num_keys=20))
+    plan = AttentionPlan(layers=layers, min_tokens=7)
+    more = plan.with_mean_keys(1400)
+    keys = [getattr(layer, "num_keys", None) for layer in more.layers]
+    assert keys == [1024, None, 3008, 192] and more.min_tokens == 7
+    fewest = plan.with_mean_keys(64).layers
+    assert [getattr(layer, "num_keys", None) for layer in fewest] == [64, None, 128, 64]
+    dense = AttentionPlan(layers=(Dense(), Dense()))
+    assert dense.with_mean_keys(64) == dense
+
+
 def test_drift_of_cameras_and_depth():
     """Angles by hand: the second camera of three is turned, and the third moved, in one of them."""
     turn = np.deg2rad(3.0)

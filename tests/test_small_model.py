@@ -12,10 +12,13 @@ import pytest
 from PIL import Image
 
 import vggt_jax
+from pallas_kernels import tuned
 from vggt_jax import weights
 from vggt_jax.evaluation import auc_at, pair_errors
+from vggt_jax.models.origin import origin_of
 from vggt_jax.pipeline import inputs
 from vggt_jax.pipeline.options import Options
+from vggt_jax.pipeline.plan import plan_scene
 
 SAMPLE = pathlib.Path(vggt_jax.__file__).parent / "samples" / "cellar"
 CHOSEN = (0, 3, 6)  # As many as in examples/infer.py, which shares the program.
@@ -55,6 +58,21 @@ def test_it_is_small_and_its_heads_fit_the_kernels():
     assert f"{path.stat().st_size / 2**20:.1f} MiB" in card
     millions = sum(x.size for x in jax.tree.leaves(model)) / 1e6
     assert f"{millions:.1f} million parameters" in card
+
+
+def test_its_plan_is_of_these_weights_and_shares_out_what_auto_samples():
+    path = weights.small_plan_path()
+    model = vggt_jax.load_model()
+    origin = origin_of(model)
+    about = json.loads(path.read_text(encoding="utf-8"))["about"]
+    # `vggt-jax calibrate` once more makes it fit other weights.
+    assert origin is not None and about["checksum"] == origin.checksum
+    options = Options(model=model, attention="auto")
+    images = np.zeros((3, 112, 112, 3), np.uint8)
+    with tuned.override({"sampled.num_keys": 64, "sampled.min_tokens": 0}):
+        plan = plan_scene(inputs.read(images, model, options), model, options, say=lambda x: None)
+    assert plan.attention == vggt_jax.AttentionPlan.load(path).with_mean_keys(64).decided()
+    assert len(plan.attention.layers) == model.num_layers
 
 
 def test_without_a_model_it_runs_and_says_so_once(run, capsys):

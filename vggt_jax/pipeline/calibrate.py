@@ -19,6 +19,7 @@ from vggt_jax.images.loading import Mode
 from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.models.base import SceneModel
+from vggt_jax.models.origin import origin_of
 from vggt_jax.pipeline.calibration_report import CalibrationReport
 from vggt_jax.pipeline.inputs import SceneInputs, load, read
 from vggt_jax.pipeline.key_budgets import STEP, key_budgets
@@ -136,6 +137,7 @@ def calibrate(
         keys=keys,
         by_layer=of_whole,
         alike=of_alike,
+        checksum=None if (origin := origin_of(model)) is None else origin.checksum,
     )
     return by_layer if report.is_better_by_layer else alike, report
 

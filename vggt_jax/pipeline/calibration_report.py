@@ -25,6 +25,7 @@ class CalibrationReport:
         keys: what the budgets give to each layer; as many as there are patches is dense.
         by_layer: the drift with all layers sampled to `keys`.
         alike: the drift with all layers sampled to `num_keys`.
+        checksum: of the model's parameters as they are stored; None where nobody knows.
     """
 
     num_keys: int
@@ -35,6 +36,7 @@ class CalibrationReport:
     keys: tuple[int, ...]
     by_layer: Drift
     alike: Drift
+    checksum: str | None = None
 
     @property
     def is_better_by_layer(self) -> bool:

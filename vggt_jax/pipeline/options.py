@@ -53,8 +53,8 @@ class Options:
     attention: SceneAttention | str | os.PathLike = Dense()
     """How the tokens of all frames attend to each other: `Dense()`, or `Sampled(...)`,
     `BlockSparse(...)` or an `AttentionPlan` (or its file) for many photographs; with few tokens it
-    warns and is dense (their `min_tokens`). "auto" samples where that is faster than dense, and
-    says what it took."""
+    warns and is dense (their `min_tokens`). "auto" samples where that is faster than dense, the
+    model that ships by its own plan, and says what it took."""
     max_error: float | None = None
     """Sample more keys until the sampling error (`AttentionStats.error`, the mean over heads) of no
     layer is above this. Each try is a run, with four times the keys for half the error."""

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
+from vggt_jax import weights
 from vggt_jax.errors import InputError
 from vggt_jax.layers.precision import Precision
 from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.models.base import ModelConfig, SceneModel
+from vggt_jax.models.origin import origin_of
 from vggt_jax.models.registry import check_divides_frames
 from vggt_jax.pipeline import timing
 from vggt_jax.pipeline.inputs import SceneInputs
@@ -20,6 +22,8 @@ from vggt_jax.pipeline.options import Options
 from vggt_jax.pipeline.placing import mesh_of_devices
 from vggt_jax.pipeline.streaming import is_streamed
 from vggt_jax.scene.priors import PriorKind
+from vggt_jax.trunk.attention.plan import AttentionPlan
+from vggt_jax.trunk.attention.sampled import Sampled
 from vggt_jax.trunk.token_layout import TokenLayout
 
 
@@ -146,6 +150,8 @@ def plan_scene(
     """
     num_frames, height, width, _ = inputs.frames.images.shape
     asked = options.scene_attention
+    if options.attention == "auto":
+        asked = shared_out(asked, model)
     attention, why_dense = _decide(asked, model, (num_frames, height, width))
     if options.attention == "auto":
         say(f"attention: {attention}" + (f", because {why_dense}" if why_dense else ""))
@@ -188,6 +194,16 @@ def plan_scene(
     if refuse and options.memory_check:
         plan.check_memory()
     return plan
+
+
+def shared_out(sampled: SceneAttention, model: SceneModel) -> SceneAttention:
+    """A sample of the same number of keys for all layers, or, of the model that ships, the same on
+    average by the plan that ships with it."""
+    origin = origin_of(model)
+    if origin is None or not origin.is_small or not isinstance(sampled, Sampled):
+        return sampled
+    plan = AttentionPlan.load(weights.small_plan_path()).with_mean_keys(sampled.num_keys)
+    return dataclasses.replace(plan, min_tokens=sampled.min_tokens)
 
 
 def _decide(

@@ -18,3 +18,8 @@ SAID_WITHOUT_MODEL = f"no model was named, so this is {NAME} that ships with vgg
 def small_model_path() -> pathlib.Path:
     """Its checkpoint; MODEL_CARD.md lies beside it."""
     return pathlib.Path(__file__).parent / "small.safetensors"
+
+
+def small_plan_path() -> pathlib.Path:
+    """How its layers share out the keys of a sample, found by `vggt-jax calibrate`."""
+    return pathlib.Path(__file__).parent / "small_plan.json"

@@ -16,7 +16,7 @@ from vggt_jax.layers.attention import Dense
 from vggt_jax.layers.scene_attention import SceneAttention
 from vggt_jax.layers.token_order import TokenOrder
 from vggt_jax.trunk.attention.block_sparse import BlockSparse
-from vggt_jax.trunk.attention.sampled import Sampled
+from vggt_jax.trunk.attention.sampled import MOST_KEYS, Sampled
 
 _KINDS: dict[str, type[SceneAttention]] = {
     "dense": Dense,
@@ -94,6 +94,22 @@ class AttentionPlan(SceneAttention):
 
     def with_keys_times(self, factors: Sequence[float]) -> "AttentionPlan":
         layers = (x.with_keys_times([f]) for x, f in zip(self.layers, factors, strict=True))
+        return dataclasses.replace(self, layers=tuple(layers))
+
+    def with_mean_keys(self, num_keys: int) -> "AttentionPlan":
+        """So many keys on average in sampled layers, in the same proportions, in steps of 64.
+
+        Other layers stay as they are.
+        """
+        sampled = [layer.num_keys for layer in self.layers if isinstance(layer, Sampled)]
+        if not sampled:
+            return self
+        steps = num_keys * len(sampled) / sum(sampled) / 64
+        scaled = lambda x: min(max(1, round(x.num_keys * steps)) * 64, MOST_KEYS)
+        layers = (
+            dataclasses.replace(x, num_keys=scaled(x)) if isinstance(x, Sampled) else x
+            for x in self.layers
+        )
         return dataclasses.replace(self, layers=tuple(layers))
 
     def of_layers(self, depth: int) -> list[SceneAttention]:
