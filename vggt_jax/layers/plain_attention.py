@@ -37,8 +37,8 @@ def plain_attention(
     bias = None if key_bias is None else key_bias.reshape(b * n, -1)
 
     def of_heads(arrays: Any) -> Array:
-        q, *others = arrays
-        attend = wrap(lambda queries: _attend(queries, *others, precision))
+        q, k, v, lengths, bias = arrays
+        attend = wrap(lambda queries: _attend(queries, k, v, lengths, bias, precision))
         return map_chunks(attend, q, axis=1, max_chunk=most // (len(q) * of_query))
 
     arrays = (by_head(q), by_head(k), by_head(v), lengths, bias)
