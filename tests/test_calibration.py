@@ -15,7 +15,6 @@ from vggt_jax.export import write_cameras
 from vggt_jax.images.loading import load_images
 from vggt_jax.scene import calibration
 
-RNG = np.random.default_rng(11)
 S, HEIGHT, WIDTH = 3, 28, 42
 
 
@@ -29,19 +28,20 @@ def positions(recon):
 @pytest.fixture(scope="module")
 def scene():
     """A scene with rotated cameras whose photographs are 100 x 150 pixels."""
-    photographs = list(RNG.integers(0, 256, (S, 100, 150, 3), np.uint8))
+    rng = np.random.default_rng(11)
+    photographs = list(rng.integers(0, 256, (S, 100, 150, 3), np.uint8))
     frames = load_images(photographs, size=WIDTH)
     rotations = np.asarray(
-        geometry.matrix_from_quaternion(jnp.array(RNG.normal(size=(S, 4)))), np.float32
+        geometry.matrix_from_quaternion(jnp.array(rng.normal(size=(S, 4)))), np.float32
     )
-    translations = RNG.normal(size=(S, 3, 1)).astype(np.float32)
+    translations = rng.normal(size=(S, 3, 1)).astype(np.float32)
     return Reconstruction(
         images=frames.images,
         camera_from_world=np.concatenate([rotations, translations], -1),
         intrinsics=np.tile(np.float32([[40, 0, 21], [0, 41, 14], [0, 0, 1]]), (S, 1, 1)),
-        depth=RNG.uniform(1, 5, (S, HEIGHT, WIDTH)).astype(np.float32),
-        depth_confidence=RNG.random((S, HEIGHT, WIDTH), np.float32),
-        world_points=RNG.normal(size=(S, HEIGHT, WIDTH, 3)).astype(np.float32),
+        depth=rng.uniform(1, 5, (S, HEIGHT, WIDTH)).astype(np.float32),
+        depth_confidence=rng.random((S, HEIGHT, WIDTH), np.float32),
+        world_points=rng.normal(size=(S, HEIGHT, WIDTH, 3)).astype(np.float32),
         names=frames.names,
         transforms=frames.transforms,
     )
@@ -235,7 +235,7 @@ def test_lengths_that_give_no_scale(scene):
 
 
 def test_the_reference_is_seen_first_and_results_keep_their_order(tiny, tmp_path):
-    images = RNG.integers(0, 256, (3, 28, 42, 3), np.uint8)  # as in tests/test_inference.py
+    images = np.random.default_rng(11).integers(0, 256, (3, 28, 42, 3), np.uint8)
     for i, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / f"{i}.png")
     points = [[3.0, 4.0], [40.5, 20.25]]
@@ -262,7 +262,7 @@ def test_reference_frames_that_do_not_exist(tiny, tiny_pi3):
 
 
 def test_infer_puts_known_intrinsics_in(tiny):
-    images = RNG.integers(0, 256, (3, 28, 42, 3), np.uint8)
+    images = np.random.default_rng(11).integers(0, 256, (3, 28, 42, 3), np.uint8)
     known = calibration.pinhole(50.0, (20.0, 15.0))
     recon = vggt_jax.infer(images, model=tiny(), intrinsics=known)
     np.testing.assert_array_equal(recon.intrinsics, np.stack([known] * 3).astype(np.float32))

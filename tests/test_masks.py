@@ -13,7 +13,6 @@ from vggt_jax.images import masks
 from vggt_jax.images.frames import FrameTransform
 from vggt_jax.images.loading import load_images
 
-RNG = np.random.default_rng(7)
 SIZES = [(61, 83), (97, 53), (48, 48)]  # (height, width): landscape, portrait and square
 
 
@@ -21,8 +20,9 @@ SIZES = [(61, 83), (97, 53), (48, 48)]  # (height, width): landscape, portrait a
 def photographs(tmp_path):
     folder = tmp_path / "photographs"
     folder.mkdir()
+    rng = np.random.default_rng(7)
     for i, size in enumerate(SIZES):
-        Image.fromarray(RNG.integers(30, 200, (*size, 3), np.uint8)).save(folder / f"{i}.png")
+        Image.fromarray(rng.integers(30, 200, (*size, 3), np.uint8)).save(folder / f"{i}.png")
     return folder
 
 
@@ -110,8 +110,9 @@ def test_background_by_colour():
 
 
 def test_masked_pixels_have_no_points_and_no_confidence(tiny):
-    images = RNG.integers(0, 256, (3, 28, 42, 3), np.uint8)
-    mask = RNG.random((3, 28, 42)) < 0.6
+    rng = np.random.default_rng(7)
+    images = rng.integers(0, 256, (3, 28, 42, 3), np.uint8)
+    mask = rng.random((3, 28, 42)) < 0.6
     plain = vggt_jax.infer(images, model=tiny())
     masked = vggt_jax.infer(images, model=tiny(), masks=mask)
     np.testing.assert_array_equal(masked.mask, mask)
@@ -134,7 +135,7 @@ def test_masked_pixels_have_no_points_and_no_confidence(tiny):
 
 
 def test_edges_of_depth_for_vggt(tiny):
-    images = RNG.integers(0, 256, (2, 28, 42, 3), np.uint8)
+    images = np.random.default_rng(7).integers(0, 256, (2, 28, 42, 3), np.uint8)
     recon = vggt_jax.infer(images, model=tiny(), mask_edges=True)
     assert recon.depth_edges.shape == recon.depth.shape and recon.depth_edges.dtype == bool
     padded = np.pad(recon.depth, ((0, 0), (1, 1), (1, 1)), mode="edge")

@@ -92,12 +92,12 @@ def linear(x, kernel, bias, activation, *, interpret=False):
     Rows are copied where `m` is no multiple of 8, or less than `TILE_M`.
     """
     if activation == "swiglu":
-        kernel, bias = side_by_side(kernel), side_by_side(bias)
+        kernel, bias = _side_by_side(kernel), _side_by_side(bias)
     run = functools.partial(_run, activation=activation, interpret=interpret)
     return _in_rows(run)(x, kernel, bias)
 
 
-def side_by_side(x):
+def _side_by_side(x):
     """Columns in another order: behind those of a part those that are half of all further on."""
     halves = x.reshape(*x.shape[:-1], 2, -1, _COLUMNS)
     return jnp.swapaxes(halves, -3, -2).reshape(x.shape)

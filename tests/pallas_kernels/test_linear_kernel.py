@@ -328,7 +328,9 @@ def test_the_kernel_on_a_gpu_is_as_good_as_xla(
     run = lambda name: linear(*arguments, activation=activation, implementation=name)
     found, plain = run("mosaic_gpu"), run("xla")
     assert relative_error(found, exact) <= relative_error(plain, exact)
-    assert np.all(np.abs(np.asarray(found, np.float32) - exact) <= 0.05 + 0.02 * np.abs(exact))
+    # A product of two rounded numbers is off by a share of itself, too.
+    allowed = 0.05 + (0.02 * np.abs(exact) if activation == "swiglu" else 0.0)
+    assert np.all(np.abs(np.asarray(found, np.float32) - exact) <= allowed)
     for _ in range(10):
         assert jnp.array_equal(run("mosaic_gpu"), found)
 

@@ -24,7 +24,6 @@ from pallas_kernels.attention.config import MAX_CAPACITY
 from pallas_kernels.blocks import next_power_of_2
 from pallas_kernels.mosaic_gpu_call import align
 from pallas_kernels.norm_rope import apply_rope
-from vggt_jax.layers.by_head import attend_by_head
 from vggt_jax.layers.few_queries import attend_to_everything
 from vggt_jax.layers.linear import Linear, apply_linear
 from vggt_jax.layers.norm import LayerNorm
@@ -42,6 +41,8 @@ from vggt_jax.layers.token_order import TokenOrder
 Implementation = Literal["mosaic_gpu", "cudnn", "xla", "triton", "xla_by_head"]
 
 _MAX_KEYS_OF_OWN_KERNEL = 64 * MAX_CAPACITY
+# Bytes of scores at a time in "xla_by_head".
+_SCORES_IN_A_CACHE = 4 * 2**20
 
 
 @jax.tree_util.register_static
@@ -51,9 +52,9 @@ class Dense(SceneAttention):
 
     `implementation`: "mosaic_gpu" (the kernel of `pallas_kernels` for Hopper GPUs, with every block
     kept), "triton" (the same for NVIDIA GPUs from Ampere on), "cudnn" (NVIDIA GPUs from Ampere on,
-    for bfloat16 and float16), "xla" (any device, bounded memory), "xla_by_head" (the same, with
-    scores that a CPU's cache holds), or None to choose by device, type and number of keys. A name
-    means that one or an error.
+    for bfloat16 and float16), "xla" (any device, bounded memory), "xla_by_head" (the same, with few
+    enough scores at a time for a CPU's caches whatever the device), or None to choose by device,
+    type and number of keys. A name means that one or an error.
     """
 
     gathers_keys: ClassVar[bool] = True
@@ -233,12 +234,9 @@ def dense_attention(
         raise NotImplementedError(f"{implementation}: {obstacle}; use implementation='xla' or None")
     if implementation == "cudnn":
         return _cudnn(q, k, v, kv_lengths)
-    if implementation == "xla_by_head":
-        return attend_by_head(q, k, v, kv_lengths, key_bias, precision)
-    if implementation == "xla":
-        return plain_attention(
-            q, k, v, kv_lengths, key_bias, precision, max_score_bytes=max_score_bytes
-        )
+    if implementation in ("xla", "xla_by_head"):
+        most = _SCORES_IN_A_CACHE if implementation == "xla_by_head" else max_score_bytes
+        return plain_attention(q, k, v, kv_lengths, key_bias, precision, max_score_bytes=most)
     if implementation == "mosaic_gpu" and key_bias is None:
         return _mosaic_gpu(q, k, v, kv_lengths)
     return _biased(implementation, q, k, v, kv_lengths, key_bias)

@@ -211,7 +211,7 @@ class DA3(TrunkModel[DA3Output]):
             self.encoder,
             images,
             self.layout(images),
-            dense=_of_device(attention).within_frames,
+            dense=attention.within_frames,
             precision=Precision.from_compute_dtype(compute_dtype),
         )
 
@@ -249,7 +249,7 @@ class DA3(TrunkModel[DA3Output]):
             tokens,
             layout=layout,
             taps=self.config.taps if taps is None else taps,
-            attention=_of_device(attention),
+            attention=attention,
             num_frames=num_frames,
             precision=precision,
             alternation=ALTERNATION,
@@ -419,10 +419,3 @@ class DA3(TrunkModel[DA3Output]):
             "attention_stats": "attention_stats",
         }
         return {field: outputs[name] for field, name in names.items() if name in outputs}
-
-
-def _of_device(attention: SceneAttention) -> SceneAttention:
-    """Dense attention as it is fast where it runs: the small models are for those without a GPU."""
-    if attention == Dense() and jax.default_backend() == "cpu":
-        return Dense(implementation="xla_by_head")
-    return attention
