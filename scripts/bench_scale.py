@@ -62,6 +62,8 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, help="file to append JSON lines to")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.head_groups is not None and args.head_groups < 1:
+        parser.error(f"--head-groups {args.head_groups}: at least one")
     if args.child and args.link:
         print(json.dumps(measure_link(args.devices[0])), flush=True)
         return

@@ -67,12 +67,22 @@ def test_its_plan_is_of_these_weights_and_shares_out_what_auto_samples():
     about = json.loads(path.read_text(encoding="utf-8"))["about"]
     # `vggt-jax calibrate` once more makes it fit other weights.
     assert origin is not None and about["checksum"] == origin.checksum
-    options = Options(model=model, attention="auto")
     images = np.zeros((3, 112, 112, 3), np.uint8)
+    found, said = [], []
     with tuned.override({"sampled.num_keys": 64, "sampled.min_tokens": 0}):
-        plan = plan_scene(inputs.read(images, model, options), model, options, say=lambda x: None)
-    assert plan.attention == vggt_jax.AttentionPlan.load(path).with_mean_keys(64).decided()
-    assert len(plan.attention.layers) == model.num_layers
+        auto = Options(model=model, attention="auto")
+        alike = Options(model=model, attention=auto.scene_attention)
+        for options in (auto, alike):
+            scene = inputs.read(images, model, options)
+            found.append(plan_scene(scene, model, options, say=said.append).attention)
+        assert auto.of_results() != alike.of_results()  # Nor does a store mix the two.
+    assert found == [
+        vggt_jax.AttentionPlan.load(path).with_mean_keys(64).decided(),
+        vggt_jax.Sampled(num_keys=64, min_tokens=0),
+    ]
+    assert len(found[0].layers) == model.num_layers
+    keys = ", ".join(str(layer.num_keys) for layer in found[0].layers)
+    assert said == [f"attention: AttentionPlan(keys by layer: {keys})"]
 
 
 def test_without_a_model_it_runs_and_says_so_once(run, capsys):

@@ -37,8 +37,8 @@ def linear(
     precision: jax.lax.Precision | None = None,
     implementation: str | None = None,
     interpret: bool = False,
-) -> Float[Array, "*b o2"]:
-    """`activation(x @ kernel + bias)`, sums in float32; `o2` is `o`, and half of it with "swiglu".
+) -> Float[Array, "*b out"]:
+    """`activation(x @ kernel + bias)`, sums in float32; `out` is `o`, or half of it with "swiglu".
 
     `jax.vmap` and `jax.grad` work; what is differentiated is "xla" altogether.
 

@@ -98,7 +98,7 @@ def linear(x, kernel, bias, activation, *, interpret=False):
 
 
 def _side_by_side(x):
-    """Columns in another order: behind those of a part those that are half of all further on."""
+    """Columns in another order: behind every 16 of the gate the 16 values that it multiplies."""
     halves = x.reshape(*x.shape[:-1], 2, -1, _COLUMNS)
     return jnp.swapaxes(halves, -3, -2).reshape(x.shape)
 
@@ -126,11 +126,11 @@ def _run(x, kernel, bias, *, activation, interpret):
         x = jnp.pad(x, ((0, missing), (0, 0)))
     (m, depth), n = x.shape, kernel.shape[1]
     num_blocks = 2 if interpret else devices.multiprocessors()
-    for_each = 2 if activation == "swiglu" else 1
+    inputs_per_output = 2 if activation == "swiglu" else 1
     run = functools.partial(
         _kernel,
         activate=_ACTIVATIONS[activation],
-        for_each=for_each,
+        inputs_per_output=inputs_per_output,
         num_groups=depth // (STAGES * TILE_K),
         num_blocks=num_blocks,
     )
@@ -145,7 +145,7 @@ def _run(x, kernel, bias, *, activation, interpret):
             "full": plgpu.Barrier(num_arrivals=2, num_barriers=STAGES),
             "free": plgpu.Barrier(num_arrivals=_CONSUMERS, num_barriers=STAGES),
         },
-        out_type=jax.ShapeDtypeStruct((m, n // for_each), x.dtype),
+        out_type=jax.ShapeDtypeStruct((m, n // inputs_per_output), x.dtype),
         interpret=interpret,
         name="linear",
     )(x, kernel, bias)
@@ -154,17 +154,17 @@ def _run(x, kernel, bias, *, activation, interpret):
 
 def _kernel(
     x_ref, kernel_ref, bias_ref, out_ref, *,
-    x_smem, kernel_smem, out_smem, full, free, activate, for_each, num_groups, num_blocks,
+    x_smem, kernel_smem, out_smem, full, free, activate, inputs_per_output, num_groups, num_blocks,
 ):  # fmt: skip
     """A block of threads. `full`: tiles have come. `free`: both consumers are done with them.
-    `for_each`: so many numbers, side by side in parts of a tile, become one of the result."""
+    `inputs_per_output`: how many numbers, side by side in parts of a tile, become one result."""
     (m, _), (_, n) = x_ref.shape, kernel_ref.shape
     steps = num_groups * STAGES
     int32 = jnp.int32
     block = lax.axis_index("block")
     warpgroup = lax.axis_index("warpgroup")
     tiles_n = n // TILE_N
-    num_parts_of_tile = TILE_N // (for_each * _COLUMNS)
+    num_parts_of_tile = TILE_N // (inputs_per_output * _COLUMNS)
     num_tiles = count_blocks(m, TILE_M) * tiles_n
     rounds = lax.div(num_tiles - block + num_blocks - 1, int32(num_blocks))
 
@@ -217,7 +217,7 @@ def _kernel(
             plgpu.wait_smem_to_gmem(_SLOTS - 1, wait_read_only=True)
             smem[...] = activated
             plgpu.commit_smem()
-            column = tile_n * (TILE_N // for_each) + part * _COLUMNS
+            column = tile_n * (TILE_N // inputs_per_output) + part * _COLUMNS
             target = out_ref.at[pl.ds(row + consumer * _ROWS, _ROWS), pl.ds(column, _COLUMNS)]
             # The rest is done in any case: behind a branch, it would not overlap with other steps.
             pl.when(exists)(lambda: plgpu.copy_smem_to_gmem(smem, target))
@@ -258,7 +258,10 @@ def _kernel(
             sums = pl.run_scoped(multiply, plgpu.WGMMAAccumulatorRef((_ROWS, TILE_N), jnp.float32))
             _, tile_n = place_of_tile(r)
             found = [columns_of(sums, first, tile_n) for first in range(0, TILE_N, _COLUMNS)]
-            return tuple(tuple(found[i : i + for_each]) for i in range(0, len(found), for_each))
+            return tuple(
+                tuple(found[i : i + inputs_per_output])
+                for i in range(0, len(found), inputs_per_output)
+            )
 
         def columns_of(sums, first, tile_n):
             """Some columns of a tile, with their bias, rounded."""
@@ -272,7 +275,7 @@ def _kernel(
             return (sums + lax.broadcast_in_dim(bias, sums.shape, [1])).astype(out_ref.dtype)
 
         nothing = plgpu.layout_cast(jnp.zeros((_ROWS, _COLUMNS), out_ref.dtype), plgpu.Layout.WGMMA)
-        no_parts = ((nothing,) * for_each,) * num_parts_of_tile
+        no_parts = ((nothing,) * inputs_per_output,) * num_parts_of_tile
         parts = lax.fori_loop(0, rounds, compute_tile, no_parts)
         last = place_of_tile(rounds - 1)
 

@@ -11,7 +11,7 @@ from pallas_kernels.linear.swiglu import swiglu
 _ACTIVATIONS = {None: lambda y: y, "gelu": gelu, "swiglu": swiglu}
 
 
-def run(call: LinearCall) -> Float[Array, "*b o2"]:
+def run(call: LinearCall) -> Float[Array, "*b out"]:
     return linear(call.x, call.kernel, call.bias, call.activation, call.precision)
 
 
@@ -21,7 +21,7 @@ def linear(
     bias: Float[Array, " o"] | None,
     activation: str | None,
     precision: jax.lax.Precision | None,
-) -> Float[Array, "*b o2"]:
+) -> Float[Array, "*b out"]:
     """As `pallas_kernels.linear`; the product is rounded before the bias joins."""
     y = jnp.einsum("...i,io->...o", x, kernel, precision=precision)
     y = y if bias is None else y + jax.lax.broadcast_to_rank(bias.astype(y.dtype), y.ndim)

@@ -213,7 +213,7 @@ class Evaluate(Attending):
             "layout": dataset.layout,
             "protocol": protocol.to_dict(),
             "model": self.model or "small",
-            "attention": repr(options.scene_attention),
+            "attention": options.of_results()["attention"],
             "camera_source": options.camera_source,
             "compute_dtype": options.of_results()["compute_dtype"],
             "points": evaluation.point_source,

@@ -38,11 +38,9 @@ from vggt_jax.layers.scene_attention import (
 from vggt_jax.layers.shards import FrameShards
 from vggt_jax.layers.token_order import TokenOrder
 
-Implementation = Literal["mosaic_gpu", "cudnn", "xla", "triton", "xla_by_head"]
+Implementation = Literal["mosaic_gpu", "cudnn", "xla", "triton"]
 
 _MAX_KEYS_OF_OWN_KERNEL = 64 * MAX_CAPACITY
-# Bytes of scores at a time in "xla_by_head".
-_SCORES_IN_A_CACHE = 4 * 2**20
 
 
 @jax.tree_util.register_static
@@ -52,9 +50,8 @@ class Dense(SceneAttention):
 
     `implementation`: "mosaic_gpu" (the kernel of `pallas_kernels` for Hopper GPUs, with every block
     kept), "triton" (the same for NVIDIA GPUs from Ampere on), "cudnn" (NVIDIA GPUs from Ampere on,
-    for bfloat16 and float16), "xla" (any device, bounded memory), "xla_by_head" (the same, with few
-    enough scores at a time for a CPU's caches whatever the device), or None to choose by device,
-    type and number of keys. A name means that one or an error.
+    for bfloat16 and float16), "xla" (any device, bounded memory), or None to choose by device, type
+    and number of keys. A name means that one or an error.
     """
 
     gathers_keys: ClassVar[bool] = True
@@ -120,8 +117,6 @@ class Dense(SceneAttention):
             # Queries without the padding, and results before it is added.
             alone = 2 * itemsize * num_frames * p * num_heads * head_dim
             return alone + (scores if itemsize == 4 else 0)
-        if self.implementation == "xla_by_head":
-            return itemsize * 4 * num_frames * p * num_heads * head_dim
         if itemsize == 4:
             return bytes_of_scores(num_heads, num_frames * p, num_frames * p)
         padded = padded_tokens(p, self, head_dim=head_dim, dtype=jnp.bfloat16)
@@ -129,7 +124,7 @@ class Dense(SceneAttention):
 
 
 def bytes_of_scores(num_heads: int, num_queries: int, num_keys: int) -> int:
-    """What scores and their weights take in plain JAX, in chunks of the queries of one scene."""
+    """What scores and their weights take in plain JAX, in chunks of heads or of queries."""
     return 2 * min(4 * num_heads * num_queries * num_keys, tuned.value("dense.max_score_bytes"))
 
 
@@ -234,9 +229,10 @@ def dense_attention(
         raise NotImplementedError(f"{implementation}: {obstacle}; use implementation='xla' or None")
     if implementation == "cudnn":
         return _cudnn(q, k, v, kv_lengths)
-    if implementation in ("xla", "xla_by_head"):
-        most = _SCORES_IN_A_CACHE if implementation == "xla_by_head" else max_score_bytes
-        return plain_attention(q, k, v, kv_lengths, key_bias, precision, max_score_bytes=most)
+    if implementation == "xla":
+        return plain_attention(
+            q, k, v, kv_lengths, key_bias, precision, max_score_bytes=max_score_bytes
+        )
     if implementation == "mosaic_gpu" and key_bias is None:
         return _mosaic_gpu(q, k, v, kv_lengths)
     return _biased(implementation, q, k, v, kv_lengths, key_bias)
@@ -300,7 +296,6 @@ def dense_obstacles(
         "cudnn": None if on_cudnn else why_not_cudnn,
         "xla": None,
         "triton": own["triton"],
-        "xla_by_head": None,
     }
 
 

@@ -30,7 +30,7 @@ class Linear(nnx.Module):
 
     def __call__(
         self, x: Float[Array, "*b i"], precision: Precision, **options
-    ) -> Float[Array, "*b o2"]:
+    ) -> Float[Array, "*b out"]:
         """`options`: of `apply_linear`."""
         return apply_linear(x, self.kernel[...], self.bias[...], precision, **options)
 
@@ -43,7 +43,7 @@ def apply_linear(
     *,
     activation: Literal["gelu", "swiglu"] | None = None,
     implementation: Literal["xla"] | None = "xla",
-) -> Float[Array, "*b o2"]:
+) -> Float[Array, "*b out"]:
     """`x @ kernel + bias`, if any: operands and result in the compute type, sums in float32.
 
     Args:

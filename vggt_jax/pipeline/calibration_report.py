@@ -25,7 +25,7 @@ class CalibrationReport:
         keys: what the budgets give to each layer; as many as there are patches is dense.
         by_layer: the drift with all layers sampled to `keys`.
         alike: the drift with all layers sampled to `num_keys`.
-        checksum: of the model's parameters as they are stored; None where nobody knows.
+        checksum: of the model's parameters as they are stored; None if unknown.
     """
 
     num_keys: int

@@ -234,7 +234,10 @@ class Options:
             if field.name not in _NOT_OF_RESULTS
         }
         compute_dtype = self.compute_dtype and np.dtype(self.compute_dtype).name
-        return as_text | {"compute_dtype": compute_dtype, "attention": repr(self.scene_attention)}
+        attention = repr(self.scene_attention)
+        if self.attention == "auto":  # Which a model may share out over its layers.
+            attention = f"auto: {attention}"
+        return as_text | {"compute_dtype": compute_dtype, "attention": attention}
 
 
 def _as_json(value: Any) -> Any:

@@ -197,8 +197,8 @@ def plan_scene(
 
 
 def shared_out(sampled: SceneAttention, model: SceneModel) -> SceneAttention:
-    """A sample of the same number of keys for all layers, or, of the model that ships, the same on
-    average by the plan that ships with it."""
+    """The sample, with its keys shared out over the layers by the plan that ships if this is the
+    model that ships."""
     origin = origin_of(model)
     if origin is None or not origin.is_small or not isinstance(sampled, Sampled):
         return sampled

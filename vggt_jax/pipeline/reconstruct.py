@@ -39,7 +39,8 @@ def reconstruct(
         query_points: pixels `(x, y)` of the first frame to follow through all frames, by a model
             with a track head.
         attention, num_frames, compute_dtype: see the call of the model; `num_frames` has the scene
-            axis if the images do, and `attention` may be "auto", see `Options`.
+            axis if the images do, and `attention` may be "auto": a sample, of as many keys in all
+            layers, where that is faster than dense.
         priors: what is already known, with the scene axis if the images have it; for a model that
             takes it.
         camera_source: where they come from, see `Options`.

@@ -37,7 +37,7 @@ from vggt_jax.trunk.token_layout import TokenLayout
 # Pieces that are computed or copied to the host while the next is waited for.
 _MAX_PENDING = 2
 
-# Threads of the host that copy maps, all of those that devices have at a time.
+# Threads that copy maps to where they stay on the host, for all devices together.
 _COPIERS = 8
 
 # What heads read of the trunk, so far as a model has it.
@@ -169,7 +169,7 @@ class Stream:
                     # The devices are at work on tokens, and this is what the host does meanwhile.
                     maps |= {x: np.empty((total, *y.shape[1:]), y.dtype) for x, y in part.items()}
                     parts = [y for x in maps.values() for y in np.array_split(x, _COPIERS)]
-                    list(copiers.map(_get_memory, parts))
+                    list(copiers.map(_prefault, parts))
                 pending.append((start, part))
                 if len(pending) > _MAX_PENDING:
                     write()
@@ -190,8 +190,8 @@ class Stream:
         )
 
 
-def _get_memory(x: np.ndarray):
-    """Makes the host get the memory of a new array now, and not page by page as it is written."""
+def _prefault(x: np.ndarray):
+    """Touches every page of a new array, so that its memory is allocated now."""
     x.reshape(-1).view(np.uint8)[:: mmap.PAGESIZE] = 0
 
 

@@ -63,6 +63,11 @@ class AttentionPlan(SceneAttention):
         if self.min_tokens < 0:
             raise ValueError(f"min_tokens={self.min_tokens} must be at least 0")
 
+    def __str__(self) -> str:
+        """The attention of each layer: how many keys it samples, or its kind."""
+        of_layer = lambda x: f"{x.num_keys}" if isinstance(x, Sampled) else _kind(x)
+        return f"AttentionPlan(keys by layer: {', '.join(map(of_layer, self.layers))})"
+
     @property
     def _token_orders(self) -> set[TokenOrder]:
         return {layer.token_order for layer in self.layers if isinstance(layer, BlockSparse)}
@@ -97,7 +102,7 @@ class AttentionPlan(SceneAttention):
         return dataclasses.replace(self, layers=tuple(layers))
 
     def with_mean_keys(self, num_keys: int) -> "AttentionPlan":
-        """So many keys on average in sampled layers, in the same proportions, in steps of 64.
+        """About so many keys on average in sampled layers, in the same proportions, in steps of 64.
 
         Other layers stay as they are.
         """
@@ -196,15 +201,18 @@ def attention_of(value: SceneAttention | str | os.PathLike) -> SceneAttention:
     return AttentionPlan.load(value)
 
 
+def _kind(layer: SceneAttention) -> str:
+    return next(name for name, kind in _KINDS.items() if type(layer) is kind)
+
+
 def _to_json(layer: SceneAttention) -> dict[str, Any]:
-    (kind,) = (name for name, kind in _KINDS.items() if type(layer) is kind)
     assert dataclasses.is_dataclass(layer)
     changed = {
         field.name: value
         for field in dataclasses.fields(layer)
         if (value := getattr(layer, field.name)) != field.default and field.name != "min_tokens"
     }
-    return {"kind": kind, **changed}
+    return {"kind": _kind(layer), **changed}
 
 
 def _from_json(fields: Any) -> SceneAttention:
