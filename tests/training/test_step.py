@@ -34,13 +34,12 @@ def test_predict_is_the_models_own_call_of_all_or_some_frames(config, randomised
 
     found, of_some, expected = run(model, images)
     for name in ("pose_enc_list", "depth", "depth_conf", "world_points", "world_points_conf"):
-        np.testing.assert_allclose(
-            getattr(found, name), getattr(expected, name), rtol=1e-5, atol=1e-5
-        )
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=1e-5)
     np.testing.assert_allclose(of_some.pose_enc_list, found.pose_enc_list, atol=1e-6)
     for name in ("depth", "depth_conf", "world_points", "world_points_conf"):
         expected_part = getattr(found, name)[:, frames]
-        np.testing.assert_allclose(getattr(of_some, name), expected_part, rtol=1e-5, atol=1e-5)
+        # Fewer frames may be summed in another order: the last bits of a value of 14, too.
+        np.testing.assert_allclose(getattr(of_some, name), expected_part, rtol=2e-6, atol=1e-5)
 
 
 def test_targets_of_some_frames():

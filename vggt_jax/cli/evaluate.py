@@ -206,6 +206,7 @@ class Evaluate(Attending):
             pad_to=self.pad_frames_to,
             tools="published" if self.published_tools else "own",
         )
+        of_results = options.of_results()
         about = {
             "format": FORMAT,
             "version": VERSION,
@@ -213,9 +214,9 @@ class Evaluate(Attending):
             "layout": dataset.layout,
             "protocol": protocol.to_dict(),
             "model": self.model or "small",
-            "attention": options.of_results()["attention"],
+            "attention": of_results["attention"],
             "camera_source": options.camera_source,
-            "compute_dtype": options.of_results()["compute_dtype"],
+            "compute_dtype": of_results["compute_dtype"],
             "points": evaluation.point_source,
             "tools": evaluation.tools,
             "vggt_jax": vggt_jax.__version__,

@@ -24,8 +24,7 @@ def plain_attention(
     wrap: Callable[[Callable[..., Array]], Callable[..., Array]] = lambda fn: fn,
 ) -> Float[Array, "b t n h"]:
     """`dense_attention` by "xla": in chunks of heads or, where the scores of one are too many, of
-    its queries. On a CPU it takes a third to a half of the time
-    if scores stay in its caches.
+    its queries. On a CPU it takes a third to a half of the time if scores stay in its caches.
 
     Args:
         wrap: around what a chunk does; with `jax.checkpoint` no scores are kept for a gradient.
