@@ -14,7 +14,7 @@ from vggt_jax.errors import InputError
 from vggt_jax.training import photographs, scenes
 from vggt_jax.training.photographs import Photographs, read_photographs
 
-SIDE, SIZE, FRAMES = 48, (28, 42), 3
+SIDE, SIZE, FRAMES = 48, (28, 42), 4
 
 
 def ramps(width, height):
@@ -28,7 +28,7 @@ def ramps(width, height):
 def world():
     """Two photographs side by side, in two shapes, of random points before them."""
     rng = np.random.default_rng(0)
-    points = rng.uniform([-3, -3, 4], [3, 3, 9], (200, 3)).astype(np.float32)
+    points = rng.uniform([-3, -3, 4], [3, 3, 9], (800, 3)).astype(np.float32)
     sizes = np.array([[36, 48], [48, 36]], np.int32)
     intrinsics = np.array([[50, 50, 24, 18], [40, 40, 18, 24]], np.float32)
     poses = np.tile(np.eye(3, 4, dtype=np.float32), (2, 1, 1))
@@ -53,6 +53,7 @@ def world():
 def drawn(world):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(photographs, "photograph", lambda key, light: light ** (1 / 2.2))
+        patch.setattr(photographs, "_recoloured", lambda draw: jnp.eye(3))
         one = lambda bank, key: bank.draw(key, FRAMES, SIZE)
         draw = jax.jit(jax.vmap(one, in_axes=(None, 0)))
         found = draw(world[0], jax.random.split(jax.random.key(1), 12))
@@ -63,23 +64,35 @@ def test_cameras_of_a_drawn_scene_fit_its_pictures(world, drawn):
     assert drawn.images.shape == (12, FRAMES, *SIZE, 3)
     turned = drawn.camera_from_world[..., :3]
     np.testing.assert_allclose(np.linalg.det(turned), 1, atol=1e-5)
-    is_mirrored = turned[:, 1, 0, 2] < 0  # the second photograph is turned the other way
-    assert 0 < is_mirrored.sum() < 12
-    for scene in range(12):
+    x, y = np.meshgrid(*(np.arange(length) + 0.5 for length in SIZE[::-1]))
+    pixels = np.stack([x, y, np.ones_like(x)], axis=-1)
+    signs = mirrors(world[0], drawn)
+    assert 0 < (signs < 0).sum() < len(signs)
+    for scene, sign in enumerate(signs):
+        across = np.diag([sign, 1, 1])
         for frame in range(FRAMES):
             # The window of two photographs begins again.
-            fx, fy, cx, cy = world[0].intrinsics[frame % 2]
-            (new_fx, _, new_cx), (_, new_fy, new_cy), _ = drawn.intrinsics[scene, frame]
-            assert new_fx / fx == pytest.approx(new_fy / fy, rel=1e-5)
-            sign = -1 if is_mirrored[scene] else 1
-            x = sign * (np.arange(SIZE[1]) + 0.5 - new_cx) / new_fx * fx + cx
-            y = (np.arange(SIZE[0]) + 0.5 - new_cy) / new_fy * fy + cy
-            height, width = world[0].size[frame % 2]
-            assert -1 < x.min() and x.max() < width + 1 and -1 < y.min() and y.max() < height + 1
-            expected = np.stack(np.broadcast_arrays(x, y[:, None]), axis=-1) * 5 / 255
+            pose = world[0].camera_from_world[frame % 2]
+            rotation = pose[:, :3] @ across @ turned[scene, frame].T @ across
+            rays = pixels @ np.linalg.inv(drawn.intrinsics[scene, frame]).T @ across @ rotation.T
+            (fx, fy, cx, cy), (height, width) = (
+                x[frame % 2] for x in (world[0].intrinsics, world[0].size)
+            )
+            place = rays[..., :2] / rays[..., 2:] * [fx, fy] + [cx, cy]
+            assert -1 < place.min() and (place.max(axis=(0, 1)) < [width + 1, height + 1]).all()
             # Away from the edges, where ramps end.
-            error = np.abs(drawn.images[scene, frame, ..., :2] - expected)[2:-2, 2:-2]
-            assert error.max() < 0.012, (scene, frame)
+            error = np.abs(drawn.images[scene, frame, ..., :2] - place * 5 / 255)[2:-2, 2:-2]
+            assert error.max() < 0.014, (scene, frame)
+
+
+def mirrors(bank, drawn):
+    """-1 for scenes that are mirrored, else 1. Centres of cameras stay where they are, or cross."""
+    centre = lambda pose: -np.einsum("...ij,...i->...j", pose[..., :3], pose[..., 3])
+    expected, found = centre(bank.camera_from_world[1]), centre(drawn.camera_from_world[:, 1])
+    signs = np.sign(expected[0] * found[:, 0])
+    across = np.stack([signs, np.ones_like(signs), np.ones_like(signs)], axis=-1)
+    np.testing.assert_allclose(found, across * expected, atol=1e-5)
+    return signs
 
 
 def test_depth_of_a_drawn_scene_is_that_of_its_points(world, drawn):
@@ -87,9 +100,8 @@ def test_depth_of_a_drawn_scene_is_that_of_its_points(world, drawn):
     assert drawn.valid.sum(axis=(2, 3)).min() > 10
     maps = map(jnp.asarray, (drawn.depth, drawn.camera_from_world, drawn.intrinsics))
     found = np.asarray(geometry.unproject_depth(*maps, pixel_centre=0.5))
-    is_mirrored = drawn.camera_from_world[:, 1, 0, 2] < 0
-    for scene in range(12):
-        points = world[1] * [-1 if is_mirrored[scene] else 1, 1, 1]
+    for scene, sign in enumerate(mirrors(world[0], drawn)):
+        points = world[1] * [sign, 1, 1]
         mine = found[scene][drawn.valid[scene]]
         nearest = np.linalg.norm(mine[:, None] - points, axis=-1).min(axis=1)
         focal = drawn.intrinsics[scene, :, 0, 0].min()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import itertools
 import pathlib
 import zipfile
 
@@ -15,9 +16,16 @@ from vggt_jax.errors import InputError
 from vggt_jax.synthetic.draws import Draws
 from vggt_jax.synthetic.photograph import photograph
 
-_SMALLEST_CROP = 0.6  # of the largest that has the shape of the batch
-_OFF_CENTRE = 0.03  # of a crop from the principal point, standard deviation, in heights of the crop
-_CHANGED = 0.6  # share of scenes whose exposure, colours, noise and so on are changed
+_SMALLEST_CROP = 0.5  # of the largest that has the shape of the batch
+_NARROWEST = 0.35  # height of a crop in focal lengths, if the photograph has it: 20 degrees
+_ZOOM = 0.1  # of the logarithm of a frame's crop, standard deviation from that of the scene
+_AS_TAKEN = 0.25  # share of scenes whose cameras are not turned
+_ROLL, _ROLL_OF_FRAME = 0.12, 0.06  # rad, standard deviations
+_UPRIGHT = 0.85  # share of scenes that are not turned by a quarter
+_STRETCH = 0.04  # of the logarithm of vertical to horizontal focal length, standard deviation
+_OFF_CENTRE = 0.03  # of the principal point from the middle, standard deviation, in heights
+_CHANGED = 0.6  # share of scenes whose exposure, noise and so on are changed
+_RECOLOURED, _GREY = 0.3, 0.1  # shares of scenes with other colours, and with none
 _GAMMA = 2.2
 
 
@@ -59,63 +67,53 @@ class Photographs:
     windows: Int[Array | np.ndarray, "w m"]
 
     def draw(self, key: Array, num_frames: int, size: tuple[int, int]) -> PosedImages:
-        """A scene of a random window: cropped, half of them mirrored, in changed light.
+        """A scene of a random window: cameras turned about their centres, half of the scenes
+        mirrored, in changed light and colours.
 
-        Crops have the shape of `size` and one share of the largest possible for all frames; their
-        middle is near the principal point. A window shorter than `num_frames` begins again. Depth
-        is that of the nearest point in a pixel, where there is any.
+        A turned camera looks at some part of a photograph, a larger or smaller one, with some roll:
+        a homography, so that pose and intrinsics of the new picture are known exactly. It keeps a
+        model from learning by heart where the few photographs there are were taken. A window
+        shorter than `num_frames` begins again. Depth is that of the nearest point in a pixel, where
+        there is any.
         """
         all_of = jax.tree.map(jnp.asarray, self)
         key_draws, key_light = jax.random.split(key)
-        draw = Draws(key_draws, 16)
+        draw = Draws(key_draws, 24 + 4 * num_frames)
         num_windows, length = self.windows.shape
         places = np.arange(num_frames, dtype=np.int32) % length
         frames = all_of.windows[draw.integers(below=num_windows)][places]
+        taken = all_of.intrinsics[frames]
+        extent = all_of.size[frames, ::-1].astype(jnp.float32)  # x, y
+        turned, shown = _turned_cameras(draw, taken, extent, size)
+        images = _looked_at(all_of.pixels, frames, extent, turned, (taken, shown), size)
+
+        x, y, z = jnp.moveaxis(all_of.points[frames], -1, 0)
+        points = turned @ (_rays(taken, x, y) * z[:, None])  # [s 3 p]
+        flat = points[:, :2] / jnp.maximum(points[:, 2:], 1e-6)
+        x, y = jnp.moveaxis(shown[:, :2, None] * flat + shown[:, 2:, None], 1, 0)
         height, width = size
-        of = all_of.size[frames].astype(jnp.float32)  # [s 2]
-        focal, centre = jnp.split(all_of.intrinsics[frames], 2, axis=-1)  # (x, y)
-        share = _SMALLEST_CROP ** draw.uniform()
-        crop = share * jnp.minimum(of[:, 0], of[:, 1] * height / width)  # [s], its height
-        middle = centre + crop[:, None] * _OFF_CENTRE * draw.normal(2)
-        extent = crop[:, None] * jnp.array([width / height, 1.0], jnp.float32)  # (x, y)
-        corner = jnp.clip(middle - extent / 2, 0.0, of[:, ::-1] - extent)
-        scale = height / crop  # [s]
-
-        def cut(frame, scale, corner):
-            scale = jnp.stack([scale, scale])
-            return jax.image.scale_and_translate(
-                all_of.pixels[frame].astype(jnp.float32) / 255,
-                (height, width, 3),
-                (0, 1),
-                scale,
-                -corner[::-1] * scale,
-                method="linear",
-            )
-
-        images = jnp.clip(jax.vmap(cut)(frames, scale, corner), 0.0, 1.0)
-        focal, centre = focal * scale[:, None], (centre - corner) * scale[:, None]
-        points = all_of.points[frames]
-        x, y = ((points[..., i] - corner[:, None, i]) * scale[:, None] for i in range(2))
-        there = (points[..., 2] > 0) & (x >= 0) & (x < width) & (y >= 0) & (y < height)
-        row, column = (jnp.where(there, z, 0).astype(jnp.int32) for z in (y, x))
-        nearness = jnp.where(there, 1 / jnp.maximum(points[..., 2], 1e-6), 0.0)
+        there = (z > 0) & (points[:, 2] > 1e-6)
+        there &= (x >= 0) & (x < width) & (y >= 0) & (y < height)
+        row, column = (jnp.where(there, place, 0).astype(jnp.int32) for place in (y, x))
+        nearness = jnp.where(there, 1 / jnp.maximum(points[:, 2], 1e-6), 0.0)
         nearest = jax.vmap(
             lambda row, column, z: jnp.zeros((height, width), jnp.float32).at[row, column].max(z)
         )(row, column, nearness)
 
         changed = photograph(key_light, images**_GAMMA)
         images = jnp.where(draw.chance(_CHANGED), changed, images)
-        poses = all_of.camera_from_world[frames]
+        images = images @ _recoloured(draw)
+        poses = turned @ all_of.camera_from_world[frames]
         is_mirrored = draw.chance(0.5)
         mirror = lambda x, axis: jnp.where(is_mirrored, jnp.flip(x, axis), x)
         images, nearest = mirror(images, 2), mirror(nearest, 2)
         sign = jnp.where(is_mirrored, -1.0, 1.0)
         across = jnp.stack([sign, jnp.float32(1), jnp.float32(1)])
-        turned = across[:, None] * poses[..., :3] * across
-        poses = jnp.concatenate([turned, (across * poses[..., 3])[..., None]], axis=-1)
-        middle_x = jnp.where(is_mirrored, width - centre[:, 0], centre[:, 0])
+        rotation = across[:, None] * poses[..., :3] * across
+        poses = jnp.concatenate([rotation, (across * poses[..., 3])[..., None]], axis=-1)
+        middle_x = jnp.where(is_mirrored, width - shown[:, 2], shown[:, 2])
         zero, one = jnp.zeros_like(middle_x), jnp.ones_like(middle_x)
-        rows = [focal[:, 0], zero, middle_x, zero, focal[:, 1], centre[:, 1], zero, zero, one]
+        rows = [shown[:, 0], zero, middle_x, zero, shown[:, 1], shown[:, 3], zero, zero, one]
         return PosedImages(
             images=images,
             depth=jnp.where(nearest > 0, 1 / jnp.maximum(nearest, 1e-9), 0.0),
@@ -123,6 +121,122 @@ class Photographs:
             camera_from_world=poses,
             intrinsics=jnp.stack(rows, axis=-1).reshape(num_frames, 3, 3),
         )
+
+
+def _turned_cameras(
+    draw: Draws, taken: Array, extent: Array, size: tuple[int, int]
+) -> tuple[Array, Array]:
+    """Cameras at the same places that see a part of each photograph.
+
+    Args:
+        taken: intrinsics (fx, fy, cx, cy) of the photographs, [s 4].
+        extent: their width and height, [s 2].
+
+    Returns:
+        Rotations from the camera of the photograph to the new one, [s 3 3], and the new
+        intrinsics, [s 4], of pictures of `size`.
+    """
+    num_frames, (height, width) = len(taken), size
+    is_turned = ~draw.chance(_AS_TAKEN)
+    quarter = jnp.where(draw.chance(_UPRIGHT), 0.0, jnp.where(draw.chance(0.5), 1.0, -1.0))
+    roll = _ROLL * draw.normal() + _ROLL_OF_FRAME * draw.normal(num_frames) + quarter * np.pi / 2
+    roll = jnp.where(is_turned, roll, 0.0)
+    share = _SMALLEST_CROP ** draw.uniform()
+    share = share * jnp.exp(jnp.where(is_turned, _ZOOM, 0.0) * draw.normal(num_frames))
+    # What the turned rectangle covers of the photograph, for a height of 1.
+    cos, sin = jnp.abs(jnp.cos(roll)), jnp.abs(jnp.sin(roll))
+    covered = jnp.stack([sin + cos * width / height, cos + sin * width / height], axis=-1)
+    largest = jnp.min(extent / covered, axis=-1)
+    crop = jnp.clip(share, _SMALLEST_CROP, 1.0) * largest
+    crop = jnp.maximum(crop, jnp.minimum(_NARROWEST * taken[:, 1], largest))
+    spread = draw.uniform()
+    off = draw.uniform(2, low=-1.0, high=1.0) + spread * draw.uniform(num_frames, 2, low=-1, high=1)
+    off = jnp.where(is_turned, jnp.clip(off, -1.0, 1.0), 0.0)
+    middle = extent / 2 + off * (extent - crop[:, None] * covered) / 2
+
+    # The axis of the new camera goes through the middle of what it sees.
+    axis = _rays(taken, middle[:, :1], middle[:, 1:])[..., 0]
+    axis = jnp.where(is_turned, axis, jnp.array([0.0, 0.0, 1.0], jnp.float32))
+    x, y, z = jnp.moveaxis(axis / jnp.linalg.norm(axis, axis=-1, keepdims=True), -1, 0)
+    rows = [1 - x * x / (1 + z), -x * y / (1 + z), x, -x * y / (1 + z), 1 - y * y / (1 + z), y]
+    to_axis = jnp.stack([*rows, -x, -y, z], axis=-1).reshape(-1, 3, 3)
+    zero, one = jnp.zeros_like(roll), jnp.ones_like(roll)
+    about = [jnp.cos(roll), -jnp.sin(roll), zero, jnp.sin(roll), jnp.cos(roll), zero]
+    about = jnp.stack([*about, zero, zero, one], axis=-1).reshape(-1, 3, 3)
+    turned = jnp.swapaxes(to_axis @ about, 1, 2)
+
+    scale = height / crop
+    stretch = jnp.exp(_STRETCH * draw.normal() * jnp.array([-0.5, 0.5], jnp.float32))
+    focal = taken[:, :2] * scale[:, None] * stretch
+    centre = jnp.array([width, height], jnp.float32) / 2
+    # A camera that is not turned looks at the middle of the photograph past its own axis.
+    past = (taken[:, 2:] - middle) * scale[:, None] * stretch
+    centre = centre + jnp.where(is_turned, _OFF_CENTRE * height * draw.normal(2), past)
+    corners = np.array([[0, width, 0, width], [0, 0, height, height]], np.float32)
+    for _ in range(2):
+        # Perspective may reach beyond the photograph: then a longer lens.
+        corner = _seen_from(turned, _rays(jnp.concatenate([focal, centre], -1), *corners), taken)
+        beyond = jnp.abs(corner - extent[:, :, None] / 2) / (extent[:, :, None] / 2)
+        focal = focal * jnp.maximum(beyond.max(axis=(1, 2)), 1.0)[:, None]
+    return turned, jnp.concatenate([focal, centre], axis=-1)
+
+
+def _rays(intrinsics: Array, x: Array, y: Array) -> Array:
+    """Directions [s 3 n] of depth 1 through pixels x, y [n] or [s n] of cameras [s 4]."""
+    fx, fy, cx, cy = (intrinsics[:, i, None] for i in range(4))
+    x, y = (x - cx) / fx, (y - cy) / fy
+    return jnp.stack([x, y, jnp.ones_like(x)], axis=1)
+
+
+def _seen_from(turned: Array, rays: Array, taken: Array) -> Array:
+    """Where directions of new cameras [s 3 n] lie in the photographs, pixels [s 2 n]."""
+    rays = jnp.swapaxes(turned, 1, 2) @ rays
+    flat = rays[:, :2] / jnp.maximum(rays[:, 2:], 1e-3)
+    return flat * taken[:, :2, None] + taken[:, 2:, None]
+
+
+def _looked_at(
+    pixels: Array,
+    frames: Array,
+    extent: Array,
+    turned: Array,
+    cameras: tuple[Array, Array],
+    size: tuple[int, int],
+) -> Float[Array, "s height width 3"]:
+    """What new cameras see of photographs, in [0, 1]: the mean of four places in each pixel, each
+    between four pixels of the photograph, whose edges are continued.
+
+    Args:
+        cameras: intrinsics of the photographs and of the new cameras, [s 4] each.
+    """
+    height, width = size
+    taken, shown = cameras
+    y, x = ((np.arange(2 * length, dtype=np.float32) + 0.5) / 2 for length in size)
+    x, y = (z.ravel() for z in np.meshgrid(x, y))
+    place = _seen_from(turned, _rays(shown, x, y), taken) - 0.5
+    place = jnp.clip(place, 0.0, extent[:, :, None] - 1)
+    before = jnp.floor(place)
+    part = place - before
+    corner = lambda dx, dy: pixels[
+        frames[:, None],
+        jnp.minimum(before[:, 1] + dy, extent[:, 1, None] - 1).astype(jnp.int32),
+        jnp.minimum(before[:, 0] + dx, extent[:, 0, None] - 1).astype(jnp.int32),
+    ].astype(jnp.float32)
+    along_x, along_y = part[:, 0, :, None], part[:, 1, :, None]
+    above = corner(0, 0) * (1 - along_x) + corner(1, 0) * along_x
+    below = corner(0, 1) * (1 - along_x) + corner(1, 1) * along_x
+    found = (above * (1 - along_y) + below * along_y) / 255
+    found = found.reshape(len(frames), height, 2, width, 2, 3).mean(axis=(2, 4))
+    return jnp.clip(found, 0.0, 1.0)
+
+
+def _recoloured(draw: Draws) -> Float[Array, "3 3"]:
+    """What to multiply colours by: most often nothing, or in another order, or grey."""
+    order = np.stack([np.eye(3)[list(order)] for order in itertools.permutations(range(3))])
+    mixed = jnp.asarray(order, jnp.float32)[draw.integers(below=len(order))]
+    mixed = jnp.where(draw.chance(_RECOLOURED), mixed, jnp.eye(3, dtype=jnp.float32))
+    grey = np.tile(np.array([[0.299], [0.587], [0.114]], np.float32), (1, 3))  # ITU-R BT.601
+    return jnp.where(draw.chance(_GREY), grey, mixed)
 
 
 def read_photographs(path: pathlib.Path) -> Photographs:
