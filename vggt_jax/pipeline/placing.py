@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -88,11 +89,17 @@ def on_all(mesh: Mesh | None, x: Any) -> jax.Array:
     return _put(x, NamedSharding(mesh, PartitionSpec()))
 
 
-def start_fetching(x: jax.Array) -> None:
-    """Begins to copy an array to the host, which `fetched` waits for. Of an array that lies on
-    devices of several processes only that begins it."""
-    if x.is_fully_addressable:
-        x.copy_to_host_async()
+def sent_to_host(x: jax.Array) -> jax.Array:
+    """An array on its way to pinned memory of the host, for `rows_by_device`.
+
+    Any number of threads can copy it from there. Where JAX is asked for a NumPy array it goes
+    through such memory, too, but a single thread then copies it to memory that is new each time:
+    2.6 times slower for the maps of two H200. An array that lies on devices of several processes
+    stays there, for `fetched`.
+    """
+    if not x.is_fully_addressable:
+        return x
+    return jax.device_put(x, x.sharding.with_memory_kind("pinned_host"))
 
 
 def fetched(tree: Any) -> Any:
@@ -108,12 +115,19 @@ def fetched(tree: Any) -> Any:
 
 
 def rows_by_device(x: jax.Array, num_devices: int) -> list[Any]:
-    """The rows of an array that so many devices have evenly, by device in their order, to be copied
-    to the host; without a copy of all where this process has all of the devices."""
+    """The rows of an array that so many devices have evenly, by device in their order, for
+    `on_host`; without a copy of all where this process has all of the devices."""
     shards = sorted(x.addressable_shards, key=lambda shard: shard.index[0].start or 0)
     if len(shards) != num_devices:
         return np.split(fetched(x), num_devices)
     return [shard.data for shard in shards]
+
+
+def on_host(x: jax.Array | np.ndarray) -> np.ndarray:
+    """An array as NumPy has it, waited for; one of `sent_to_host` without a copy."""
+    if isinstance(x, np.ndarray) or x.dtype == jnp.bfloat16:  # which DLPack does not carry to NumPy
+        return np.asarray(x)
+    return np.from_dlpack(x.block_until_ready())  # pyright: ignore[reportArgumentType]
 
 
 def _put(x, sharding):

@@ -23,9 +23,10 @@ from vggt_jax.models.registry import check_camera_source, check_priors
 from vggt_jax.pipeline.placing import (
     fetched,
     on_all,
+    on_host,
     placed,
     rows_by_device,
-    start_fetching,
+    sent_to_host,
     to_be_placed,
 )
 from vggt_jax.scene.priors import Priors
@@ -163,8 +164,7 @@ class Stream:
             for start in range(0, min(total, of_device), size):
                 start = min(start, of_device - size)  # early enough for a whole piece
                 part = self.frames(model, tokens, on_all(self.mesh, np.int32(start)), read)
-                for x in part.values():
-                    start_fetching(x)
+                part = {name: sent_to_host(x) for name, x in part.items()}
                 if not maps:
                     # The devices are at work on tokens, and this is what the host does meanwhile.
                     maps |= {x: np.empty((total, *y.shape[1:]), y.dtype) for x, y in part.items()}
@@ -197,7 +197,7 @@ def _prefault(x: np.ndarray):
 
 def _copy(wanted: np.ndarray, x: Any):
     """The first rows of an array, so many as are wanted."""
-    wanted[:] = np.asarray(x)[: len(wanted)]
+    wanted[:] = on_host(x)[: len(wanted)]
 
 
 @functools.partial(jax.jit, static_argnames=("attention", "compute_dtype", "mesh"))
