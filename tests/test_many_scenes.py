@@ -246,7 +246,7 @@ def test_what_did_not_fit_leaves_the_device(tmp_path, scenes, model, monkeypatch
         return tokens
 
     monkeypatch.setattr(many_scenes, "_run", run_scene)
-    monkeypatch.setattr(jax, "device_get", out_of_memory)
+    monkeypatch.setattr(many_scenes, "sent_to_host", out_of_memory)
     monkeypatch.setattr(many_scenes, "fingerprint", lambda model: "some model")
     gc.disable()
     try:

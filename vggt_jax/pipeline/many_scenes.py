@@ -22,7 +22,7 @@ from vggt_jax.pipeline.inputs import SceneInputs, check_model, load, read
 from vggt_jax.pipeline.memory import free_memory, is_out_of_memory
 from vggt_jax.pipeline.options import Options, takes
 from vggt_jax.pipeline.origin import fingerprint, provenance_of
-from vggt_jax.pipeline.placing import Devices, chosen_devices
+from vggt_jax.pipeline.placing import Devices, chosen_devices, on_host, sent_to_host
 from vggt_jax.pipeline.plan import Plan, plan_scene
 from vggt_jax.pipeline.reconstruct import reconstruct
 from vggt_jax.pipeline.remote_scenes import on_this_machine
@@ -459,7 +459,8 @@ class _Outbox:
 
     def _fetch(self, batch: list[_Scene], result: Reconstruction) -> list[Future]:
         """Waits for a batch, and has its scenes written."""
-        result = jax.device_get(result)
+        # Written from where the device put it.
+        result = jax.tree.map(on_host, jax.tree.map(sent_to_host, result))
         return [
             self._writers.submit(
                 _write,
