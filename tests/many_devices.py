@@ -17,6 +17,7 @@ import conftest
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from models.made_up_model import FAMILY, MadeUpConfig
 
 import vggt_jax
@@ -29,7 +30,7 @@ from vggt_jax.models import register
 from vggt_jax.models.loading import abstract_model
 from vggt_jax.models.mapanything.geometric_inputs import GeometricInputs
 from vggt_jax.models.pi3x.prompts import Prompts
-from vggt_jax.pipeline import many_scenes, plan, streaming
+from vggt_jax.pipeline import many_scenes, placing, plan, streaming
 from vggt_jax.trunk.head_groups import attend_by_groups
 
 B, S, SPECIAL, GRID, N, H = 2, 8, 3, (3, 5), 3, 16
@@ -273,6 +274,17 @@ def scenes(num_devices):
                 }
                 for name in report.written
             }
+    many_scenes._run = run
+    # A model that lies on all devices, whose results then do, too.
+    everywhere = NamedSharding(mesh_of(jax.devices()), PartitionSpec())
+    with tempfile.TemporaryDirectory() as folder:
+        made = jax.device_put(made, everywhere)
+        given = {"0": given["0"]}
+        report = vggt_jax.reconstruct_scenes(given, folder, model=made, progress=False)
+        assert list(report.written) == ["0"]
+    x = np.arange(6, dtype=np.float32)
+    pinned = jax.device_put(x, everywhere.with_memory_kind("pinned_host"))
+    np.testing.assert_array_equal(placing.on_host(pinned), x)
     one, several = written[1], written[num_devices]
     return {name: error(several[name], one[name]) for name in one} | {"devices": len(used)}
 

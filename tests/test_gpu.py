@@ -14,6 +14,7 @@ from pallas_kernels import devices, mosaic_gpu_call, norm_rope, tuned
 from vggt_jax.layers import attention
 from vggt_jax.layers.rope import rope_tables
 from vggt_jax.models.loading import with_dtype
+from vggt_jax.pipeline.placing import on_host, sent_to_host
 from vggt_jax.trunk.attention.block_sparse import sparse_attention
 
 pytestmark = pytest.mark.gpu
@@ -270,3 +271,12 @@ def test_norm_rope_of_more_than_2_to_the_31_numbers():
     assert num_same == 1599
     expected = norm_rope(frames, **keywords, implementation="triton")
     np.testing.assert_array_equal(np.stack([first, last]), expected)
+
+
+def test_arrays_reach_the_host_through_pinned_memory():
+    x = jnp.arange(12.0).reshape(3, 4)
+    sent = sent_to_host(x)
+    assert sent.sharding.memory_kind == "pinned_host"
+    found = on_host(sent)
+    assert not found.flags.owndata
+    np.testing.assert_array_equal(found, np.asarray(x))

@@ -3,12 +3,14 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import vggt_jax
 from pallas_kernels import tuned
 from vggt_jax.pipeline import memory, streaming
+from vggt_jax.pipeline.placing import on_host, sent_to_host
 from vggt_jax.pipeline.plan import bucket
 
 SPARSE = vggt_jax.BlockSparse(sparse_ratio=0.5, block_q=16, block_k=8, min_tokens=0)
@@ -133,3 +135,20 @@ def test_estimate_of_memory():
     maps = 4 * 6 * 518 * 518
     assert estimate(False).outputs == 1000 * maps
     assert estimate(True).outputs == streaming.frames_on_device() * maps < 100 * maps
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bool", "uint8", "int32", "bfloat16"])
+def test_arrays_in_pinned_memory_are_read(dtype):
+    """As those of GPUs are, whose maps go there."""
+    for shape in ((3, 2), (0, 2), ()):
+        x = jnp.arange(np.prod(shape)).reshape(shape).astype(dtype)
+        pinned = jax.device_put(x, x.sharding.with_memory_kind("pinned_host"))
+        found = on_host(pinned)
+        assert isinstance(found, np.ndarray) and found.dtype == x.dtype
+        np.testing.assert_array_equal(found, np.asarray(x))
+
+
+def test_arrays_of_a_cpu_stay_where_they_are():
+    x = jnp.ones(3)
+    assert sent_to_host(x) is x
+    assert on_host(x).ctypes.data == np.asarray(x).ctypes.data

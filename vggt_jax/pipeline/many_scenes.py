@@ -392,7 +392,8 @@ class _Outbox:
 
     Two are on the device at most, one that is being computed and one that is being fetched. In the
     host's memory are the scenes that are being written, or a batch if that is more, and the batch
-    that was fetched last.
+    that was fetched last. Of a GPU's batches that is pinned memory, all of a batch until its last
+    scene is written.
     """
 
     def __init__(

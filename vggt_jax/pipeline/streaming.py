@@ -177,8 +177,8 @@ class Stream:
                 write()
         fields = fetched(fields)
         stats = fields.pop("attention_stats", None)
-        on_host: dict[str, Any] = {name: np.array(x[:total]) for name, x in fields.items()}
-        on_host.update(maps)
+        arrays: dict[str, Any] = {name: np.array(x[:total]) for name, x in fields.items()}
+        arrays.update(maps)
         return Reconstruction(
             images=images[:total],
             attention_stats=jax.tree.map(np.array, stats),
@@ -186,7 +186,7 @@ class Stream:
             pixel_centre=model.pixel_centre,
             length_unit=model.traits.length_unit,
             best_points=next(iter(model.point_sources), None),
-            **on_host,
+            **arrays,
         )
 
 

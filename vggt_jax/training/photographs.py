@@ -26,8 +26,9 @@ _UPRIGHT = 0.85  # share of scenes that are not turned by a quarter
 _STRETCH = 0.04  # of the logarithm of vertical to horizontal focal length, standard deviation
 _OFF_CENTRE = 0.03  # of the principal point from the middle, standard deviation, in heights
 _CHANGED = 0.6  # share of scenes whose exposure, noise and so on are changed
-_RECOLOURED, _GREY = 0.3, 0.1  # shares of scenes with other colours, and with none
+_RECOLOURED, _GREY = 0.3, 0.1  # shares of scenes with colours in any order, and with none
 _GAMMA = 2.2
+_LONGER = 3  # times that a lens is made longer where it sees beyond the photograph
 
 # GPUs would round factors to ten bits: a fifth of a pixel.
 _product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
@@ -51,8 +52,7 @@ class Photographs:
     """Photographs of all scenes, and which of them are taken together.
 
     Attributes:
-        pixels: as stored (gamma 2.2), each in the upper left corner of a square and continued
-            beyond its edges.
+        pixels: as stored (gamma 2.2), each in the upper left corner of a square.
         size: height and width of each.
         intrinsics: focal lengths and principal point (fx, fy, cx, cy), in pixels; the centre of
             pixel i lies at i + 0.5.
@@ -75,39 +75,27 @@ class Photographs:
         mirrored, in changed light and colours.
 
         A turned camera looks at some part of a photograph, a larger or smaller one, with some roll:
-        a homography, so that pose and intrinsics of the new picture are known exactly. It keeps a
-        model from learning by heart where the few photographs there are were taken. A window
+        a homography, so that pose and intrinsics of the new picture are known exactly. That is to
+        keep a model from learning by heart where the few photographs there are were taken. A window
         shorter than `num_frames` begins again. Depth is that of the nearest point in a pixel, where
         there is any.
         """
         all_of = jax.tree.map(jnp.asarray, self)
         key_draws, key_light = jax.random.split(key)
-        draw = Draws(key_draws, 24 + 4 * num_frames)
+        draw = Draws(key_draws, 20 + 4 * num_frames)
         num_windows, length = self.windows.shape
         places = np.arange(num_frames, dtype=np.int32) % length
         frames = all_of.windows[draw.integers(below=num_windows)][places]
-        taken = all_of.intrinsics[frames]
+        source = all_of.intrinsics[frames]
         extent = all_of.size[frames, ::-1].astype(jnp.float32)  # x, y
-        turned, shown = _turned_cameras(draw, taken, extent, size)
-        images = _looked_at(all_of.pixels, frames, extent, turned, (taken, shown), size)
-
-        x, y, z = jnp.moveaxis(all_of.points[frames], -1, 0)
-        points = _product(turned, _rays(taken, x, y) * z[:, None])  # [s 3 p]
-        flat = points[:, :2] / jnp.maximum(points[:, 2:], 1e-6)
-        x, y = jnp.moveaxis(shown[:, :2, None] * flat + shown[:, 2:, None], 1, 0)
-        height, width = size
-        there = (z > 0) & (points[:, 2] > 1e-6)
-        there &= (x >= 0) & (x < width) & (y >= 0) & (y < height)
-        row, column = (jnp.where(there, place, 0).astype(jnp.int32) for place in (y, x))
-        nearness = jnp.where(there, 1 / jnp.maximum(points[:, 2], 1e-6), 0.0)
-        nearest = jax.vmap(
-            lambda row, column, z: jnp.zeros((height, width), jnp.float32).at[row, column].max(z)
-        )(row, column, nearness)
+        turn, target = _turned_cameras(draw, source, extent, size)
+        images = _resampled(all_of.pixels, frames, extent, turn, source, target, size)
+        nearest = _nearest(turn, source, target, all_of.points[frames], size)
 
         changed = photograph(key_light, images**_GAMMA)
         images = jnp.where(draw.chance(_CHANGED), changed, images)
         images = images @ _recoloured(draw)
-        poses = _product(turned, all_of.camera_from_world[frames])
+        poses = _product(turn, all_of.camera_from_world[frames])
         is_mirrored = draw.chance(0.5)
         mirror = lambda x, axis: jnp.where(is_mirrored, jnp.flip(x, axis), x)
         images, nearest = mirror(images, 2), mirror(nearest, 2)
@@ -115,9 +103,10 @@ class Photographs:
         across = jnp.stack([sign, jnp.float32(1), jnp.float32(1)])
         rotation = across[:, None] * poses[..., :3] * across
         poses = jnp.concatenate([rotation, (across * poses[..., 3])[..., None]], axis=-1)
-        middle_x = jnp.where(is_mirrored, width - shown[:, 2], shown[:, 2])
-        zero, one = jnp.zeros_like(middle_x), jnp.ones_like(middle_x)
-        rows = [shown[:, 0], zero, middle_x, zero, shown[:, 1], shown[:, 3], zero, zero, one]
+        fx, fy, cx, cy = target.T
+        cx = jnp.where(is_mirrored, size[1] - cx, cx)
+        zero, one = jnp.zeros_like(cx), jnp.ones_like(cx)
+        rows = [fx, zero, cx, zero, fy, cy, zero, zero, one]
         return PosedImages(
             images=images,
             depth=jnp.where(nearest > 0, 1 / jnp.maximum(nearest, 1e-9), 0.0),
@@ -128,61 +117,70 @@ class Photographs:
 
 
 def _turned_cameras(
-    draw: Draws, taken: Array, extent: Array, size: tuple[int, int]
+    draw: Draws, source: Array, extent: Array, size: tuple[int, int]
 ) -> tuple[Array, Array]:
     """Cameras at the same places that see a part of each photograph.
 
     Args:
-        taken: intrinsics (fx, fy, cx, cy) of the photographs, [s 4].
+        source: intrinsics (fx, fy, cx, cy) of the photographs, [s 4].
         extent: their width and height, [s 2].
 
     Returns:
         Rotations from the camera of the photograph to the new one, [s 3 3], and the new
         intrinsics, [s 4], of pictures of `size`.
     """
-    num_frames, (height, width) = len(taken), size
+    num_frames, (height, width) = len(source), size
     is_turned = ~draw.chance(_AS_TAKEN)
     quarter = jnp.where(draw.chance(_UPRIGHT), 0.0, jnp.where(draw.chance(0.5), 1.0, -1.0))
     roll = _ROLL * draw.normal() + _ROLL_OF_FRAME * draw.normal(num_frames) + quarter * np.pi / 2
     roll = jnp.where(is_turned, roll, 0.0)
     share = _SMALLEST_CROP ** draw.uniform()
     share = share * jnp.exp(jnp.where(is_turned, _ZOOM, 0.0) * draw.normal(num_frames))
-    # What the turned rectangle covers of the photograph, for a height of 1.
+    # What the rolled rectangle covers of the photograph, for a height of 1.
     cos, sin = jnp.abs(jnp.cos(roll)), jnp.abs(jnp.sin(roll))
     covered = jnp.stack([sin + cos * width / height, cos + sin * width / height], axis=-1)
     largest = jnp.min(extent / covered, axis=-1)
     crop = jnp.clip(share, _SMALLEST_CROP, 1.0) * largest
-    crop = jnp.maximum(crop, jnp.minimum(_NARROWEST * taken[:, 1], largest))
+    crop = jnp.maximum(crop, jnp.minimum(_NARROWEST * source[:, 1], largest))
     spread = draw.uniform()
-    off = draw.uniform(2, low=-1.0, high=1.0) + spread * draw.uniform(num_frames, 2, low=-1, high=1)
-    off = jnp.where(is_turned, jnp.clip(off, -1.0, 1.0), 0.0)
-    middle = extent / 2 + off * (extent - crop[:, None] * covered) / 2
+    shift = draw.uniform(2, low=-1.0, high=1.0)
+    shift = shift + spread * draw.uniform(num_frames, 2, low=-1.0, high=1.0)
+    shift = jnp.where(is_turned, jnp.clip(shift, -1.0, 1.0), 0.0)
+    middle = extent / 2 + shift * (extent - crop[:, None] * covered) / 2
 
     # The axis of the new camera goes through the middle of what it sees.
-    axis = _rays(taken, middle[:, :1], middle[:, 1:])[..., 0]
+    axis = _rays(source, middle[:, :1], middle[:, 1:])[..., 0]
     axis = jnp.where(is_turned, axis, jnp.array([0.0, 0.0, 1.0], jnp.float32))
-    x, y, z = jnp.moveaxis(axis / jnp.linalg.norm(axis, axis=-1, keepdims=True), -1, 0)
+    x, y, z = (axis / jnp.linalg.norm(axis, axis=-1, keepdims=True)).T
     rows = [1 - x * x / (1 + z), -x * y / (1 + z), x, -x * y / (1 + z), 1 - y * y / (1 + z), y]
     to_axis = jnp.stack([*rows, -x, -y, z], axis=-1).reshape(-1, 3, 3)
     zero, one = jnp.zeros_like(roll), jnp.ones_like(roll)
-    about = [jnp.cos(roll), -jnp.sin(roll), zero, jnp.sin(roll), jnp.cos(roll), zero]
-    about = jnp.stack([*about, zero, zero, one], axis=-1).reshape(-1, 3, 3)
-    turned = jnp.swapaxes(_product(to_axis, about), 1, 2)
+    about_axis = [jnp.cos(roll), -jnp.sin(roll), zero, jnp.sin(roll), jnp.cos(roll), zero]
+    about_axis = jnp.stack([*about_axis, zero, zero, one], axis=-1).reshape(-1, 3, 3)
+    turn = jnp.swapaxes(_product(to_axis, about_axis), 1, 2)
 
-    scale = height / crop
+    scale = (height / crop)[:, None]
     stretch = jnp.exp(_STRETCH * draw.normal() * jnp.array([-0.5, 0.5], jnp.float32))
-    focal = taken[:, :2] * scale[:, None] * stretch
-    centre = jnp.array([width, height], jnp.float32) / 2
+    focal = source[:, :2] * scale * stretch
     # A camera that is not turned looks at the middle of the photograph past its own axis.
-    past = (taken[:, 2:] - middle) * scale[:, None] * stretch
-    centre = centre + jnp.where(is_turned, _OFF_CENTRE * height * draw.normal(2), past)
+    offset = jnp.where(
+        is_turned,
+        _OFF_CENTRE * height * draw.normal(2),
+        (source[:, 2:] - middle) * scale * stretch,
+    )
+    centre = jnp.array([width, height], jnp.float32) / 2 + offset
     corners = np.array([[0, width, 0, width], [0, 0, height, height]], np.float32)
-    for _ in range(2):
+    ahead = jnp.tile(jnp.array([[0.0], [0.0], [1.0]], jnp.float32), (num_frames, 1, 1))
+    ahead = _seen_from(turn, ahead, source)
+    edge = lambda towards: jnp.where(towards > 0, extent[:, :, None] - ahead, ahead)
+    for _ in range(_LONGER):
         # Perspective may reach beyond the photograph: then a longer lens.
-        corner = _seen_from(turned, _rays(jnp.concatenate([focal, centre], -1), *corners), taken)
-        beyond = jnp.abs(corner - extent[:, :, None] / 2) / (extent[:, :, None] / 2)
-        focal = focal * jnp.maximum(beyond.max(axis=(1, 2)), 1.0)[:, None]
-    return turned, jnp.concatenate([focal, centre], axis=-1)
+        rays = _rays(jnp.concatenate([focal, centre], axis=-1), *corners)
+        towards = _seen_from(turn, rays, source) - ahead
+        beyond = jnp.abs(towards) / jnp.maximum(edge(towards), 1e-3)
+        # Of very wide photographs some corners lie behind the camera.
+        focal = focal * jnp.clip(beyond.max(axis=(1, 2)), 1.0, 1.5)[:, None]
+    return turn, jnp.concatenate([focal, centre], axis=-1)
 
 
 def _rays(intrinsics: Array, x: Array, y: Array) -> Array:
@@ -192,32 +190,28 @@ def _rays(intrinsics: Array, x: Array, y: Array) -> Array:
     return jnp.stack([x, y, jnp.ones_like(x)], axis=1)
 
 
-def _seen_from(turned: Array, rays: Array, taken: Array) -> Array:
-    """Where directions of new cameras [s 3 n] lie in the photographs, pixels [s 2 n]."""
-    rays = _product(jnp.swapaxes(turned, 1, 2), rays)
+def _seen_from(turn: Array, rays: Array, source: Array) -> Array:
+    """Where directions of turned cameras [s 3 n] lie in the photographs, pixels [s 2 n]."""
+    rays = _product(jnp.swapaxes(turn, 1, 2), rays)
     flat = rays[:, :2] / jnp.maximum(rays[:, 2:], 1e-3)
-    return flat * taken[:, :2, None] + taken[:, 2:, None]
+    return flat * source[:, :2, None] + source[:, 2:, None]
 
 
-def _looked_at(
+def _resampled(
     pixels: Array,
     frames: Array,
     extent: Array,
-    turned: Array,
-    cameras: tuple[Array, Array],
+    turn: Array,
+    source: Array,
+    target: Array,
     size: tuple[int, int],
 ) -> Float[Array, "s height width 3"]:
-    """What new cameras see of photographs, in [0, 1]: the mean of four places in each pixel, each
-    between four pixels of the photograph, whose edges are continued.
-
-    Args:
-        cameras: intrinsics of the photographs and of the new cameras, [s 4] each.
-    """
+    """What turned cameras see of photographs, in [0, 1]: the mean of four places in each pixel,
+    each between four pixels of the photograph, whose edges are continued."""
     height, width = size
-    taken, shown = cameras
     y, x = ((np.arange(2 * length, dtype=np.float32) + 0.5) / 2 for length in size)
     x, y = (z.ravel() for z in np.meshgrid(x, y))
-    place = _seen_from(turned, _rays(shown, x, y), taken) - 0.5
+    place = _seen_from(turn, _rays(target, x, y), source) - 0.5
     place = jnp.clip(place, 0.0, extent[:, :, None] - 1)
     before = jnp.floor(place)
     part = place - before
@@ -230,8 +224,27 @@ def _looked_at(
     above = corner(0, 0) * (1 - along_x) + corner(1, 0) * along_x
     below = corner(0, 1) * (1 - along_x) + corner(1, 1) * along_x
     found = (above * (1 - along_y) + below * along_y) / 255
-    found = found.reshape(len(frames), height, 2, width, 2, 3).mean(axis=(2, 4))
-    return jnp.clip(found, 0.0, 1.0)
+    return found.reshape(len(frames), height, 2, width, 2, 3).mean(axis=(2, 4))
+
+
+def _nearest(
+    turn: Array, source: Array, target: Array, points: Array, size: tuple[int, int]
+) -> Float[Array, "s height width"]:
+    """One over the depth of the nearest point in each pixel of turned cameras, 0 where there is
+    none."""
+    height, width = size
+    source_x, source_y, depth = jnp.moveaxis(points, -1, 0)
+    points = _product(turn, _rays(source, source_x, source_y) * depth[:, None])  # [s 3 p]
+    z = jnp.maximum(points[:, 2], 1e-6)
+    flat = points[:, :2] / z[:, None]
+    x, y = jnp.moveaxis(target[:, :2, None] * flat + target[:, 2:, None], 1, 0)
+    there = (depth > 0) & (points[:, 2] > 1e-6)
+    there &= (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    row, column = (jnp.where(there, place, 0).astype(jnp.int32) for place in (y, x))
+    empty = jnp.zeros((height, width), jnp.float32)
+    return jax.vmap(lambda row, column, value: empty.at[row, column].max(value))(
+        row, column, jnp.where(there, 1 / z, 0.0)
+    )
 
 
 def _recoloured(draw: Draws) -> Float[Array, "3 3"]:
@@ -266,10 +279,9 @@ def read_photographs(path: pathlib.Path) -> Photographs:
             f"photographs {path}: not a file of scripts/pack_photographs.py ({error})"
         ) from error
     side = max(max(image.shape[:2]) for image in images)
-    pixels = np.empty((len(images), side, side, 3), np.uint8)
+    pixels = np.zeros((len(images), side, side, 3), np.uint8)
     for place, image in zip(pixels, images, strict=True):
-        below, right = (side - length for length in image.shape[:2])
-        place[:] = np.pad(image, ((0, below), (0, right), (0, 0)), mode="edge")
+        place[: image.shape[0], : image.shape[1]] = image
     parts["points"] = parts["points"].astype(np.float32)
     return Photographs(pixels=pixels, **{name: parts[name] for name in _KEPT})
 
