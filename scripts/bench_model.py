@@ -94,7 +94,7 @@ def main():
                     for state in ("cold", "warm"):
                         report(run_child({**case, "cache": state}, env), args.out)
                     continue
-                profile = frames in args.profile and part in ("aggregator", "model")
+                profile = frames in args.profile and part in ("aggregator", "model", "infer")
                 if part in ("model", "infer"):
                     run_child({**case, "compile_only": True}, env)
                 report(run_child({**case, "profile": True} if profile else case, env), args.out)
@@ -247,7 +247,9 @@ def run_ours(
     return result
 
 
-def run_infer(part, model, frames, size, repeats, compile_only=False, attention=None):
+def run_infer(
+    part, model, frames, size, repeats, profile=False, compile_only=False, attention=None
+):
     """Seconds and peak of a scene from the host to the host."""
     import jax
     import numpy as np
@@ -269,8 +271,9 @@ def run_infer(part, model, frames, size, repeats, compile_only=False, attention=
     compile_s = time.perf_counter() - start
     if compile_only:
         return {"compile_s": compile_s}
-    timing = time_calls(lambda: program(model, **arguments), repeats)
-    return {
+    call = lambda: program(model, **arguments)
+    timing = time_calls(call, repeats)
+    result = {
         **describe_jax(),
         "frames": frames,
         "size": size,
@@ -284,6 +287,9 @@ def run_infer(part, model, frames, size, repeats, compile_only=False, attention=
         "limit_gib": gib(jax.devices()[0].memory_stats()["bytes_limit"]),
         "estimate_gib": estimate_gib(model, frames, size, attention, streamed=plan.streamed),
     }
+    if profile:
+        result["kernel_ms"] = profile_kernels(call)
+    return result
 
 
 def attention_of(settings: dict | None):
