@@ -183,7 +183,7 @@ def _turned_cameras(
     return turn, jnp.concatenate([focal, centre], axis=-1)
 
 
-def _rays(intrinsics: Array, x: Array, y: Array) -> Array:
+def _rays(intrinsics: Array, x: Array | np.ndarray, y: Array | np.ndarray) -> Array:
     """Directions [s 3 n] of depth 1 through pixels x, y [n] or [s n] of cameras [s 4]."""
     fx, fy, cx, cy = (intrinsics[:, i, None] for i in range(4))
     x, y = (x - cx) / fx, (y - cy) / fy
