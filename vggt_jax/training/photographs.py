@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 from PIL import Image
 
+from vggt_jax import geometry
 from vggt_jax.errors import InputError
 from vggt_jax.synthetic.draws import Draws
 from vggt_jax.synthetic.photograph import photograph
@@ -152,11 +153,10 @@ def _turned_cameras(
     axis = _rays(source, middle[:, :1], middle[:, 1:])[..., 0]
     axis = jnp.where(is_turned, axis, jnp.array([0.0, 0.0, 1.0], jnp.float32))
     x, y, z = (axis / jnp.linalg.norm(axis, axis=-1, keepdims=True)).T
-    rows = [1 - x * x / (1 + z), -x * y / (1 + z), x, -x * y / (1 + z), 1 - y * y / (1 + z), y]
-    to_axis = jnp.stack([*rows, -x, -y, z], axis=-1).reshape(-1, 3, 3)
-    zero, one = jnp.zeros_like(roll), jnp.ones_like(roll)
-    about_axis = [jnp.cos(roll), -jnp.sin(roll), zero, jnp.sin(roll), jnp.cos(roll), zero]
-    about_axis = jnp.stack([*about_axis, zero, zero, one], axis=-1).reshape(-1, 3, 3)
+    zero = jnp.zeros_like(roll)
+    to_axis = jnp.stack([-y, x, zero, 1 + z], axis=-1)
+    about_axis = jnp.stack([zero, zero, jnp.sin(roll / 2), jnp.cos(roll / 2)], axis=-1)
+    to_axis, about_axis = map(geometry.matrix_from_quaternion, (to_axis, about_axis))
     turn = jnp.swapaxes(_product(to_axis, about_axis), 1, 2)
 
     scale = (height / crop)[:, None]
