@@ -29,7 +29,7 @@ from vggt_jax.pipeline.remote_scenes import on_this_machine
 from vggt_jax.pipeline.resuming import ElsewhereError, Record, record_of
 from vggt_jax.pipeline.run import batch_arguments, finish, program_for, scene_arguments
 from vggt_jax.pipeline.stores import Held, Store, scenes_and_store
-from vggt_jax.pipeline.workers import share_out
+from vggt_jax.pipeline.workers import read_ahead, share_out
 from vggt_jax.scene.provenance import Provenance
 from vggt_jax.scene.reconstruction import Reconstruction
 
@@ -132,7 +132,8 @@ def reconstruct_scenes(
     Scenes of one size, and of numbers of frames that pad to the same, share a compiled program and
     run in batches; padding changes no result. Photographs of the next scenes are read, and results
     of the last ones written, while a batch runs. Scenes of many frames run alone, and their maps
-    leave the device in chunks, as in `infer`. Several devices share the scenes out.
+    leave the device in chunks, as in `infer`. Several devices share the scenes out; of the last
+    ones the largest begin first, so that all end at about the same time.
 
     A result appears whole or not at all, so a run that was interrupted or killed is continued by
     calling this again. Scenes with a result are skipped if their photographs, masks, known
@@ -191,7 +192,7 @@ def reconstruct_scenes(
 
         run_scenes(model, waiting, store, options, done=done, fail=fail)
     return ScenesReport(
-        written=tuple(written),
+        written=tuple(name for name in scenes if name in written),
         skipped=skipped,
         failed=failed,
         again=again,
@@ -262,7 +263,9 @@ def run_scenes(
                 )
                 _run_batches(here, batches, options, outbox, failed)
 
-        loaded = _read_ahead(readers, read_scene, waiting, options.num_readers * len(devices))
+        loaded = read_ahead(
+            readers, read_scene, waiting, 2 * options.num_readers * len(devices), size=_num_values
+        )
         share_out(_batches(loaded, options.batch_size, failed), work, devices)
 
 
@@ -357,16 +360,8 @@ def _threads(number: int) -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
-def _read_ahead(
-    readers: ThreadPoolExecutor, read_scene, names: Iterable[str], num_readers: int
-) -> Iterator[tuple[str, Future]]:
-    """Names and their scenes as they will be, in order; a few are being read ahead."""
-    queue: collections.deque[tuple[str, Future]] = collections.deque()
-    for name in names:
-        queue.append((name, readers.submit(read_scene, name)))
-        if len(queue) > 2 * num_readers:
-            yield queue.popleft()
-    yield from queue
+def _num_values(scene: _Scene) -> int:
+    return scene.inputs.frames.images.size
 
 
 def _batches(loaded: Iterable[tuple[str, Future]], batch_size: int, fail) -> Iterator[list[_Scene]]:

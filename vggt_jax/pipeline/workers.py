@@ -1,9 +1,11 @@
-"""Work that is shared out among devices, a thread for each."""
+"""Work that is read ahead, and shared out among devices, a thread for each."""
 
+import collections
 import contextlib
+import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from typing import Generic, TypeVar
 
 import jax
@@ -11,6 +13,41 @@ import jax
 from vggt_jax.layers.shards import Device
 
 T = TypeVar("T")
+
+
+def read_ahead(
+    readers: ThreadPoolExecutor,
+    read: Callable[[str], T],
+    names: Iterable[str],
+    most: int,
+    *,
+    size: Callable[[T], int],
+) -> Iterator[tuple[str, Future[T]]]:
+    """Names and what is read under them, as it will be, while others are being read.
+
+    In order but for those after which nothing is left to begin: of these the largest first, of what
+    has been read. Devices that share them then end at the same time, and what is written behind the
+    last of them is small.
+
+    Args:
+        most: how many are read ahead.
+        size: of what was read. What cannot be read comes before all others.
+    """
+    queue: collections.deque[tuple[str, Future[T]]] = collections.deque()
+    for name in names:
+        queue.append((name, readers.submit(read, name)))
+        if len(queue) > most:
+            yield queue.popleft()
+    last = dict(queue)
+    queue.clear()  # What was read should not be kept longer than it is needed.
+
+    def how_large(name: str) -> float:
+        return math.inf if last[name].exception() else size(last[name].result())
+
+    while last:
+        are_read, _ = wait(last.values(), return_when=FIRST_COMPLETED)
+        name = max((name for name in last if last[name] in are_read), key=how_large)
+        yield name, last.pop(name)
 
 
 def share_out(
