@@ -19,6 +19,7 @@ warn. Beside OUT go a line for each window (.jsonl), the tables (.md) and a pict
 """
 
 import argparse
+import functools
 import json
 import pathlib
 import sys
@@ -75,6 +76,12 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--size", type=int, help="side of squares; by default the model's own")
+    parser.add_argument(
+        "--shape",
+        choices=["square", "own"],
+        default="own",
+        help="of photographs, see scripts/evaluate_photographs.py",
+    )
     parser.add_argument("--batch-size", type=int, default=4, help="windows at a time")
     parser.add_argument("--dry-run", action="store_true", help="leave the checkpoint as it is")
     return parser.parse_args()
@@ -142,9 +149,10 @@ def measured(args: argparse.Namespace) -> Iterator[dict]:
         yield from judged("synthetic", split, images, poses)
     scenes = []
     for folder in folders:
-        frames, poses = read_scene(folder, "square", size, model.config.patch_size)
+        read = functools.partial(read_scene, folder, size=size, patch_size=model.config.patch_size)
+        frames, poses = read(args.shape)
         if places := list(chosen_windows(len(frames), args)):
-            scenes.append(frames)
+            scenes.append(read("square")[0])  # Of one shape, to be mixed.
             yield from judged("photographs", folder.name, frames[places], poses[places])
     if len(held_out := scenes[1::2]) > 1:
         images = mixed(held_out, 4 * args.num_windows, args.frames)

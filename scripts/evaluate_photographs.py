@@ -11,8 +11,8 @@ standard error (of windows that share frames, which makes it too small), and the
 scenes of these means with the standard error over scenes. A scene with too few frames for a step is
 left out of that step. Depth is not judged.
 
-`--shape square` cuts the middle square out of each photograph, `own` keeps its shape with the long
-side at the size.
+`--shape square` cuts the middle square out of each photograph, `own` keeps about its shape, with at
+most as many pixels (mode "area" of `vggt_jax.load_images`).
 """
 
 import argparse
@@ -32,6 +32,7 @@ from PIL import Image, ImageOps
 import vggt_jax
 from vggt_jax.errors import InputError
 from vggt_jax.evaluation import accuracy_at, auc_at, pair_errors
+from vggt_jax.images.resizing import size_within_budget
 from vggt_jax.pipeline.prior_formats import read_known
 
 METRICS = ("auc_30", "auc_10", "auc_5", "auc_3", "rra_5", "rta_5")
@@ -42,7 +43,7 @@ def read_scene(folder: pathlib.Path, shape: str, size: int, patch_size: int) -> 
 
     Args:
         shape: "square" for the middle square, "own" for the shape of the photograph.
-        size: the long side in pixels, a multiple of `patch_size`.
+        size: side of a square of so many pixels, a multiple of `patch_size`.
 
     Returns:
         Images uint8 [s height width 3], and camera_from_world float32 [s 3 4], in the order of the
@@ -68,14 +69,12 @@ def read_scene(folder: pathlib.Path, shape: str, size: int, patch_size: int) -> 
 
 def to_shape(image: Image.Image, shape: str, size: int, patch_size: int) -> np.ndarray:
     """A photograph as a frame, uint8 [height width 3], cut in the middle to whole patches."""
-    width, height = image.size
-    if shape == "square":
-        target = (size, size)
-    else:
-        short = size * min(image.size) / max(image.size)
-        short = max(patch_size, round(short / patch_size) * patch_size)
-        target = (size, short) if width >= height else (short, size)
-    return np.asarray(ImageOps.fit(image.convert("RGB"), target, Image.Resampling.BICUBIC))
+    width, height = size, size
+    if shape == "own":
+        shown = (image.height, image.width)
+        height, width = size_within_budget(shown, size**2, patch_size, "a photograph")
+    fitted = ImageOps.fit(image.convert("RGB"), (width, height), Image.Resampling.BICUBIC)
+    return np.asarray(fitted)
 
 
 def windows(num_frames: int, num: int, step: int) -> Iterator[np.ndarray]:
@@ -109,7 +108,7 @@ def main():
     parser.add_argument("scenes", type=pathlib.Path, help="folder of folders with transforms.json")
     parser.add_argument("--model", help="as load_model takes it; the small model without it")
     parser.add_argument(
-        "--size", type=int, help="long side of frames; by default that of the model's own squares"
+        "--size", type=int, help="side of squares; by default that of the model's own"
     )
     parser.add_argument("--shape", choices=["square", "own"], default="square")
     parser.add_argument("--frames", type=int, default=8)

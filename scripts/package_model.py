@@ -2,7 +2,7 @@
 
     python scripts/package_model.py runs/small/model.safetensors --image-size 112
     python scripts/package_model.py runs/wide/model.safetensors --image-size 224 --int8 \
-        --resize-mode longest
+        --resize-mode area
 
 Sets the size that photographs are resized to and how, resamples the position table to it (exactly
 what the encoder does at that size), and writes kernels in bfloat16, or in eight bits. Its results
@@ -37,8 +37,8 @@ def main():
         "--image-size",
         type=int,
         required=True,
-        help="side of the pictures that it was trained with, in pixels; of several shapes, the "
-        "longer side of most",
+        help="side of the squares that it was trained with, in pixels; of several shapes, of a "
+        "square of as many pixels as most had",
     )
     parser.add_argument(
         "--resize-mode",

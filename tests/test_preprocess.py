@@ -626,6 +626,40 @@ def test_a_budget_stretches_everything_to_the_shape_of_the_first(tmp_path):
         np.testing.assert_allclose(frame[30, 40].astype(int), image[y, x].astype(int), atol=4)
 
 
+@pytest.mark.parametrize(
+    ("original", "expected"),
+    [
+        # 16 x 16 patches of 14 at most: 18.5 x 13.9 are 18 x 14, 19.6 x 13.1 would be 20 x 13.
+        ((480, 640), (196, 252)),
+        ((640, 480), (252, 196)),
+        ((427, 640), (182, 266)),
+        ((500, 500), (224, 224)),
+    ],
+)
+def test_an_area_cuts_what_is_beyond_whole_patches(original, expected):
+    image = smooth(*original)
+    frames = load_images([image], default_mode="area", size=224)
+    assert frames.images.shape[1:3] == expected
+    (transform,) = frames.transforms
+    # Nothing is stretched, but for the rounding of the size before it is cut, and both sides alike.
+    assert transform.scale_x == pytest.approx(transform.scale_y, rel=1 / min(expected))
+    middle = transform.pixels_to_model([(original[1] - 1) / 2, (original[0] - 1) / 2])
+    np.testing.assert_allclose(middle, [(expected[1] - 1) / 2, (expected[0] - 1) / 2], atol=0.5)
+    for x, y in ((40.0, 30.0), (100.0, 120.0)):
+        column, row = np.round(transform.pixels_to_original([x, y])).astype(int)
+        shown = frames.images[0, int(y), int(x)].astype(int)
+        np.testing.assert_allclose(shown, image[row, column].astype(int), atol=4)
+
+
+def test_an_area_has_the_mean_shape_of_images_that_differ():
+    images = [picture(300, 400), picture(300, 600)]  # 4:3 and 2:1, so 5:3
+    with pytest.raises(InputError, match="2 different shapes.*mode='area'"):
+        load_images(images, default_mode="area", size=140)
+    frames = load_images(images, mode="area", size=140)
+    assert frames.images.shape == (2, 98, 182, 3)  # 12.9 x 7.7 patches, 13 x 8 would be 104
+    assert frames.valid_mask().all()
+
+
 def test_other_modes_can_be_had_where_the_budget_is_the_default():
     images = [picture(120, 200), picture(150, 100)]
     cropped = load_images(images, mode="crop", default_mode="budget", size=140)
@@ -641,6 +675,7 @@ def test_other_modes_can_be_had_where_the_budget_is_the_default():
     ("options", "message"),
     [
         ({"size": (140, 140)}, "must be an int with mode 'budget'"),
+        ({"size": (140, 140), "mode": "area"}, "must be an int with mode 'area'"),
         ({"size": 13}, "size=13 must be at least a patch"),
         ({"size": 140, "mode": "stretch"}, "mode='stretch' is unknown"),
         ({"patch_size": 0}, "patch_size=0 must be at least 1"),

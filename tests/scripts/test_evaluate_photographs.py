@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vggt_jax import load_images
 from vggt_jax.errors import InputError
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -53,16 +54,18 @@ def test_frames_come_in_the_order_of_their_names_with_opencv_poses(script, tmp_p
         expected[0, 3] = -i
         np.testing.assert_allclose(pose, expected, atol=1e-6)
     images, _ = script.read_scene(folder, "own", 42, 14)
-    assert images.shape == (3, 28, 42, 3)  # 60x40 keeps its shape
+    assert images.shape == (3, 28, 56, 3)  # 3.7 x 2.4 patches for 60x40; as infer has them
+    frames = load_images([folder / "images/0.png"], mode="area", size=42)
+    assert images.shape[1:] == frames.images.shape[1:]
     portrait, _ = script.read_scene(scene(tmp_path / "b", [(40, 60)]), "own", 42, 14)
-    assert portrait.shape == (1, 42, 28, 3)
+    assert portrait.shape == (1, 56, 28, 3)
 
 
 def test_what_cannot_be_read_is_named(script, tmp_path):
     folder = scene(tmp_path / "a", [(60, 40), (40, 60)])
     assert script.read_scene(folder, "square", 28, 14)[0].shape == (2, 28, 28, 3)
     with pytest.raises(InputError, match="several shapes; use --shape square"):
-        script.read_scene(folder, "own", 28, 14)
+        script.read_scene(folder, "own", 42, 14)
     (folder / "images" / "1.png").unlink()
     with pytest.raises(InputError, match=r"1\.png: cannot be read"):
         script.read_scene(folder, "square", 28, 14)

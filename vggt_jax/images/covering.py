@@ -1,13 +1,24 @@
-"""Frames as MapAnything takes them: images resized to cover a size, and cut in the middle."""
+"""Images resized to cover a size, and cut in the middle: as MapAnything takes them, or to a size of
+so many pixels."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeAlias
 
 from PIL import Image
 
 from vggt_jax.errors import InputError
 from vggt_jax.images.frames import FrameTransform
-from vggt_jax.images.resizing import LARGEST_SIDE, checked_size
+from vggt_jax.images.resizing import (
+    DEFAULT_SIZE,
+    LARGEST_SIDE,
+    checked_budget,
+    checked_size,
+    size_within_budget,
+)
+
+SizeOf: TypeAlias = Callable[[tuple[float, float], str], tuple[int, int]]
+"""The (height, width) of a frame, of those of an image and what errors call that."""
 
 _PATCH_SIZE = 14
 # Sizes, (height, width), by width over height, for these patches (official file:
@@ -51,23 +62,36 @@ def size_to_cover(
     return (shorter, width) if aspect_ratio >= 1 else (height, shorter)
 
 
+def sizes_of(
+    mode: Literal["area", "cover"], size: int | tuple[int, int] | None, patch_size: int
+) -> SizeOf:
+    """What images come to: see `size_to_cover`, and of "area" `size_within_budget`.
+
+    Raises:
+        InputError: the size is out of the range of "area".
+    """
+    if mode == "cover":
+        return lambda original, label: size_to_cover(original[1] / original[0], size, patch_size)
+    budget = checked_budget(DEFAULT_SIZE if size is None else size, patch_size, mode)
+    return lambda original, label: size_within_budget(original, budget, patch_size, label)
+
+
 def fit_by_covering(
     original_size: tuple[int, int],
     target_size: tuple[int, int] | None,
     patch_size: int,
     label: str,
     *,
-    size: int | tuple[int, int] | None,
+    size_of: SizeOf,
 ) -> FrameTransform:
     """All of the target covered; what is beyond it is cut on both sides alike.
 
     Args:
-        target_size: (height, width); None for that which suits this image alone, by `size`.
-        size: see `size_to_cover`.
+        target_size: (height, width); None for that which suits this image alone, by `size_of`.
     """
     height, width = original_size
     if target_size is None:
-        target_size = size_to_cover(width / height, size, patch_size)
+        target_size = size_of(original_size, label)
     target_height, target_width = target_size
     # As in the official loader: a little more, so that rounding down leaves enough.
     scale = max(target_width / width, target_height / height) + 1e-8

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from vggt_jax.errors import InputError, InputWarning
-from vggt_jax.images.covering import fit_by_covering, resampling_to_cover, size_to_cover
+from vggt_jax.images.covering import fit_by_covering, resampling_to_cover, sizes_of
 from vggt_jax.images.decoding import (
     SLIVER,
     Limits,
@@ -100,6 +100,10 @@ def load_images(
     `load_images` in MapAnything's `utils/image.py` ("longest_side", "fixed_size",
     "fixed_mapping").
 
+    `"area"`: as `"cover"`, with one size that is the largest of whole patches of about the shape
+    of the images (the mean of theirs) and at most `size * size` pixels: for models that were
+    trained on squares of that side.
+
     `"longest"`: the longer side of each image becomes `size`, 504 by default, and both sides then
     the nearest whole patches; where results differ in shape, all are cut in the middle to the least
     height and width. Resizing is OpenCV's, by areas where images shrink, else bicubic. Source:
@@ -121,8 +125,8 @@ def load_images(
         `video.choose_frames` chose of one.
       mode: None means `default_mode`, and that images which would differ in shape are an error.
       default_mode: what the model was made for.
-      size: side of the target square, or (height, width); whole patches. For `"budget"` and
-        `"longest"` an int of at least one patch. None is 518, a budget of 255,000 pixels, or a
+      size: side of the target square, or (height, width); whole patches. For `"budget"`, `"area"`
+        and `"longest"` an int of at least one patch. None is 518, a budget of 255,000 pixels, or a
         longer side of 504.
       patch_size: side of a patch in pixels.
       fps, frames: of a video, how many frames to take in a second or in all; see
@@ -170,15 +174,16 @@ def load_images(
         target_size = checked_longest(size, patch_size)
         fit = fit_to_longest
         draw = partial(frame_of_longest, longest=target_size, patch_size=patch_size)
-    elif mode == "cover":
+    elif mode in ("area", "cover"):
         sources = _stretched(_sources(images, pattern, recursive), stretch)
+        size_of = sizes_of(mode, size, patch_size)
         if not is_strict:
             alike = sources[:1] if isinstance(images, VideoFrames) else sources
-            target_size = size_to_cover(_mean_aspect_ratio(alike), size, patch_size)
-        fit, resampling_of = partial(fit_by_covering, size=size), resampling_to_cover
+            target_size = size_of(_mean_shape(alike), "the mean of all")
+        fit, resampling_of = partial(fit_by_covering, size_of=size_of), resampling_to_cover
     elif mode == "budget":
         resampling_of = lambda _: Image.Resampling.LANCZOS
-        budget = checked_budget(size, patch_size)
+        budget = checked_budget(size, patch_size, mode)
         sources = _stretched(_sources(images, pattern, recursive), stretch)
         first = sources[0].read()
         sources[0] = dataclasses.replace(sources[0], read=lambda: first)
@@ -286,10 +291,10 @@ def _all_prepared(
     return result
 
 
-def _mean_aspect_ratio(sources: Sequence[_Source]) -> float:
-    """The mean width over height."""
+def _mean_shape(sources: Sequence[_Source]) -> tuple[float, float]:
+    """1, and the mean width over height."""
     sizes = (source.read().size for source in sources)
-    return sum(width / height for height, width in sizes) / len(sources)
+    return 1.0, sum(width / height for height, width in sizes) / len(sources)
 
 
 def _cut(

@@ -15,7 +15,7 @@ from vggt_jax.images.frames import WHITE, FrameTransform
 
 DEFAULT_SIZE = 518  # The resolution that VGGT and Pi3 were trained at: 37 patches of 14.
 PIXEL_BUDGET = 255_000  # PIXEL_LIMIT in the official pi3/utils/basic.py
-Mode = Literal["crop", "pad", "budget", "cover", "longest"]
+Mode = Literal["crop", "pad", "budget", "area", "cover", "longest"]
 LARGEST_SIDE = 16_384  # Pixels of a side after resizing: far beyond what any model here can use.
 
 
@@ -39,7 +39,7 @@ def checked_size(size: int | tuple[int, int], patch_size: int) -> tuple[int, int
     return height, width
 
 
-def checked_budget(size: int | tuple[int, int] | None, patch_size: int) -> int:
+def checked_budget(size: int | tuple[int, int] | None, patch_size: int, mode: Mode) -> int:
     """The number of pixels of a square of this side, by default that of the official π³.
 
     Raises:
@@ -47,7 +47,7 @@ def checked_budget(size: int | tuple[int, int] | None, patch_size: int) -> int:
     """
     if size is None:
         return PIXEL_BUDGET
-    what = "with mode 'budget', the side of a square of as many pixels"
+    what = f"with mode '{mode}', the side of a square of as many pixels"
     return checked_side(size, patch_size, what) ** 2
 
 
@@ -134,7 +134,7 @@ def fit_by_padding(
 
 
 def size_within_budget(
-    original_size: tuple[int, int], budget: int, patch_size: int, label: str
+    original_size: tuple[float, float], budget: int, patch_size: int, label: str
 ) -> tuple[int, int]:
     """Whole patches of at most so many pixels in about the shape of an image."""
     height, width = original_size
@@ -174,7 +174,7 @@ def fit_by_stretching(
     )
 
 
-def _check_not_flat(resized_side: int, original_size: tuple[int, int], label: str) -> None:
+def _check_not_flat(resized_side: int, original_size: tuple[float, float], label: str) -> None:
     if resized_side < 1:
         height, width = original_size
         raise InputError(
@@ -256,6 +256,6 @@ def shapes_differ(transforms: Sequence[FrameTransform], names: Sequence[str]) ->
     return InputError(
         f"the images have {len(examples)} different shapes after resizing (height x width): "
         f"{found}; pass mode='crop' or mode='pad' to bring them to one shape with white padding, "
-        "mode='budget' to stretch them to the shape of the first, or mode='cover' or 'longest' to "
-        "cut them all to one"
+        "mode='budget' to stretch them to the shape of the first, or mode='area', 'cover' or "
+        "'longest' to cut them all to one"
     )

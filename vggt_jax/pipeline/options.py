@@ -60,16 +60,16 @@ class Options:
     layer is above this. Each try is a run, with four times the keys for half the error."""
     mode: Mode | None = None
     """How photographs come to size: crop keeps the width and cuts tall ones, pad keeps everything
-    and fills with white, budget stretches all to one size of about the shape of the first, cover
-    cuts all to one size of about their mean shape, longest makes the longer side of each as long
-    and cuts all to the smallest. Needed only if their shapes differ; otherwise the model's own,
-    which its checkpoint names, or crop (VGGT), budget (Pi3), cover (MapAnything) or longest (Depth
-    Anything 3)."""
+    and fills with white, budget stretches all to one size of about the shape of the first, area and
+    cover cut all to one size of about their mean shape, longest makes the longer side of each as
+    long and cuts all to the smallest. Needed only if their shapes differ; otherwise the model's
+    own, which its checkpoint names, or crop (VGGT), budget (Pi3), cover (MapAnything) or longest
+    (Depth Anything 3)."""
     size: int | tuple[int, int] | None = None
-    """Side in pixels to resize to, a multiple of the patch size; with budget, the side of the
-    square of as many pixels; with longest, the longer side, of any length. By default the model's
-    own: 518 for VGGT-1B, 255,000 pixels for Pi3, 504 for Depth Anything 3, and for models trained
-    here what their checkpoint says."""
+    """Side in pixels to resize to, a multiple of the patch size; with budget and area, the side of
+    the square of as many pixels; with longest, the longer side, of any length. By default the
+    model's own: 518 for VGGT-1B, 255,000 pixels for Pi3, 504 for Depth Anything 3, and for models
+    trained here what their checkpoint says."""
     fps: float | None = None
     """Of a video, frames to take a second, each the sharpest around its place; 1 by default."""
     frames: int | None = None

@@ -5,11 +5,12 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import vggt_jax
 from vggt_jax.errors import InputError, printable
 from vggt_jax.images.kinds import is_picture
+from vggt_jax.images.resizing import Mode
 from vggt_jax.images.video import is_video
 from vggt_jax.serving.guard import Guard
 from vggt_jax.serving.jobs import FullError, Job, JobOptions, Queue, downloads
@@ -69,7 +70,7 @@ def create_api(queue: Queue, models: Sequence[str], *, password: str | None = No
         frames: Annotated[int | None, Form(ge=1)] = None,
         fps: Annotated[float | None, Form(gt=0)] = None,
         size: Annotated[int | None, Form(ge=14, le=2048)] = None,
-        mode: Annotated[Literal["crop", "pad", "budget", "cover"] | None, Form()] = None,
+        mode: Annotated[Mode | None, Form()] = None,
     ) -> dict[str, Any]:
         """Puts a scene into the queue."""
         options = JobOptions(

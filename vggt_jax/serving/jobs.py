@@ -17,6 +17,7 @@ from vggt_jax.export.format import ExportOptions, FolderFormat, format_named, fo
 from vggt_jax.export.reconstruction import write_export
 from vggt_jax.export.scene_pictures import write_scene_pictures
 from vggt_jax.files import OVERVIEW, RESULTS
+from vggt_jax.images.resizing import Mode
 from vggt_jax.scene.confidence import allowed_pixels
 from vggt_jax.scene.reconstruction import Reconstruction
 from vggt_jax.scene.results import load_reconstruction
@@ -73,7 +74,7 @@ class JobOptions:
     frames: int | None = None
     fps: float | None = None
     size: int | None = None
-    mode: Literal["crop", "pad", "budget", "cover"] | None = None
+    mode: Mode | None = None
 
 
 Say = Callable[[str], object]

@@ -62,7 +62,7 @@ class VGGTConfig(
     is given in: 0 for the official models, 0.5 for those trained here; see docs/conventions.md."""
     resize_mode: Mode = "crop"
     """How photographs are resized where the user does not say: "crop" for the official models,
-    "longest" for one trained on pictures of all shapes; see `load_images`."""
+    "area" for the one that ships; see `load_images`."""
 
     @classmethod
     def vggt_1b(cls) -> Self:
