@@ -171,7 +171,7 @@ def reconstruct_scenes(
         for name, images in scenes.items()
         if name not in failed and name not in skipped
     }
-    written, elsewhere = [], []
+    written, elsewhere = set(), []
     with tqdm.tqdm(
         total=len(scenes),
         initial=len(scenes) - len(waiting),
@@ -180,7 +180,7 @@ def reconstruct_scenes(
     ) as bar:
 
         def done(name):
-            written.append(name)
+            written.add(name)
             bar.update()
 
         def fail(name, error):
