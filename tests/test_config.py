@@ -121,7 +121,7 @@ def test_counts_are_positive_integers(name, value):
         ({"enable_depth": "no"}, r"enable_depth='no' must be true or false"),
         (
             {"resize_mode": "fit"},
-            r"resize_mode='fit' must be one of crop, pad, budget, cover, longest",
+            r"resize_mode='fit' must be one of crop, pad, budget, area, cover, longest",
         ),
         ({"resize_mode": None}, r"resize_mode=None must be a name"),
     ],

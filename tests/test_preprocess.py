@@ -653,7 +653,7 @@ def test_an_area_cuts_what_is_beyond_whole_patches(original, expected):
 
 def test_an_area_has_the_mean_shape_of_images_that_differ():
     images = [picture(300, 400), picture(300, 600)]  # 4:3 and 2:1, so 5:3
-    with pytest.raises(InputError, match="2 different shapes.*mode='area'"):
+    with pytest.raises(InputError, match="2 different shapes.*'area' or 'longest' to cut"):
         load_images(images, default_mode="area", size=140)
     frames = load_images(images, mode="area", size=140)
     assert frames.images.shape == (2, 98, 182, 3)  # 12.9 x 7.7 patches, 13 x 8 would be 104

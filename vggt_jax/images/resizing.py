@@ -256,6 +256,6 @@ def shapes_differ(transforms: Sequence[FrameTransform], names: Sequence[str]) ->
     return InputError(
         f"the images have {len(examples)} different shapes after resizing (height x width): "
         f"{found}; pass mode='crop' or mode='pad' to bring them to one shape with white padding, "
-        "mode='budget' to stretch them to the shape of the first, or mode='area', 'cover' or "
+        "mode='budget' to stretch them to the shape of the first, or mode='cover', 'area' or "
         "'longest' to cut them all to one"
     )
