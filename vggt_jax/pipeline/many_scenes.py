@@ -264,7 +264,11 @@ def run_scenes(
                 _run_batches(here, batches, options, outbox, failed)
 
         loaded = read_ahead(
-            readers, read_scene, waiting, 2 * options.num_readers * len(devices), size=_num_values
+            readers,
+            read_scene,
+            waiting,
+            2 * options.num_readers * len(devices),
+            size=lambda scene: scene.inputs.frames.images.size,
         )
         share_out(_batches(loaded, options.batch_size, failed), work, devices)
 
@@ -358,10 +362,6 @@ def _threads(number: int) -> Iterator[ThreadPoolExecutor]:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _num_values(scene: _Scene) -> int:
-    return scene.inputs.frames.images.size
 
 
 def _batches(loaded: Iterable[tuple[str, Future]], batch_size: int, fail) -> Iterator[list[_Scene]]:

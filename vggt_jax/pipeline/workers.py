@@ -1,6 +1,5 @@
 """Work that is read ahead, and shared out among devices, a thread for each."""
 
-import collections
 import contextlib
 import math
 import threading
@@ -33,21 +32,20 @@ def read_ahead(
         most: how many are read ahead.
         size: of what was read. What cannot be read comes before all others.
     """
-    queue: collections.deque[tuple[str, Future[T]]] = collections.deque()
+    ahead: dict[str, Future[T]] = {}
     for name in names:
-        queue.append((name, readers.submit(read, name)))
-        if len(queue) > most:
-            yield queue.popleft()
-    last = dict(queue)
-    queue.clear()  # What was read should not be kept longer than it is needed.
+        ahead[name] = readers.submit(read, name)
+        if len(ahead) > most:
+            first = next(iter(ahead))
+            yield first, ahead.pop(first)
 
     def how_large(name: str) -> float:
-        return math.inf if last[name].exception() else size(last[name].result())
+        return math.inf if ahead[name].exception() else size(ahead[name].result())
 
-    while last:
-        are_read, _ = wait(last.values(), return_when=FIRST_COMPLETED)
-        name = max((name for name in last if last[name] in are_read), key=how_large)
-        yield name, last.pop(name)
+    while ahead:
+        are_read, _ = wait(ahead.values(), return_when=FIRST_COMPLETED)
+        largest = max((name for name in ahead if ahead[name] in are_read), key=how_large)
+        yield largest, ahead.pop(largest)
 
 
 def share_out(
